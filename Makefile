@@ -1,0 +1,35 @@
+# Two commands do all set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test check bench docs clean
+
+# torch first and alone, so that nothing else gets to choose its build.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt torch hatchling
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps torchvision
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)  ## prune a small ResNet on handwritten digits, end to end, and write out/demo/report.html
+	$(BIN)/hessprune demo --out out/demo
+
+test: $(STAMP)  ## every test, doctest, README block and example
+	$(BIN)/python -m pytest -n 2
+
+check: $(STAMP)  ## format, lint, types, then the tests (the import table is one of them)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -n 2
+
+bench: $(STAMP)  ## every benchmark at its short setting, JSON beside it
+	for script in benchmarks/*.py; do $(BIN)/python $$script --quick --out benchmarks/results/quick/$$(basename $$script .py).json || exit 1; done
+
+docs: $(STAMP)  ## the tables and pictures that README and docs/ show
+	$(BIN)/python docs/build.py
+
+clean:
+	rm -rf .venv out build dist

@@ -1,0 +1,154 @@
+"""The values of structure: a `Group` is a set of coupled slices that share one axis of removable units."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal as Choice
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from hessprune.errors import ArgumentError
+
+Role = Choice["producer", "consumer", "follower"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice:
+    """The part of one parameter or buffer that belongs to a group's units.
+
+    A convolution `(O, I, kh, kw)` that emits the units is a *producer* along `dim=0`; one that reads them is a
+    *consumer* along `dim=1`; biases, normalisation and other per-channel state *follow*.
+    """
+
+    param: str
+    """State-dict name, such as `"layer1.0.conv1.weight"`."""
+    dim: int
+    """The axis that shrinks."""
+    index: tuple[tuple[int, ...], ...]
+    """For each unit the positions it owns along `dim`: `U` rows of equal length."""
+    role: Role
+
+    def positions(self, units: Iterable[int] | None = None) -> Tensor:
+        """Return the positions of `units` (all by default) as an int64 tensor `(U, m)`."""
+        rows = self.index if units is None else [self.index[unit] for unit in units]
+        width = len(self.index[0]) if self.index else 0
+        return torch.tensor(list(rows), dtype=torch.int64).reshape(-1, width)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Literal:
+    """An integer attribute of a module that counts units and must follow when they go.
+
+    Examples: `groups` of a depthwise convolution, `num_groups` of a GroupNorm, `before` of a zero-padded shortcut.
+    """
+
+    module: str
+    attribute: str
+    counts: tuple[int, ...]
+    """How much each unit contributes to the attribute's value."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Units that can be removed one by one, and every slice that goes with each of them.
+
+    Removing unit `u` means deleting, for every slice, the positions `slice.index[u]` along `slice.dim`.
+    """
+
+    name: str
+    """Unique within a model: the module that first produces the units."""
+    num_units: int
+    slices: tuple[Slice, ...]
+    literals: tuple[Literal, ...] = ()
+
+    def slices_with_role(self, role: Role) -> tuple[Slice, ...]:
+        """Return the slices of one role, in the model's order."""
+        return tuple(piece for piece in self.slices if piece.role == role)
+
+    def __str__(self) -> str:
+        """One line for the group, one for each of its slices."""
+        head = f"{self.name}: {self.num_units} units"
+        lines = [f"  {s.role:<8} {s.param} dim {s.dim}" + _width(s) for s in self.slices]
+        return "\n".join([head, *lines])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frozen:
+    """An axis of a parameter that cannot shrink, and why."""
+
+    param: str
+    dim: int
+    reason: str
+
+
+class Groups(tuple[Group, ...]):
+    """The prunable groups of a model, in the model's order, with what is `frozen` beside them.
+
+    A plain tuple for every purpose; printing it gives a readable table.
+    """
+
+    frozen: tuple[Frozen, ...]
+
+    def __new__(cls, groups: Iterable[Group] = (), frozen: Iterable[Frozen] = ()) -> "Groups":
+        """Build the tuple and attach what is frozen."""
+        self = super().__new__(cls, groups)
+        self.frozen = tuple(frozen)
+        return self
+
+    def __str__(self) -> str:
+        """All groups, then what is frozen, grouped by reason."""
+        reasons: dict[str, list[str]] = {}
+        for item in self.frozen:
+            reasons.setdefault(item.reason, []).append(f"{item.param} dim {item.dim}")
+        lines = [str(group) for group in self]
+        lines += [f"frozen: {reason}\n  " + ", ".join(names) for reason, names in reasons.items()]
+        return "\n".join(lines)
+
+
+class ByGroup(dict[str, T]):
+    """A dict keyed by group name that can also be asked with the `Group` itself.
+
+    Example:
+        >>> group = Group(name="conv1", num_units=2, slices=())
+        >>> ByGroup(conv1=torch.ones(2))[group]
+        tensor([1., 1.])
+    """
+
+    def __missing__(self, key: object) -> T:
+        """Resolve a `Group` to its name."""
+        if isinstance(key, Group) and key.name in self:
+            return self[key.name]
+        raise KeyError(key)
+
+
+def check_per_unit(values: Mapping[str, Tensor], groups: Iterable[Group], name: str) -> ByGroup[Tensor]:
+    """Return `values` as one float64 CPU tensor `(U,)` for each group, in the groups' order.
+
+    Raises:
+        ArgumentError: A group is missing, or a tensor has the wrong shape or is not finite.
+    """
+    lookup = ByGroup({key.name if isinstance(key, Group) else key: value for key, value in values.items()})
+    result: ByGroup[Tensor] = ByGroup()
+    for group in groups:
+        if group.name not in lookup:
+            raise ArgumentError(f"`{name}` must have an entry for group {group.name!r}, got {sorted(lookup)[:4]}….")
+        value = lookup[group.name].detach().to("cpu", torch.float64)
+        if value.shape != (group.num_units,):
+            shape = tuple(value.shape)
+            raise ArgumentError(f"`{name}`[{group.name!r}] must have shape ({group.num_units},), got {shape}.")
+        if not bool(torch.isfinite(value).all()):
+            raise ArgumentError(f"`{name}`[{group.name!r}] must be finite. Check the data and the model's weights.")
+        result[group.name] = value
+    return result
+
+
+def producers(group: Group) -> Iterator[Slice]:
+    """Yield the weight slices that emit the units: the ones that saliencies score."""
+    yield from group.slices_with_role("producer")
+
+
+def _width(piece: Slice) -> str:
+    width = len(piece.index[0]) if piece.index else 0
+    return "" if width == 1 else f" ({width} each)"
