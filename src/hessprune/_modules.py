@@ -7,6 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hessprune.errors import DataError, HessPruneError
+
+
+# What a forward pass may raise through no fault of its inputs.
+_OTHER_CAUSES = (HessPruneError, torch.OutOfMemoryError, torch.AcceleratorError)
+
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
     """Call `model` on a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
@@ -24,6 +30,52 @@ def logits_of(output: Any) -> Tensor:
     if isinstance(output, Mapping):
         return output["logits"] if "logits" in output else next(iter(output.values()))
     return output.logits if hasattr(output, "logits") else output[0]
+
+
+def predict(model: nn.Module, inputs: Any, name: str = "batches") -> Tensor:
+    """Return the logits of `model` on `inputs`; inputs that do not fit are named instead of torch's traceback.
+
+    Raises:
+        DataError: The forward pass fails; the message holds the shapes, the module and torch's own reason.
+    """
+    try:
+        return logits_of(call_model(model, inputs))
+    except _OTHER_CAUSES:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise DataError(
+            f"inputs in `{name}` must fit the model, got {describe(inputs)}{_where(model, error)}: {reason}. "
+            "Check size, channels and dtype of the inputs."
+        ) from error
+
+
+def describe(tree: Any) -> str:
+    """Return dtype and shape of every tensor, short enough for a message.
+
+    Example:
+        >>> describe((torch.zeros(2, 3), {"mask": torch.ones(2)}))
+        "(float32 (2, 3), {'mask': float32 (2,)})"
+    """
+    if isinstance(tree, Tensor):
+        return f"{str(tree.dtype).removeprefix('torch.')} {tuple(tree.shape)}"
+    if isinstance(tree, Mapping):
+        return "{" + ", ".join(f"{key!r}: {describe(value)}" for key, value in tree.items()) + "}"
+    if isinstance(tree, tuple | list):
+        return "(" + ", ".join(describe(value) for value in tree) + ")"
+    return type(tree).__name__
+
+
+def _where(model: nn.Module, error: Exception) -> str:
+    """Name the innermost module of `model` on the way to `error`."""
+    names = {module: name for name, module in model.named_modules() if name}
+    innermost, frame = "", error.__traceback__
+    while frame is not None:
+        # Only the module itself: hashing an arbitrary `self` could call the user's code.
+        owner = frame.tb_frame.f_locals.get("self")
+        innermost = names.get(owner, innermost) if isinstance(owner, nn.Module) else innermost
+        frame = frame.tb_next
+    return f", in module '{innermost}'" if innermost else ""
 
 
 def to_device(tree: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
