@@ -1,6 +1,6 @@
 """Modules by name: call them on any kind of inputs, cut their tensors, keep their attributes true."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessprune.errors import DataError, HessPruneError
-
 
 # What a forward pass may raise through no fault of its inputs.
 _OTHER_CAUSES = (HessPruneError, torch.OutOfMemoryError, torch.AcceleratorError)
@@ -129,3 +128,83 @@ class ChannelPad(nn.Module):
     def extra_repr(self) -> str:
         """Show both amounts in the printed model."""
         return f"before={self.before}, after={self.after}"
+
+
+Cut = Any  # a Slice or Literal of hessprune.structure, which this level does not know by name
+
+
+def remove_slices(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]]) -> None:
+    """Delete units from a model in place: `cuts` pairs each slice (or literal) with the units to remove.
+
+    All positions refer to the model as it is on entry. Parameters keep their identity across aliases, their dtype and
+    their `requires_grad`; the attributes of the owning modules follow.
+    """
+    doomed: dict[tuple[str, int], list[int]] = {}
+    for cut, units in cuts:
+        if hasattr(cut, "attribute"):
+            module = model.get_submodule(cut.module)
+            setattr(module, cut.attribute, getattr(module, cut.attribute) - sum(cut.counts[unit] for unit in units))
+        else:
+            doomed.setdefault((cut.param, cut.dim), []).extend(p for unit in units for p in cut.index[unit])
+    keep: dict[str, dict[int, Tensor]] = {}
+    state = dict(_tensors(model))
+    for (name, dim), positions in doomed.items():
+        mask = torch.ones(state[name].shape[dim], dtype=torch.bool)
+        mask[positions] = False
+        keep.setdefault(name, {})[dim] = mask.nonzero().squeeze(1)
+    replace_tensors(model, {name: _select(state[name], dims) for name, dims in keep.items()})
+
+
+def replace_tensors(model: nn.Module, new: Mapping[str, Tensor]) -> None:
+    """Put new tensors in the place of parameters and buffers, under every alias, and update module attributes."""
+    state = dict(_tensors(model))
+    by_identity = {id(state[name]): value for name, value in new.items()}
+    for module in model.modules():
+        changed = False
+        for table in (module._parameters, module._buffers):
+            for attribute, old in table.items():
+                if old is not None and id(old) in by_identity:
+                    table[attribute] = _like(old, by_identity[id(old)])  # type: ignore[assignment]
+                    by_identity[id(old)] = table[attribute]  # type: ignore[assignment]
+                    changed = True
+        if changed:
+            sync_attributes(module)
+
+
+def sync_attributes(module: nn.Module) -> None:
+    """Make the size attributes of torch's own layers agree with their tensors."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.modules.conv._ConvNd):
+        rows, columns = module.weight.shape[:2]
+        inside, outside = (rows, columns * module.groups) if module.transposed else (columns * module.groups, rows)
+        module.in_channels, module.out_channels = inside, outside
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        held = weight if weight is not None else module.running_mean
+        module.num_features = module.num_features if held is None else len(held)
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        module.num_channels = len(weight)
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and weight is not None:
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    for dim, index in dims.items():
+        tensor = tensor.detach().index_select(dim, index.to(tensor.device))
+    return tensor.contiguous()
+
+
+def _like(old: Tensor, new: Tensor) -> Tensor:
+    if isinstance(new, nn.Parameter) or not isinstance(old, nn.Parameter):
+        return new
+    return nn.Parameter(new, requires_grad=old.requires_grad)
