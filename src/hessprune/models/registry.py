@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -94,7 +94,7 @@ def _resolve(name: str) -> Factory:
     if not callable(factory):
         public = [key for key, value in vars(module).items() if callable(value)]
         raise ArgumentError(f"module {path!r} must hold a callable {attribute!r}.{nearest(attribute, public)}")
-    return factory
+    return cast("Factory", factory)
 
 
 def _import(path: str, name: str) -> ModuleType:
