@@ -57,8 +57,8 @@ class ImageArrays:
     def digest(self) -> bytes:
         """Return the SHA-256 of images and labels."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy())
-        digest.update(self.labels.contiguous().numpy())
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
         return digest.digest()
 
 

@@ -72,13 +72,14 @@ class ImageFiles:
                 rgb = image.convert("RGB")
         except (OSError, ValueError) as error:
             raise DataError(f"image {path!r} cannot be decoded ({error}). Replace or remove the file.") from error
-        box = centre_box(*rgb.size) if draws is None else random_box(*rgb.size, draws)
+        width, height = rgb.size
+        box = centre_box(width, height) if draws is None else random_box(width, height, draws)
         pixels: Any = np.asarray(rgb.resize((self.size, self.size), pillow.Resampling.BILINEAR, box=box))
         return pixels[:, ::-1] if flips and draws is not None and draws[4] < 0.5 else pixels
 
     def digest(self) -> bytes:
         """Return the SHA-256 of class folders, file names and sizes in bytes; contents are not read."""
-        digest = hashlib.sha256(self.labels.numpy())
+        digest = hashlib.sha256(self.labels.numpy().data)
         for path in map(Path, self.paths):
             digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
         return digest.digest()
