@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 # torch first and alone, so that nothing else gets to choose its build.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt torch hatchling
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps torchvision
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@

@@ -1,5 +1,6 @@
 """Modules by name: call them on any kind of inputs, cut their tensors, keep their attributes true."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -100,6 +101,16 @@ def split_name(name: str) -> tuple[str, str]:
     """Split `"layer1.0.conv.weight"` into module and attribute: `("layer1.0.conv", "weight")`."""
     module, _, attribute = name.rpartition(".")
     return module, attribute
+
+
+def empty_copy(model: nn.Module) -> nn.Module:
+    """Copy a model onto the meta device: shapes without numbers."""
+    memo: dict[int, Tensor] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
 
 
 class ChannelPad(nn.Module):

@@ -1,1 +1,1 @@
-
+"""Saliency: the estimated loss increase of removing each unit, one file per method."""

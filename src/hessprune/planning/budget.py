@@ -1,0 +1,76 @@
+"""How small the model must become: one quantity, as the fraction kept or as an absolute number."""
+
+import math
+from dataclasses import dataclass, fields
+
+from hessprune.errors import BudgetError
+from hessprune.planning.cost import Cost
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """An upper bound on one quantity: a *kept* fraction in (0, 1], or an absolute number above 1.
+
+    Args:
+        macs: Multiply–accumulate operations of one forward on the example inputs.
+        params: Number of parameters.
+        latency_ms: Milliseconds of one forward.
+
+    Raises:
+        BudgetError: No quantity or more than one is given, or the number is not a possible bound.
+
+    Example:
+        >>> Budget(macs=0.5)
+        Budget(macs=0.5)
+    """
+
+    macs: float | None = None
+    params: float | None = None
+    latency_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise BudgetError(f"`Budget` must name exactly one of macs, params, latency_ms, got {found}.")
+        value = self.value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise BudgetError(
+                f"`Budget({self.quantity}=…)` must be a kept fraction in (0, 1] or an absolute number, got {value!r}. "
+                f"Write Budget({self.quantity}=0.5) to keep half."
+            )
+        if value > 1 and self.quantity != "latency_ms" and value != int(value):
+            raise BudgetError(
+                f"`Budget({self.quantity}=…)` above 1 must be a whole number, got {value!r}. "
+                f"A kept fraction lies in (0, 1]; an absolute bound is a count."
+            )
+
+    @property
+    def quantity(self) -> str:
+        """Name of the bounded quantity."""
+        return next(field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+    @property
+    def value(self) -> float:
+        """The number as given."""
+        return getattr(self, self.quantity)
+
+    def limit(self, dense: Cost) -> float:
+        """Return the bound in absolute units for a model of this dense cost.
+
+        Raises:
+            BudgetError: An absolute bound exceeds what the dense model costs.
+        """
+        total = getattr(dense, self.quantity)
+        if self.value <= 1:
+            return self.value * total
+        if self.value > total:
+            raise BudgetError(
+                f"`Budget({self.quantity}={self.value:g})` must be below the dense model's {total:,}. "
+                f"A kept fraction lies in (0, 1], for example {self.quantity}=0.5."
+            )
+        return self.value
+
+    def __repr__(self) -> str:
+        """Show the one quantity that is set."""
+        return f"Budget({self.quantity}={self.value!r})"

@@ -1,0 +1,103 @@
+"""One global ranking: the least saliency per cost saved goes first, until the budget is met."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from hessprune._checks import check_range
+from hessprune.errors import BudgetError
+from hessprune.planning.budget import Budget
+from hessprune.planning.cost import CostModel
+from hessprune.structure.groups import Group
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranking:
+    """How saliencies become decisions.
+
+    Args:
+        per_cost: Divide each saliency by what its unit saves of the budgeted quantity. What a saliency cannot know is
+            that an early channel costs many times a late one. None follows the method's own habit.
+        min_kept_fraction: Every group keeps at least this share of its units (and always one).
+        round_to: Layers keep a multiple of this many channels, as kernels on real hardware like it.
+        ignored_layers: Name patterns of groups that stay whole.
+    """
+
+    per_cost: bool | None = None
+    min_kept_fraction: float = 0.1
+    round_to: int = 1
+    ignored_layers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_range("min_kept_fraction", self.min_kept_fraction, low=0, high=1)
+        check_range("round_to", self.round_to, low=1, integer=True)
+
+
+def select(
+    groups: Sequence[Group], saliency: Mapping[str, Tensor], costs: CostModel, *, budget: Budget, ranking: Ranking
+) -> dict[str, tuple[int, ...]]:
+    """Return the units to remove from each group: the shortest prefix of the global ranking that meets the budget.
+
+    Ties are broken by group and unit, so the result is deterministic. Takes O(U log U) and log₂ U evaluations of `costs`.
+
+    Raises:
+        BudgetError: Removing all that may go is not enough; the message says what is reachable.
+    """
+    limit = budget.limit(costs.dense)
+    order = _orders(groups, saliency)
+    candidates = _candidates(groups, saliency, costs, budget, ranking)
+
+    def removed(length: int) -> dict[str, int]:
+        counts = np.bincount(candidates[:length], minlength=len(groups))
+        return {group.name: _rounded(group, int(counts[number]), ranking) for number, group in enumerate(groups)}
+
+    def spent(length: int) -> int:
+        return getattr(costs(removed(length)), budget.quantity)
+
+    low, high = 0, len(candidates)
+    if spent(high) > limit:
+        raise BudgetError(_out_of_reach(budget, spent(high), getattr(costs.dense, budget.quantity), ranking))
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if spent(middle) <= limit else (middle + 1, high)
+    return {name: tuple(sorted(order[name][:count])) for name, count in removed(low).items()}
+
+
+def _orders(groups: Sequence[Group], saliency: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Units of each group, least salient first."""
+    return {group.name: np.argsort(saliency[group.name].numpy(), kind="stable").tolist() for group in groups}
+
+
+def _candidates(
+    groups: Sequence[Group], saliency: Mapping[str, Tensor], costs: CostModel, budget: Budget, ranking: Ranking
+) -> np.ndarray:
+    """Group numbers of all units that may go, in the order in which they go."""
+    saved = costs.saved_per_unit(budget.quantity) if ranking.per_cost is not False else {}
+    scores, owners = [], []
+    for number, group in enumerate(groups):
+        allowed = group.num_units - max(1, math.ceil(ranking.min_kept_fraction * group.num_units - 1e-9))
+        values = np.sort(saliency[group.name].numpy())[: max(allowed, 0)]
+        scores.append(values / max(saved.get(group.name, 1.0), 1e-12))
+        owners.append(np.full(len(values), number))
+    return np.concatenate(owners)[np.argsort(np.concatenate(scores), kind="stable")]
+
+
+def _rounded(group: Group, num_removed: int, ranking: Ranking) -> int:
+    """Keep a multiple of `round_to` channels by removing fewer units than ranked."""
+    pieces = group.slices_with_role("producer") or group.slices
+    width = len(pieces[0].index[0])
+    step = ranking.round_to // math.gcd(ranking.round_to, width)
+    kept = math.ceil((group.num_units - num_removed) / step) * step
+    return max(group.num_units - kept, 0)
+
+
+def _out_of_reach(budget: Budget, reachable: int, dense: int, ranking: Ranking) -> str:
+    least = math.ceil(1000 * reachable / dense) / 1000
+    return (
+        f"`{budget}` must be reachable, but removing every unit that may go leaves {budget.quantity} = {reachable:,}, "
+        f"{reachable / dense:.3f} of the dense model (min_kept_fraction={ranking.min_kept_fraction:g}, "
+        f"round_to={ranking.round_to}). Ask for at least {budget.quantity}={least:g}."
+    )

@@ -1,0 +1,65 @@
+"""Capture a model as a flat ATen graph with `torch.export`, without touching its source or its state."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from hessprune._checks import tensors_in
+from hessprune._state import evaluation_mode
+from hessprune.errors import UnsupportedModelError
+
+
+def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
+    """Export `model` in evaluation mode on `example_inputs` (a tensor, a tuple, or a dict of keyword arguments).
+
+    Raises:
+        UnsupportedModelError: The forward fails, or depends on data in a way a graph cannot hold.
+    """
+    args, kwargs = as_call(example_inputs)
+    with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model(*args, **kwargs)
+        except Exception as error:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(example_inputs))
+            raise UnsupportedModelError(
+                f"`example_inputs` must fit the model's forward, got shapes {shapes}: {first_line(error)}. "
+                f"Pass a batch exactly as the model takes it."
+            ) from error
+        try:
+            return torch.export.export(model, args, kwargs, strict=False)
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"the model must be capturable by torch.export, but {_user_frame(error)}{first_line(error)}. "
+                f"Replace control flow that depends on tensor values, or prune the submodules one by one."
+            ) from error
+
+
+def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword arguments for a tensor, a tuple or a dict."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, dict):
+        return (), dict(example_inputs)
+    return tuple(example_inputs), {}
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first non-empty line of an error's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _user_frame(error: BaseException) -> str:
+    """Name the last line of user code in the traceback: that is where the capture stopped."""
+    frame, place = error.__traceback__, ""
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        if code.co_name == "forward" and "/torch/" not in code.co_filename:
+            owner = type(frame.tb_frame.f_locals.get("self")).__name__
+            place = f"{owner}.forward (line {frame.tb_lineno} of {code.co_filename.rsplit('/', 1)[-1]}) stopped it: "
+        frame = frame.tb_next
+    return place or "it failed: "
