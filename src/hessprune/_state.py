@@ -41,6 +41,6 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed torch's global generators for a block; the caller's random state is restored on exit."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
-        # `torch.manual_seed` formats a stack trace for each absent kind of device: 0.2 ms, twice in every training step.
+        # `torch.manual_seed` formats a stack trace per absent kind of device: 0.2 ms, twice in every training step.
         (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed)
         yield

@@ -66,7 +66,8 @@ def evaluate(model: nn.Module, batches: Iterable[Any], *, loss_fn: LossFn | None
         check_batches(batches)
         for inputs, targets in track(batches, "evaluating"):
             logits = predict(model, to_device(inputs, device))
-            check_outputs(logits, targets)
+            check_targets(logits, targets)
+            _check_finite(logits)
             targets, labelled = targets.to(device), count_labelled(targets)
             num_samples += leading_size(inputs)
             if labelled:
@@ -85,12 +86,11 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0)
     return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
 
-def check_outputs(logits: Tensor, targets: Tensor, name: str = "batches") -> None:
-    """Raise unless finite `logits` and `targets` belong together.
+def check_targets(logits: Tensor, targets: Tensor, name: str = "batches") -> None:
+    """Raise unless `logits` and `targets` belong together.
 
     Raises:
         DataError: Shapes differ or labels are out of range.
-        NumericalError: Some logits are NaN or infinite.
     """
     per_position = (*logits.shape[:1], *logits.shape[2:])
     if logits.dim() < 2 or logits.shape[1] < 2:
@@ -101,10 +101,13 @@ def check_outputs(logits: Tensor, targets: Tensor, name: str = "batches") -> Non
             f"{describe(targets)} for logits {describe(logits)}. Give labels of shape {per_position}."
         )
     check_labels(targets, logits.shape[1], name)
+
+
+def _check_finite(logits: Tensor) -> None:
     if not bool(torch.isfinite(logits).all()):
         raise NumericalError(
-            f"logits must be finite, got NaN or infinity for `{name}`. Likely (a) weights that diverged: take "
-            "an earlier checkpoint; (b) inputs that hold NaN: check their scale; (c) fp16 overflow: use fp32 or bf16."
+            "logits must be finite, got NaN or infinity. Likely (a) weights that diverged: take an earlier checkpoint; "
+            "(b) inputs that hold NaN: check their scale; (c) fp16 overflow: use fp32 or bf16."
         )
 
 

@@ -1,1 +1,1 @@
-
+"""Fine-tuning: from a pruned model to a good one, resumable to the step."""

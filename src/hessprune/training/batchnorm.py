@@ -1,0 +1,70 @@
+"""Re-estimate BatchNorm: after pruning, the running statistics describe activations that no longer exist."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hessprune._checks import check_batches
+from hessprune._modules import device_of, predict, to_device
+from hessprune._progress import track
+from hessprune._state import evaluation_mode, seeded
+
+
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
+    """Return a copy of `model` whose BatchNorm statistics are those of `batches`.
+
+    Running mean and variance of each layer become the plain average over the B batches of the batch mean and the
+    unbiased batch variance, `1/B Σ_b mean_b` and `1/B Σ_b var_b`, forgetting what they were; all other layers are in
+    evaluation mode, so dropout stays off. One forward pass over the data; no parameter changes. A model without
+    BatchNorm comes back as it is.
+
+    Args:
+        model: Any model; stays untouched, random state included.
+        batches: Re-iterable of (inputs, targets); the targets are not read.
+
+    Returns:
+        A new model, each module in the mode it had.
+
+    Raises:
+        DataError: The batches are empty or one-shot, or do not fit the model (a batch of one value per channel has
+            no variance).
+
+    References:
+        Ioffe and Szegedy (2015), Batch Normalization, arXiv:1502.03167, Algorithm 2, lines 8–12.
+
+    Example:
+        >>> layer = nn.BatchNorm1d(1)
+        >>> batches = [(torch.tensor([[0.0], [2.0]]), None), (torch.tensor([[4.0], [8.0]]), None)]
+        >>> reestimate_batchnorm(layer, batches).running_mean
+        tensor([3.5000])
+    """
+    model = copy.deepcopy(model)
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        return model
+    device = device_of(model)
+    with seeded(0), evaluation_mode(model), _accumulating(norms), torch.no_grad():
+        check_batches(batches)
+        for inputs, _ in track(batches, "re-estimating BatchNorm"):
+            predict(model, to_device(inputs, device))
+    return model
+
+
+@contextmanager
+def _accumulating(norms: list[_BatchNorm]) -> Iterator[None]:
+    """Start the statistics anew and average them over the block; `momentum=None` is torch's plain average."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # type: ignore[assignment]  # torch documents None, its stubs say float
+        norm.train()
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

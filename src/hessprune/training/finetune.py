@@ -1,0 +1,222 @@
+"""Fine-tune a pruned model, or train a fresh one: the loop, from the first batch or from where a killed run stood."""
+
+import copy
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hessprune._checks import check_batches, check_finite_parameters, leading_size
+from hessprune._modules import device_of
+from hessprune._progress import Bar, progress_bar
+from hessprune._state import seeded
+from hessprune.errors import ArgumentError, NumericalError
+from hessprune.evaluate import evaluate
+from hessprune.training.batchnorm import reestimate_batchnorm
+from hessprune.training.config import EpochRecord, FinetuneConfig, FinetuneResult
+from hessprune.training.learner import Learner, check_precision
+from hessprune.training.replay import derived_seed, num_steps, replayed
+from hessprune.training.resume import Progress, Vault, identity_of
+from hessprune.training.schedule import learning_rate
+
+__all__ = ["EpochRecord", "FinetuneConfig", "FinetuneResult", "finetune", "reestimate_batchnorm"]
+
+
+def finetune(
+    model: nn.Module,
+    train: Iterable[Any],
+    validation: Iterable[Any],
+    *,
+    config: FinetuneConfig,
+    teacher: nn.Module | None = None,
+    checkpoint_dir: Path | str | None = None,
+) -> FinetuneResult:
+    """Train a copy of `model` and return its best epoch on `validation`.
+
+    Minimises the mean over samples of `(1 − w)·CE(y, z) + w·T²·KL(teacher ‖ model)`, with the learning rate of
+    `learning_rate` per step. Epoch 0, the model before training (its BatchNorm re-estimated if the config says so),
+    competes with all others; of equal accuracies the earlier epoch wins. A fresh model is trained from scratch by
+    the same call.
+
+    Order of data, augmentation and dropout depend on (seed, epoch, step) only. So a run that was killed continues,
+    when called again with the same arguments, from its last checkpoint and ends, on the same machine, with the same
+    numbers bit for bit; a finished one returns at once. This covers data that draw from torch's generators.
+
+    Args:
+        model: Pruned, dense or fresh, on any device; stays untouched.
+        train: Re-iterable of (inputs, targets); `set_epoch(epoch)` and `iterate(epoch, start_step)` are used if there.
+        validation: Re-iterable of (inputs, targets), held out from both training and testing.
+        config: Settings.
+        teacher: The dense model, needed when `config.distill_weight` is above 0.
+        checkpoint_dir: Folder to continue from and to keep the run in; None keeps nothing.
+
+    Returns:
+        The best model in evaluation mode, the history and the best epoch.
+
+    Raises:
+        ArgumentError: The device lacks the precision, the teacher is missing or answers in another shape, or nothing
+            can be trained.
+        CheckpointError: The folder holds another run, or a truncated file.
+        DataError: The batches are empty or one-shot, do not fit the model, or hold labels out of range.
+        NumericalError: Weights or loss are not finite; the best model so far stays in the folder.
+        OutputError: The folder cannot be written.
+
+    Example:
+        >>> batches = [(torch.eye(2), torch.tensor([0, 1]))]
+        >>> result = finetune(nn.Linear(2, 2), batches, batches, config=FinetuneConfig(epochs=20, lr=1.0))
+        >>> result.history[result.best_epoch].validation_accuracy
+        1.0
+    """
+    check_finite_parameters(model)
+    check_precision(config.precision, device_of(model))
+    if teacher is None and config.distill_weight > 0:
+        raise ArgumentError(f"`teacher` must be a model when distill_weight is {config.distill_weight}, got None.")
+    with seeded(config.seed), _deterministic_kernels(device_of(model)):
+        check_batches(train, "train")
+        check_batches(validation, "validation")
+        run = _prepare(model, train, validation, config, teacher, checkpoint_dir)
+        with progress_bar("fine-tuning", config.epochs * run.steps_per_epoch) as bar:
+            bar.advance((run.progress.epoch - 1) * run.steps_per_epoch + run.progress.step)
+            for _ in range(run.progress.epoch, config.epochs + 1):
+                _train_epoch(run, bar)
+                _close_epoch(run)
+    return _result(run)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Run:
+    train: Iterable[Any]
+    validation: Iterable[Any]
+    config: FinetuneConfig
+    steps_per_epoch: int
+    learner: Learner
+    vault: Vault
+    progress: Progress
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate, `step` batches into the current epoch."""
+        return learning_rate(
+            (self.progress.epoch - 1) * self.steps_per_epoch + step,
+            total_steps=max(1, self.config.epochs * self.steps_per_epoch),
+            peak=self.config.lr,
+            warmup_fraction=self.config.warmup_fraction,
+        )
+
+
+def _prepare(
+    model: nn.Module,
+    train: Iterable[Any],
+    validation: Iterable[Any],
+    config: FinetuneConfig,
+    teacher: nn.Module | None,
+    checkpoint_dir: Path | str | None,
+) -> _Run:
+    """Build a run that stands where the folder says, or at epoch 1 with epoch 0 measured."""
+    data = {"train": train, "validation": validation}
+    vault = Vault(checkpoint_dir, identity_of(config, model, teacher, data) if checkpoint_dir is not None else {})
+    learner = Learner(copy.deepcopy(model), config, teacher)
+    saved = vault.load(learner)
+    run = _Run(
+        train=train,
+        validation=validation,
+        config=config,
+        steps_per_epoch=num_steps(train),
+        learner=learner,
+        vault=vault,
+        progress=saved or Progress(epoch=0),
+    )
+    if saved is None:
+        if config.reestimate_batchnorm:
+            _reestimate(run)
+        _close_epoch(run)
+    return run
+
+
+def _reestimate(run: _Run) -> None:
+    """Re-estimate BatchNorm in place: the optimizer knows these very parameters."""
+    if hasattr(run.train, "set_epoch"):
+        run.train.set_epoch(0)  # type: ignore[attr-defined]
+    started = time.perf_counter()
+    run.learner.model.load_state_dict(reestimate_batchnorm(run.learner.model, run.train).state_dict())
+    run.progress.seconds += time.perf_counter() - started
+
+
+def _train_epoch(run: _Run, bar: Bar) -> None:
+    """Take the epoch's remaining steps, with a checkpoint every so many."""
+    progress, seed = run.progress, run.config.seed
+    run.learner.model.train()
+    started = time.perf_counter()
+    for inputs, targets in replayed(run.train, seed=seed, epoch=progress.epoch, start_step=progress.step):
+        with seeded(derived_seed(seed, "step", progress.epoch, progress.step)):
+            loss = run.learner.step(inputs, targets, run.rate(progress.step))
+        if not math.isfinite(loss):
+            raise NumericalError(_diagnosis(run, f"loss must be finite, got {loss} at step {progress.step}"))
+        now = time.perf_counter()
+        progress.seconds, started = progress.seconds + now - started, now
+        progress.step += 1
+        progress.loss_sum += loss * leading_size(inputs)
+        progress.num_samples += leading_size(inputs)
+        if progress.step % run.config.checkpoint_every_steps == 0:
+            run.vault.save(run.learner, progress)
+        bar.advance(1, _note(run))
+
+
+def _close_epoch(run: _Run) -> None:
+    """Validate, remember the best, and write it all down."""
+    progress, started = run.progress, time.perf_counter()
+    try:
+        validation = evaluate(run.learner.model, run.validation)
+    except NumericalError as error:
+        raise NumericalError(_diagnosis(run, "validation loss must be finite, got NaN or infinity")) from error
+    record = EpochRecord(
+        epoch=progress.epoch,
+        train_loss=progress.loss_sum / progress.num_samples if progress.num_samples else None,
+        validation_loss=validation.loss,
+        validation_accuracy=validation.accuracy,
+        lr=run.rate(progress.step - 1) if progress.step else 0.0,
+        seconds=progress.seconds + time.perf_counter() - started,
+    )
+    progress.close_epoch(record, run.learner.model.state_dict())
+    run.vault.save(run.learner, progress)
+
+
+def _result(run: _Run) -> FinetuneResult:
+    model, progress = run.learner.model, run.progress
+    model.load_state_dict(progress.best)
+    model.zero_grad()
+    return FinetuneResult(model=model.eval(), history=tuple(progress.history), best_epoch=progress.best_epoch)
+
+
+def _note(run: _Run) -> str:
+    progress = run.progress
+    loss, accuracy = progress.loss_sum / progress.num_samples, progress.history[-1].validation_accuracy
+    return f"epoch {progress.epoch}/{run.config.epochs}, loss {loss:.3f}, validation {accuracy:.1%}"
+
+
+def _diagnosis(run: _Run, what: str) -> str:
+    kept = run.vault.where(run.progress) if run.progress.history else ""
+    return (
+        f"{what} of epoch {run.progress.epoch}. Likely (a) too high a learning rate: lower `lr` ({run.config.lr:g}) or "
+        "set `clip_norm`; (b) inputs that hold NaN or are not normalised; (c) overflow in fp16: use 'bf16' or 'fp32'; "
+        f"(d) logits already extreme before training: look at epoch 0.{kept}"
+    )
+
+
+@contextmanager
+def _deterministic_kernels(device: torch.device) -> Iterator[None]:
+    """On CUDA, let cuDNN choose only among algorithms that return the same bits each time."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    if device.type == "cuda":
+        cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            cudnn.deterministic, cudnn.benchmark = before

@@ -1,0 +1,141 @@
+"""One optimisation step, and the state that it changes."""
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from hessprune._modules import describe, device_of, predict, to_device
+from hessprune._state import evaluation_mode
+from hessprune.errors import ArgumentError
+from hessprune.evaluate import check_targets, count_labelled
+from hessprune.training.config import FinetuneConfig
+from hessprune.training.objective import objective
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Learner:
+    """A model in training: its parameters and buffers, the optimizer's state and the loss scale of fp16.
+
+    Args:
+        model: Trained in place; only parameters that require a gradient change.
+        config: Optimizer, objective and precision.
+        teacher: Read in evaluation mode when `config.distill_weight` is above 0; on any device.
+    """
+
+    def __init__(self, model: nn.Module, config: FinetuneConfig, teacher: nn.Module | None) -> None:
+        self.model = model
+        self.config = config
+        self.teacher = teacher if config.distill_weight > 0 else None
+        self.device = device_of(model)
+        self.optimizer = make_optimizer(model, config)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+
+    def step(self, inputs: Any, targets: Tensor, lr: float) -> float:
+        """Take one step and return the loss before it; a loss that is not finite is returned and changes no weight.
+
+        A batch without a single label has no loss: it counts as 0 and changes nothing either, unless a teacher
+        provides all of the objective.
+        """
+        if not count_labelled(targets) and self.config.distill_weight < 1:
+            return 0.0
+        loss = self._loss(to_device(inputs, self.device), targets)
+        value = float(loss.detach())
+        if math.isfinite(value):
+            self._update(loss, lr)
+        return value
+
+    def state(self) -> dict[str, Tensor]:
+        """Return every tensor a resumed run needs, by name: `model.<name>` and `optimizer.<entry>.<parameter>`."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for entry, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{entry}.{name}"] = value
+        return tensors
+
+    def load(self, tensors: Mapping[str, Tensor], scaler: Mapping[str, float]) -> None:
+        """Take over what `state` and `scaler.state_dict` returned."""
+        self.model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+        parameters = dict(self.model.named_parameters())
+        for full_name, value in tensors.items():
+            kind, _, rest = full_name.partition(".")
+            if kind == "optimizer":
+                entry, _, name = rest.partition(".")
+                # AdamW counts its steps on the CPU; everything else lives with the parameter.
+                moved = value if entry == "step" else value.to(parameters[name].device)
+                self.optimizer.state[parameters[name]][entry] = moved
+        self.scaler.load_state_dict(dict(scaler))
+
+    def _loss(self, inputs: Any, targets: Tensor) -> Tensor:
+        with self._autocast():
+            logits = predict(self.model, inputs, "train")
+            teacher_logits = self._teach(inputs, logits)
+        check_targets(logits, targets, "train")
+        return objective(logits, targets.to(self.device), teacher_logits, self.config)
+
+    def _teach(self, inputs: Any, logits: Tensor) -> Tensor | None:
+        """Return the teacher's logits, on the student's device."""
+        if self.teacher is None:
+            return None
+        with evaluation_mode(self.teacher), torch.no_grad():
+            taught = predict(self.teacher, to_device(inputs, device_of(self.teacher)), "train").to(self.device)
+        if taught.shape != logits.shape:
+            raise ArgumentError(
+                f"`teacher` must answer like the model, {describe(logits)}, got {describe(taught)}. "
+                "Pass the dense model that was pruned, or distill_weight=0."
+            )
+        return taught
+
+    def _update(self, loss: Tensor, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        if self.config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=AUTOCAST[self.config.precision])
+
+
+def make_optimizer(model: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
+    """Return the optimizer, with weight decay on weights only: biases and normalisation parameters keep their size.
+
+    Raises:
+        ArgumentError: No parameter requires a gradient.
+    """
+    kept = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters(recurse=False)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained and config.epochs:
+        raise ArgumentError("`model` must have a parameter with requires_grad=True, got none. Unfreeze some.")
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1 and id(p) not in kept], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1 or id(p) in kept], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise unless the device can train in this precision.
+
+    Raises:
+        ArgumentError: fp16 on a CPU, or bf16 on a device that lacks it.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise ArgumentError("`precision` must be 'fp32' or 'bf16' on a CPU, got 'fp16'. Use precision='bf16'.")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ArgumentError("`precision` must be 'fp32' or 'fp16' on this device, got 'bf16'. Use precision='fp16'.")

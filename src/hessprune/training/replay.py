@@ -1,0 +1,49 @@
+"""Batches that can be replayed: the k-th batch of an epoch is the same in every run, whoever was killed before it.
+
+Each batch is drawn, and each step taken, under a seed derived from (seed, epoch, step). No random state has to be
+stored, and what a step consumes (dropout) cannot shift what the next batch looks like (shuffling, augmentation).
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from hessprune._state import seeded
+
+
+def derived_seed(*parts: int | str) -> int:
+    """Return a 63-bit seed that depends on every part, and on nothing else.
+
+    Example:
+        >>> derived_seed(0, "step", 1) != derived_seed(0, "step", 2)
+        True
+    """
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def num_steps(batches: Iterable[Any]) -> int:
+    """Return the number of batches, reading them where they have no length."""
+    length = getattr(batches, "__len__", None)
+    return length() if length else sum(1 for _ in batches)
+
+
+def replayed(batches: Iterable[Any], *, seed: int, epoch: int, start_step: int = 0) -> Iterator[Any]:
+    """Yield the batches of one epoch from `start_step` on.
+
+    Batches that offer `set_epoch(epoch)` or `iterate(epoch, start_step)` are asked; others are read from the start
+    and the batches before `start_step` dropped.
+    """
+    if hasattr(batches, "set_epoch"):
+        batches.set_epoch(epoch)  # type: ignore[attr-defined]
+    skips = hasattr(batches, "iterate")
+    with seeded(derived_seed(seed, "epoch", epoch)):
+        iterator = iter(batches.iterate(epoch, start_step) if skips else batches)  # type: ignore[attr-defined]
+    step = start_step if skips else 0
+    while True:
+        with seeded(derived_seed(seed, "batch", epoch, step)):
+            batch = next(iterator, None)
+        if batch is None:
+            return
+        if step >= start_step:
+            yield batch
+        step += 1

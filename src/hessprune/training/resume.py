@@ -1,0 +1,152 @@
+"""The folder of a run: where it stands, whole or not at all, and the best model so far.
+
+`last.safetensors` holds the weights, the optimizer's state and, as JSON in its header, everything else; one file, so
+that no kill can tear it apart. `best-<epoch>.safetensors` is a plain state dict, written before the file that
+refers to it. No pickle.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from hessprune._checks import tensors_in
+from hessprune._files import sha256, writable_folder, write_bytes
+from hessprune.errors import CheckpointError
+from hessprune.training.config import EpochRecord, FinetuneConfig
+from hessprune.training.learner import Learner
+from hessprune.training.replay import num_steps
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """Where a run stands: `step` batches into `epoch`, with that epoch's sums, the closed epochs and the best state."""
+
+    epoch: int = 1
+    step: int = 0
+    loss_sum: float = 0.0
+    num_samples: int = 0
+    seconds: float = 0.0
+    history: list[EpochRecord] = field(default_factory=list)
+    best_epoch: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def close_epoch(self, record: EpochRecord, state: Mapping[str, Tensor]) -> None:
+        """Add a line to the history and go to the next epoch; a strictly better accuracy makes `state` the best."""
+        if not self.history or record.validation_accuracy > self.history[self.best_epoch].validation_accuracy:
+            self.best_epoch, self.best = record.epoch, on_host(state)
+        self.history.append(record)
+        self.epoch, self.step = record.epoch + 1, 0
+        self.loss_sum, self.num_samples, self.seconds = 0.0, 0, 0.0
+
+
+class Vault:
+    """Keeps a run in a folder; without one, keeps nothing.
+
+    Args:
+        folder: Created where missing.
+        identity: What must agree for a run to be continued (`identity_of`).
+    """
+
+    def __init__(self, folder: Path | str | None, identity: dict[str, Any]) -> None:
+        self.folder = writable_folder(folder) if folder is not None else None
+        self.identity = identity
+        self._best_on_disk: int | None = None
+
+    def save(self, learner: Learner, progress: Progress) -> None:
+        """Write the best model if it is new, then the state that refers to it, then drop older best models."""
+        if self.folder is None:
+            return
+        best = self._best(progress.best_epoch)
+        if self._best_on_disk != progress.best_epoch:
+            write_bytes(best, safetensors.torch.save(progress.best))
+            self._best_on_disk = progress.best_epoch
+        numbers = asdict(progress)
+        del numbers["best"]
+        header = {"identity": self.identity, "progress": numbers, "scaler": learner.scaler.state_dict()}
+        state = safetensors.torch.save(on_host(learner.state()), {"hessprune": json.dumps(header)})
+        write_bytes(self.folder / "last.safetensors", state)
+        for path in set(self.folder.glob("best-*.safetensors")) - {best}:
+            path.unlink(missing_ok=True)
+
+    def load(self, learner: Learner) -> Progress | None:
+        """Put the learner where the saved run stands; None where nothing is saved.
+
+        Raises:
+            CheckpointError: The files are truncated, or belong to another run.
+        """
+        if self.folder is None or not (self.folder / "last.safetensors").exists():
+            return None
+        header, tensors = _read(self.folder / "last.safetensors")
+        self._check_identity(header["identity"])
+        numbers = header["progress"]
+        _, best = _read(self._best(numbers["best_epoch"]))
+        self._best_on_disk = numbers["best_epoch"]
+        learner.load(tensors, header["scaler"])
+        history = [EpochRecord(**record) for record in numbers.pop("history")]
+        return Progress(**numbers, history=history, best=best)
+
+    def where(self, progress: Progress) -> str:
+        """Say in a sentence where the best model is kept, or nothing."""
+        return "" if self.folder is None else f" The best model so far is kept in '{self._best(progress.best_epoch)}'."
+
+    def _best(self, epoch: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"best-{epoch}.safetensors"
+
+    def _check_identity(self, saved: Mapping[str, Any]) -> None:
+        differing = [
+            f"{name} {saved.get(name)!r} there, {value!r} now" if not str(value).startswith("sha256") else name
+            for name, value in self.identity.items()
+            if saved.get(name) != value
+        ]
+        if differing:
+            raise CheckpointError(
+                f"`checkpoint_dir` must hold a run of the same settings, model and data, got '{self.folder}', which "
+                f"differs in: {'; '.join(differing)}. Delete that folder to start anew, or choose another."
+            )
+
+
+def identity_of(
+    config: FinetuneConfig, model: nn.Module, teacher: nn.Module | None, batches: Mapping[str, Iterable[Any]]
+) -> dict[str, Any]:
+    """Return what two runs must share to be the same run, as JSON: settings, initial weights, shapes of the data."""
+    settings = asdict(config)
+    del settings["checkpoint_every_steps"]  # changes no number
+    hashes = {"initial weights": _hash(model), "teacher's weights": _hash(teacher) if teacher else None}
+    shapes = {f"first batch of {name}": _shapes(data) for name, data in batches.items()}
+    return settings | hashes | shapes | {f"batches in {name}": num_steps(data) for name, data in batches.items()}
+
+
+def on_host(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy a state dict to the CPU, each tensor with memory of its own."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+
+
+def _hash(model: nn.Module) -> str:
+    names = {name: [str(value.dtype), list(value.shape)] for name, value in model.state_dict().items()}
+    values = b"".join(v.flatten().view(torch.uint8).numpy().tobytes() for v in on_host(model.state_dict()).values())
+    return f"sha256:{sha256(json.dumps(names).encode() + values)}"
+
+
+def _shapes(batches: Iterable[Any]) -> list[list[int]]:
+    return [list(tensor.shape) for tensor in tensors_in(next(iter(batches)))]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the JSON header and the tensors of one file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("hessprune", "{}"))
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"'{path}' must be a whole checkpoint, got one that cannot be read ({error}). "
+            f"Delete the folder '{path.parent}' to start anew."
+        ) from error

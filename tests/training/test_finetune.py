@@ -1,0 +1,387 @@
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from hessprune import _files
+from hessprune._progress import listening
+from hessprune.errors import ArgumentError, CheckpointError, DataError, NumericalError, OutputError
+from hessprune.evaluate import evaluate
+from hessprune.training.finetune import FinetuneConfig, finetune
+
+CONFIG = FinetuneConfig(epochs=3, lr=0.05, checkpoint_every_steps=2)
+SET_UP = 1 + 1 + 1 + 5  # batches read before training: three looks at the first one, and BatchNorm
+
+
+class Batches:
+    """Random digits of three classes; the images of an epoch are augmented by noise from torch's global generator."""
+
+    def __init__(self, num_batches: int = 5, stop_at: int | None = None, noise: float = 0.1) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.targets = torch.randint(0, 3, (num_batches, 8), generator=generator)
+        self.images = torch.randn(num_batches, 8, 1, 6, 6, generator=generator) + self.targets[..., None, None, None]
+        self.stop_at, self.noise, self.read = stop_at, noise, 0
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __iter__(self):
+        for images, targets in zip(self.images, self.targets, strict=True):
+            self.read += 1
+            if self.read == self.stop_at:
+                raise KeyboardInterrupt
+            yield images + self.noise * torch.randn_like(images), targets
+
+
+class Resumable(Batches):
+    """The same, but able to begin anywhere, as the library's own image batches are."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def iterate(self, epoch: int, start_step: int):
+        for step in range(start_step, len(self)):
+            self.read += 1
+            if self.read == self.stop_at:
+                raise KeyboardInterrupt
+            yield self.images[step] + epoch * 0.01, self.targets[step]
+
+
+VALIDATION = [(images, targets) for images, targets in zip(Batches(3).images, Batches(3).targets, strict=True)]
+
+
+def _net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(64, 3)
+    )
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def _history(result) -> list[dict]:
+    return [asdict(replace(record, seconds=0.0)) for record in result.history]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_training_learns_and_leaves_everything_else_alone(optimizer):
+    model, before = _net().train(), _net()
+    state = torch.get_rng_state()
+    lr = 0.05 if optimizer == "sgd" else 0.02
+    result = finetune(model, Batches(), VALIDATION, config=FinetuneConfig(epochs=6, lr=lr, optimizer=optimizer))
+    assert _equal(model, before)
+    assert model.training
+    assert all(parameter.grad is None for parameter in (*model.parameters(), *result.model.parameters()))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not result.model.training
+    assert result.history[-1].train_loss < 0.5 * result.history[1].train_loss
+    assert result.history[result.best_epoch].validation_accuracy > result.history[0].validation_accuracy
+
+
+def test_every_step_is_the_textbook_one():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).double()
+    data = [(images.double(), targets) for images, targets in VALIDATION]
+    config = FinetuneConfig(epochs=2, lr=0.1, warmup_fraction=0.5, label_smoothing=0.1, weight_decay=0.1, clip_norm=1.0)
+    finetuned = finetune(model, data, data, config=config)
+    weight, bias = model[1].weight.detach().clone(), model[1].bias.detach().clone()
+    velocities, states = [torch.zeros_like(weight), torch.zeros_like(bias)], []
+    for step, (images, targets) in enumerate(data * 2):
+        lr = 0.1 * (step + 1) / 4 if step < 3 else 0.05 * (1 + math.cos(math.pi * (step - 3) / 3))
+        inputs = images.flatten(1)
+        wanted = 0.9 * torch.eye(3, dtype=torch.float64)[targets] + 0.1 / 3
+        error = (torch.softmax(inputs @ weight.T + bias, 1) - wanted) / len(targets)
+        gradients = [error.T @ inputs, error.sum(0)]
+        norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+        for parameter, gradient, velocity, decay in zip((weight, bias), gradients, velocities, (0.1, 0.0), strict=True):
+            gradient = gradient * min(1.0, 1 / (norm + 1e-6)) + decay * parameter
+            velocity.mul_(0.9).add_(gradient)
+            parameter -= lr * (gradient + 0.9 * velocity)
+        states.append(weight.clone())
+    expected = {0: model[1].weight, 1: states[2], 2: states[5]}[finetuned.best_epoch]
+    assert finetuned.best_epoch > 0
+    assert torch.allclose(finetuned.model[1].weight, expected, rtol=1e-10, atol=0)
+
+
+def test_history_is_json_and_agrees_with_evaluate():
+    result = finetune(_net(), Batches(), VALIDATION, config=CONFIG)
+    assert [record.epoch for record in result.history] == [0, 1, 2, 3]
+    assert result.history[0].train_loss is None
+    assert json.loads(json.dumps([asdict(record) for record in result.history], allow_nan=False))
+    best = result.history[result.best_epoch]
+    measured = evaluate(result.model, VALIDATION)
+    assert (best.validation_accuracy, best.validation_loss) == (measured.accuracy, measured.loss)
+
+
+def test_the_earlier_of_equal_epochs_wins():
+    result = finetune(_net(), Batches(noise=0.0), VALIDATION, config=replace(CONFIG, epochs=8))
+    accuracies = [record.validation_accuracy for record in result.history]
+    assert accuracies.count(max(accuracies)) > 1
+    assert result.best_epoch == accuracies.index(max(accuracies))
+
+
+def test_a_run_that_only_harms_returns_the_model_before_training():
+    good = finetune(_net(), Batches(), VALIDATION, config=replace(CONFIG, epochs=6)).model
+    flipped = [(images, 2 - targets) for images, targets in VALIDATION]
+    harmful = replace(CONFIG, reestimate_batchnorm=False)
+    result = finetune(good, flipped, VALIDATION, config=harmful)
+    assert result.best_epoch == 0
+    assert _equal(result.model, good)
+
+
+def test_no_epochs_only_reestimates_batchnorm():
+    model = _net()
+    result = finetune(model, Batches(), VALIDATION, config=FinetuneConfig(epochs=0))
+    assert torch.equal(result.model[0].weight, model[0].weight)
+    assert not torch.equal(result.model[1].running_mean, model[1].running_mean)
+    assert len(result.history) == 1
+    unchanged = finetune(model, Batches(), VALIDATION, config=FinetuneConfig(epochs=0, reestimate_batchnorm=False))
+    assert _equal(unchanged.model, model)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("kind", [Batches, Resumable])
+@pytest.mark.parametrize("stop_at", [SET_UP + 2, SET_UP + 4, SET_UP + 6, SET_UP + 15])
+def test_a_killed_run_continues_bit_for_bit(tmp_path, optimizer, kind, stop_at):
+    config = replace(CONFIG, optimizer=optimizer)
+    whole = finetune(_net(), kind(), VALIDATION, config=config)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(_net(), kind(stop_at=stop_at), VALIDATION, config=config, checkpoint_dir=tmp_path)
+    resumed = finetune(_net(), kind(), VALIDATION, config=config, checkpoint_dir=tmp_path)
+    assert _equal(whole.model, resumed.model)
+    assert _history(whole) == _history(resumed)
+
+
+def test_the_last_weights_agree_too_not_only_the_best(tmp_path):
+    config = replace(CONFIG, label_smoothing=0.1, distill_weight=0.5, clip_norm=1.0)
+    for folder, stop_at in (("whole", None), ("killed", SET_UP + 8)):
+        try:
+            finetune(
+                _net(),
+                Batches(stop_at=stop_at),
+                VALIDATION,
+                config=config,
+                teacher=_net(),
+                checkpoint_dir=tmp_path / folder,
+            )
+        except KeyboardInterrupt:
+            finetune(_net(), Batches(), VALIDATION, config=config, teacher=_net(), checkpoint_dir=tmp_path / folder)
+    whole, killed = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert any(name.startswith("optimizer.momentum_buffer.") for name in whole)
+    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
+
+
+def test_a_resumed_run_reads_nothing_twice(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        finetune(_net(), Resumable(stop_at=SET_UP + 4), VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
+    rest = Resumable()
+    finetune(_net(), rest, VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
+    assert rest.read == 2 + 3 + 5 + 5  # two looks, and what follows the checkpoint after two steps
+    done = Resumable()
+    finished = finetune(_net(), done, VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
+    assert done.read == 2
+    assert len(finished.history) == 4
+
+
+def test_the_folder_holds_the_best_model_as_a_plain_state_dict(tmp_path):
+    result = finetune(_net(), Batches(), VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [f"best-{result.best_epoch}.safetensors", "last.safetensors"]
+    loaded = _net()
+    loaded.load_state_dict(load_file(tmp_path / names[0]))
+    assert _equal(loaded, result.model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": replace(CONFIG, lr=0.1)}, r"differs in: lr 0.05 there, 0.1 now\. Delete that folder"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 3))}, "differs in: initial weights"),
+        ({"train": Batches(4)}, "batches in train 5 there, 4 now"),
+        ({"validation": [(images[:2], targets[:2]) for images, targets in VALIDATION]}, "first batch of validation"),
+        ({"teacher": _net()}, r"differs in: teacher's weights"),
+    ],
+)
+def test_another_runs_folder_is_refused(tmp_path, change, message):
+    arguments = {"model": _net(), "train": Batches(), "validation": VALIDATION, "config": CONFIG, "teacher": None}
+    finetune(**arguments, checkpoint_dir=tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        finetune(**(arguments | change), checkpoint_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["last", "best-*"])
+def test_a_truncated_checkpoint_is_named(tmp_path, name):
+    finetune(_net(), Batches(), VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
+    (path,) = tmp_path.glob(f"{name}.safetensors")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match=rf"{path.name}' must be a whole checkpoint.*Delete the folder"):
+        finetune(_net(), Batches(), VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
+
+
+def test_how_often_checkpoints_are_written_changes_nothing(tmp_path):
+    config = replace(CONFIG, checkpoint_every_steps=1)
+    often = finetune(_net(), Batches(), VALIDATION, config=config, checkpoint_dir=tmp_path)
+    rarely = finetune(_net(), Batches(), VALIDATION, config=replace(CONFIG, checkpoint_every_steps=10**6))
+    assert _equal(often.model, rarely.model)
+    assert finetune(_net(), Batches(), VALIDATION, config=CONFIG, checkpoint_dir=tmp_path).history == often.history
+
+
+def test_an_unwritable_folder_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    train = Batches()
+    with pytest.raises(OutputError, match="output must be writable"):
+        finetune(_net(), train, VALIDATION, config=CONFIG, checkpoint_dir=tmp_path / "file")
+    assert train.read <= 2
+
+
+def test_a_full_disk_keeps_the_last_whole_checkpoint(tmp_path, monkeypatch):
+    whole = finetune(_net(), Batches(), VALIDATION, config=CONFIG)
+    writes = []
+
+    def fails_late(descriptor):
+        writes.append(descriptor)
+        if len(writes) > 6:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_files.os, "fsync", fails_late)
+        with pytest.raises(OutputError, match="No space left"):
+            finetune(_net(), Batches(), VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
+    resumed = finetune(_net(), Batches(), VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
+    assert _equal(whole.model, resumed.model)
+
+
+def test_a_diverging_run_names_causes_and_keeps_the_best_model(tmp_path):
+    config = replace(CONFIG, lr=1e30, warmup_fraction=0.0)
+    with pytest.raises(NumericalError, match=r"loss must be finite, got .*\(a\).*\(b\).*\(c\).*kept in '.*best-0"):
+        finetune(_net(), Batches(), VALIDATION, config=config, checkpoint_dir=tmp_path)
+    best = load_file(tmp_path / "best-0.safetensors")
+    assert all(math.isfinite(value.sum()) for value in best.values())
+
+
+def test_a_last_step_that_diverges_is_found_by_validation():
+    config = FinetuneConfig(epochs=1, lr=1e38, warmup_fraction=0.0)
+    with pytest.raises(NumericalError, match=r"validation loss must be finite.*of epoch 1\. Likely \(a\)"):
+        finetune(_net(), Batches(1), VALIDATION, config=config)
+
+
+def test_inputs_that_hold_nan_change_no_weight(tmp_path):
+    train = [(images, targets) for images, targets in VALIDATION]
+    train[1] = (train[1][0] * float("nan"), train[1][1])
+    config = replace(CONFIG, reestimate_batchnorm=False)
+    with pytest.raises(NumericalError, match="got nan at step 1 of epoch 1"):
+        finetune(_net(), train, VALIDATION, config=config, checkpoint_dir=tmp_path)
+
+
+def test_a_data_loader_shuffles_anew_each_epoch_and_alike_each_run():
+    samples = [(images, target) for batch, targets in VALIDATION for images, target in zip(batch, targets, strict=True)]
+    seen = []
+
+    class Recorded(nn.Flatten):
+        def forward(self, x):
+            if self.training:
+                seen.append(x.sum().item())
+            return super().forward(x)
+
+    model = nn.Sequential(Recorded(), nn.Linear(36, 3))
+    for _ in range(2):
+        loader = torch.utils.data.DataLoader(samples, batch_size=8, shuffle=True)
+        finetune(model, loader, VALIDATION, config=replace(CONFIG, epochs=2))
+    assert seen[:6] == seen[6:]
+    assert seen[:3] != seen[3:6]
+
+
+def test_bf16_trains_in_bf16_and_validates_in_fp32():
+    types = []
+
+    class Recorded(nn.Linear):
+        def forward(self, x):
+            output = super().forward(x)
+            types.append((self.training, output.dtype))
+            return output
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), Recorded(36, 3))
+    result = finetune(model, Batches(), VALIDATION, config=replace(CONFIG, precision="bf16", epochs=5))
+    assert set(types) == {(True, torch.bfloat16), (False, torch.float32)}
+    assert result.model[1].weight.dtype == torch.float32
+    assert result.history[-1].train_loss < result.history[1].train_loss
+
+
+def test_progress_is_one_bar_over_all_steps_with_a_note(tmp_path):
+    class Recorder:
+        def __init__(self):
+            self.bars, self.notes = [], []
+
+        def start(self, label, total):
+            self.bars.append([label, total, 0])
+            return len(self.bars) - 1
+
+        def advance(self, handle, steps, note):
+            self.bars[handle][2] += steps
+            self.notes += [note] if note else []
+
+        def finish(self, handle):
+            pass
+
+    first, second = Recorder(), Recorder()
+    for recorder in (first, second):  # the second time nothing is left to do, and the bar says so
+        with listening(recorder):
+            finetune(_net(), Batches(), VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
+        assert ["fine-tuning", 15, 15] in recorder.bars
+    assert first.notes[-1].startswith("epoch 3/3, loss 0.")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"train": []}, DataError, r"`train` must hold at least one \(inputs, targets\) pair"),
+        ({"validation": iter(VALIDATION)}, DataError, "`validation` must be re-iterable"),
+        (
+            {"train": [(torch.zeros(4, 3, 6, 6), torch.zeros(4).long())]},
+            DataError,
+            r"float32 \(4, 3, 6, 6\), in module",
+        ),
+        ({"train": [(torch.randn(4, 1, 6, 6), torch.full((4,), 3))]}, DataError, r"`train` must be in \[0, 3\)"),
+        ({"config": replace(CONFIG, precision="fp16")}, ArgumentError, "on a CPU, got 'fp16'.*precision='bf16'"),
+        ({"config": replace(CONFIG, distill_weight=0.5)}, ArgumentError, "`teacher` must be a model when"),
+        ({"model": _net().requires_grad_(False)}, ArgumentError, "requires_grad=True, got none"),
+    ],
+)
+def test_wrong_input_is_named(change, error, message):
+    arguments = {"model": _net(), "train": Batches(), "validation": VALIDATION, "config": CONFIG}
+    with pytest.raises(error, match=message):
+        finetune(**(arguments | change))
+
+
+def test_a_teacher_of_another_shape_is_named():
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+    with pytest.raises(ArgumentError, match=r"float32 \(8, 3\), got float32 \(8, 4\)\. Pass the dense model"):
+        finetune(_net(), Batches(), VALIDATION, config=replace(CONFIG, distill_weight=0.5), teacher=teacher)
+
+
+def test_non_finite_weights_are_refused():
+    model = _net()
+    nn.init.constant_(model[5].bias, float("inf"))
+    with pytest.raises(NumericalError, match=r"infinity in '5.bias'"):
+        finetune(model, Batches(), VALIDATION, config=CONFIG)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_killed_run_continues_on_an_accelerator(tmp_path, precision):
+    config = replace(CONFIG, precision=precision)
+    whole = finetune(_net().cuda(), Batches(), VALIDATION, config=config)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(_net().cuda(), Batches(stop_at=SET_UP + 8), VALIDATION, config=config, checkpoint_dir=tmp_path)
+    resumed = finetune(_net().cuda(), Batches(), VALIDATION, config=config, checkpoint_dir=tmp_path)
+    assert _equal(whole.model, resumed.model)

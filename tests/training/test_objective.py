@@ -1,0 +1,51 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hessprune.training.config import FinetuneConfig
+from hessprune.training.objective import distillation_loss, objective
+
+
+def _logits(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*shape, generator=generator), torch.randn(*shape, generator=generator)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 5, 5)])
+def test_distillation_is_the_textbook_divergence(shape):
+    student, teacher = _logits(*shape)
+    p, q = (torch.softmax(z.double() / 3.0, 1) for z in (teacher, student))
+    expected = 9.0 * (p * (p / q).log()).sum(1).mean()
+    assert float(distillation_loss(student, teacher, 3.0)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_its_gradient_keeps_its_size_at_high_temperature():
+    student, teacher = _logits(64, 10)
+    norms = []
+    for temperature in (10.0, 100.0):
+        leaf = student.clone().requires_grad_()
+        distillation_loss(leaf, teacher, temperature).backward()
+        norms.append(float(leaf.grad.norm()))
+    assert norms[0] == pytest.approx(norms[1], rel=0.1)
+
+
+@pytest.mark.parametrize("weight", [0.25, 1.0])
+def test_both_parts_are_weighted(weight):
+    student, teacher = _logits(4, 3)
+    targets = torch.tensor([0, 1, 2, 0])
+    config = FinetuneConfig(distill_weight=weight, distill_temperature=2.0, label_smoothing=0.1)
+    expected = (1 - weight) * F.cross_entropy(student, targets, label_smoothing=0.1)
+    expected += weight * distillation_loss(student, teacher, 2.0)
+    assert float(objective(student, targets, teacher, config)) == pytest.approx(float(expected))
+
+
+def test_unlabelled_data_can_be_distilled():
+    student, teacher = _logits(4, 3)
+    config = FinetuneConfig(distill_weight=1.0)
+    assert torch.isfinite(objective(student, torch.full((4,), -100), teacher, config))
+
+
+def test_without_a_teacher_it_is_cross_entropy():
+    student, _ = _logits(4, 3)
+    targets = torch.tensor([0, 1, 2, 0])
+    assert torch.equal(objective(student, targets, None, FinetuneConfig()), F.cross_entropy(student, targets))
