@@ -106,8 +106,10 @@ def _arrays(content: Any, label_key: str, path: Path) -> ImageArrays:
     """Check what an archive holds, and shape it."""
     entries = content if isinstance(content, dict) else {}
     data, labels = (entries.get(key, entries.get(key.encode())) for key in ("data", label_key))
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.size % (3 * 32 * 32) or labels is None:
-        raise DataError(f"archive file {str(path)!r} must hold 'data' (N, 3072) as uint8 and {label_key!r}.")
+    labels = labels.tolist() if isinstance(labels, np.ndarray) else labels
+    has_labels = isinstance(labels, list) and all(isinstance(label, int) for label in labels)
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.size % (3 * 32 * 32) or not has_labels:
+        raise DataError(f"archive file {str(path)!r} must hold 'data', uint8 (N, 3072), and integers {label_key!r}.")
     images = torch.from_numpy(data.reshape(SHAPE).copy())
     return ImageArrays(images=images, labels=torch.tensor(labels, dtype=torch.int64))
 

@@ -11,8 +11,8 @@ from hessprune.errors import DataError
 def read_sentences(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     r"""Read `sentence<TAB>label` lines.
 
-    A first line whose label is no number is a header, as in GLUE's own SST-2; it may then name the columns `sentence`
-    and `label` in any order. Quotes are plain characters.
+    A first line that names the columns `sentence` and `label`, as in GLUE's own SST-2, decides where they are.
+    Quotes are plain characters.
 
     Args:
         path: A UTF-8 file.
@@ -32,9 +32,7 @@ def read_sentences(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
         (('a fine film',), tensor([1]))
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"file {str(path)!r} must exist. Check the path.")
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [line.split("\t") for line in _lines(path)]
     columns = _header(rows[0]) if rows else None
     text_column, label_column = columns or (0, 1)
     start = 0 if columns is None else 1
@@ -48,6 +46,17 @@ def read_sentences(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     if not sentences:
         raise DataError(f"file {str(path)!r} must hold at least one line of sentence<TAB>label, got none.")
     return tuple(sentences), torch.tensor(labels)
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a text file; only line feeds end a line, as sentences may hold stranger separators."""
+    if not path.is_file():
+        raise DataError(f"file {str(path)!r} must exist. Check the path.")
+    try:
+        text = path.read_text(encoding="utf-8").rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"file {str(path)!r} must be UTF-8 text ({error}). Convert it.") from error
+    return text.split("\n") if text else []
 
 
 def _header(row: list[str]) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 """NumPy archives: `train_images`, `train_labels`, `test_images`, `test_labels`."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ def read_npz(root: Path) -> OfficialSplits:
     """Read an `.npz` file, or the only one in a folder; images are uint8 `(N, H, W, C)` or `(N, H, W)`."""
     path = _archive(root)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             train, test = (_arrays(archive, split, path) for split in ("train", "test"))
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"archive {str(path)!r} cannot be read ({error}). Write it with numpy.savez.") from error
     num_classes = int(train.labels.max()) + 1 if len(train) else 0
     return OfficialSplits(name=path.stem, train=train, test=test, num_classes=num_classes)

@@ -33,12 +33,17 @@ def _read_split(root: Path, prefixes: tuple[str, ...]) -> ImageArrays:
     if paths is None:
         wanted = " or ".join(f"'{prefix}*.parquet'" for prefix in prefixes)
         raise DataError(f"folder {str(root)!r} must hold {wanted}, got none. Check the path.")
+    if len({path.parent for path in paths}) > 1:
+        folders = ", ".join(sorted({repr(str(path.parent)) for path in paths}))
+        raise DataError(f"`root` must hold one data set, got {folders}. Give one of them.")
     columns = [_read_columns(path) for path in paths]
     encoded = [item for images, _ in columns for item in images]
-    labels = np.concatenate([labels for _, labels in columns]).astype(np.int64)
+    labels = np.concatenate([labels for _, labels in columns])
     if not encoded:
         raise DataError(f"file {str(paths[0])!r} must hold at least one row, got none.")
-    return ImageArrays(images=_decode_all(encoded, paths[0]), labels=torch.from_numpy(labels))
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"labels in {str(paths[0])!r} must be integers without gaps, got {labels.dtype}.")
+    return ImageArrays(images=_decode_all(encoded, paths[0]), labels=torch.from_numpy(labels.astype(np.int64)))
 
 
 def _read_columns(path: Path) -> tuple[list[Any], np.ndarray]:
