@@ -137,7 +137,7 @@ class _Counter(TorchDispatchMode):
         self.macs: dict[str, int] = {}
         self._owner = {parameter.untyped_storage()._cdata: name for name, parameter in model.named_parameters()}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         formula = flop_registry.get(func._overloadpacket)

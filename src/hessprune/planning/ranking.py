@@ -41,7 +41,7 @@ def select(
 ) -> dict[str, tuple[int, ...]]:
     """Return the units to remove from each group: the shortest prefix of the global ranking that meets the budget.
 
-    Ties are broken by group and unit, so the result is deterministic. Takes O(U log U) and log₂ U evaluations of `costs`.
+    Ties are broken by group and unit, so the result is deterministic. Takes O(U log U) and log₂ U calls of `costs`.
 
     Raises:
         BudgetError: Removing all that may go is not enough; the message says what is reachable.

@@ -1,0 +1,92 @@
+"""Prove a pruned model on an example: slicing equals masking, and the predicted cost is the measured cost."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hessprune._checks import tensors_in
+from hessprune._modules import call_model, device_of, to_device
+from hessprune._state import evaluation_mode
+from hessprune.errors import VerificationError
+from hessprune.planning.cost import cost
+from hessprune.planning.plan import Plan
+from hessprune.surgery.slicing import mask_units
+
+# Largest accepted difference, relative to the largest output. Both models run in float64 where the model allows it;
+# what is left is the order of summation.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+
+def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any = None) -> float:
+    """Compare a pruned model with its masked dense parent, both in evaluation mode.
+
+    Args:
+        dense: The model the plan was made for.
+        pruned: What surgery made of it.
+        plan: The plan between them.
+        example_inputs: Inputs to compare on; made from the plan's description if None.
+
+    Returns:
+        The largest absolute difference of any output, relative to the largest output.
+
+    Raises:
+        VerificationError: Outputs differ, the pruned model does not run, or its cost is not the predicted one.
+    """
+    inputs = plan.inputs.example() if example_inputs is None else example_inputs
+    masked = copy.deepcopy(dense)
+    mask_units(masked, plan.groups, plan.removed)
+    difference, dtype = _compare(masked, copy.deepcopy(pruned), inputs)
+    if not difference <= TOLERANCE[dtype]:
+        raise VerificationError(
+            f"the pruned model must equal the masked dense model, but its output differs by {difference:.2e} "
+            f"(relative, {dtype}). Its forward treats channels by position: pass the layers involved to `find_groups(ignore=…)`."
+        )
+    counted = cost(pruned, inputs)
+    if counted != plan.cost_after:
+        raise VerificationError(f"the pruned model must cost what the plan predicts, {plan.cost_after}, got {counted}.")
+    return difference
+
+
+def _compare(masked: nn.Module, pruned: nn.Module, inputs: Any) -> tuple[float, torch.dtype]:
+    """Return the relative difference and the precision in which it was computed: float64 where the forward allows."""
+    inputs = to_device(inputs, device_of(masked))
+    expected = _try(masked.double(), to_device(inputs, device_of(masked), torch.float64))
+    if expected is not None:
+        actual = _run(pruned.double(), to_device(inputs, device_of(pruned), torch.float64))
+        return _difference(expected, actual), torch.float64
+    return _difference(_run(masked.float(), inputs), _run(pruned.float(), inputs)), torch.float32
+
+
+def _try(model: nn.Module, inputs: Any) -> list[Tensor] | None:
+    """Run the model, or return None where it insists on its own precision."""
+    try:
+        return _run(model, inputs)
+    except VerificationError:
+        return None
+
+
+def _run(model: nn.Module, inputs: Any) -> list[Tensor]:
+    with torch.no_grad(), evaluation_mode(model):
+        try:
+            return list(_floats(call_model(model, inputs)))
+        except Exception as error:
+            raise VerificationError(
+                f"the pruned model must run on the example inputs, but its forward failed: {error}. A size is "
+                f"fixed in its source code: pass the layers involved to `find_groups(ignore=…)`."
+            ) from error
+
+
+def _floats(output: Any) -> Iterator[Tensor]:
+    tree = output if isinstance(output, Tensor | dict | tuple | list) else vars(output)
+    yield from (tensor for tensor in tensors_in(tree) if tensor.is_floating_point())
+
+
+def _difference(expected: list[Tensor], actual: list[Tensor]) -> float:
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
+        return float("inf")
+    pairs = [(a, b) for a, b in zip(expected, actual, strict=True) if a.numel()]
+    scale = max([1e-6, *(float(a.abs().max()) for a, _ in pairs)])
+    return max([0.0, *(float((a - b).abs().max()) for a, b in pairs)]) / scale
