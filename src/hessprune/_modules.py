@@ -89,6 +89,17 @@ def to_device(tree: Any, device: torch.device | str, dtype: torch.dtype | None =
     return tree
 
 
+def sample_rows(tree: Any, rows: Tensor) -> Any:
+    """Return the samples `rows` of a nested tuple or dict of tensors, batch first."""
+    if isinstance(tree, Tensor):
+        return tree[rows.to(tree.device)]
+    if isinstance(tree, Mapping):
+        return {key: sample_rows(value, rows) for key, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        return type(tree)(sample_rows(value, rows) for value in tree)
+    return tree
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter or buffer (CPU if it has none)."""
     first = next(iter(model.parameters()), None)

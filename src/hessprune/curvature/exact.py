@@ -1,0 +1,93 @@
+r"""The exact trace: every column of every sample's loss Hessian, pushed back once.
+
+`Tr(H_cc) = (1/W) Σ_n Σ_k ‖ Σ_t δ^k_{n,c,t} a_{n,t} ‖²`, where `δ^k` is column `k` of `S_n` pushed back to the layer's
+output and `a` its input patches. It *is* the Hessian's trace where everything behind the layer is piecewise linear
+and the layer is used once.
+
+A confident sample has few columns that weigh anything. Columns are taken in the order of falling mass until what is
+left of a batch is at most `tolerance` of the loss curvature in the logits, and samples are sorted by how many columns
+they need.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessprune.curvature.moments import Moments
+from hessprune.curvature.problem import Problem
+from hessprune.curvature.risk import LogitFactor, logit_factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The columns that a batch needs."""
+
+    order: Tensor
+    """For each sample its columns by falling mass, `(N, K)`."""
+    counts: Tensor
+    """How many of them each sample needs, `(N,)`."""
+    dropped: float
+    """Mass that is left out."""
+    total: float
+    """Mass of all columns."""
+
+    def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield sample indices and their columns `(n, k)`, −1 where a sample has fewer; longest lists first."""
+        samples = self.counts.argsort(descending=True, stable=True)
+        for rows in samples[: int((self.counts > 0).sum())].split(size):
+            needed = torch.arange(int(self.counts[rows[0]]), device=rows.device)
+            columns = self.order[rows][:, needed]
+            yield rows, columns.where(needed < self.counts[rows][:, None], -1)
+
+
+def choose_columns(factor: LogitFactor, tolerance: float) -> Columns:
+    """Take columns by falling mass until at most `tolerance` of the batch's mass is left.
+
+    Args:
+        factor: The batch's loss curvature in the logits.
+        tolerance: Share of the mass that may be left out; with 0 every column with any mass is taken.
+
+    Returns:
+        The columns of each sample.
+
+    Example:
+        >>> from hessprune.curvature.risk import logit_factor
+        >>> sure = torch.tensor([[9.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+        >>> choose_columns(logit_factor(None, sure, torch.tensor([0, 1])), 1e-3).counts
+        tensor([0, 2])
+    """
+    mass, order = factor.mass.sort(dim=1, descending=True, stable=True)
+    rising, _ = mass.flatten().sort()
+    total = float(rising.sum())
+    number = int((rising.cumsum(0) <= tolerance * total).sum())
+    threshold = rising[number - 1] if number else rising.new_tensor(-1.0)
+    kept = mass > threshold.clamp(min=0.0)
+    return Columns(order=order, counts=kept.sum(1), dropped=float(mass[~kept].sum()), total=total)
+
+
+def exact_traces(problem: Problem, tolerance: float) -> tuple[Moments, int, float]:
+    """Return the sums over samples, the number of backward passes, and the share of mass left out."""
+    moments, backwards, dropped, total = Moments.zeros(problem.want.num_units), 0, 0.0, 0.0
+    for inputs, targets in problem.each_batch("exact trace"):
+        logits = problem.logits(inputs)
+        factor = logit_factor(problem.loss_fn, logits, targets)
+        columns = choose_columns(factor, tolerance)
+        for rows, index in columns.chunks(problem.chunk_size):
+            backwards += index.shape[1]
+            moments.add(_chunk(problem, inputs, logits, factor, rows, index)[None])
+        moments.num_samples += len(logits)
+        moments.weight += factor.weight
+        dropped, total = dropped + columns.dropped, total + columns.total
+    return moments, backwards, dropped / total if total else 0.0
+
+
+def _chunk(problem: Problem, inputs: Any, logits: Tensor, factor: LogitFactor, rows: Tensor, index: Tensor) -> Tensor:
+    """Return the sum over columns of each sample's contribution, `(N, num_units)`."""
+    tap = problem.tap(inputs, rows, logits, index.shape[1])
+    values = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for k, column in enumerate(index.unbind(1)):
+        values = values + tap.backward(factor.columns(rows, column), last=k == index.shape[1] - 1)
+    return values

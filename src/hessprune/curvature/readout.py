@@ -1,0 +1,99 @@
+"""Which rows of which weights are wanted, and how they add up to units."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from hessprune._checks import nearest
+from hessprune.curvature.folding import Folded
+from hessprune.curvature.results import ParamSlice, Slices
+from hessprune.errors import ArgumentError, UnsupportedModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What to read off at the weights, and how it adds up to units."""
+
+    slices: Slices
+    axes: Mapping[str, tuple[int, ...]]
+    """For each weight the axes along which some slice counts."""
+    factors: Mapping[str, Tensor]
+    """Squared folding factors, broadcastable to the weight."""
+    repeated: frozenset[str]
+    """Weights used more than once: their gradients are added up before they are squared."""
+
+    @property
+    def num_units(self) -> int:
+        """Number of units over all keys."""
+        return sum(pieces[0].num_units for pieces in self.slices.values())
+
+    def gather(self, rows: Mapping[tuple[str, int], Tensor]) -> Tensor:
+        """Sum rows `(N, size)` into units, `(N, num_units)` in float64, keys one after another."""
+        return torch.cat([
+            sum((self._piece(rows[p.param, p.dim], p.index, p.scale) for p in pieces), start=torch.zeros(()))
+            for pieces in self.slices.values()
+        ], dim=1)  # fmt: skip
+
+    def split(self, values: Tensor) -> dict[str, Tensor]:
+        """Cut a tensor `(..., num_units)` into one per key, on the CPU."""
+        sizes = [pieces[0].num_units for pieces in self.slices.values()]
+        return dict(zip(self.slices, values.cpu().double().split(sizes, dim=-1), strict=True))
+
+    @staticmethod
+    def _piece(rows: Tensor, index: Tensor, scale: Tensor | None) -> Tensor:
+        units = rows[:, index.to(rows.device)].double().sum(-1)
+        return units if scale is None else units * scale.to(units)
+
+
+def wanted(slices: Slices, folded: Folded) -> Wanted:
+    """Check `slices` against what the model does with its weights.
+
+    Raises:
+        ArgumentError: A slice names no weight, or does not fit it.
+        UnsupportedModelError: A weight is not used by a convolution or a linear map.
+    """
+    shapes = {name: value.shape for name, value in folded.model.named_parameters(remove_duplicate=False)}
+    first_name = _canonical_names(folded.model)
+    for key, pieces in slices.items():
+        _check_key(key, pieces, shapes)
+    renamed = {key: [replace(p, param=first_name[p.param]) for p in pieces] for key, pieces in slices.items()}
+    every = [piece for pieces in renamed.values() for piece in pieces]
+    unused = sorted({piece.param for piece in every if not folded.recording.count(piece.param)})
+    if unused:
+        raise UnsupportedModelError(
+            f"`slices` must name weights of convolutions or linear maps, got {', '.join(map(repr, unused))}, which the "
+            "model passes to neither. Leave these groups out with `ignore=`."
+        )
+    return Wanted(
+        slices=renamed,
+        axes={p.param: tuple(sorted({q.dim for q in every if q.param == p.param})) for p in every},
+        factors={name: scale.square() for name, scale in folded.scale.items()},
+        repeated=frozenset(piece.param for piece in every if folded.recording.count(piece.param) > 1),
+    )
+
+
+def _check_key(key: str, pieces: Sequence[ParamSlice], shapes: Mapping[str, torch.Size]) -> None:
+    """Raise unless the slices of one key exist, fit their weights and agree on the number of units."""
+    if not pieces or len({piece.num_units for piece in pieces}) != 1:
+        counts = [piece.num_units for piece in pieces]
+        raise ArgumentError(f"`slices`[{key!r}] must hold slices with one common number of units, got {counts}.")
+    for piece in pieces:
+        if piece.param not in shapes:
+            raise ArgumentError(f"`slices` must name parameters, got {piece.param!r}.{nearest(piece.param, shapes)}")
+        shape = tuple(shapes[piece.param])
+        fits = -len(shape) <= piece.dim < len(shape) and piece.index.dim() == 2
+        if not fits or (
+            piece.index.numel() and not 0 <= int(piece.index.min()) <= int(piece.index.max()) < shape[piece.dim]
+        ):
+            raise ArgumentError(
+                f"`slices`[{key!r}] must hold positions (U, m) along an axis of {piece.param!r} of shape {shape}, got "
+                f"dim {piece.dim} and index of shape {tuple(piece.index.shape)}."
+            )
+
+
+def _canonical_names(model: nn.Module) -> dict[str, str]:
+    """Map every name of a parameter to its first name."""
+    first = {id(value): name for name, value in model.named_parameters()}
+    return {name: first[id(value)] for name, value in model.named_parameters(remove_duplicate=False)}

@@ -1,0 +1,77 @@
+"""What goes into a trace and what comes out: `ParamSlice` names the blocks, `TraceResult` holds their traces."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+Kind = Literal["hessian", "ggn"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParamSlice:
+    """The rows of one weight that belong to each of `U` units.
+
+    Unit `u` owns the entries of `param` at the positions `index[u]` along axis `dim`; the trace over these entries
+    enters the unit's value times `scale[u]` (1 by default).
+
+    Example:
+        >>> import torch
+        >>> piece = ParamSlice(param="conv1.weight", dim=0, index=torch.arange(6).reshape(3, 2))
+        >>> piece.num_units
+        3
+    """
+
+    param: str
+    """Name of a weight that the model passes to a convolution or a linear map."""
+    dim: int
+    """The axis of the weight along which `index` counts."""
+    index: Tensor  # (U, m)
+    """For each unit the `m` positions it owns."""
+    scale: Tensor | None = None  # (U,)
+
+    @property
+    def num_units(self) -> int:
+        """Number of units `U`."""
+        return self.index.shape[0]
+
+
+Slices = Mapping[str, Sequence[ParamSlice]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceResult:
+    """Per-unit traces of the loss Hessian, with their errors and what they cost.
+
+    All tensors are float64 on the CPU, one `(U,)` per key. The loss is the *mean* over samples (over all counted
+    targets where a sample has several).
+    """
+
+    values: dict[str, Tensor]
+    """The trace of each unit's block."""
+    standard_error: dict[str, Tensor] | None = None
+    """Standard error of the estimator given these data; None for `exact`, which has none."""
+    sample_error: dict[str, Tensor] | None = None
+    """Standard error from having seen only these samples of a population; None for `hutchinson`."""
+    kind: Kind = "hessian"
+    """`"hessian"` where the block equals the Hessian's, `"ggn"` for the generalised Gauss–Newton block."""
+    estimator: str = "exact"
+    precision: str = "fp32"
+    num_samples: int = 0
+    weight: float = 0.0
+    """What the sum over samples was divided by."""
+    num_probes: int = 0
+    num_rejected: int = 0
+    """Probes that were not finite and were repeated at a lower loss scale."""
+    num_backwards: int = 0
+    """Backward passes, counted per sample chunk of each batch."""
+    dropped_mass: float = 0.0
+    """Share of the loss curvature in the logits that `exact` left out."""
+    settled: bool | None = None
+    """Whether the decision given as `until` has settled; None without `until`."""
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    """Estimated peak of the memory for activations and gradients."""
+    probes: dict[str, Tensor] | None = None
+    """Every single probe of `hutchinson`, `(num_probes, U)`, so that results over parts of the data merge."""
