@@ -56,6 +56,13 @@ def test_an_epoch_is_a_function_of_seed_and_epoch():
     assert not same(make(shuffle=True, augment="crop-flip", seed=1), first)
 
 
+def test_order_and_augmentation_both_change_with_the_epoch():
+    shuffled, cropped = make(shuffle=True), make(augment="crop-flip")
+    for batches in (shuffled, cropped):
+        epochs = [torch.cat([x for x, _ in batches.iterate(epoch)]) for epoch in (0, 1)]
+        assert not torch.equal(*epochs)
+
+
 def test_reading_leaves_the_random_state():
     before = torch.random.get_rng_state()
     list(make(shuffle=True, augment="crop"))

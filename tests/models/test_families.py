@@ -4,11 +4,12 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hessprune.errors import ArgumentError
 from hessprune.models import available_models, build_model
 from hessprune.models.densenet import DenseNet
-from hessprune.models.mobilenet import MobileNetTiny
+from hessprune.models.mobilenet import InvertedResidual, MobileNetTiny, SqueezeExcite
 from hessprune.models.preresnet import PreResNet
 from hessprune.models.resnet import ResNet, Subsample
 from hessprune.models.vgg import VGG
@@ -99,6 +100,52 @@ def test_dense_layer_keeps_its_input_first():
     out = model.dense1[0](x)
     assert out.shape == (1, 20, 4, 4)
     assert torch.equal(out[:, :16], x)
+
+
+@torch.no_grad()
+def randomise(module: torch.nn.Module) -> torch.nn.Module:
+    """Give BatchNorm statistics and scales that matter, and switch to evaluation."""
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape) + 0.1)
+    return module.eval()
+
+
+def test_wide_block_projects_the_activation_and_carries_the_input():
+    first, second = randomise(WideResNet(16, num_classes=2, widen=1).layer2)
+    x = torch.randn(2, 16, 6, 6)
+    active = F.relu(first.bn1(x))
+    torch.testing.assert_close(first(x), first.conv2(F.relu(first.bn2(first.conv1(active)))) + first.shortcut(active))
+    x = torch.randn(2, 32, 6, 6)
+    torch.testing.assert_close(second(x), second.conv2(F.relu(second.bn2(second.conv1(F.relu(second.bn1(x)))))) + x)
+
+
+@pytest.mark.parametrize("stage", ["layer1", "layer2"])
+def test_preactivation_bottleneck_adds_its_raw_input(stage):
+    block = randomise(getattr(PreResNet(11, num_classes=2, width=4), stage))[0]
+    x = torch.randn(2, 4, 6, 6)
+    branch = block.conv1(F.relu(block.bn1(x)))
+    branch = block.conv3(F.relu(block.bn3(block.conv2(F.relu(block.bn2(branch))))))
+    torch.testing.assert_close(block(x), branch + (x if stage == "layer1" else block.downsample(x)))
+
+
+def test_squeeze_excite_scales_each_channel_by_its_gate():
+    gate = SqueezeExcite(4, 2)
+    x = torch.rand(3, 4, 5, 5)
+    closed, opened = torch.full((4,), -3.0), torch.full((4,), 3.0)
+    torch.nn.init.zeros_(gate.fc2.weight)
+    for bias, factor in ((closed, 0), (opened, 1), (torch.zeros(4), 0.5)):
+        gate.fc2.bias.data = bias
+        torch.testing.assert_close(gate(x), factor * x)
+
+
+def test_inverted_residual_adds_only_where_the_shape_stays():
+    kept, changed = InvertedResidual(4, 4, 1, expansion=2), InvertedResidual(4, 4, 2, expansion=2)
+    x = torch.rand(1, 4, 6, 6)
+    for block in (kept, changed):
+        torch.nn.init.zeros_(block.eval().project.weight)
+    torch.testing.assert_close(kept(x), x)
+    torch.testing.assert_close(changed(x), torch.zeros(1, 4, 3, 3))
 
 
 def test_width_scales_channels():

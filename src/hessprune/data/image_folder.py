@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from math import log, sqrt
+from math import exp, log, sqrt
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -104,7 +104,7 @@ def random_box(width: int, height: int, draws: Sequence[float]) -> Box:
         Szegedy et al. (2015), Going deeper with convolutions, arXiv:1409.4842, §6.
     """
     area = width * height * (MIN_AREA + (1 - MIN_AREA) * draws[0])
-    aspect = np.exp(log(MAX_ASPECT) * (2 * draws[1] - 1))
+    aspect = exp(log(MAX_ASPECT) * (2 * draws[1] - 1))
     box_width = min(width, sqrt(area * aspect))
     box_height = min(height, sqrt(area / aspect))
     left, upper = (width - box_width) * draws[2], (height - box_height) * draws[3]
