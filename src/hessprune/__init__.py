@@ -1,3 +1,77 @@
-"""hessprune: smaller, faster neural networks from second-order information."""
+"""hessprune: smaller, faster neural networks from second-order information.
+
+A model goes in at the top, a smaller model and a report come out at the bottom; between each pair of stages there is one
+small value that can be printed, saved and tested: groups → saliency → plan → surgery → fine-tune → export.
+"""
+
+# errors first: everything below may raise them
+from hessprune.errors import (
+    ArgumentError,
+    BudgetError,
+    CheckpointError,
+    DataError,
+    HessPruneError,
+    MissingDependencyError,
+    NumericalError,
+    OutputError,
+    RecipeError,
+    UnsupportedModelError,
+    VerificationError,
+)
+from hessprune.structure.groups import Frozen, Group, Groups, Slice
+from hessprune.structure.find import find_groups
+from hessprune.curvature import TraceResult
+from hessprune.saliency import Saliency, hessian_trace, saliency
+from hessprune.planning.budget import Budget
+from hessprune.planning.cost import Cost, cost
+from hessprune.planning.plan import Plan, make_plan
+from hessprune.planning.ranking import Ranking
+from hessprune.surgery.apply import apply_plan
+from hessprune.surgery.verify import verify
+from hessprune.evaluate import evaluate
+from hessprune.latency import compare_latency, measure_latency
+from hessprune.checkpoint import load, save
 
 __version__ = "0.1.0"
+
+__all__ = [
+    # structure
+    "find_groups",
+    "Group",
+    "Groups",
+    "Slice",
+    "Frozen",
+    # curvature and saliency
+    "hessian_trace",
+    "TraceResult",
+    "saliency",
+    "Saliency",
+    # planning
+    "Budget",
+    "Ranking",
+    "cost",
+    "Cost",
+    "make_plan",
+    "Plan",
+    # surgery and checkpoints
+    "apply_plan",
+    "verify",
+    "save",
+    "load",
+    # training and evaluation
+    "evaluate",
+    "measure_latency",
+    "compare_latency",
+    # errors
+    "HessPruneError",
+    "ArgumentError",
+    "BudgetError",
+    "CheckpointError",
+    "DataError",
+    "MissingDependencyError",
+    "NumericalError",
+    "OutputError",
+    "RecipeError",
+    "UnsupportedModelError",
+    "VerificationError",
+]
