@@ -80,6 +80,13 @@ def test_wrong_name_is_refused(name, message):
         build_model(name, num_classes=2)
 
 
+def test_a_module_that_fails_on_import_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "broken_on_import.py").write_text("raise RuntimeError('operator does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ArgumentError, match=r"cannot be imported \(RuntimeError: operator does not exist\)"):
+        build_model("broken_on_import:factory", num_classes=2)
+
+
 @pytest.mark.parametrize(("argument", "value"), [("num_classes", 0), ("in_channels", 1.5)])
 def test_wrong_size_is_refused(argument, value):
     with pytest.raises(ArgumentError, match=f"`{argument}` must be an integer"):

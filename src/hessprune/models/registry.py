@@ -101,9 +101,9 @@ def _import(path: str, name: str) -> ModuleType:
     """Import the module of a factory's name."""
     try:
         return importlib.import_module(path)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # importing a module runs it, so anything can happen
         raise ArgumentError(
-            f"module {path!r} of `name` {name!r} cannot be imported ({error}). "
+            f"module {path!r} of `name` {name!r} cannot be imported ({type(error).__name__}: {error}). "
             "Install it, or run from the folder that holds it with that folder on PYTHONPATH."
         ) from error
 
