@@ -29,6 +29,23 @@ def test_a_failing_block_keeps_the_former_file(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_staged_files_arrive_together_or_not_at_all(tmp_path):
+    def stage(fails: bool):
+        with _files.staging(tmp_path / "out") as folder:
+            (folder / "a").write_text(str(fails))
+            (folder / "b").write_text(str(fails))
+            if fails:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    stage(fails=False)
+    with pytest.raises(OutputError, match=r"No space left on device.*Free the disk"):
+        stage(fails=True)
+    assert [(path.name, path.read_text()) for path in sorted((tmp_path / "out").iterdir())] == [
+        ("a", "False"),
+        ("b", "False"),
+    ]
+
+
 def test_writable_folder_creates_parents_and_stays_empty(tmp_path):
     folder = _files.writable_folder(tmp_path / "a" / "b")
     assert folder.is_dir()

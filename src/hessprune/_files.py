@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,27 @@ def replacing(path: Path | str) -> Iterator[Path]:
         raise OutputError(_refusal(target, error)) from error
     finally:
         _discard(temporary)
+
+
+@contextmanager
+def staging(folder: Path | str) -> Iterator[Path]:
+    """Yield a temporary folder inside `folder`; after the block its files move up, the last by name first.
+
+    For writers that write several files which belong together; a block that raises leaves `folder` as it was.
+
+    Raises:
+        OutputError: The operating system refuses the write.
+    """
+    target = writable_folder(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".staging-", dir=target) as temporary:
+            yield Path(temporary)
+            for file in sorted(Path(temporary).iterdir(), reverse=True):
+                file.replace(target / file.name)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(_refusal(target, error)) from error
 
 
 def write_bytes(path: Path | str, data: bytes) -> Path:

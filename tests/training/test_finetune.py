@@ -299,6 +299,22 @@ def test_a_data_loader_shuffles_anew_each_epoch_and_alike_each_run():
     assert seen[:3] != seen[3:6]
 
 
+def test_each_step_drops_other_units():
+    masks = []
+
+    class Recorded(nn.Dropout):
+        def forward(self, x):
+            output = super().forward(x)
+            if self.training:
+                masks.append((output == 0).tolist())
+            return output
+
+    model = nn.Sequential(nn.Flatten(), Recorded(0.5), nn.Linear(36, 3))
+    finetune(model, Batches(), VALIDATION, config=CONFIG)
+    assert len(masks) == 15
+    assert all(masks.count(mask) == 1 for mask in masks)
+
+
 def test_bf16_trains_in_bf16_and_validates_in_fp32():
     types = []
 
