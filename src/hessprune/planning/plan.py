@@ -146,7 +146,7 @@ def make_plan(
         cost_before=costs.dense,
         cost_after=costs({name: len(units) for name, units in removed.items()}),
         inputs=describe_inputs(example_inputs),
-        provenance={**getattr(saliency, "provenance", {}), "ranking": asdict(ranking), **_origin(model)},
+        provenance=_provenance(model, saliency, ranking),
     )
 
 
@@ -164,8 +164,10 @@ def _not_ignored(groups: Sequence[Group], patterns: Sequence[str]) -> list[Group
     return [group for group in groups if not any(fnmatch.fnmatchcase(group.name, pattern) for pattern in patterns)]
 
 
-def _origin(model: nn.Module) -> dict[str, str]:
-    return {"weights_sha256": fingerprint(model), "torch": torch.__version__}
+def _provenance(model: nn.Module, saliency: Mapping[str, Tensor], ranking: Ranking) -> dict[str, Any]:
+    """Gather where the decision came from, as plain JSON values, so that a plan read back is an equal plan."""
+    origin = {"weights_sha256": fingerprint(model), "torch": torch.__version__}
+    return json.loads(json.dumps({**getattr(saliency, "provenance", {}), "ranking": asdict(ranking), **origin}))
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -1,0 +1,148 @@
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from hessprune.errors import ArgumentError, BudgetError, CheckpointError
+from hessprune.planning.budget import Budget
+from hessprune.planning.inputs import describe_inputs
+from hessprune.planning.plan import Plan, fingerprint, make_plan
+from hessprune.planning.ranking import Ranking
+from hessprune.structure.find import find_groups
+from tests.cases import Flatten, Grouped, Plain, Residual, image, make
+
+MODEL, X = make(Plain), image()
+GROUPS = find_groups(MODEL, X)
+
+
+def ascending() -> dict[str, Tensor]:
+    return {group.name: torch.arange(1.0, group.num_units + 1) for group in GROUPS}
+
+
+def plan_with(ranking: Ranking | None = None, budget: Budget | None = None) -> Plan:
+    return make_plan(MODEL, GROUPS, ascending(), budget or Budget(macs=0.5), example_inputs=X, ranking=ranking)
+
+
+def test_the_budget_is_met_within_one_unit() -> None:
+    for fraction in (0.9, 0.6, 0.35):
+        plan = plan_with(Ranking(min_kept_fraction=0.0), Budget(macs=fraction))
+        limit = fraction * plan.cost_before.macs
+        assert plan.cost_after.macs <= limit
+        largest = 8 * 8 * 9 * (3 + 12)  # no unit of this network saves more
+        assert plan.cost_after.macs > limit - largest
+
+
+def test_the_least_salient_units_go_first_in_every_group() -> None:
+    for units in plan_with().removed.values():
+        assert units == tuple(range(len(units)))
+
+
+def test_without_cost_the_ranking_is_by_saliency_alone() -> None:
+    plan = plan_with(Ranking(per_cost=False, min_kept_fraction=0.0))
+    threshold = max(len(units) for units in plan.removed.values())
+    assert all(len(units) in (threshold, threshold - 1) for units in plan.removed.values())
+
+
+def test_per_cost_removes_more_where_units_are_dear() -> None:
+    by_cost, plain = plan_with(Ranking(per_cost=True)), plan_with(Ranking(per_cost=False))
+    assert len(by_cost.removed["body.0.0"]) > len(plain.removed["body.0.0"])
+
+
+def test_keeping_everything_is_a_plan() -> None:
+    plan = plan_with(budget=Budget(params=1.0))
+    assert plan.num_removed == 0
+    assert plan.cost_after == plan.cost_before
+
+
+def test_floors_hold() -> None:
+    plan = plan_with(Ranking(min_kept_fraction=0.5), Budget(macs=0.4))
+    assert all(2 * len(plan.kept[group.name]) >= group.num_units for group in GROUPS)
+
+
+def test_out_of_reach_says_what_is_reachable() -> None:
+    with pytest.raises(BudgetError, match=r"leaves macs = [\d,]+, 0\.\d+ of the dense model .* Ask for at least macs=0"):
+        plan_with(Ranking(min_kept_fraction=0.5), Budget(macs=0.1))
+
+
+@pytest.mark.parametrize("case", [Plain, Residual, Grouped, Flatten])
+def test_round_to_keeps_multiples(case: type[torch.nn.Module]) -> None:
+    model = make(case)
+    groups = find_groups(model, X)
+    saliency = {group.name: torch.rand(group.num_units) for group in groups}
+    plan = make_plan(model, groups, saliency, Budget(params=0.7), example_inputs=X, ranking=Ranking(round_to=4))
+    for group in groups:
+        width = len(group.slices_with_role("producer")[0].index[0])
+        if plan.removed[group.name]:
+            assert len(plan.kept[group.name]) * width % 4 == 0
+
+
+def test_ignored_layers_stay_whole() -> None:
+    plan = plan_with(Ranking(ignored_layers=("body.1*",)))
+    assert plan.removed["body.1.0"] == ()
+    with pytest.raises(ArgumentError, match="`ignored_layers` must match group names, got 'boddy'"):
+        plan_with(Ranking(ignored_layers=("boddy",)))
+
+
+def test_latency_budgets_are_refused() -> None:
+    with pytest.raises(BudgetError, match="needs a latency table"):
+        plan_with(budget=Budget(latency_ms=0.5))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.pop("body.0.0"), "must have an entry for group 'body.0.0'"),
+        (lambda values: values.update({"body.0.0": torch.ones(3)}), r"must have shape \(8,\), got \(3,\)"),
+        (lambda values: values.update({"body.0.0": torch.full((8,), torch.nan)}), "must be finite"),
+    ],
+)
+def test_wrong_saliencies(change: object, message: str) -> None:
+    values = ascending()
+    change(values)  # type: ignore[operator]
+    with pytest.raises(ArgumentError, match=message):
+        make_plan(MODEL, GROUPS, values, Budget(macs=0.5), example_inputs=X)
+
+
+@pytest.mark.parametrize(("name", "value"), [("round_to", 0), ("round_to", 1.5), ("min_kept_fraction", 1.5)])
+def test_wrong_rankings(name: str, value: float) -> None:
+    with pytest.raises(ArgumentError, match=f"`{name}` must be"):
+        Ranking(**{name: value})
+
+
+@pytest.mark.parametrize("case", [Plain, Residual, Grouped, Flatten])
+def test_json_round_trip(case: type[torch.nn.Module]) -> None:
+    model = make(case)
+    groups = find_groups(model, X)
+    saliency = {group.name: torch.rand(group.num_units) for group in groups}
+    plan = make_plan(model, groups, saliency, Budget(params=0.7), example_inputs=X)
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_broken_json_is_one_clear_error() -> None:
+    text = plan_with().to_json()
+    for broken in (text[: len(text) // 2], "[]", "{}"):
+        with pytest.raises(CheckpointError, match="must be complete JSON written by hessprune"):
+            Plan.from_json(broken)
+    newer = json.dumps({**json.loads(text), "format": 99})
+    with pytest.raises(CheckpointError, match="format 99"):
+        Plan.from_json(newer)
+
+
+def test_provenance_names_the_weights() -> None:
+    plan = plan_with()
+    assert plan.provenance["weights_sha256"] == fingerprint(MODEL)
+    assert plan.provenance["ranking"]["per_cost"] is True
+
+
+def test_inputs_are_described_and_made_again() -> None:
+    inputs = {"ids": torch.tensor([[1, 7]]), "more": (torch.zeros(2, 3), None)}
+    again = describe_inputs(inputs).example()
+    assert again["ids"].shape == (1, 2)
+    assert int(again["ids"].max()) <= 7
+    assert again["more"][0].dtype == torch.float32
+    assert again["more"][1] is None
+
+
+def test_printing_a_plan() -> None:
+    assert "of macs kept" in str(plan_with())
