@@ -7,7 +7,9 @@ from hessprune.planning.cost import Cost
 DENSE = Cost(macs=1000, params=100, bytes=400)
 
 
-@pytest.mark.parametrize(("budget", "limit"), [(Budget(macs=0.5), 500), (Budget(params=40), 40), (Budget(macs=1), 1000)])
+@pytest.mark.parametrize(
+    ("budget", "limit"), [(Budget(macs=0.5), 500), (Budget(params=40), 40), (Budget(macs=1), 1000)]
+)
 def test_fraction_or_absolute(budget: Budget, limit: float) -> None:
     assert budget.limit(DENSE) == limit
 

@@ -61,7 +61,9 @@ def test_floors_hold() -> None:
 
 
 def test_out_of_reach_says_what_is_reachable() -> None:
-    with pytest.raises(BudgetError, match=r"leaves macs = [\d,]+, 0\.\d+ of the dense model .* Ask for at least macs=0"):
+    with pytest.raises(
+        BudgetError, match=r"leaves macs = [\d,]+, 0\.\d+ of the dense model .* Ask for at least macs=0"
+    ):
         plan_with(Ranking(min_kept_fraction=0.5), Budget(macs=0.1))
 
 

@@ -73,7 +73,9 @@ def test_the_order_of_removals_does_not_matter() -> None:
     together, singly = copy.deepcopy(model), copy.deepcopy(model)
     slice_units(together, plan.groups, plan.removed)
     slice_units(singly, plan.groups[::-1], {name: units[::-1] for name, units in plan.removed.items()})
-    assert all(torch.equal(a, b) for a, b in zip(together.state_dict().values(), singly.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(together.state_dict().values(), singly.state_dict().values(), strict=True)
+    )
 
 
 def test_pruning_twice_works() -> None:
@@ -96,7 +98,9 @@ def test_wrong_surgery_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_for(model)
 
     def careless(pruned: nn.Module, groups: object, removed: dict[str, tuple[int, ...]]) -> None:
-        shifted = {name: [(unit + 1) % 8 for unit in units] if name == "body.0.0" else units for name, units in removed.items()}
+        shifted = {
+            name: [(unit + 1) % 8 for unit in units] if name == "body.0.0" else units for name, units in removed.items()
+        }
         slice_units(pruned, groups, shifted)
 
     monkeypatch.setattr(apply_module, "slice_units", careless)
