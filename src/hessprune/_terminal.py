@@ -1,0 +1,134 @@
+"""What the command line shows: progress bars, tables, and errors in one line."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from hessprune._progress import listening
+from hessprune.errors import HessPruneError
+from hessprune.inspection import Inspection
+from hessprune.report.html import COLUMNS, cells, format_count, spoken
+from hessprune.report.run_report import RunReport, headline
+
+REPORTED_SECONDS = 0.5
+
+
+class TerminalProgress:
+    """A `Listener` that draws bars on standard error, and leaves one line behind for every stage that took a while.
+
+    Bars nest: the outermost is a stage, those inside are its loops and vanish when they are done.
+    """
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+        )
+        self._open: dict[int, tuple[str, float]] = {}
+
+    def __enter__(self) -> "TerminalProgress":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def start(self, label: str, total: int | None) -> int:
+        """Open a bar."""
+        spoken_label = label.lstrip("0123456789-").replace("-", " ")  # stages are named like "2-saliency-hap"
+        handle = self._progress.add_task("  " * len(self._open) + spoken_label, total=total, note="")
+        self._open[handle] = (spoken_label, time.monotonic())
+        return handle
+
+    def advance(self, handle: int, steps: int, note: str) -> None:
+        """Move a bar."""
+        if note:
+            self._progress.update(TaskID(handle), advance=steps, note=note)
+        else:
+            self._progress.advance(TaskID(handle), steps)
+
+    def finish(self, handle: int) -> None:
+        """Remove a bar; an outermost one that took a while and ended well leaves a line with its time."""
+        label, started = self._open.pop(handle)
+        self._progress.remove_task(TaskID(handle))
+        seconds = time.monotonic() - started
+        if not self._open and seconds >= REPORTED_SECONDS and sys.exc_info()[0] is None:
+            self.console.print(f"[green]✓[/] {label:<34}[dim]{seconds:7.1f} s[/]")
+
+
+@contextmanager
+def session(resumable: bool = False) -> Iterator[None]:
+    """Draw progress; turn errors of the library into one line and exit code 2, an interrupt into advice.
+
+    Args:
+        resumable: Whether the same command continues after an interrupt.
+
+    Raises:
+        Exit: In place of the errors above.
+    """
+    try:
+        with TerminalProgress() as progress, listening(progress):
+            yield
+    except HessPruneError as error:
+        typer.echo("error: " + " ".join(str(error).split()), err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        advice = ": nothing is lost, the same command continues" if resumable else ""
+        typer.echo(f"interrupted{advice}", err=True)
+        raise typer.Exit(130) from error
+
+
+def print_report(report: RunReport, out: object) -> None:
+    """Print the headline, the table of models and where the results are."""
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    table.add_column("")
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    dense = report.models["dense"]
+    for name, result in {**report.models, **report.baselines}.items():
+        style = "bold" if result is report.final else "dim" if name in report.baselines else None
+        row = [value if result is dense else f"{value} [dim]{note}[/]" for value, note in cells(result, dense)]
+        table.add_row(spoken(name), *row, style=style)
+    console = Console(highlight=False)
+    console.print(f"\n[bold]{headline(report)}[/]\n")
+    console.print(table)
+    console.print(f"\nresults in {out}: report.html, report.json, model/" + _onnx(report), soft_wrap=True)
+
+
+def print_inspection(inspection: Inspection) -> None:
+    """Print the groups of a model, what one unit of each costs, and what is frozen and why."""
+    console = Console(highlight=False)
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    for name, justify in (("group", "left"), ("units", "right"), ("MACs/unit", "right"), ("params/unit", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("emitted by → read by")
+    for row in inspection.groups:
+        tied = f"{_listed(row.producers)} → {_listed(row.consumers)}"
+        table.add_row(row.name, str(row.units), format_count(row.macs), format_count(row.params), tied)
+    size = f"{len(inspection.groups)} groups, {inspection.units} units"
+    console.print(f"[bold]{inspection.model}[/]: {inspection.cost}; {size}\n")
+    console.print(table)
+    for reason, axes in inspection.frozen.items():
+        console.print(f"\n[dim]frozen because {reason}:[/] {_listed(axes, 6)}", soft_wrap=True)
+
+
+def _onnx(report: RunReport) -> str:
+    return ", model.onnx" if report.settings.get("export", {}).get("onnx") else ""
+
+
+def _listed(names: tuple[str, ...], most: int = 2) -> str:
+    """Join names, the first few of many."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "") or "nothing"

@@ -1,0 +1,145 @@
+"""The stages in order: `prune` for a model in memory, `run` for a whole recipe. The one place that imports them all."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hessprune import checkpoint, stages
+from hessprune._checks import check_batches, check_finite_parameters, optional_import
+from hessprune._files import writable_folder
+from hessprune.assembly import assemble
+from hessprune.errors import ArgumentError
+from hessprune.export import export_onnx
+from hessprune.planning.budget import Budget
+from hessprune.planning.cost import Cost
+from hessprune.planning.plan import Plan, make_plan
+from hessprune.report.html import write_html
+from hessprune.report.run_report import RunReport
+from hessprune.saliency.methods import Settings, saliency
+from hessprune.saliency.values import Saliency
+from hessprune.settings import RunSettings
+from hessprune.structure.find import find_groups
+from hessprune.surgery.apply import apply_plan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PruneResult:
+    """A smaller model, and everything that led to it."""
+
+    model: nn.Module
+    plan: Plan
+    saliency: Saliency
+    cost_before: Cost
+    cost_after: Cost
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    batches: Any,
+    *,
+    budget: Budget,
+    method: str = "hap",
+    implant: float = 0.0,
+    compensate: bool = True,
+    ignore: tuple[str, ...] = (),
+    seed: int = 0,
+) -> PruneResult:
+    """Make a smaller model in one call: groups, saliency, plan, surgery.
+
+    Args:
+        model: The trained model; left untouched.
+        example_inputs: One batch as the model takes it; MACs are counted for it.
+        batches: Calibration data, a re-iterable of `(inputs, targets)`; a few hundred samples.
+        budget: What may be left, such as `Budget(macs=0.5)`.
+        method: Which saliency decides.
+        implant: Share of the removed units that keep a low-rank stand-in; only 0 in this version.
+        compensate: Re-estimate BatchNorm statistics on `batches`, where that lowers the loss there.
+        ignore: Names of modules or parameters whose channels stay.
+        seed: For whatever the method draws at random.
+
+    Returns:
+        The new model in the mode of the old one, the plan, the saliencies, and the cost before and after.
+
+    Raises:
+        ArgumentError: An argument is out of range.
+        BudgetError: The budget is out of reach.
+        DataError: The batches are one-shot, empty, or do not fit the model.
+        NumericalError: Weights are not finite.
+        UnsupportedModelError: The model cannot be captured, or nothing in it can be pruned.
+        VerificationError: The pruned model does not compute what the masked model computes.
+
+    Example:
+        >>> import torch, hessprune as hp
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> batches = [(torch.randn(16, 4), torch.arange(16) % 2)]
+        >>> result = hp.prune(net, torch.zeros(1, 4), batches, budget=hp.Budget(macs=0.5))
+        >>> result.cost_before.macs, result.cost_after.macs
+        (48, 24)
+    """
+    if implant:
+        raise ArgumentError(f"`implant` must be 0, got {implant!r}. This version removes units, it implants none.")
+    check_batches(batches)
+    check_finite_parameters(model)
+    groups = find_groups(model, example_inputs, ignore)
+    values = saliency(model, groups, batches, method, settings=Settings(seed=seed))
+    plan = make_plan(model, groups, values, budget, example_inputs=example_inputs)
+    smaller = apply_plan(model, plan)
+    if compensate:
+        smaller = stages.compensated(smaller, batches)
+    return PruneResult(
+        model=smaller, plan=plan, saliency=values, cost_before=plan.cost_before, cost_after=plan.cost_after
+    )
+
+
+def run(settings: RunSettings, out: Path | str, *, data_root: Path | str = ".") -> RunReport:
+    """Run a recipe from data to report; called again after a kill, it continues from its last finished stage or step.
+
+    Args:
+        settings: What to do.
+        out: Receives `report.html`, `report.json`, `model/`, `model.onnx` and the finished `stages/`.
+        data_root: What relative paths of the settings refer to.
+
+    Returns:
+        The report; `report.json` holds the same.
+    """
+    out = writable_folder(out)
+    _check_extras(settings)
+    job = stages.open_run(settings, out, Path(data_root))
+    dense = stages.dense_model(job)
+    groups = find_groups(dense.model, job.example)
+
+    own = settings.prune.method
+    decisions = {method: stages.decide(job, dense, groups, method) for method in (own, *job.baselines)}
+    pruned = {method: stages.cut(job, dense, decision) for method, decision in decisions.items()}
+    trained = decisions if settings.report.baselines == "finetuned" else (own,)
+    tuned = {method: stages.tune(job, dense, pruned[method], method) for method in trained}
+
+    models = {"dense": dense, "pruned": pruned[own], "finetuned": tuned[own]}
+    others = {f"{method}-pruned": pruned[method] for method in job.baselines}
+    others |= {f"{method}-finetuned": tuned[method] for method in job.baselines if method in tuned}
+    measured = {name: stages.measure(job, name, model) for name, model in (models | others).items()}
+    report = assemble(
+        job,
+        decisions[own],
+        models,
+        measured=measured,
+        latency=stages.latencies(job, models),
+        curve=[point for decision in decisions.values() for point in stages.curve(job, dense, groups, decision)],
+    )
+
+    checkpoint.save(tuned[own].model, decisions[own].plan, out / "model")
+    if settings.export.onnx:
+        export_onnx(tuned[own].model, job.example, out / "model.onnx")
+    report.save(out / "report.json")
+    write_html(report, out / "report.html")
+    return report
+
+
+def _check_extras(settings: RunSettings) -> None:
+    """Fail before the work, not after it, where a package for the last stages is missing."""
+    optional_import("matplotlib", "report")
+    if settings.export.onnx:
+        optional_import("onnxruntime", "export")

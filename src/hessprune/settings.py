@@ -1,0 +1,160 @@
+"""What a run is asked to do: plain immutable values, one per section of a recipe, checked on construction."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hessprune._checks import check_choice, check_range
+from hessprune.errors import ArgumentError
+from hessprune.planning.budget import Budget
+from hessprune.planning.ranking import Ranking
+from hessprune.saliency.methods import METHODS
+from hessprune.training.config import FinetuneConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSettings:
+    """Where the data come from and how they are split and read.
+
+    Attributes:
+        source: A name that `hessprune.data.load_dataset` knows.
+        root: File or folder, relative to the data root; not for built-in data.
+        mean: Normalisation that pretrained weights expect, one number per channel; the data's own by default.
+        std: As `mean`.
+        validation_size: Training images held out for choices; a tenth by default.
+        calibration_size: Training images, without augmentation, on which saliency is estimated.
+        batch_size: Images in a batch, for training and evaluation.
+        augment: Crop and flip the training images, as far as that suits the data.
+    """
+
+    source: str = "digits"
+    root: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    validation_size: int | None = None
+    calibration_size: int = 512
+    batch_size: int = 128
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        check_range("batch_size", self.batch_size, low=1, integer=True)
+        if (self.mean is None) != (self.std is None):
+            raise ArgumentError("`mean` and `std` must be given together, got one of them. Add the other.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """The network, and where its weights come from.
+
+    Attributes:
+        name: A name of the registry, or `package.module:factory`.
+        weights: A checkpoint, relative to the data root.
+        pretrain: How to train the dense network from scratch, instead of `weights`.
+    """
+
+    name: str = "digits-resnet"
+    weights: str | None = None
+    pretrain: FinetuneConfig | None = None
+
+    def __post_init__(self) -> None:
+        if (self.weights is None) == (self.pretrain is None):
+            found = "neither" if self.weights is None else "both"
+            raise ArgumentError(
+                f"`model` must have either `weights` or `pretrain`, got {found}. Name a checkpoint, or how to train."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PruneSettings:
+    """Which units go.
+
+    Attributes:
+        budget: What may be left.
+        method: A saliency that `hp.saliency` knows.
+        estimator: How traces are computed, for methods that use curvature.
+        precision: Of the passes that estimate curvature.
+        ranking: Floors, rounding, layers to leave alone.
+        compensate: Re-estimate BatchNorm statistics on the calibration images, where that lowers the loss there.
+    """
+
+    budget: Budget
+    method: str = "hap"
+    estimator: Literal["exact", "rademacher", "hutchinson"] = "exact"
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    ranking: Ranking = field(default_factory=Ranking)
+    compensate: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, METHODS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportSettings:
+    """What is written beside the model folder.
+
+    Attributes:
+        onnx: Write `model.onnx`, with a dynamic batch size, checked in ONNX Runtime.
+    """
+
+    onnx: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportSettings:
+    """What the report compares.
+
+    Attributes:
+        title: What the headline calls the network; its name by default.
+        baselines: Magnitude and random at the same budget: not at all, in one step, or also fine-tuned alike.
+        curve: Shares of the MACs at which every method is applied, without training, for accuracy against cost.
+        latency_repeats: Timed forward passes of each model, one image on one thread.
+    """
+
+    title: str | None = None
+    baselines: bool | Literal["finetuned"] = True
+    curve: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+    latency_repeats: int = 50
+
+    def __post_init__(self) -> None:
+        for fraction in self.curve:
+            check_range("curve", fraction, low=0.01, high=1)
+        check_range("latency_repeats", self.latency_repeats, low=1, integer=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSettings:
+    """A whole run; `recipe.load_recipe` reads one from YAML.
+
+    Attributes:
+        model: The network.
+        prune: Which units go.
+        seed: Decides splits, initial weights and probes; added to the seeds of the training stages.
+        data: The images.
+        finetune: How the pruned network is trained.
+        export: Further files.
+        report: What is compared.
+    """
+
+    model: ModelSettings
+    prune: PruneSettings
+    seed: int = 0
+    data: DataSettings = field(default_factory=DataSettings)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    export: ExportSettings = field(default_factory=ExportSettings)
+    report: ReportSettings = field(default_factory=ReportSettings)
+
+    def __post_init__(self) -> None:
+        check_range("seed", self.seed, low=0, integer=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all settings, defaults included, as nested dicts and lists that equal their own JSON round trip."""
+        return as_json(self)
+
+
+def as_json(settings: Any) -> Any:
+    """Turn settings into nested dicts and lists; a budget shows the one quantity that it sets."""
+    if isinstance(settings, Budget):
+        return {settings.quantity: settings.value}
+    if dataclasses.is_dataclass(settings):
+        return {item.name: as_json(getattr(settings, item.name)) for item in dataclasses.fields(settings)}
+    return [as_json(item) for item in settings] if isinstance(settings, tuple | list) else settings
