@@ -53,7 +53,7 @@ def test_saving_per_unit_is_the_difference_of_costs() -> None:
     model, x = make(Plain), image()
     groups = find_groups(model, x)
     costs = CostModel(model, x, groups)
-    saved = costs.saved_per_unit("macs")
+    saved = costs.saved_next("macs")
     assert saved["body.2.0"] == 2 * (16 * 12 * 9 + 4)  # a 4×4 map, 12 inputs, 3×3 kernel, and 4 rows of the head
 
 

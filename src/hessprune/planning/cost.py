@@ -101,10 +101,14 @@ class CostModel:
         totals = {quantity: round(float(weights @ numel)) for quantity, weights in self._weights.items()}
         return Cost(macs=totals["macs"] + self._other_macs, params=totals["params"], bytes=totals["bytes"])
 
-    def saved_per_unit(self, quantity: str) -> dict[str, float]:
-        """Return what removing one unit of each group saves from the dense model, in MACs, parameters or bytes."""
-        dense = getattr(self.dense, quantity)
-        return {name: float(dense - getattr(self({name: 1}), quantity)) for name in self._groups}
+    def saved_next(self, quantity: str, num_removed: Mapping[str, int] | None = None) -> dict[str, float]:
+        """Return what one more unit of each group saves, in MACs, parameters or bytes, after `num_removed` are gone."""
+        counts = np.zeros(len(self._groups))
+        for name, number in (num_removed or {}).items():
+            counts[self._groups[name]] = number
+        sizes = self._sizes - np.tensordot(counts, self._per_unit, axes=1)
+        saved = (sizes.prod(1) - np.clip(sizes - self._per_unit, 0, None).prod(2)) @ self._weights[quantity]
+        return {name: float(saved[number]) for name, number in self._groups.items()}
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:

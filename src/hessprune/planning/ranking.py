@@ -52,14 +52,14 @@ def select(
 
     def removed(length: int) -> dict[str, int]:
         counts = np.bincount(candidates[:length], minlength=len(groups))
-        return {group.name: _rounded(group, int(counts[number]), ranking) for number, group in enumerate(groups)}
+        return {group.name: rounded(group, int(counts[number]), ranking) for number, group in enumerate(groups)}
 
     def spent(length: int) -> int:
         return getattr(costs(removed(length)), budget.quantity)
 
     low, high = 0, len(candidates)
     if spent(high) > limit:
-        raise BudgetError(_out_of_reach(budget, spent(high), getattr(costs.dense, budget.quantity), ranking))
+        raise BudgetError(out_of_reach(budget, spent(high), getattr(costs.dense, budget.quantity), ranking))
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if spent(middle) <= limit else (middle + 1, high)
@@ -75,17 +75,22 @@ def _candidates(
     groups: Sequence[Group], saliency: Mapping[str, Tensor], costs: CostModel, budget: Budget, ranking: Ranking
 ) -> np.ndarray:
     """Group numbers of all units that may go, in the order in which they go."""
-    saved = costs.saved_per_unit(budget.quantity) if ranking.per_cost is not False else {}
+    saved = costs.saved_next(budget.quantity) if ranking.per_cost is not False else {}
     scores, owners = [], []
     for number, group in enumerate(groups):
-        allowed = group.num_units - max(1, math.ceil(ranking.min_kept_fraction * group.num_units - 1e-9))
-        values = np.sort(saliency[group.name].numpy())[: max(allowed, 0)]
+        values = np.sort(saliency[group.name].numpy())[: removable(group, ranking)]
         scores.append(values / max(saved.get(group.name, 1.0), 1e-12))
         owners.append(np.full(len(values), number))
     return np.concatenate(owners)[np.argsort(np.concatenate(scores), kind="stable")]
 
 
-def _rounded(group: Group, num_removed: int, ranking: Ranking) -> int:
+def removable(group: Group, ranking: Ranking) -> int:
+    """Return how many units of a group may go at most."""
+    floor = max(1, math.ceil(ranking.min_kept_fraction * group.num_units - 1e-9))
+    return max(group.num_units - floor, 0)
+
+
+def rounded(group: Group, num_removed: int, ranking: Ranking) -> int:
     """Keep a multiple of `round_to` channels by removing fewer units than ranked."""
     pieces = group.slices_with_role("producer") or group.slices
     width = len(pieces[0].index[0])
@@ -94,7 +99,8 @@ def _rounded(group: Group, num_removed: int, ranking: Ranking) -> int:
     return max(group.num_units - kept, 0)
 
 
-def _out_of_reach(budget: Budget, reachable: int, dense: int, ranking: Ranking) -> str:
+def out_of_reach(budget: Budget, reachable: int, dense: int, ranking: Ranking) -> str:
+    """Say what is reachable."""
     least = math.ceil(1000 * reachable / dense) / 1000
     return (
         f"`{budget}` must be reachable, but removing every unit that may go leaves {budget.quantity} = {reachable:,}, "
