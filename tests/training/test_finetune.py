@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 from dataclasses import asdict, replace
@@ -141,14 +142,24 @@ def test_a_run_that_only_harms_returns_the_model_before_training():
     assert _equal(result.model, good)
 
 
-def test_no_epochs_only_reestimates_batchnorm():
-    model = _net()
-    result = finetune(model, Batches(), VALIDATION, config=FinetuneConfig(epochs=0))
-    assert torch.equal(result.model[0].weight, model[0].weight)
-    assert not torch.equal(result.model[1].running_mean, model[1].running_mean)
-    assert len(result.history) == 1
-    unchanged = finetune(model, Batches(), VALIDATION, config=FinetuneConfig(epochs=0, reestimate_batchnorm=False))
-    assert _equal(unchanged.model, model)
+def test_no_epochs_only_repair_batchnorm():
+    good = finetune(_net(), Batches(), VALIDATION, config=replace(CONFIG, epochs=6))
+    spoilt = copy.deepcopy(good.model)
+    nn.init.constant_(spoilt[1].running_mean, 50.0)
+    repaired = finetune(spoilt, Batches(), VALIDATION, config=FinetuneConfig(epochs=0))
+    assert len(repaired.history) == 1
+    assert repaired.history[0].validation_accuracy == pytest.approx(
+        max(r.validation_accuracy for r in good.history), abs=0.1
+    )
+    assert all(torch.equal(a, b) for a, b in zip(repaired.model.parameters(), good.model.parameters(), strict=True))
+    left = finetune(spoilt, Batches(), VALIDATION, config=FinetuneConfig(epochs=0, reestimate_batchnorm=False))
+    assert _equal(left.model, spoilt)
+
+
+def test_statistics_that_validate_worse_are_not_taken():
+    good = finetune(_net(), Batches(), VALIDATION, config=replace(CONFIG, epochs=6)).model
+    shifted = [(images + 100, targets) for images, targets in VALIDATION]
+    assert _equal(finetune(good, shifted, VALIDATION, config=FinetuneConfig(epochs=0)).model, good)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -44,7 +44,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         tensor([3.5000])
     """
     model = copy.deepcopy(model)
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = _norms(model)
     if not norms:
         return model
     device = device_of(model)
@@ -53,6 +53,15 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         for inputs, _ in track(batches, "re-estimating BatchNorm"):
             predict(model, to_device(inputs, device))
     return model
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Return whether there are statistics to re-estimate."""
+    return bool(_norms(model))
+
+
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
 
 
 @contextmanager

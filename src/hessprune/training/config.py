@@ -14,7 +14,7 @@ class FinetuneConfig:
     """How to fine-tune; everything random follows from `seed`.
 
     Attributes:
-        epochs: Passes over the training batches; 0 only re-estimates BatchNorm.
+        epochs: Passes over the training batches; 0 at most re-estimates BatchNorm.
         lr: Peak learning rate, reached after the warm-up.
         optimizer: `"sgd"` (with Nesterov momentum) or `"adamw"`.
         momentum: Momentum of SGD, in [0, 1]; AdamW takes (momentum, 0.999).
@@ -25,7 +25,8 @@ class FinetuneConfig:
         distill_temperature: T, which divides both models' logits inside KL.
         precision: Type of the forward pass (autocast); parameters and loss stay in float32.
         clip_norm: Largest gradient norm over all parameters; None does not clip.
-        reestimate_batchnorm: Re-estimate running statistics before the first epoch, as pruning shifts them.
+        reestimate_batchnorm: Let a model with re-estimated running statistics, which pruning shifts, stand for epoch 0
+            where it validates better.
         seed: Of data order, augmentation and dropout.
         checkpoint_every_steps: Steps between checkpoints; one more is written after each epoch.
     """

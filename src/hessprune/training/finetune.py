@@ -17,8 +17,8 @@ from hessprune._modules import device_of
 from hessprune._progress import Bar, progress_bar
 from hessprune._state import seeded
 from hessprune.errors import ArgumentError, NumericalError
-from hessprune.evaluate import evaluate
-from hessprune.training.batchnorm import reestimate_batchnorm
+from hessprune.evaluate import Evaluation, evaluate
+from hessprune.training.batchnorm import has_batchnorm, reestimate_batchnorm
 from hessprune.training.config import EpochRecord, FinetuneConfig, FinetuneResult
 from hessprune.training.learner import Learner, check_precision
 from hessprune.training.replay import derived_seed, num_steps, replayed
@@ -40,9 +40,9 @@ def finetune(
     """Train a copy of `model` and return its best epoch on `validation`.
 
     Minimises the mean over samples of `(1 − w)·CE(y, z) + w·T²·KL(teacher ‖ model)`, with the learning rate of
-    `learning_rate` per step. Epoch 0, the model before training (its BatchNorm re-estimated if the config says so),
-    competes with all others; of equal accuracies the earlier epoch wins. A fresh model is trained from scratch by
-    the same call.
+    `learning_rate` per step. Epoch 0, the model before training (with its BatchNorm re-estimated on `train`, if that
+    validates better), competes with all others; of equal accuracies the earlier epoch wins. A fresh model is trained
+    from scratch by the same call.
 
     Order of data, augmentation and dropout depend on (seed, epoch, step) only. So a run that was killed continues,
     when called again with the same arguments, from its last checkpoint and ends, on the same machine, with the same
@@ -85,7 +85,8 @@ def finetune(
             bar.advance((run.progress.epoch - 1) * run.steps_per_epoch + run.progress.step)
             for _ in range(run.progress.epoch, config.epochs + 1):
                 _train_epoch(run, bar)
-                _close_epoch(run)
+                started = time.perf_counter()
+                _close_epoch(run, _validate(run, run.learner.model), started)
     return _result(run)
 
 
@@ -132,19 +133,23 @@ def _prepare(
         progress=saved or Progress(epoch=0),
     )
     if saved is None:
-        if config.reestimate_batchnorm:
-            _reestimate(run)
-        _close_epoch(run)
+        _begin(run)
     return run
 
 
-def _reestimate(run: _Run) -> None:
-    """Re-estimate BatchNorm in place: the optimizer knows these very parameters."""
-    if hasattr(run.train, "set_epoch"):
-        run.train.set_epoch(0)  # type: ignore[attr-defined]
-    started = time.perf_counter()
-    run.learner.model.load_state_dict(reestimate_batchnorm(run.learner.model, run.train).state_dict())
-    run.progress.seconds += time.perf_counter() - started
+def _begin(run: _Run) -> None:
+    """Measure epoch 0: the model as it is or, where that validates better, with its BatchNorm re-estimated."""
+    started, model = time.perf_counter(), run.learner.model
+    validation = _validate(run, model)
+    if run.config.reestimate_batchnorm and has_batchnorm(model):
+        if hasattr(run.train, "set_epoch"):
+            run.train.set_epoch(0)  # type: ignore[attr-defined]
+        renewed = reestimate_batchnorm(model, run.train)
+        other = _validate(run, renewed)
+        if (other.accuracy, -other.loss) > (validation.accuracy, -validation.loss):
+            model.load_state_dict(renewed.state_dict())  # in place: the optimizer knows these very parameters
+            validation = other
+    _close_epoch(run, validation, started)
 
 
 def _train_epoch(run: _Run, bar: Bar) -> None:
@@ -167,13 +172,16 @@ def _train_epoch(run: _Run, bar: Bar) -> None:
         bar.advance(1, _note(run))
 
 
-def _close_epoch(run: _Run) -> None:
-    """Validate, remember the best, and write it all down."""
-    progress, started = run.progress, time.perf_counter()
+def _validate(run: _Run, model: nn.Module) -> Evaluation:
     try:
-        validation = evaluate(run.learner.model, run.validation)
+        return evaluate(model, run.validation)
     except NumericalError as error:
         raise NumericalError(_diagnosis(run, "validation loss must be finite, got NaN or infinity")) from error
+
+
+def _close_epoch(run: _Run, validation: Evaluation, started: float) -> None:
+    """Remember the best epoch, and write it all down; `started` is when validation began."""
+    progress = run.progress
     record = EpochRecord(
         epoch=progress.epoch,
         train_loss=progress.loss_sum / progress.num_samples if progress.num_samples else None,
