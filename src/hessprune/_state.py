@@ -37,6 +37,17 @@ def borrowed(model: nn.Module, *, requires_grad: bool | None = None) -> Iterator
 
 
 @contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Set torch's CPU threads for a block; None leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's global generators for a block; the caller's random state is restored on exit."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []

@@ -204,7 +204,7 @@ def _notes(run: Run, latency: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...
     first = next(iter(latency.values()))
     count = len(run.data.calibration)
     notes = [
-        f"Accuracy and loss: {len(run.data.test):,} test images, looked at once.".replace(",", " "),
+        f"Accuracy and loss: {len(run.data.test)} test images, looked at once.",
         f"Latency: {first['batch_size']} image on {first['num_threads']} thread in {first['runtime']}, "
         f"median of {run.settings.report.latency_repeats} (10–90 %).",
     ]

@@ -59,24 +59,24 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what can be pruned in a model, what one unit costs, and what is frozen and why."""
-    from hessprune import _terminal
-    from hessprune.inspection import inspect_model
+    from hessprune import terminal
+    from hessprune.report.inspection import inspect_model
 
-    with _terminal.session():
+    with terminal.session():
         found = inspect_model(model, input_shape=input_shape, num_classes=num_classes, weights=weights)
-    _show_json(found.to_json()) if as_json else _terminal.print_inspection(found)
+    _show_json(found.to_json()) if as_json else terminal.print_inspection(found)
 
 
 def _run(recipe: Path, out: Path, data_root: Path, overrides: list[str] | None, as_json: bool) -> None:
     """Run a recipe and show its report."""
-    from hessprune import _terminal, pipeline
+    from hessprune import pipeline, terminal
     from hessprune.recipe import load_recipe, write_recipe
 
-    with _terminal.session(resumable=True):
+    with terminal.session(resumable=True):
         settings = load_recipe(recipe, overrides or ())
         write_recipe(settings, out / "recipe.yaml")
         report = pipeline.run(settings, out, data_root=data_root)
-    _show_json(report.to_json()) if as_json else _terminal.print_report(report, out)
+    _show_json(report.to_json()) if as_json else terminal.print_report(report, out)
 
 
 def _show_json(value: Any) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from hessprune import checkpoint, stages
 from hessprune._checks import check_batches, check_finite_parameters, optional_import
 from hessprune._files import writable_folder
+from hessprune._state import torch_threads
 from hessprune.assembly import assemble
 from hessprune.errors import ArgumentError
 from hessprune.export import export_onnx
@@ -107,7 +108,16 @@ def run(settings: RunSettings, out: Path | str, *, data_root: Path | str = ".") 
     """
     out = writable_folder(out)
     _check_extras(settings)
-    job = stages.open_run(settings, out, Path(data_root))
+    with torch_threads(settings.threads):
+        report = _run(settings, out, Path(data_root))
+    report.save(out / "report.json")
+    write_html(report, out / "report.html")
+    return report
+
+
+def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
+    """All stages, in order."""
+    job = stages.open_run(settings, out, data_root)
     dense = stages.dense_model(job)
     groups = find_groups(dense.model, job.example)
 
@@ -133,8 +143,6 @@ def run(settings: RunSettings, out: Path | str, *, data_root: Path | str = ".") 
     checkpoint.save(tuned[own].model, decisions[own].plan, out / "model")
     if settings.export.onnx:
         export_onnx(tuned[own].model, job.example, out / "model.onnx")
-    report.save(out / "report.json")
-    write_html(report, out / "report.html")
     return report
 
 

@@ -129,6 +129,7 @@ class RunSettings:
         model: The network.
         prune: Which units go.
         seed: Decides splits, initial weights and probes; added to the seeds of the training stages.
+        threads: CPU threads of torch; its own choice by default. Small networks are fastest on one.
         data: The images.
         finetune: How the pruned network is trained.
         export: Further files.
@@ -138,6 +139,7 @@ class RunSettings:
     model: ModelSettings
     prune: PruneSettings
     seed: int = 0
+    threads: int | None = None
     data: DataSettings = field(default_factory=DataSettings)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     export: ExportSettings = field(default_factory=ExportSettings)
@@ -145,6 +147,8 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, low=0, integer=True)
+        if self.threads is not None:
+            check_range("threads", self.threads, low=1, integer=True)
 
     def to_json(self) -> dict[str, Any]:
         """Return all settings, defaults included, as nested dicts and lists that equal their own JSON round trip."""

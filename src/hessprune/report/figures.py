@@ -131,9 +131,10 @@ def training(report: RunReport) -> str:
 
 
 def _draw_method(axes: Axes, report: RunReport, method: str) -> None:
-    points = sorted((p for p in report.curve if p.method == method), key=lambda p: -p.macs_fraction)
+    points = [(p.macs_fraction, p.accuracy) for p in report.curve if p.method == method]
+    points += [(1.0, report.validation["dense"])] if "dense" in report.validation else []
     color, marker = _BASELINES.get(method, (BLUE, "o"))
-    x, y = [p.macs_fraction for p in points], [p.accuracy for p in points]
+    x, y = zip(*sorted(points, reverse=True), strict=True)
     axes.plot(x, y, color=color, marker=marker, markeredgecolor=PAPER, zorder=3 if color == BLUE else 2)
 
 

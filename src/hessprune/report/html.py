@@ -122,8 +122,8 @@ def _summary(report: RunReport) -> str:
     rows = [_row(name, result, dense) for name, result in report.models.items()]
     rows[-1] = rows[-1].replace("<tr>", '<tr class="final">', 1)
     rows += [
-        _row(name, result, dense).replace("<tr>", '<tr class="baseline">', 1)
-        for name, result in report.baselines.items()
+        _row(name, result, dense, note).replace("<tr>", '<tr class="baseline">', 1)
+        for name, result, note in last_baselines(report)
     ]
     head = "".join(f"<th>{column}</th>" for column in ("", *COLUMNS))
     notes = f'<p class="note">{" ".join(escape(note) for note in report.notes)}</p>' if report.notes else ""
@@ -131,12 +131,23 @@ def _summary(report: RunReport) -> str:
     return f'<section><div class="scroll">{table}</div>{notes}</section>'
 
 
-def _row(name: str, result: ModelResult, dense: ModelResult) -> str:
+def last_baselines(report: RunReport) -> Iterator[tuple[str, ModelResult, str]]:
+    """Yield name, result and note of every baseline; what was also fine-tuned shows its first accuracy in the note."""
+    for name, result in report.baselines.items():
+        method, _, stage = name.rpartition("-")
+        before = report.baselines.get(f"{method}-pruned")
+        if stage == "finetuned" and before:
+            yield name, result, f"{_percent(before.accuracy)} before training"
+        elif f"{method}-finetuned" not in report.baselines:
+            yield name, result, ""
+
+
+def _row(name: str, result: ModelResult, dense: ModelResult, remark: str = "") -> str:
     body = "".join(
         f'<td><span class="n">{value}</span><small>{note or "&nbsp;"}</small></td>'
         for value, note in cells(result, dense)
     )
-    return f"<tr><th>{escape(spoken(name))}</th>{body}</tr>"
+    return f"<tr><th>{escape(spoken(name))}<small>{escape(remark)}</small></th>{body}</tr>"
 
 
 def spoken(name: str) -> str:
@@ -191,14 +202,14 @@ def _decision(report: RunReport) -> Iterator[tuple[str, str]]:
         yield from (("Curvature", _KINDS.get(estimate.kind, estimate.kind)),) if estimate.kind else ()
         yield "Standard error", _certainty(estimate.relative_error)
         yield from (("Backward passes", str(estimate.num_backwards)),) if estimate.num_backwards else ()
-        yield "Calibration", f"{estimate.num_samples:,} images".replace(",", " ")
+        yield "Calibration", f"{_grouped(estimate.num_samples)} images"
     kept = sum(sum(group.kept) for group in report.saliency)
     units = sum(len(group.kept) for group in report.saliency)
     if units:
         yield "Units removed", f"{units - kept} of {units}"
         untouched = sum(all(group.kept) for group in report.saliency)
         yield "Groups untouched", f"{untouched} of {len(report.saliency)}"
-    yield "MACs kept", f"{report.final.macs:,} ({_percent(report.macs_fraction, 2)})".replace(",", " ")
+    yield "MACs kept", f"{_grouped(report.final.macs)} ({_percent(report.macs_fraction, 2)})"
 
 
 _KINDS = {"hessian": "true Hessian", "ggn": "Gauss–Newton (GGN)"}
@@ -216,7 +227,7 @@ def _layer_note(report: RunReport) -> str:
     if len(set(groups)) < len(groups):
         note += (
             ' <i class="swatch" style="background:var(--pale)"></i>kept, in layers that share their channels '
-            "through residual connections and shrink together"
+            "and so shrink together"
         )
     return note + "."
 
@@ -246,6 +257,11 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _grouped(count: int) -> str:
+    """Return a count with thin spaces between thousands."""
+    return f"{count:,}".replace(",", "\u202f")
 
 
 def _percent(fraction: float, digits: int = 1) -> str:

@@ -181,7 +181,11 @@ def headline(report: RunReport) -> str:
         >>> headline(RunReport(title="ResNet-56", models={"dense": dense, "finetuned": final}))
         'ResNet-56: half the MACs, −0.3 points'
     """
-    return f"{report.title}: {_share(report.macs_fraction)} the MACs, {format_points(report.points)}"
+    dense, final = report.models["dense"], report.final
+    share, quantity = final.macs / dense.macs, "MACs"
+    if "params" in report.settings.get("prune", {}).get("budget", {}):
+        share, quantity = final.params / dense.params, "parameters"
+    return f"{report.title}: {_share(share)} the {quantity}, {format_points(report.points)}"
 
 
 def format_points(points: float) -> str:

@@ -5,16 +5,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from hessprune._progress import listening
 from hessprune.errors import HessPruneError
-from hessprune.inspection import Inspection
-from hessprune.report.html import COLUMNS, cells, format_count, spoken
-from hessprune.report.run_report import RunReport, headline
+from hessprune.report.inspection import Inspection
+from hessprune.report.html import COLUMNS, cells, format_count, last_baselines, spoken
+from hessprune.report.run_report import ModelResult, RunReport, headline
 
 REPORTED_SECONDS = 0.5
 
@@ -76,18 +75,18 @@ def session(resumable: bool = False) -> Iterator[None]:
         resumable: Whether the same command continues after an interrupt.
 
     Raises:
-        Exit: In place of the errors above.
+        SystemExit: In place of the errors above.
     """
     try:
         with TerminalProgress() as progress, listening(progress):
             yield
     except HessPruneError as error:
-        typer.echo("error: " + " ".join(str(error).split()), err=True)
-        raise typer.Exit(2) from error
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise SystemExit(2) from error
     except KeyboardInterrupt as error:
         advice = ": nothing is lost, the same command continues" if resumable else ""
-        typer.echo(f"interrupted{advice}", err=True)
-        raise typer.Exit(130) from error
+        sys.stderr.write(f"interrupted{advice}\n")
+        raise SystemExit(130) from error
 
 
 def print_report(report: RunReport, out: object) -> None:
@@ -96,11 +95,10 @@ def print_report(report: RunReport, out: object) -> None:
     table.add_column("")
     for column in COLUMNS:
         table.add_column(column, justify="right")
-    dense = report.models["dense"]
-    for name, result in {**report.models, **report.baselines}.items():
-        style = "bold" if result is report.final else "dim" if name in report.baselines else None
-        row = [value if result is dense else f"{value} [dim]{note}[/]" for value, note in cells(result, dense)]
-        table.add_row(spoken(name), *row, style=style)
+    for name, result in report.models.items():
+        _add_model(table, report, name, result, style="bold" if result is report.final else None)
+    for name, result, _ in last_baselines(report):
+        _add_model(table, report, name, result, style="dim")
     console = Console(highlight=False)
     console.print(f"\n[bold]{headline(report)}[/]\n")
     console.print(table)
@@ -122,6 +120,11 @@ def print_inspection(inspection: Inspection) -> None:
     console.print(table)
     for reason, axes in inspection.frozen.items():
         console.print(f"\n[dim]frozen because {reason}:[/] {_listed(axes, 6)}", soft_wrap=True)
+
+
+def _add_model(table: Table, report: RunReport, name: str, result: ModelResult, style: str | None) -> None:
+    numbers = [value for value, _ in cells(result, report.models["dense"])]
+    table.add_row(spoken(name), *numbers, style=style)
 
 
 def _onnx(report: RunReport) -> str:

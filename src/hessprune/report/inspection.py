@@ -79,7 +79,7 @@ def inspection_of(name: str, model: nn.Module, example_inputs: Any, ignore: tupl
     """Find the groups of a model and price one unit of each."""
     groups = find_groups(model, example_inputs, ignore)
     costs = CostModel(model, example_inputs, groups)
-    macs, params = costs.saved_per_unit("macs"), costs.saved_per_unit("params")
+    macs, params = costs.saved_next("macs"), costs.saved_next("params")
     frozen: dict[str, list[str]] = {}
     for item in groups.frozen:
         frozen.setdefault(item.reason, []).append(f"{item.param} dim {item.dim}")
