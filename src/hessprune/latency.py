@@ -3,8 +3,7 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from torch import nn
 from hessprune._checks import check_range, leading_size, optional_import, tensors_in
 from hessprune._modules import call_model, device_of, predict, to_device
 from hessprune._progress import track
-from hessprune._state import evaluation_mode
+from hessprune._state import evaluation_mode, torch_threads
 from hessprune.errors import ArgumentError, DataError
 
 
@@ -93,7 +92,7 @@ def compare_latency(
     check_range("num_threads", num_threads, low=1, integer=True)
     check_range("warmup", warmup, low=0, integer=True)
     check_range("repeats", repeats, low=1, integer=True)
-    with _torch_threads(num_threads), torch.inference_mode():
+    with torch_threads(num_threads), torch.inference_mode():
         calls = {name: _timed_call(model, example_inputs, num_threads) for name, model in models.items()}
         for _ in range(warmup):
             for call in calls.values():
@@ -189,14 +188,3 @@ def _summary(model: nn.Module | str | Path, times_ms: list[float], inputs: Any, 
         runtime="torch" if is_module else "onnxruntime",
         device=device_of(model).type if is_module else "cpu",
     )
-
-
-@contextmanager
-def _torch_threads(num_threads: int) -> Iterator[None]:
-    """Set torch's CPU threads for a block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

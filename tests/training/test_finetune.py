@@ -208,6 +208,7 @@ def test_a_resumed_run_reads_nothing_twice(tmp_path):
 
 
 def test_the_folder_holds_the_best_model_as_a_plain_state_dict(tmp_path):
+    (tmp_path / ".last.1.tmp.safetensors").write_bytes(b"half")
     result = finetune(_net(), Batches(), VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [f"best-{result.best_epoch}.safetensors", "last.safetensors"]

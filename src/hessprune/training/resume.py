@@ -60,7 +60,7 @@ class Vault:
         self._best_on_disk: int | None = None
 
     def save(self, learner: Learner, progress: Progress) -> None:
-        """Write the best model if it is new, then the state that refers to it, then drop older best models."""
+        """Write the best model if it is new, then the state that refers to it, then drop what neither needs."""
         if self.folder is None:
             return
         best = self._best(progress.best_epoch)
@@ -72,7 +72,8 @@ class Vault:
         header = {"identity": self.identity, "progress": numbers, "scaler": learner.scaler.state_dict()}
         state = safetensors.torch.save(on_host(learner.state()), {"hessprune": json.dumps(header)})
         write_bytes(self.folder / "last.safetensors", state)
-        for path in set(self.folder.glob("best-*.safetensors")) - {best}:
+        # Older best models, and the halves of files that a kill interrupted.
+        for path in {*self.folder.glob("best-*.safetensors"), *self.folder.glob(".*.tmp.safetensors")} - {best}:
             path.unlink(missing_ok=True)
 
     def load(self, learner: Learner) -> Progress | None:
