@@ -1,37 +1,24 @@
 """`block_traces`: one function for every estimator of per-unit Hessian traces."""
 
+import logging
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hessprune._checks import check_choice, check_range
-from hessprune._state import borrowed
 from hessprune.curvature.exact import exact_traces
-from hessprune.curvature.problem import pose
-from hessprune.curvature.results import ParamSlice, Slices, TraceResult  # noqa: F401 - the example needs ParamSlice
+from hessprune.curvature.hutchinson import hutchinson_probes
+from hessprune.curvature.moments import Moments
+from hessprune.curvature.options import TraceOptions
+from hessprune.curvature.problem import Effort, Problem, pose
+from hessprune.curvature.rademacher import rademacher_traces
+from hessprune.curvature.results import ParamSlice, Slices, TraceResult, probe_error  # noqa: F401 - the example's
 from hessprune.curvature.risk import LossFn
 
-_DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
-_TOLERANCE = {torch.float32: 1e-6, torch.float64: 0.0}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TraceOptions:
-    """How to compute a trace, beyond what to compute."""
-
-    tolerance: float | None = None
-    """Share of the loss curvature in the logits that `exact` may leave out; None: nothing in fp64, 1e-6 otherwise."""
-    chunk_size: int | None = None
-    """Samples that are pushed through the model at once; None: as many as the processor's cache holds."""
-
-    def __post_init__(self) -> None:
-        if self.tolerance is not None:
-            check_range("tolerance", self.tolerance, low=0, high=1)
-        if self.chunk_size is not None:
-            check_range("chunk_size", self.chunk_size, low=1, integer=True)
+_log = logging.getLogger(__name__)
 
 
 def block_traces(
@@ -42,7 +29,7 @@ def block_traces(
     estimator: str = "exact",
     loss_fn: LossFn | None = None,
     precision: str = "fp32",
-    seed: int = 0,  # noqa: ARG001
+    seed: int = 0,
     options: TraceOptions | None = None,
 ) -> TraceResult:
     r"""Trace of the loss Hessian over the entries of each unit, `value_u = Σ_slices scale_u Tr(H_{index_u})`.
@@ -54,9 +41,10 @@ def block_traces(
         model: Any module; it is left as it was.
         slices: For each key the slices that its `U` units consist of.
         batches: Re-iterable of `(inputs, targets)`.
-        estimator: `"exact"`.
+        estimator: `"exact"` (every column of the loss Hessian), `"rademacher"` (one backward pass per draw, unbiased)
+            or `"hutchinson"` (HAP's, with the true Hessian).
         loss_fn: A loss of `(logits, targets)` that averages; None means cross-entropy.
-        precision: `"fp32"` or `"fp64"`.
+        precision: `"fp32"`, `"bf16"`, `"fp16"` (not on a CPU) or `"fp64"`.
         seed: For the stochastic estimators.
         options: Memory, tolerance, number of probes, when to stop.
 
@@ -72,23 +60,86 @@ def block_traces(
         >>> torch.allclose(trace.values["out"], p * (1 - p) * 5)
         True
     """
-    check_choice("estimator", estimator, ("exact",))
-    check_choice("precision", precision, _DTYPES)
+    check_choice("estimator", estimator, ("exact", "rademacher", "hutchinson"))
+    check_range("seed", seed, low=-(2**63), high=2**63 - 1, integer=True)
     options, started = options or TraceOptions(), time.perf_counter()
-    dtype = _DTYPES[precision]
-    with borrowed(model):
-        problem = pose(model, slices, batches, loss_fn=loss_fn, dtype=dtype, chunk_size=options.chunk_size)
-    tolerance = _TOLERANCE[dtype] if options.tolerance is None else options.tolerance
-    moments, backwards, dropped = exact_traces(problem, tolerance)
+    effort = Effort(estimator=estimator, precision=precision, options=options)
+    problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
+    run = {"exact": _exact, "rademacher": _rademacher, "hutchinson": _hutchinson}[estimator]
+    result = run(problem, options, seed)
+    if result.settled is False:
+        _log.warning("%s has not settled within %d probes: raise `num_probes`", estimator, result.num_probes)
+    return replace(
+        result,
+        kind="hessian" if estimator == "hutchinson" else problem.kind,
+        estimator=estimator,
+        precision=problem.precision.name,
+        num_rejected=problem.precision.num_rejected,
+        peak_bytes=problem.peak_bytes,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _exact(problem: Problem, options: TraceOptions, seed: int) -> TraceResult:  # noqa: ARG001
+    """Every column once; nothing is left to settle."""
+    result = _read(problem, exact_traces(problem))
+    return replace(result, settled=None if options.until is None else True)
+
+
+def _rademacher(problem: Problem, options: TraceOptions, seed: int) -> TraceResult:
+    """Draws in rounds, until the decision has settled or all are taken."""
+    rounds: list[Moments] = []
+    moments, settled, taken = Moments.zeros(problem.want.num_units), None, 0
+    for draws in options.rounds("rademacher"):
+        rounds.append(rademacher_traces(problem, draws, seed, options.first_sample))
+        moments, taken = Moments.average(rounds), taken + len(draws)
+        settled = _has_settled(problem, options, moments.value, _draw_error(moments, taken))
+        if settled:
+            break
+    error = problem.want.split(_draw_error(moments, taken))
+    return replace(_read(problem, moments), standard_error=error, num_probes=taken, settled=settled)
+
+
+def _hutchinson(problem: Problem, options: TraceOptions, seed: int) -> TraceResult:
+    """Probes in rounds, until the decision has settled or all are taken."""
+    sums, settled, moments = torch.zeros(0, problem.want.num_units, dtype=torch.float64), None, None
+    for probes in options.rounds("hutchinson"):
+        new, counted = hutchinson_probes(problem, probes, seed)
+        sums = torch.cat([sums, new])
+        moments = replace(counted, num_backwards=counted.num_backwards + (moments.num_backwards if moments else 0))
+        moments.total = sums.mean(0)
+        settled = _has_settled(problem, options, moments.value, probe_error(sums / moments.weight))
+        if settled:
+            break
+    assert moments is not None, "there is at least one round"
+    taken = sums / moments.weight
+    return replace(
+        _read(problem, moments),
+        standard_error=problem.want.split(probe_error(taken)),
+        sample_error=None,
+        num_probes=len(taken),
+        settled=settled,
+        probes=problem.want.split(taken),
+    )
+
+
+def _draw_error(moments: Moments, draws: int) -> Tensor:
+    """Error over draws; one draw cannot tell it from the spread of the samples, which covers both."""
+    return moments.draw_error if draws > 1 else moments.sample_error
+
+
+def _has_settled(problem: Problem, options: TraceOptions, values: Tensor, errors: Tensor) -> bool | None:
+    split = problem.want.split
+    return None if options.until is None else options.until.settled(split(values), split(errors))
+
+
+def _read(problem: Problem, moments: Moments) -> TraceResult:
+    """Turn sums into traces by key."""
     return TraceResult(
         values=problem.want.split(moments.value),
         sample_error=problem.want.split(moments.sample_error),
-        kind=problem.kind,
-        estimator=estimator,
-        precision=precision,
         num_samples=moments.num_samples,
         weight=moments.weight,
-        num_backwards=backwards,
-        dropped_mass=dropped,
-        seconds=time.perf_counter() - started,
+        num_backwards=moments.num_backwards,
+        dropped_mass=moments.dropped / moments.mass if moments.mass else 0.0,
     )

@@ -45,6 +45,10 @@ class Convolution:
         """Return the gradient in `x`, given the gradient `delta` in the output."""
         return self._backward(delta, x, weight, self.groups, input_wanted=True)
 
+    def weight_gradient(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the gradient in the weight, summed over the samples."""
+        return self._backward(delta, x, weight, self.groups, input_wanted=False)
+
     def sample_gradients(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Return every sample's weight gradient `(N, *weight.shape)`: one convolution with the samples as groups."""
         n = x.shape[0]
@@ -84,6 +88,11 @@ class Linear:
     def input_gradient(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG002
         """Return the gradient in `x`, given the gradient `delta` in the output."""
         return delta @ (weight.t() if self.transposed else weight)
+
+    def weight_gradient(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the gradient in the weight, summed over the samples."""
+        left, right = (x, delta) if self.transposed else (delta, x)
+        return left.flatten(0, -2).t() @ right.flatten(0, -2)
 
     def sample_gradients(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG002
         """Return every sample's weight gradient `(N, *weight.shape)`, summed over its positions."""

@@ -34,10 +34,13 @@ class Columns:
     total: float
     """Mass of all columns."""
 
+    def needed_samples(self) -> Tensor:
+        """Return the samples that need any column, longest lists first."""
+        return self.counts.argsort(descending=True, stable=True)[: int((self.counts > 0).sum())]
+
     def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield sample indices and their columns `(n, k)`, −1 where a sample has fewer; longest lists first."""
-        samples = self.counts.argsort(descending=True, stable=True)
-        for rows in samples[: int((self.counts > 0).sum())].split(size):
+        for rows in self.needed_samples().split(size):
             needed = torch.arange(int(self.counts[rows[0]]), device=rows.device)
             columns = self.order[rows][:, needed]
             yield rows, columns.where(needed < self.counts[rows][:, None], -1)
@@ -68,26 +71,22 @@ def choose_columns(factor: LogitFactor, tolerance: float) -> Columns:
     return Columns(order=order, counts=kept.sum(1), dropped=float(mass[~kept].sum()), total=total)
 
 
-def exact_traces(problem: Problem, tolerance: float) -> tuple[Moments, int, float]:
-    """Return the sums over samples, the number of backward passes, and the share of mass left out."""
-    moments, backwards, dropped, total = Moments.zeros(problem.want.num_units), 0, 0.0, 0.0
+def exact_traces(problem: Problem) -> Moments:
+    """Return the sums over samples of the exact contributions."""
+    moments = Moments.zeros(problem.want.num_units)
     for inputs, targets in problem.each_batch("exact trace"):
         logits = problem.logits(inputs)
         factor = logit_factor(problem.loss_fn, logits, targets)
-        columns = choose_columns(factor, tolerance)
+        columns = choose_columns(factor, problem.tolerance)
         for rows, index in columns.chunks(problem.chunk_size):
-            backwards += index.shape[1]
             moments.add(_chunk(problem, inputs, logits, factor, rows, index)[None])
-        moments.num_samples += len(logits)
-        moments.weight += factor.weight
-        dropped, total = dropped + columns.dropped, total + columns.total
-    return moments, backwards, dropped / total if total else 0.0
+            moments.num_backwards += index.shape[1]
+        moments.count(len(logits), factor.weight, columns.dropped, columns.total)
+    return moments
 
 
 def _chunk(problem: Problem, inputs: Any, logits: Tensor, factor: LogitFactor, rows: Tensor, index: Tensor) -> Tensor:
-    """Return the sum over columns of each sample's contribution, `(N, num_units)`."""
-    tap = problem.tap(inputs, rows, logits, index.shape[1])
-    values = torch.zeros((), dtype=torch.float64, device=logits.device)
-    for k, column in enumerate(index.unbind(1)):
-        values = values + tap.backward(factor.columns(rows, column), last=k == index.shape[1] - 1)
-    return values
+    """Return the sum over columns of each sample's contributions, `(N, num_units)`."""
+    with problem.tap(inputs, rows, logits, index.shape[1]) as tap:
+        columns = (factor.columns(rows, column) for column in index.unbind(1))
+        return sum((problem.push(tap, column) for column in columns), start=torch.zeros((), device=logits.device))

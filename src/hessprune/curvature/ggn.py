@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hessprune._checks import leading_size
 from hessprune._modules import call_model, logits_of
-from hessprune.curvature.calls import Arguments, Call
+from hessprune.curvature.calls import Arguments, Call, Convolution
 from hessprune.curvature.folding import Folded
 from hessprune.curvature.per_sample import geometry_of, gram_norms, patch_gram
 from hessprune.curvature.readout import Wanted
@@ -24,12 +24,13 @@ from hessprune.curvature.recording import CallMode, slow_attention, weight_names
 class TapMode(CallMode):
     """Runs the forward pass of one chunk with a tap behind every wanted weight, then takes backward passes."""
 
-    def __init__(self, folded: Folded, want: Wanted, columns: float) -> None:
+    def __init__(self, folded: Folded, want: Wanted, columns: int) -> None:
         names = {key: name for key, name in weight_names(folded.model).items() if name in want.axes}
         super().__init__(names, 0, folded.recording.layouts)
         self._model = folded.model
         self._want = want
         self._columns = columns
+        self._logits: Tensor | None = None
         self._anchor = torch.zeros((), requires_grad=True)
         self._rows: dict[tuple[str, int], Tensor] = {}
         self._sums: dict[str, Tensor] = {}
@@ -41,45 +42,61 @@ class TapMode(CallMode):
             self._logits = logits_of(call_model(self._model, inputs))
         return self._logits
 
-    def backward(self, cotangent: Tensor, *, last: bool) -> Tensor:
+    def backward(self, cotangent: Tensor) -> Tensor:
         """Push one logit vector per sample back; return `(N, num_units)` squared norms in float64."""
+        assert self._logits is not None, "forward comes first"
         self._rows.clear()
-        u = cotangent.to(self._logits)
-        torch.autograd.grad(self._logits, self._anchor, u, retain_graph=not last, allow_unused=True)
-        for name, total in self._sums.items():
-            self._take(name, total.square().float() if total.dtype.itemsize < 4 else total.square())
         self._sums.clear()
+        u = cotangent.to(self._logits)
+        torch.autograd.grad(self._logits, self._anchor, u, retain_graph=True, allow_unused=True)
+        for name, total in self._sums.items():
+            self._take(name, total)
         return self._want.gather(self._rows)
+
+    def close(self) -> None:
+        """Let go of the graph, which holds this object and is held by it."""
+        self._logits = None
+        self._rows.clear()
+        self._sums.clear()
 
     def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
         """Run the layer with a tap behind it."""
-        x, weight, bias = arguments
         site = _Site(mode=self, name=name, call=call)
-        return _Tap.apply(self._anchor.to(x), x, weight, bias, site)
+        return _Tap.apply(self._anchor.to(arguments[0]), *in_autocast(*arguments), site)
 
     def arrive(self, site: "_Site", x: Tensor, weight: Tensor, delta: Tensor) -> None:
         """Take a layer's contribution, given its input and the gradient at its output."""
-        if site.name in self._want.repeated:
-            gradients = site.call.sample_gradients(delta, x, weight)
-            self._sums[site.name] = gradients + self._sums[site.name] if site.name in self._sums else gradients
-            return
-        geometry = geometry_of(site.call, x, weight, delta)
-        rows_only = self._want.axes[site.name] == (_output_axis(site.call),)
-        if rows_only and geometry is not None and geometry.prefers_gram(self._columns):
+        name, axes = site.name, self._want.axes[site.name]
+        if name in self._want.repeated:
+            gradients = self._gradients(site, x, weight, delta)
+            self._sums[name] = gradients + self._sums[name] if name in self._sums else gradients
+        elif axes == (output_axis(site.call),) and self._prefers_gram(site, x, weight, delta):
             if site.gram is None:
                 site.gram = patch_gram(site.call, x, weight)
-            norms = gram_norms(site.call, site.gram, delta)
-            factor = self._want.factors.get(site.name)
-            self._rows[site.name, _output_axis(site.call)] = norms if factor is None else norms * factor.flatten()
-            return
-        self._take(site.name, site.call.sample_gradients(delta, x, weight).square())
+            norms, factor = gram_norms(site.call, site.gram, delta), self._want.factors.get(name)
+            self._rows[name, axes[0]] = norms if factor is None else norms * factor.flatten()
+        else:
+            self._take(name, self._gradients(site, x, weight, delta))
 
-    def _take(self, name: str, squares: Tensor) -> None:
-        """Reduce squared gradients `(N, *weight.shape)` along every axis that is asked for."""
-        factor = self._want.factors.get(name)
+    def _prefers_gram(self, site: "_Site", x: Tensor, weight: Tensor, delta: Tensor) -> bool:
+        if weight.dtype.itemsize < 4 or (delta.shape[0] != self.samples and isinstance(site.call, Convolution)):
+            return False
+        geometry = geometry_of(site.call, x, weight, delta)
+        return geometry is not None and geometry.prefers_gram(self._columns)
+
+    def _gradients(self, site: "_Site", x: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
+        """Return per-sample gradients; frames of one sample that the model treats as a batch are added up."""
+        gradients = site.call.sample_gradients(delta, x, weight)
+        gradients = gradients.float() if gradients.dtype.itemsize < 4 else gradients
+        return gradients.view(self.samples, -1, *weight.shape).sum(1) if len(gradients) != self.samples else gradients
+
+    def _take(self, name: str, gradients: Tensor) -> None:
+        """Square gradients `(N, *weight.shape)` and sum them along every axis that is asked for."""
+        factor, squares = self._want.factors.get(name), gradients.square()
         squares = squares if factor is None else squares * factor
         for axis in self._want.axes[name]:
-            self._rows[name, axis] = _sum_but(squares, axis + 1)
+            others = [a for a in range(1, squares.dim()) if a != axis + 1]
+            self._rows[name, axis] = squares.sum(others)
 
 
 @dataclass(kw_only=True)
@@ -114,11 +131,15 @@ class _Tap(torch.autograd.Function):
         return None, gradient, None, None, None
 
 
-def _sum_but(squares: Tensor, axis: int) -> Tensor:
-    """Sum `(N, *shape)` over everything but the samples and `axis`."""
-    others = [a for a in range(1, squares.dim()) if a != axis]
-    return squares.sum(others) if others else squares
+def in_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> Arguments:
+    """Cast a layer's arguments to what autocast would run it in."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def _output_axis(call: Call) -> int:
+def output_axis(call: Call) -> int:
+    """Return the axis of a weight that counts its outputs."""
     return int(call.transposed)

@@ -1,6 +1,7 @@
 """Running sums over samples, from which values and both of their errors follow."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +19,11 @@ class Moments:
     """`Σ_n Var(q_n)`, the variance that draws alone leave in the total."""
     num_samples: int = 0
     weight: float = 0.0
+    """The divisor `W` of the mean."""
+    num_backwards: int = 0
+    dropped: float = 0.0
+    """Mass of the loss curvature in the logits that was left out, of `mass` altogether."""
+    mass: float = 0.0
 
     @classmethod
     def zeros(cls, num_units: int) -> "Moments":
@@ -32,6 +38,25 @@ class Moments:
         self.square += mean.square().sum(0).cpu()
         if len(draws) > 1:
             self.draw_variance += draws.var(0).sum(0).cpu() / len(draws)
+
+    def count(self, samples: int, weight: float, dropped: float = 0.0, mass: float = 0.0) -> None:
+        """Count samples, what they add to the divisor, and the mass that was left out of them."""
+        self.num_samples += samples
+        self.weight += weight
+        self.dropped += dropped
+        self.mass += mass
+
+    @classmethod
+    def average(cls, rounds: "Sequence[Moments]") -> "Moments":
+        """Combine independent draws over the *same* samples: totals average, their variance falls."""
+        number = len(rounds)
+        return replace(
+            rounds[-1],
+            total=sum((r.total for r in rounds), start=torch.zeros(())) / number,
+            square=sum((r.square for r in rounds), start=torch.zeros(())) / number,
+            draw_variance=sum((r.draw_variance for r in rounds), start=torch.zeros(())) / number**2,
+            num_backwards=sum(r.num_backwards for r in rounds),
+        )
 
     @property
     def value(self) -> Tensor:

@@ -10,12 +10,15 @@ which all output channels and all columns of the loss Hessian share. The first o
 each column, the second `T²·O`, after `T²·I` once (`T` positions, `K` entries of a patch).
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from hessprune.curvature.calls import Call, Convolution, Linear
+from hessprune.curvature.recording import Use
 
 _GRAM_BUILD = 6.0
 """Cost of building a patch Gram matrix, in units of its quadratic form per output channel and position (measured)."""
@@ -30,6 +33,8 @@ class Geometry:
     positions: int
     outputs: int
     patch: int
+    gradient: int
+    """Entries of one sample's weight gradient."""
 
     def prefers_gram(self, columns: float) -> bool:
         """Return whether the Gram order costs less over that many columns."""
@@ -43,12 +48,21 @@ class Geometry:
 
 def geometry_of(call: Call, x: Tensor, weight: Tensor, delta: Tensor) -> Geometry | None:
     """Return the sizes of a use, or None where only the direct order is implemented."""
-    if isinstance(call, Linear):
-        positions = call.by_sample(delta).shape[1]
-        return Geometry(positions=positions, outputs=delta.shape[-1], patch=x.shape[-1])
-    if call.transposed or call.groups != 1:
+    if isinstance(call, Convolution) and (call.transposed or call.groups != 1):
         return None
-    return Geometry(positions=delta[0, 0].numel(), outputs=delta.shape[1], patch=weight[0].numel())
+    return _geometry(call, x.shape, delta.shape, weight, len(x) if isinstance(call, Convolution) else call.samples)
+
+
+def sizes_of(use: Use, weight: Tensor) -> Geometry:
+    """Return the sizes of a recorded use, which ran on two samples."""
+    return _geometry(use.call, use.input_shape, use.output_shape, weight, 2)
+
+
+def _geometry(call: Call, inputs: Sequence[int], outputs: Sequence[int], weight: Tensor, samples: int) -> Geometry:
+    channels = -1 if isinstance(call, Linear) else 1
+    positions = math.prod(outputs) // (samples * outputs[channels])
+    patch = inputs[-1] if isinstance(call, Linear) else weight[0].numel()
+    return Geometry(positions=positions, outputs=outputs[channels], patch=patch, gradient=weight.numel())
 
 
 def patch_gram(call: Call, x: Tensor, weight: Tensor) -> Tensor:

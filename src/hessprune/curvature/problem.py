@@ -1,6 +1,8 @@
 """What every estimator works on: the folded model, the wanted rows, the data and the device."""
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +14,24 @@ from hessprune._modules import call_model, device_of, logits_of, sample_rows, to
 from hessprune._progress import track
 from hessprune.curvature.folding import Folded, fold_batchnorm
 from hessprune.curvature.ggn import TapMode
+from hessprune.curvature.memory import bytes_per_sample, chunk_size
+from hessprune.curvature.options import TraceOptions
+from hessprune.curvature.precision import Precision, resolve
 from hessprune.curvature.readout import Wanted, wanted
 from hessprune.curvature.results import Kind, Slices
 from hessprune.curvature.risk import LossFn
 from hessprune.errors import NumericalError
 
-_CACHE_BYTES = {"cpu": 32 << 20}
-"""Activations of one sample chunk should fit the last-level cache; accelerators take whole batches."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Effort:
+    """Which estimator, in which number format, at what cost."""
+
+    estimator: str
+    precision: str
+    options: TraceOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +42,12 @@ class Problem:
     want: Wanted
     batches: Any
     loss_fn: LossFn | None
-    dtype: torch.dtype
+    precision: Precision
+    tolerance: float
     device: torch.device
     chunk_size: int
+    peak_bytes: int
+    """Estimate for one chunk."""
 
     @property
     def kind(self) -> Kind:
@@ -42,7 +58,7 @@ class Problem:
     def each_batch(self, label: str) -> Iterator[tuple[Any, Tensor]]:
         """Yield `(inputs, targets)` on the device, with progress."""
         for inputs, targets in track(self.batches, label):
-            yield to_device(inputs, self.device, self.dtype), to_device(targets, self.device)
+            yield to_device(inputs, self.device, self.precision.dtype), to_device(targets, self.device)
 
     @torch.no_grad()
     def logits(self, inputs: Any) -> Tensor:
@@ -52,57 +68,68 @@ class Problem:
             NumericalError: They are not finite.
         """
         rows = torch.arange(leading_size(inputs), device=self.device)
-        parts = [
-            logits_of(call_model(self.folded.model, sample_rows(inputs, part))) for part in rows.split(self.chunk_size)
-        ]
-        logits = torch.cat(parts)
+        with self.precision.casting(self.device):
+            chunks = (sample_rows(inputs, part) for part in rows.split(self.chunk_size))
+            logits = torch.cat([logits_of(call_model(self.folded.model, chunk)) for chunk in chunks])
         if not bool(torch.isfinite(logits).all()):
             raise NumericalError("the model's outputs must be finite, got NaN or infinity. Check weights and inputs.")
         return logits
 
-    def tap(self, inputs: Any, rows: Tensor, expected: Tensor, columns: float) -> TapMode:
-        """Run the samples `rows` forward, ready for backward passes.
+    @contextmanager
+    def tap(self, inputs: Any, rows: Tensor, expected: Tensor, columns: int) -> Iterator[TapMode]:
+        """Run the samples `rows` forward, ready for backward passes; everything is let go on exit.
 
         Raises:
             NumericalError: The model is not deterministic: it does not repeat the `expected` logits.
         """
         tap = TapMode(self.folded, self.want, columns)
-        logits, expected = tap.forward(sample_rows(inputs, rows)).detach(), expected[rows]
-        if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
-            raise NumericalError(
-                "the model must repeat its outputs in evaluation mode, got different ones for the same samples. Likely "
-                "causes: (a) it draws random numbers in `forward`, (b) its samples influence each other."
-            )
-        return tap
+        with self.precision.casting(self.device):
+            logits = tap.forward(sample_rows(inputs, rows)).detach()
+        check_repeats(logits, expected[rows])
+        try:
+            yield tap
+        finally:
+            tap.close()
+
+    def push(self, tap: TapMode, cotangent: Tensor) -> Tensor:
+        """Push one logit vector per sample back; return `(N, num_units)` squared norms in float64."""
+        return self.precision.finite(lambda scale: tap.backward(cotangent * scale) / scale**2)
 
 
-def pose(
-    model: nn.Module,
-    slices: Slices,
-    batches: Any,
-    *,
-    loss_fn: LossFn | None,
-    dtype: torch.dtype,
-    chunk_size: int | None,
-) -> Problem:
-    """Check the inputs, fold a copy of `model`, and find out what it does with its weights."""
+def check_repeats(logits: Tensor, expected: Tensor) -> None:
+    """Raise unless a model computed the same logits as before.
+
+    Raises:
+        NumericalError: It did not: it is random, or its samples influence each other.
+    """
+    if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+        raise NumericalError(
+            "the model must repeat its outputs in evaluation mode, got different ones for the same samples. Likely "
+            "causes: (a) it draws random numbers in `forward`, (b) its samples influence each other."
+        )
+
+
+def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: LossFn | None, effort: Effort) -> Problem:
+    """Check the inputs, fold a copy of `model`, find out what it does with its weights, and plan the memory."""
     check_batches(batches)
     check_finite_parameters(model)
     device = device_of(model)
+    precision = resolve(effort.precision, device)
     folded = fold_batchnorm(model, to_device(next(iter(batches))[0], device))
-    folded.model.to(dtype)
+    folded.model.to(precision.dtype)
+    want = wanted(slices, folded)
+    per_sample = bytes_per_sample(folded, want, effort.estimator, precision)
+    chunk = chunk_size(per_sample, effort.options, device)
+    _log.info("%s: about %.0f MB for %d samples at once", effort.estimator, chunk * per_sample / 1e6, chunk)
+    default = 0.0 if precision.dtype == torch.float64 else 1e-6
     return Problem(
         folded=folded,
-        want=wanted(slices, folded),
+        want=want,
         batches=batches,
         loss_fn=loss_fn,
-        dtype=dtype,
+        precision=precision,
+        tolerance=default if effort.options.tolerance is None else effort.options.tolerance,
         device=device,
-        chunk_size=chunk_size or _default_chunk(folded, device),
+        chunk_size=chunk,
+        peak_bytes=chunk * per_sample,
     )
-
-
-def _default_chunk(folded: Folded, device: torch.device) -> int:
-    if device.type not in _CACHE_BYTES:
-        return 1 << 30
-    return max(8, _CACHE_BYTES[device.type] // max(folded.recording.bytes_per_sample, 1))

@@ -189,21 +189,44 @@ def _cross_entropy(loss: nn.CrossEntropyLoss, logits: Tensor, targets: Tensor) -
     """`w (diag(p) − p pᵀ)` with the weight `w` of the sample's (smoothed) target."""
     n, classes = logits.shape[:2]
     class_weight = torch.ones(classes).to(logits) if loss.weight is None else loss.weight.to(logits)
-    flat = logits.reshape(n, classes, -1)
     if targets.is_floating_point():
-        target = targets.to(logits).reshape(n, classes, -1)
-        plain = torch.einsum("ncp,c->np", target, class_weight)
-        divisor, valid = float(plain.numel()), torch.ones_like(plain)
+        plain = torch.einsum("ncp,c->np", targets.to(logits).reshape(n, classes, -1), class_weight)
+        valid = torch.ones_like(plain)
     else:
         check_labels(targets.where(targets != loss.ignore_index, -100), classes)
         valid = (targets != loss.ignore_index).reshape(n, -1)
         plain = class_weight[targets.reshape(n, -1).clamp(0, classes - 1)] * valid
-        divisor = float(plain.sum())
-    smoothing = loss.label_smoothing
-    even = class_weight.mean() * valid
-    p, order = flat.softmax(1).sort(dim=1, descending=True)
-    sample_weight = (1 - smoothing) * plain + smoothing * even
+    sample_weight = (1 - loss.label_smoothing) * plain + loss.label_smoothing * class_weight.mean() * valid
+    p, order = logits.reshape(n, classes, -1).softmax(1).sort(dim=1, descending=True)
+    divisor = loss_weight(loss, targets)
     return SoftmaxFactor(probability=p, order=order, sample_weight=sample_weight, shape=logits.shape, weight=divisor)
+
+
+def loss_weight(loss_fn: LossFn | None, targets: Tensor) -> float:
+    """Return what samples add to the divisor of a mean loss: class weights of counted labels, or their number."""
+    loss = nn.CrossEntropyLoss() if loss_fn is None or loss_fn is F.cross_entropy else loss_fn
+    if not isinstance(loss, nn.CrossEntropyLoss):
+        return float(len(targets))
+    if targets.is_floating_point():
+        return targets.numel() / targets.shape[1]
+    labels = targets[targets != loss.ignore_index]
+    return float(labels.numel() if loss.weight is None else loss.weight.to(labels.device)[labels].double().sum())
+
+
+def relevance(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> Tensor | None:
+    """Return what each sample brings to any product with the Hessian: mass of its curvature plus size of its gradient.
+
+    None for losses that are not known in closed form.
+    """
+    known = (nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
+    functions = (None, F.cross_entropy, F.mse_loss, F.binary_cross_entropy_with_logits)
+    if not isinstance(loss_fn, known) and loss_fn not in functions:
+        return None
+    leaf = logits.detach().double().requires_grad_()
+    with torch.enable_grad():
+        (loss_fn or F.cross_entropy)(leaf, targets if not targets.is_floating_point() else targets.double()).backward()
+    gradient = leaf.grad.flatten(1).abs().sum(1) if leaf.grad is not None else torch.zeros(len(logits))
+    return gradient * loss_weight(loss_fn, targets) + logit_factor(loss_fn, logits, targets).mass.sum(1)
 
 
 def _binary_cross_entropy(loss: Any, logits: Tensor, targets: Tensor) -> DiagonalFactor:

@@ -1,0 +1,99 @@
+r"""HAP's estimator: Rademacher probes over all weights, `X_u = v_uᵀ (H v)_u`, averaged.
+
+Unbiased, but `Var X_u = 2 (‖H_uu‖² − ‖diag H_uu‖²) + Σ_{j≠u} ‖H_uj‖²`: every other unit adds its noise, and hundreds
+of probes are needed for a ranking. It is the true Hessian's trace for any activation.
+
+References:
+    Yu et al. (2022), Hessian-Aware Pruning and Optimal Neural Implant, arXiv 2101.08940.
+    Chong, Gupta & Chen (2023), Resource Efficient Neural Networks Using Hessian Based Pruning, arXiv 2306.07030.
+"""
+
+import zlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hessprune._modules import sample_rows
+from hessprune.curvature.draws import signs
+from hessprune.curvature.moments import Moments
+from hessprune.curvature.problem import Problem, check_repeats
+from hessprune.curvature.products import ProductMode
+from hessprune.curvature.risk import loss_weight, relevance
+
+
+def hutchinson_probes(problem: Problem, probes: range, seed: int) -> tuple[Tensor, Moments]:
+    """Return `Σ_n`-weighted `X_u` for every probe, `(len(probes), U)` before division by `W`, and what was counted.
+
+    Args:
+        problem: The model, the data and what is wanted.
+        probes: Indices of the probes; each has random numbers of its own.
+        seed: The user's seed.
+
+    Returns:
+        The sums by probe, and counters.
+    """
+    moments = Moments.zeros(problem.want.num_units)
+    sums = torch.zeros(len(probes), problem.want.num_units, dtype=torch.float64)
+    for inputs, targets in problem.each_batch("Hessian probes"):
+        logits = problem.logits(inputs)
+        rows, dropped, total = _needed(problem, logits, targets)
+        for part in rows.split(problem.chunk_size):
+            sums += _chunk(problem, inputs, targets, logits, part, probes, seed)
+            moments.num_backwards += len(probes) + 1
+        moments.count(len(logits), loss_weight(problem.loss_fn, targets), dropped, total)
+    return sums, moments
+
+
+def _needed(problem: Problem, logits: Tensor, targets: Tensor) -> tuple[Tensor, float, float]:
+    """Return the samples that weigh anything, and the share of those that are left out."""
+    weights = relevance(problem.loss_fn, logits, targets) if problem.tolerance else None
+    if weights is None:
+        return torch.arange(len(logits), device=logits.device), 0.0, 0.0
+    rising, order = weights.sort()
+    spare = int((rising.cumsum(0) <= problem.tolerance * rising.sum()).sum())
+    return order[spare:].sort().values, float(rising[:spare].sum()), float(rising.sum())
+
+
+def _chunk(
+    problem: Problem, inputs: Any, targets: Tensor, logits: Tensor, rows: Tensor, probes: range, seed: int
+) -> Tensor:
+    """Return every probe's contribution from one chunk, `(len(probes), U)`."""
+    weight = loss_weight(problem.loss_fn, targets[rows])
+    done: list[Tensor] = []
+
+    def remaining(scale: float) -> Tensor:
+        """Take the probes that are still missing, all on one graph, at one loss scale."""
+        mode = ProductMode(problem.folded, problem.want)
+        try:
+            with problem.precision.casting(problem.device):
+                outputs = mode.forward(sample_rows(inputs, rows))
+            check_repeats(outputs.detach(), logits[rows])
+            loss = (problem.loss_fn or F.cross_entropy)(outputs.to(problem.precision.dtype), targets[rows])
+            mode.differentiate(loss * scale)
+            while len(done) < len(probes):
+                product = mode.product(_probe(problem, probes[len(done)], seed)) / scale
+                if not bool(torch.isfinite(product).all()):
+                    return product
+                done.append(product.cpu())
+        finally:
+            mode.close()
+        return torch.zeros(())
+
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+        problem.precision.finite(remaining)
+    return torch.stack(done) * weight
+
+
+def _probe(problem: Problem, probe: int, seed: int) -> dict[str, Tensor]:
+    """Return the signs of one probe by weight, in the coordinates of the folded weights."""
+    directions = {}
+    for name, weight in problem.folded.model.named_parameters():
+        if name in problem.want.axes:
+            stream = torch.tensor([zlib.crc32(name.encode())], device=weight.device)
+            v = signs(seed, probe, stream, weight.numel()).view(weight.shape).to(weight.dtype)
+            scale = problem.folded.scale.get(name)
+            directions[name] = v if scale is None else v * scale.to(v)
+    return directions

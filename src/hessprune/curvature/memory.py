@@ -1,0 +1,45 @@
+"""How much memory a sample takes, and how many samples fit."""
+
+import torch
+
+from hessprune.curvature.folding import Folded
+from hessprune.curvature.options import TraceOptions
+from hessprune.curvature.per_sample import sizes_of
+from hessprune.curvature.precision import Precision
+from hessprune.curvature.readout import Wanted
+from hessprune.errors import ArgumentError
+
+_CACHE_BYTES = 32 << 20
+"""On a CPU the activations of a chunk should fit the last-level cache."""
+_RETAINED = {"exact": 1.0, "rademacher": 1.0, "hutchinson": 3.0}
+"""Copies of the activations that an estimator keeps: a graph, or the graph of a gradient and its tangents."""
+_COLUMNS = 10
+"""Columns assumed when asking whether a layer keeps Gram matrices."""
+
+
+def bytes_per_sample(folded: Folded, want: Wanted, estimator: str, precision: Precision) -> int:
+    """Return an upper estimate of the bytes that one more sample in a chunk costs."""
+    width = precision.dtype.itemsize
+    uses = [use for use in folded.recording.uses if use.weight in want.axes]
+    sizes = [sizes_of(use, folded.model.get_parameter(use.weight)) for use in uses]
+    kept = sum(s.positions**2 for s in sizes if s.positions > 1 and s.prefers_gram(_COLUMNS))
+    working = max((s.gradient * 2 + s.positions * (s.patch + 2 * s.outputs) for s in sizes), default=0)
+    activations = folded.recording.bytes_per_sample * width // 4
+    return int(activations * _RETAINED[estimator]) + (kept + working) * width
+
+
+def chunk_size(per_sample: int, options: TraceOptions, device: torch.device) -> int:
+    """Return how many samples to push through at once.
+
+    Raises:
+        ArgumentError: Not even one sample fits the memory limit.
+    """
+    limit = options.memory_limit
+    if limit is not None and limit < per_sample:
+        raise ArgumentError(
+            f"`memory_limit` must hold the activations of one sample, about {per_sample} bytes, got {limit}. "
+            "Raise it, or use smaller inputs."
+        )
+    fitting = max(8, _CACHE_BYTES // max(per_sample, 1)) if device.type == "cpu" else 1 << 20
+    chunk = options.chunk_size or fitting
+    return chunk if limit is None else min(chunk, limit // per_sample)

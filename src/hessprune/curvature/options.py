@@ -1,0 +1,43 @@
+"""How to compute a trace, beyond what to compute."""
+
+from dataclasses import dataclass
+
+from hessprune._checks import check_range
+from hessprune.curvature.stopping import Until
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TraceOptions:
+    """Effort, memory, and the part of the data at hand; the defaults suit almost everybody."""
+
+    num_probes: int | None = None
+    """Draws of `rademacher` (default 4) or probes of `hutchinson` (300); with `until` the most there are (64, 3000)."""
+    until: Until | None = None
+    """Stop as soon as this decision has settled."""
+    tolerance: float | None = None
+    """Share of the loss curvature in the logits that may be left out; None: nothing in fp64, 1e-6 otherwise."""
+    memory_limit: int | None = None
+    """Bytes for activations and gradients; samples are pushed through in chunks that fit."""
+    chunk_size: int | None = None
+    """Samples in a chunk; None: as many as the processor's cache holds."""
+    first_sample: int = 0
+    """Position of the first sample in the whole data, where `batches` are a part of them."""
+
+    def __post_init__(self) -> None:
+        check_range("first_sample", self.first_sample, low=0, integer=True)
+        for name in ("num_probes", "memory_limit", "chunk_size"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), low=1, integer=True)
+        if self.tolerance is not None:
+            check_range("tolerance", self.tolerance, low=0, high=1)
+
+    def probes(self, estimator: str) -> int:
+        """Return how many draws or probes an estimator may take."""
+        default = {"rademacher": (4, 64), "hutchinson": (300, 3000)}[estimator][self.until is not None]
+        return self.num_probes or default
+
+    def rounds(self, estimator: str) -> list[range]:
+        """Return the probes of each round, all of one size; without `until` there is one round."""
+        total = self.probes(estimator)
+        step = self.until.draws_per_round if self.until else total
+        return [range(start, start + step) for start in range(0, total, step)]

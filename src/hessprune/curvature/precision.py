@@ -1,0 +1,92 @@
+"""Number formats: what runs in which, the loss scale of FP16, and which devices can do it.
+
+FP16 has no room below 6e-8, so cotangents and losses are multiplied by a *fixed* power of two and the result is
+divided by it in FP32. Something that is not finite is counted, thrown away, and repeated at a lower scale: no probe
+counts for less.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessprune._checks import check_choice
+from hessprune.errors import ArgumentError, NumericalError
+
+_log = logging.getLogger(__name__)
+_STEP = 16.0
+_SMALLEST = 2.0**-24
+
+
+@dataclass(kw_only=True)
+class Precision:
+    """How to run a model: parameters in `dtype`, its matrix products in `autocast` where given."""
+
+    name: str
+    dtype: torch.dtype = torch.float32
+    autocast: torch.dtype | None = None
+    scale: float = 1.0
+    """What losses and cotangents are multiplied by at present."""
+    num_rejected: int = field(default=0)
+
+    def casting(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Return the autocast context that a forward pass runs in."""
+        return torch.autocast(device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
+
+    def finite(self, compute: Callable[[float], Tensor]) -> Tensor:
+        """Return `compute(scale)`, lowering the scale until all of it is finite.
+
+        Raises:
+            NumericalError: It is not finite at any scale.
+        """
+        while True:
+            value = compute(self.scale)
+            if bool(torch.isfinite(value).all()):
+                return value
+            if self.autocast is not torch.float16 or self.scale <= _SMALLEST:
+                raise NumericalError(
+                    f"curvature must be finite, got NaN or infinity in {self.name}. Likely causes: (a) activations "
+                    "beyond the format's range, (b) weights that diverged. Use precision='fp32' to tell them apart."
+                )
+            self.num_rejected += 1
+            self.scale /= _STEP
+
+
+def resolve(name: str, device: torch.device) -> Precision:
+    """Return the number formats for `fp32`, `bf16`, `fp16` or `fp64` on a device.
+
+    BF16 on a processor without kernels for it runs in FP32, which is both faster there and more precise.
+
+    Raises:
+        ArgumentError: `name` is unknown, or FP16 is asked of a CPU, where it is emulated and many times slower.
+
+    Example:
+        >>> resolve("fp64", torch.device("cpu")).dtype
+        torch.float64
+    """
+    check_choice("precision", name, ("fp32", "bf16", "fp16", "fp64"))
+    if name == "fp64":
+        return Precision(name=name, dtype=torch.float64)
+    if name == "fp16":
+        if device.type == "cpu":
+            raise ArgumentError(
+                "`precision` must be one that the device computes in, got 'fp16' on a CPU, where it is far slower than "
+                "fp32. Use precision='bf16'."
+            )
+        return Precision(name=name, autocast=torch.float16, scale=2.0**10)
+    if name == "bf16" and has_bf16(device):
+        return Precision(name=name, autocast=torch.bfloat16)
+    if name == "bf16":
+        _log.warning("this processor has no bfloat16 kernels: computing in fp32 instead")
+    return Precision(name="fp32")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Return whether convolutions and matrix products run natively in bfloat16 on `device`."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -1,0 +1,73 @@
+"""`Until`: stop drawing when the decision that the numbers are for has settled."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hessprune._checks import check_range
+
+Decision = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""From values by key to one boolean tensor by key: which units go."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Until:
+    """Draw until the set of removed units is settled at a stated confidence.
+
+    The decision is repeated on values shaken by their standard errors; it has settled when, on average, a unit stays
+    on its side of the threshold with at least the stated confidence.
+
+    Example:
+        >>> until = Until(removed=lowest(0.5), confidence=0.95)
+        >>> values = {"a": torch.tensor([1.0, 2.0, 8.0, 9.0])}
+        >>> until.settled(values, {"a": torch.full((4,), 0.1)}), until.settled(values, {"a": torch.full((4,), 30.0)})
+        (True, False)
+    """
+
+    removed: Decision
+    confidence: float = 0.95
+    draws_per_round: int = 2
+    """How many draws or probes are added between two looks, at least 2."""
+
+    def __post_init__(self) -> None:
+        check_range("confidence", self.confidence, low=0.5, high=1.0)
+        check_range("draws_per_round", self.draws_per_round, low=2, integer=True)
+
+    def settled(self, values: Mapping[str, Tensor], errors: Mapping[str, Tensor], *, trials: int = 32) -> bool:
+        """Return whether the decision holds when values vary by their errors, normally distributed."""
+        decided = _joined(self.removed(values))
+        generator = torch.Generator().manual_seed(0)
+        same = 0.0
+        for _ in range(trials):
+            shaken = {
+                key: value + errors[key] * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+                for key, value in values.items()
+            }
+            same += float((_joined(self.removed(shaken)) == decided).double().mean())
+        return same / trials >= self.confidence
+
+
+def lowest(fraction: float, cost: Mapping[str, Tensor] | None = None) -> Decision:
+    """Return the decision that removes the units of lowest value per cost until `fraction` of all cost is gone.
+
+    Example:
+        >>> lowest(0.5)({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 4.0])})
+        {'a': tensor([False,  True]), 'b': tensor([ True, False])}
+    """
+    check_range("fraction", fraction, low=0, high=1)
+
+    def removed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        flat = _joined(values)
+        price = torch.ones_like(flat) if cost is None else _joined({key: cost[key] for key in values}).to(flat)
+        order = (flat / price).argsort(stable=True)
+        gone = price[order].cumsum(0) <= fraction * float(price.sum()) + 1e-9
+        mask = torch.zeros_like(gone).scatter_(0, order, gone)
+        return dict(zip(values, mask.split([len(value) for value in values.values()]), strict=True))
+
+    return removed
+
+
+def _joined(parts: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([part.flatten() for part in parts.values()])

@@ -1,0 +1,99 @@
+"""One backward pass per draw: unbiased, honest about its error, independent of how data are cut."""
+
+import pytest
+import torch
+
+from hessprune.curvature import TraceOptions, Until, block_traces, lowest, merge_results
+from tests.curvature.nets import SMOOTH, Residual, Tokens, all_rows, batches_of, build
+
+EXACT = {"rtol": 1e-10, "atol": 1e-14}  # the same sums in another order, float64
+
+
+def flat(by_key) -> torch.Tensor:
+    return torch.cat(list(by_key.values()))
+
+
+@pytest.mark.parametrize(("estimator", "probes"), [("rademacher", 2), ("hutchinson", 4)])
+def test_two_hundred_seeds_agree_with_the_exact_trace(estimator, probes):
+    model, batches = build(Tokens), batches_of((12,))
+    units, options = all_rows(model), TraceOptions(num_probes=probes)
+    truth = flat(block_traces(model, units, batches, precision="fp64").values)
+    runs = [
+        block_traces(model, units, batches, estimator=estimator, precision="fp64", seed=seed, options=options)
+        for seed in range(200)
+    ]
+    values = torch.stack([flat(run.values) for run in runs])
+    reported = torch.stack([flat(run.standard_error) for run in runs]).square().mean(0).sqrt()
+    spread = values.std(0).clamp(min=1e-12)  # dead units have none
+    assert float(((values.mean(0) - truth).abs() / (spread / 200**0.5)).max()) < 5
+    assert 0.8 < float((reported / spread).median()) < 1.2
+    assert 0.8 < float(reported.square().mean().sqrt() / spread.square().mean().sqrt()) < 1.2
+
+
+def test_one_draw_reports_the_error_over_samples():
+    model, batches = build(Residual), batches_of((6,))
+    result = block_traces(model, all_rows(model), batches, estimator="rademacher", options=TraceOptions(num_probes=1))
+    assert result.standard_error is not None
+    assert result.sample_error is not None
+    torch.testing.assert_close(flat(result.standard_error), flat(result.sample_error))
+    assert bool((flat(result.standard_error) > 0).any())
+
+
+@pytest.mark.parametrize("estimator", ["exact", "rademacher"])
+def test_results_do_not_depend_on_batches_or_chunks(estimator):
+    model, (x, y) = build(Residual), batches_of((6,))[0]
+    parts = [(x[:1], y[:1]), (x[1:4], y[1:4]), (x[4:], y[4:])]
+    one = block_traces(model, all_rows(model), [(x, y)], estimator=estimator, precision="fp64", seed=3)
+    many = block_traces(
+        model, all_rows(model), parts, estimator=estimator, precision="fp64", seed=3, options=TraceOptions(chunk_size=2)
+    )
+    torch.testing.assert_close(flat(many.values), flat(one.values), **EXACT)
+    torch.testing.assert_close(flat(many.sample_error), flat(one.sample_error), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "rademacher", "hutchinson"])
+def test_partial_results_merge(estimator):
+    model, (x, y) = build(Residual), batches_of((6,))[0]
+    run = {"estimator": estimator, "precision": "fp64", "seed": 3}
+    whole = block_traces(model, all_rows(model), [(x, y)], **run, options=TraceOptions(num_probes=4))
+    parts = [
+        block_traces(
+            model, all_rows(model), [(x[a:b], y[a:b])], **run, options=TraceOptions(num_probes=4, first_sample=a)
+        )
+        for a, b in ((0, 2), (2, 6))
+    ]
+    merged = merge_results(parts)
+    torch.testing.assert_close(flat(merged.values), flat(whole.values), rtol=1e-8, atol=1e-12)
+    assert merged.num_samples == 6
+    if whole.standard_error is not None:
+        torch.testing.assert_close(flat(merged.standard_error), flat(whole.standard_error), rtol=1e-8, atol=1e-12)
+
+
+def test_merging_different_calls_is_refused():
+    model, batches = build(Residual), batches_of((2,))
+    parts = [block_traces(model, all_rows(model), batches, estimator=e) for e in ("exact", "rademacher")]
+    with pytest.raises(ValueError, match="share estimator"):
+        merge_results(parts)
+
+
+def test_until_stops_early_and_says_when_it_has_not_settled(caplog):
+    model, batches = build(Residual), batches_of((24,))
+    units = {key: pieces for key, pieces in all_rows(model).items() if key.endswith(":0")}
+    easy = TraceOptions(until=Until(removed=lowest(0.5), confidence=0.8))
+    result = block_traces(model, units, batches, estimator="rademacher", options=easy)
+    assert result.settled is True
+    assert result.num_probes < 64
+    hard = TraceOptions(until=Until(removed=lowest(0.5), confidence=1.0), num_probes=4)
+    with caplog.at_level("WARNING"):
+        result = block_traces(model, units, batches, estimator="hutchinson", options=hard)
+    assert result.settled is False
+    assert "has not settled within 4 probes" in caplog.text
+    exact = block_traces(model, units, batches, options=easy)
+    assert exact.settled is True
+
+
+def test_gauss_newton_is_named(caplog):
+    model, batches = build(SMOOTH["gated"]), batches_of((3,))
+    assert block_traces(model, all_rows(model), batches, estimator="rademacher").kind == "ggn"
+    last = {key: pieces for key, pieces in all_rows(model).items() if key.startswith(("last", "head"))}
+    assert block_traces(model, last, batches, estimator="rademacher").kind == "hessian"
