@@ -1,7 +1,7 @@
 """hessprune: smaller, faster neural networks from second-order information.
 
-A model goes in at the top, a smaller model and a report come out at the bottom; between each pair of stages there is one
-small value that can be printed, saved and tested: groups → saliency → plan → surgery → fine-tune → export.
+A model goes in at the top, a smaller model and a report come out at the bottom; between each pair of stages there is
+one small value that can be printed, saved and tested: groups → saliency → plan → surgery → fine-tune → export.
 """
 
 # errors first: everything below may raise them
@@ -28,13 +28,19 @@ from hessprune.planning.plan import Plan, make_plan
 from hessprune.planning.ranking import Ranking
 from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.verify import verify
+from hessprune.training import FinetuneConfig, finetune, reestimate_batchnorm
 from hessprune.evaluate import evaluate
 from hessprune.latency import compare_latency, measure_latency
+from hessprune.export import export_onnx
 from hessprune.checkpoint import load, save
+from hessprune.pipeline import PruneResult, prune
 
 __version__ = "0.1.0"
 
 __all__ = [
+    # one call
+    "prune",
+    "PruneResult",
     # structure
     "find_groups",
     "Group",
@@ -59,9 +65,13 @@ __all__ = [
     "save",
     "load",
     # training and evaluation
+    "finetune",
+    "FinetuneConfig",
+    "reestimate_batchnorm",
     "evaluate",
     "measure_latency",
     "compare_latency",
+    "export_onnx",
     # errors
     "HessPruneError",
     "ArgumentError",

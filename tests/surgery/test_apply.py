@@ -143,7 +143,8 @@ def test_saved_models_come_back_bit_for_bit_in_a_new_process(tmp_path: object) -
     hp.save(pruned, plan, tmp_path)
     torch.save({"x": x, "y": pruned(x).detach()}, tmp_path / "expected.pt")
     program = (
-        "import torch, hessprune as hp; from tests.cases import Shared; import pathlib, sys; folder = pathlib.Path(sys.argv[1])\n"
+        "import pathlib, sys, torch, hessprune as hp; from tests.cases import Shared\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
         "kept = torch.load(folder / 'expected.pt', weights_only=True); model = hp.load(folder, Shared)\n"
         "assert model.left.weight is model.right.weight\n"
         "print(torch.equal(model(kept['x']), kept['y']))"
