@@ -9,10 +9,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hessprune._files import read_json, sha256, writable_folder, write_json
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from hessprune._files import read_json, replacing, sha256, writable_folder, write_json
 from hessprune._progress import progress_bar
 from hessprune.errors import DataError
+from hessprune.saliency.values import Saliency
 
+_WEIGHTS = "model.safetensors"
 _MARKER = "stage.json"
 
 
@@ -64,6 +69,41 @@ class StageStore:
             make(folder)
         write_json(folder / _MARKER, {"key": key, "done": True, "seconds": round(time.monotonic() - start, 3)})
         return Stage(folder=folder, key=key, reused=False)
+
+
+def save_state(model: nn.Module, folder: Path) -> None:
+    """Write a model's state dict."""
+    with replacing(folder / _WEIGHTS) as path:
+        # Copies, because shared tensors are refused.
+        save_file({name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}, path)
+
+
+def load_state(model: nn.Module, folder: Path) -> nn.Module:
+    """Put what `save_state` wrote into a model of the same shape; return it in evaluation mode."""
+    model.load_state_dict(load_file(folder / _WEIGHTS))
+    return model.eval()
+
+
+def save_saliency(values: Saliency, folder: Path) -> None:
+    """Write the numbers as tensors, and how they came about as JSON."""
+    tensors = {f"value:{name}": value for name, value in values.items()}
+    tensors |= {f"error:{name}": value for name, value in (values.standard_error or {}).items()}
+    with replacing(folder / "saliency.safetensors") as path:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    facts = {"provenance": values.provenance, "per_cost": values.per_cost, "groups": list(values)}
+    write_json(folder / "saliency.json", facts)
+
+
+def load_saliency(folder: Path) -> Saliency:
+    """Read what `save_saliency` wrote."""
+    tensors, facts = load_file(folder / "saliency.safetensors"), read_json(folder / "saliency.json")
+    errors = {name: tensors[f"error:{name}"] for name in facts["groups"] if f"error:{name}" in tensors}
+    return Saliency(
+        {name: tensors[f"value:{name}"] for name in facts["groups"]},
+        provenance=facts["provenance"],
+        per_cost=facts["per_cost"],
+        standard_error=errors or None,
+    )
 
 
 def _key(name: str, inputs: tuple[Any, ...]) -> str:

@@ -12,7 +12,6 @@ from hessprune._files import writable_folder
 from hessprune._state import torch_threads
 from hessprune.assembly import assemble
 from hessprune.errors import ArgumentError
-from hessprune.export import export_onnx
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import Cost
 from hessprune.planning.plan import Plan, make_plan
@@ -142,7 +141,7 @@ def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
 
     checkpoint.save(tuned[own].model, decisions[own].plan, out / "model")
     if settings.export.onnx:
-        export_onnx(tuned[own].model, job.example, out / "model.onnx")
+        stages.export(job, tuned[own], out / "model.onnx")
     return report
 
 

@@ -10,17 +10,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hessprune import checkpoint
 from hessprune._files import read_json, replacing, sha256, write_json, write_text
-from hessprune._store import Stage, StageStore
+from hessprune._store import Stage, StageStore, load_saliency, load_state, save_saliency, save_state
 from hessprune.data import Dataset, ImageBatches, load_dataset
 from hessprune.data.dataset import Split
 from hessprune.errors import BudgetError
 from hessprune.evaluate import compare_latency, evaluate
+from hessprune.export import export_onnx
 from hessprune.models import build_model, load_weights
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import cost
@@ -34,8 +34,6 @@ from hessprune.surgery.apply import apply_plan
 from hessprune.training.batchnorm import reestimate_batchnorm
 from hessprune.training.config import FinetuneConfig
 from hessprune.training.finetune import finetune
-
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,11 +116,11 @@ def dense_model(run: Run) -> Model:
     def make(folder: Path) -> None:
         model = run.fresh_model()
         load_weights(model, path)
-        _save_weights(model, folder / WEIGHTS)
+        save_state(model, folder)
 
     digest = sha256(path.read_bytes()) if path.is_file() else "missing"
     stage = run.store.run("1-dense", make, section.name, digest, run.data.input_shape, run.data.num_classes)
-    return Model(model=_load_weights(run.fresh_model(), stage), stage=stage)
+    return Model(model=load_state(run.fresh_model(), stage.folder), stage=stage)
 
 
 def decide(run: Run, dense: Model, groups: Groups, method: str) -> Decision:
@@ -131,10 +129,10 @@ def decide(run: Run, dense: Model, groups: Groups, method: str) -> Decision:
     settings = SaliencySettings(seed=run.settings.seed, estimator=prune.estimator, precision=prune.precision)
 
     def score(folder: Path) -> None:
-        _save_saliency(saliency(dense.model, groups, run.batches("calibration"), method, settings=settings), folder)
+        save_saliency(saliency(dense.model, groups, run.batches("calibration"), method, settings=settings), folder)
 
     scored = run.store.run(f"2-saliency-{method}", score, dense.stage, *_data_key(run), as_json(settings))
-    values = _load_saliency(scored.folder)
+    values = load_saliency(scored.folder)
 
     def plan(folder: Path) -> None:
         write_text(folder / "plan.json", plan_for(run, dense.model, groups, values, prune.budget).to_json())
@@ -221,6 +219,15 @@ def curve(run: Run, dense: Model, groups: Groups, decision: Decision) -> list[di
     return read_json(stage.file("curve.json"))
 
 
+def export(run: Run, model: Model, path: Path) -> None:
+    """Write the model as ONNX, checked against torch."""
+    stage = run.store.run(
+        "9-onnx", lambda folder: export_onnx(model.model, run.example, folder / path.name), model.stage
+    )
+    with replacing(path) as temporary:
+        shutil.copyfile(stage.file(path.name), temporary)
+
+
 def plan_for(run: Run, model: nn.Module, groups: Groups, values: Saliency, budget: Budget) -> Plan:
     """Plan with the recipe's ranking."""
     ranking = run.settings.prune.ranking
@@ -259,48 +266,17 @@ def _trained(
         result = finetune(
             start(), train, run.batches("validation"), config=config, teacher=teacher, checkpoint_dir=partial
         )
-        _save_weights(result.model, folder / WEIGHTS)
+        save_state(result.model, folder)
         write_json(folder / "history.json", [asdict(record) for record in result.history])
         shutil.rmtree(partial, ignore_errors=True)
 
     stage = run.store.run(name, make, *inputs, as_json(config), as_json(section), *_data_key(run))
     return Model(
-        model=_load_weights(copy.deepcopy(start()), stage), stage=stage, history=read_json(stage.file("history.json"))
-    )
-
-
-def _save_saliency(values: Saliency, folder: Path) -> None:
-    """Write the numbers as tensors, and how they came about as JSON."""
-    tensors = {f"value:{name}": value for name, value in values.items()}
-    tensors |= {f"error:{name}": value for name, value in (values.standard_error or {}).items()}
-    with replacing(folder / "saliency.safetensors") as path:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
-    facts = {"provenance": values.provenance, "per_cost": values.per_cost, "groups": list(values)}
-    write_json(folder / "saliency.json", facts)
-
-
-def _load_saliency(folder: Path) -> Saliency:
-    tensors, facts = load_file(folder / "saliency.safetensors"), read_json(folder / "saliency.json")
-    errors = {name: tensors[f"error:{name}"] for name in facts["groups"] if f"error:{name}" in tensors}
-    return Saliency(
-        {name: tensors[f"value:{name}"] for name in facts["groups"]},
-        provenance=facts["provenance"],
-        per_cost=facts["per_cost"],
-        standard_error=errors or None,
+        model=load_state(copy.deepcopy(start()), stage.folder),
+        stage=stage,
+        history=read_json(stage.file("history.json")),
     )
 
 
 def _data_key(run: Run) -> list[Any]:
     return [run.data.fingerprint, run.data.mean, run.data.std, run.settings.data.batch_size]
-
-
-def _save_weights(model: nn.Module, path: Path) -> None:
-    with replacing(path) as temporary:
-        # Copies, because shared tensors are refused.
-        save_file({name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}, temporary)
-
-
-def _load_weights(model: nn.Module, stage: Stage) -> nn.Module:
-    """Put a stage's weights into a copy of the right shape, in evaluation mode."""
-    model.load_state_dict(load_file(stage.file(WEIGHTS)))
-    return model.eval()

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from hessprune._progress import listening
 from hessprune.errors import HessPruneError
-from hessprune.report.inspection import Inspection
 from hessprune.report.html import COLUMNS, cells, format_count, last_baselines, spoken
+from hessprune.report.inspection import Inspection
 from hessprune.report.run_report import ModelResult, RunReport, headline
 
 REPORTED_SECONDS = 0.5
@@ -34,6 +34,7 @@ class TerminalProgress:
             TextColumn("[dim]{task.fields[note]}"),
             console=self.console,
             transient=True,
+            disable=not self.console.is_terminal,
         )
         self._open: dict[int, tuple[str, float]] = {}
 
@@ -91,8 +92,8 @@ def session(resumable: bool = False) -> Iterator[None]:
 
 def print_report(report: RunReport, out: object) -> None:
     """Print the headline, the table of models and where the results are."""
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
-    table.add_column("")
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    table.add_column("", no_wrap=True)
     for column in COLUMNS:
         table.add_column(column, justify="right")
     for name, result in report.models.items():

@@ -11,7 +11,7 @@ from hessprune._files import write_text
 from hessprune.report.run_report import ModelResult, RunReport, format_points, headline
 
 COLUMNS = ("Accuracy", "Loss", "MACs", "Parameters", "Size", "Latency")
-_STAGE_NAMES = {"dense": "Dense", "pruned": "Pruned, not yet trained", "finetuned": "Pruned and fine-tuned"}
+_STAGE_NAMES = {"finetuned": "Pruned and fine-tuned"}
 
 
 def write_html(report: RunReport, path: Path | str) -> Path:
@@ -119,7 +119,8 @@ def _curve_card(curve: str) -> str:
 def _summary(report: RunReport) -> str:
     """The table of models: this run's, then the baselines."""
     dense = report.models["dense"]
-    rows = [_row(name, result, dense) for name, result in report.models.items()]
+    remarks = {"pruned": "not yet trained"}
+    rows = [_row(name, result, dense, remarks.get(name, "")) for name, result in report.models.items()]
     rows[-1] = rows[-1].replace("<tr>", '<tr class="final">', 1)
     rows += [
         _row(name, result, dense, note).replace("<tr>", '<tr class="baseline">', 1)
@@ -157,7 +158,7 @@ def spoken(name: str) -> str:
         >>> spoken("magnitude-finetuned")
         'Magnitude, fine-tuned'
     """
-    plain = name.replace("-pruned", ", not yet trained").replace("-finetuned", ", fine-tuned")
+    plain = name.replace("-pruned", ", pruned").replace("-finetuned", ", fine-tuned")
     return _STAGE_NAMES.get(name, plain[:1].upper() + plain[1:])
 
 

@@ -1,0 +1,143 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hessprune import pipeline
+from hessprune.cli import app
+from hessprune.errors import DataError
+
+runner = CliRunner()
+QUICK = [
+    f"--set={setting}"
+    for setting in (
+        "model.pretrain.epochs=1",
+        "finetune.epochs=1",
+        "data.calibration_size=64",
+        "report.curve=[0.5]",
+        "report.baselines=false",
+        "report.latency_repeats=2",
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    return out, runner.invoke(app, ["demo", "--out", str(out), *QUICK])
+
+
+def test_the_demo_leaves_everything_it_promises(demo):
+    out, result = demo
+    assert result.exit_code == 0, result.output
+    names = {path.name for path in out.iterdir()}
+    assert names == {"report.html", "report.json", "model", "model.onnx", "recipe.yaml", "stages"}
+    assert "Digits ResNet: half the MACs" in result.stdout
+    assert "Pruned and fine-tuned" in " ".join(result.stdout.split())
+    assert "error" not in result.stderr
+
+
+def test_run_takes_a_recipe_and_prints_json(demo):
+    out, _ = demo
+    result = runner.invoke(app, ["run", str(out / "recipe.yaml"), "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == json.loads((out / "report.json").read_text())
+
+
+def test_inspect_shows_groups_and_reasons():
+    result = runner.invoke(app, ["inspect", "digits-resnet", "--input-shape", "1,8,8"])
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    assert "6 groups, 224 units" in text
+    assert "conv1" in text
+    assert re.search(r"frozen because .*: .*linear.weight dim 0", text)
+
+
+def test_inspect_prints_json():
+    result = runner.invoke(app, ["inspect", "digits-resnet", "--input-shape", "1,8,8", "--json"])
+    found = json.loads(result.stdout)
+    assert found["cost"]["params"] == 77_754
+    first = found["groups"][1]
+    assert (first["name"], first["units"]) == ("layer1.0.conv1", 16)
+    assert first["macs"] == 2 * 9 * 16 * 64  # read and written by 3×3 convolutions with 16 channels at 8×8 positions
+    assert first["params"] == 2 * 9 * 16 + 2
+    assert first["producers"] == ["layer1.0.conv1"]
+    assert first["consumers"] == ["layer1.0.conv2"]
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "inspect"])
+def test_help_holds_an_example(command):
+    result = runner.invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: hessprune {command}" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "absent.yaml"], r"recipe must be a readable YAML file, got 'absent.yaml'"),
+        (["demo", "--set", "prune.budget.macs=0"], r"`prune.budget`: .*got 0"),
+        (["demo", "--set", "prune.budgt=1"], r"unknown key `prune.budgt`. Did you mean 'budget'\?"),
+        (["demo", "--set", "model.name=resnet57"], r"known model.*Did you mean 'resnet56'\?"),
+        (["demo", "--set", "model={weights: absent.pt}"], r"absent.pt.*existing file"),
+        (["demo", "--set", "data={source: npz, root: absent.npz}"], r"absent.npz"),
+        (["inspect", "resnet57"], r"Did you mean 'resnet56'\?"),
+        (
+            ["inspect", "resnet20", "--input-shape", "3;32;32"],
+            r"`input_shape` must be positive integers.*got '3;32;32'",
+        ),
+        (["inspect", "resnet20", "--input-shape", "3,0,32"], r"`input_shape` must be positive integers"),
+        (["inspect", "resnet20", "--weights", "absent.pt"], r"absent.pt.*existing file"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2
+    assert re.search(message, result.stderr), result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_an_unwritable_folder_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = runner.invoke(app, ["demo", "--out", str(tmp_path / "file")])
+    assert result.exit_code == 2
+    assert re.fullmatch(r"error: output must be writable.*\n", result.stderr)
+
+
+def test_an_interrupt_says_how_to_continue(tmp_path, monkeypatch):
+    def interrupted(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", interrupted)
+    result = runner.invoke(app, ["demo", "--out", str(tmp_path)])
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted: nothing is lost, the same command continues\n"
+
+
+def test_an_error_of_several_lines_becomes_one(tmp_path, monkeypatch):
+    def failing(*arguments, **named):
+        raise DataError("first\n  second")
+
+    monkeypatch.setattr(pipeline, "run", failing)
+    assert runner.invoke(app, ["demo", "--out", str(tmp_path)]).stderr == "error: first second\n"
+
+
+def test_reading_the_command_line_imports_nothing_heavy():
+    source = str(Path(__file__).parents[1] / "src")
+    program = (
+        "import sys, hessprune.cli\n"
+        "heavy = {'matplotlib', 'pydantic', 'sklearn', 'onnx', 'onnxruntime', 'torchao', 'pyarrow'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    environment = os.environ | {"PYTHONPATH": source}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "[]"
