@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from hessprune._checks import check_range
 from hessprune.curvature.stopping import Until
 
+DEFAULT_TOLERANCE = {"exact": 1e-6, "rademacher": 1e-6, "hutchinson": 1e-4}
+"""Share of the curvature that samples or columns may hold and be left out in single precision: far below the noise."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TraceOptions:
@@ -15,7 +18,7 @@ class TraceOptions:
     until: Until | None = None
     """Stop as soon as this decision has settled."""
     tolerance: float | None = None
-    """Share of the loss curvature in the logits that may be left out; None: nothing in fp64, 1e-6 otherwise."""
+    """Share of the loss curvature in the logits that may be left out; None: 0 in fp64, else `DEFAULT_TOLERANCE`."""
     memory_limit: int | None = None
     """Bytes for activations and gradients; samples are pushed through in chunks that fit."""
     chunk_size: int | None = None

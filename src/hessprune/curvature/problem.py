@@ -15,7 +15,7 @@ from hessprune._progress import track
 from hessprune.curvature.folding import Folded, fold_batchnorm
 from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.memory import bytes_per_sample, chunk_size
-from hessprune.curvature.options import TraceOptions
+from hessprune.curvature.options import DEFAULT_TOLERANCE, TraceOptions
 from hessprune.curvature.precision import Precision, resolve
 from hessprune.curvature.readout import Wanted, wanted
 from hessprune.curvature.results import Kind, Slices
@@ -117,11 +117,11 @@ def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: LossFn | No
     precision = resolve(effort.precision, device)
     folded = fold_batchnorm(model, to_device(next(iter(batches))[0], device))
     folded.model.to(precision.dtype)
-    want = wanted(slices, folded)
+    want = wanted(model, slices, folded)
     per_sample = bytes_per_sample(folded, want, effort.estimator, precision)
     chunk = chunk_size(per_sample, effort.options, device)
     _log.info("%s: about %.0f MB for %d samples at once", effort.estimator, chunk * per_sample / 1e6, chunk)
-    default = 0.0 if precision.dtype == torch.float64 else 1e-6
+    default = 0.0 if precision.dtype == torch.float64 else DEFAULT_TOLERANCE[effort.estimator]
     return Problem(
         folded=folded,
         want=want,

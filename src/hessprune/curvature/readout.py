@@ -47,15 +47,15 @@ class Wanted:
         return units if scale is None else units * scale.to(units)
 
 
-def wanted(slices: Slices, folded: Folded) -> Wanted:
-    """Check `slices` against what the model does with its weights.
+def wanted(model: nn.Module, slices: Slices, folded: Folded) -> Wanted:
+    """Check `slices` against what `model` does with its weights.
 
     Raises:
         ArgumentError: A slice names no weight, or does not fit it.
         UnsupportedModelError: A weight is not used by a convolution or a linear map.
     """
-    shapes = {name: value.shape for name, value in folded.model.named_parameters(remove_duplicate=False)}
-    first_name = _canonical_names(folded.model)
+    shapes = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
+    first_name = _canonical_names(model)
     for key, pieces in slices.items():
         _check_key(key, pieces, shapes)
     renamed = {key: [replace(p, param=first_name[p.param]) for p in pieces] for key, pieces in slices.items()}

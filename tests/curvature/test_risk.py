@@ -1,0 +1,146 @@
+"""The factor of the loss Hessian in the logits, for every loss."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hessprune.curvature import TraceOptions, block_traces, logit_factor, mean_loss
+from hessprune.curvature.risk import loss_weight
+from tests.curvature.nets import Residual, all_rows, batches_of, build, weights
+from tests.oracles import block_traces_of, dense_hessian
+
+EXACT = {"rtol": 1e-10, "atol": 1e-13}  # linear algebra in float64
+CLASS_WEIGHT = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
+
+
+class Focal(nn.Module):
+    """A loss nobody has heard of: convex in the logits, averaged over samples."""
+
+    def forward(self, logits, targets):
+        return (torch.logsumexp(1.5 * logits, 1) + 0.1 * (logits - targets[:, None]).square().sum(1)).mean()
+
+
+def labels(n, *shape):
+    return torch.randint(0, 3, (n, *shape), generator=torch.Generator().manual_seed(2))
+
+
+def real(n, *shape):
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+LOSSES = {
+    "cross-entropy": (nn.CrossEntropyLoss(), labels(4)),
+    "function": (F.cross_entropy, labels(4)),
+    "smoothed": (nn.CrossEntropyLoss(label_smoothing=0.2), labels(4)),
+    "weighted": (nn.CrossEntropyLoss(weight=CLASS_WEIGHT), labels(4)),
+    "smoothed and weighted": (nn.CrossEntropyLoss(weight=CLASS_WEIGHT, label_smoothing=0.3), labels(4)),
+    "ignoring": (nn.CrossEntropyLoss(), labels(4).index_fill(0, torch.tensor([1]), -100)),
+    "ignoring class 2": (nn.CrossEntropyLoss(ignore_index=2, weight=CLASS_WEIGHT, label_smoothing=0.1), labels(4)),
+    "probabilities": (nn.CrossEntropyLoss(weight=CLASS_WEIGHT, label_smoothing=0.1), real(4, 3).softmax(1)),
+    "squares": (nn.MSELoss(), real(4, 3)),
+    "binary": (nn.BCEWithLogitsLoss(pos_weight=CLASS_WEIGHT), real(4, 3).round()),
+    "binary, weighted": (nn.BCEWithLogitsLoss(weight=CLASS_WEIGHT), real(4, 3)),
+    "unknown": (Focal(), real(4)),
+}
+DENSE = {
+    "dense": (nn.CrossEntropyLoss(label_smoothing=0.1), labels(3, 2, 2)),
+    "dense, weighted, ignoring": (
+        nn.CrossEntropyLoss(weight=CLASS_WEIGHT),
+        labels(3, 4).masked_fill(labels(3, 4) == 1, -100),
+    ),
+    "dense squares": (nn.MSELoss(), real(3, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", {**LOSSES, **DENSE})
+def test_factor_squares_to_the_hessian_in_the_logits(name):
+    loss_fn, targets = {**LOSSES, **DENSE}[name]
+    n = len(targets)
+    shape = targets.shape if targets.is_floating_point() and targets.dim() > 1 else (n, 3, *targets.shape[1:])
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    factor = logit_factor(loss_fn, logits, targets)
+    rows, size = torch.arange(n), logits[0].numel()
+    columns = [factor.columns(rows, torch.full((n,), k)).reshape(n, size) for k in range(factor.mass.shape[1])]
+    square = torch.einsum("nak,nbk->nab", *[torch.stack(columns, 2)] * 2)
+    full = torch.autograd.functional.hessian(lambda f: loss_fn(f, targets) * factor.weight, logits)
+    blocks = full.reshape(n, size, n, size)[rows, :, rows]
+    torch.testing.assert_close(square, blocks, **EXACT)
+    torch.testing.assert_close(factor.mass.sum(1), blocks.diagonal(dim1=1, dim2=2).sum(1), **EXACT)
+    assert factor.weight == pytest.approx(loss_weight(loss_fn, targets))
+
+
+@pytest.mark.parametrize("name", {**LOSSES, **DENSE})
+def test_a_draw_mixes_the_columns(name):
+    loss_fn, targets = {**LOSSES, **DENSE}[name]
+    shape = (
+        targets.shape if targets.is_floating_point() and targets.dim() > 1 else (len(targets), 3, *targets.shape[1:])
+    )
+    factor = logit_factor(loss_fn, torch.randn(shape, dtype=torch.float64), targets)
+    rows = torch.tensor([2, 0])
+    noise = torch.randn(2, factor.mass.shape[1], dtype=torch.float64)
+    mixed = sum(
+        noise[:, k].view(2, *[1] * (len(shape) - 1)) * factor.columns(rows, torch.full((2,), k))
+        for k in range(noise.shape[1])
+    )
+    torch.testing.assert_close(factor.draw(rows, noise), mixed, **EXACT)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_exact_trace_for_every_loss(name):
+    loss_fn, targets = LOSSES[name]
+    model, inputs = build(Residual), torch.cat([x for x, _ in batches_of((2, 2))])
+    batches = [(inputs[:1], targets[:1]), (inputs[1:], targets[1:])]
+    result = block_traces(model, all_rows(model), batches, loss_fn=loss_fn, precision="fp64")
+    for weight in weights(model):
+        hessian = dense_hessian(model, batches, weight, loss_fn)
+        expected = block_traces_of(hessian, model.get_parameter(weight).shape, 0)
+        torch.testing.assert_close(result.values[f"{weight}:0"], expected, **EXACT, msg=weight)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "hutchinson"])
+def test_dense_targets(estimator):
+    """Segmentation: every position has a label, some are ignored, and positions of one sample share their weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).double()
+    targets = labels(3, 4, 4).masked_fill(labels(3, 4, 4) == 1, -100)
+    batches = [(x[:3], targets) for x, _ in batches_of((3,))]
+    options = TraceOptions(num_probes=200)
+    result = block_traces(model, all_rows(model), batches, estimator=estimator, precision="fp64", options=options)
+    for weight in weights(model):
+        expected = block_traces_of(dense_hessian(model, batches, weight), model.get_parameter(weight).shape, 0)
+        if estimator == "exact":
+            torch.testing.assert_close(result.values[f"{weight}:0"], expected, **EXACT)
+        else:
+            error = (result.values[f"{weight}:0"] - expected).abs() / result.standard_error[f"{weight}:0"]
+            assert float(error.max()) < 5
+
+
+def test_losses_that_cannot_be_factored_are_refused():
+    logits, targets = torch.randn(2, 3), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="must average over samples, got reduction='sum'"):
+        logit_factor(nn.CrossEntropyLoss(reduction="sum"), logits, targets)
+    with pytest.raises(ValueError, match="must be convex in the logits"):
+        logit_factor(lambda f, y: -f.square().mean(), logits, targets)
+    with pytest.raises(ValueError, match=r"must be in \[0, 3\)"):
+        logit_factor(None, logits, torch.tensor([0, 3]))
+
+
+def test_mean_loss_is_the_mean_over_samples():
+    model, batches = build(Residual), batches_of((3, 1))
+    inputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert mean_loss(model, batches) == pytest.approx(F.cross_entropy(model(inputs), targets).item())
+
+
+def test_mean_loss_refuses_randomness_and_infinities():
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.randn(2)
+
+    batches = [(torch.ones(2, 3), torch.tensor([0, 1]))]
+    with pytest.raises(ArithmeticError, match="must not change between two passes"):
+        mean_loss(Noisy(3, 2), batches)
+    with pytest.raises(ArithmeticError, match="must be finite"):
+        mean_loss(nn.Linear(3, 2), [(torch.full((2, 3), torch.inf), torch.tensor([0, 1]))])
+    with pytest.raises(ValueError, match="at least one sample"):
+        mean_loss(nn.Linear(3, 2), [])
