@@ -29,8 +29,8 @@ def test_frozen_roots_keep_the_first_reason() -> None:
     labels.freeze(a[:1], "first")
     labels.freeze(a[:1], "second")
     labels.freeze(torch.tensor([CONSTANT]), "constants cannot be frozen")
-    roots = labels.roots()
-    assert labels.frozen_roots(roots) == {int(a[0]): "first"}
+    numbers, reasons = labels.frozen()
+    assert [reasons[number] if number >= 0 else "" for number in numbers[a]] == ["first", ""]
 
 
 def test_tie_along_an_axis_keeps_the_other_axes_apart() -> None:

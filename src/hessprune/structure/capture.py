@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from hessprune._checks import tensors_in
+from hessprune._modules import call_model, empty_copy, to_device
 from hessprune._state import evaluation_mode
 from hessprune.errors import UnsupportedModelError
 
@@ -22,20 +23,37 @@ def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
     with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model(*args, **kwargs)
-        except Exception as error:
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(example_inputs))
-            raise UnsupportedModelError(
-                f"`example_inputs` must fit the model's forward, got shapes {shapes}: {first_line(error)}. "
-                f"Pass a batch exactly as the model takes it."
-            ) from error
-        try:
             return torch.export.export(model, args, kwargs, strict=False)
-        except Exception as error:
+        except Exception as error:  # whatever the user's forward raises
+            _check_runs(model, example_inputs)
             raise UnsupportedModelError(
                 f"the model must be capturable by torch.export, but {_user_frame(error)}{first_line(error)}. "
                 f"Replace control flow that depends on tensor values, or prune the submodules one by one."
             ) from error
+
+
+def capture_training(model: nn.Module, example_inputs: Any) -> ExportedProgram | None:
+    """Export `model` in training mode, with branches that evaluation skips; None where that cannot be captured."""
+    trained = empty_copy(model).train()
+    args, kwargs = as_call(to_device(example_inputs, "meta"))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.export.export(trained, args, kwargs, strict=False)
+        except Exception:  # evaluation mode is what counts
+            return None
+
+
+def _check_runs(model: nn.Module, example_inputs: Any) -> None:
+    """Say that the inputs do not fit, if that is why the capture failed."""
+    try:
+        call_model(model, example_inputs)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(example_inputs))
+        raise UnsupportedModelError(
+            f"`example_inputs` must fit the model's forward, got shapes {shapes}: {first_line(error)}. "
+            f"Pass a batch exactly as the model takes it."
+        ) from error
 
 
 def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Labels stand in for numbers: equal labels must stay together when channels are removed.
 
-A label is an integer. Every index of every parameter axis gets a fresh one; running the model's graph on label tensors
-moves them about, and wherever two labels meet they are tied. What is tied in the end is one removable unit.
+A label is an integer. Every index of every parameter axis gets a fresh positive one; running the model's graph on label
+tensors moves them about, and wherever two labels meet they are tied. What is tied in the end is one removable unit.
+Labels `≤ 0` stay for ever: they stand for what no removal can reach, and each carries the reason why.
 
 Label tensors keep the shape of the activation they stand for, but are stored expanded (stride 0) along every axis on
 which they do not vary, so the 112×112 positions of a feature map cost nothing.
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 CONSTANT = 0
-"""The label of what belongs to no unit: scalars, masks, anything that removing channels leaves as it is."""
+"""The label of scalars and of whatever else stays without a better reason."""
 
 
 class Labels:
@@ -22,53 +23,85 @@ class Labels:
 
     def __init__(self) -> None:
         self._count = 1  # 0 is CONSTANT
-        self._ties: list[np.ndarray] = []  # each (2, n)
+        self._root = np.zeros(1, dtype=np.int64)
+        self._ties: list[np.ndarray] = []  # pairs packed in one number, not yet resolved
         self._frozen: list[tuple[np.ndarray, str]] = []
+        self._known: tuple[tuple[int, int, int], Tensor] | None = None
+        self._reasons = {"it meets a constant": CONSTANT}
 
     def new(self, count: int) -> Tensor:
         """Return `count` fresh labels."""
         self._count += count
         return torch.arange(self._count - count, self._count)
 
+    def fixed(self, shape: Sequence[int], reason: str) -> Tensor:
+        """Return labels for a tensor that keeps its shape."""
+        return torch.tensor(self._reasons.setdefault(reason, -len(self._reasons))).expand(shape)
+
+    def reason(self, label: int) -> str:
+        """Return why a label `≤ 0` stays."""
+        return list(self._reasons)[-label]
+
     def tie(self, a: Tensor, b: Tensor) -> None:
-        """Tie labels that meet element-wise (with broadcasting); a constant ties nothing."""
+        """Tie labels element by element (with broadcasting); what is tied to a fixed label stays for its reason."""
         a, b = compact(*torch.broadcast_tensors(a, b))
-        pairs = torch.stack([a.reshape(-1), b.reshape(-1)]).numpy()
-        pairs = pairs[:, (pairs != CONSTANT).all(0) & (pairs[0] != pairs[1])]
-        if pairs.size:
-            self._ties.append(np.unique(pairs, axis=1))
+        pairs = torch.stack([torch.minimum(a, b).reshape(-1), torch.maximum(a, b).reshape(-1)]).numpy()
+        low, high = pairs[:, pairs[0] != pairs[1]]
+        stays = low <= CONSTANT
+        for label in np.unique(low[stays & (high > CONSTANT)]).tolist():
+            self._frozen.append((np.unique(high[low == label]), self.reason(label)))
+        if not stays.all():
+            self._ties.append(np.unique(low[~stays] << 32 | high[~stays]))
 
     def tie_along(self, labels: Tensor, dim: int) -> None:
         """Tie everything that differs only in its index along `dim`: this axis keeps its size."""
-        if labels.shape[dim] > 1 and varies(labels, dim):
+        if varies(labels, dim):
             self.tie(labels, labels.narrow(dim, 0, 1))
 
     def freeze(self, labels: Tensor, reason: str) -> None:
         """Mark labels as not removable; the first reason given is the one reported."""
         found = np.unique(compact(labels)[0].numpy())
-        self._frozen.append((found[found != CONSTANT], reason))
+        self._frozen.append((found[found > CONSTANT], reason))
 
     def roots(self) -> np.ndarray:
         """Return for every label the smallest label it is tied to (connected components, in bulk)."""
-        root = np.arange(self._count)
-        if not self._ties:
-            return root
-        a, b = np.unique(np.concatenate(self._ties, axis=1), axis=1)
-        while True:
-            low, high = np.minimum(root[a], root[b]), np.maximum(root[a], root[b])
-            if (low == high).all():
-                return root
-            np.minimum.at(root, high, low)
-            while (root[root] != root).any():
-                root = root[root]
+        self._root = root = np.concatenate([self._root, np.arange(len(self._root), self._count)])
+        packed, self._ties = np.concatenate([np.empty(0, np.int64), *self._ties]), []
+        a, b = packed >> 32, packed & 0xFFFFFFFF
+        while len(a):
+            a, b = root[a], root[b]
+            a, b = np.minimum(a, b)[a != b], np.maximum(a, b)[a != b]
+            np.minimum.at(root, b, a)
+            while not np.array_equal(further := root[root], root):
+                root[:] = further
+        return root
 
-    def frozen_roots(self, roots: np.ndarray) -> dict[int, str]:
-        """Return the reason for each component that holds a frozen label."""
-        reasons: dict[int, str] = {}
-        for labels, reason in self._frozen:
-            for root in np.unique(roots[labels]).tolist():
-                reasons.setdefault(root, reason)
-        return reasons
+    def resolve(self, labels: Tensor) -> Tensor:
+        """Replace every label by its root, or by a fixed label where that is frozen; expanded where nothing varies."""
+        small = compact(labels)[0]
+        return expanded(torch.where(small > CONSTANT, self._meaning()[small.clamp(min=0)], small).expand(labels.shape))
+
+    def _meaning(self) -> Tensor:
+        """Return what every label has come to mean; made anew only after something has changed."""
+        state = (self._count, len(self._ties), len(self._frozen))
+        if self._known is None or self._known[0] != state:
+            roots, (numbers, reasons) = self.roots(), self.frozen()
+            fixed = np.array([CONSTANT, *(int(self.fixed((), reason)) for reason in reasons)])
+            meaning = np.where(numbers < 0, roots, fixed[numbers + 1])
+            self._known = ((self._count, 0, len(self._frozen)), torch.from_numpy(meaning))
+        return self._known[1]
+
+    def varying(self, labels: Tensor) -> tuple[int, ...]:
+        """Return all axes along which a tensor holds different units."""
+        return varying(self.resolve(labels))
+
+    def frozen(self) -> tuple[np.ndarray, list[str]]:
+        """Return for every label the number of the reason that freezes its component (-1: none), and the reasons."""
+        roots = self.roots()
+        numbers = np.full(len(roots), -1)
+        for number, (labels, _) in reversed(list(enumerate(self._frozen))):
+            numbers[roots[labels]] = number
+        return numbers[roots], [reason for _, reason in self._frozen]
 
 
 def compact(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -87,12 +120,24 @@ def varies(labels: Tensor, dim: int) -> bool:
     return not bool((small == small.narrow(dim, 0, 1)).all())
 
 
+def varying(labels: Tensor) -> tuple[int, ...]:
+    """Return all axes along which labels differ."""
+    return tuple(dim for dim in range(labels.dim()) if varies(labels, dim))
+
+
 def expanded(labels: Tensor) -> Tensor:
     """Store labels expanded along every axis on which they do not vary."""
     for dim in range(labels.dim()):
         if labels.shape[dim] > 1 and labels.stride(dim) != 0 and not varies(labels, dim):
             labels = labels.narrow(dim, 0, 1).expand(labels.shape)
     return labels
+
+
+def merged(first: Tensor, second: Tensor) -> Tensor:
+    """Broadcast two label tensors; the first counts wherever it is not fixed."""
+    both = torch.broadcast_tensors(first, second)
+    a, b = compact(*both)
+    return torch.where(a > CONSTANT, a, b).expand(both[0].shape)
 
 
 def along(labels: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
@@ -104,4 +149,4 @@ def along(labels: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
 
 def constant(shape: Sequence[int]) -> Tensor:
     """Return a label tensor of constants."""
-    return torch.full((), CONSTANT, dtype=torch.int64).expand(shape)
+    return torch.tensor(CONSTANT).expand(shape)

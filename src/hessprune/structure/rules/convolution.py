@@ -5,9 +5,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from hessprune._modules import split_name
-from hessprune.structure.labels import CONSTANT, along
+from hessprune.structure.call import Call
+from hessprune.structure.leaves import Leaf
+from hessprune.structure.rules.linear import contract, emit
 from hessprune.structure.rules.registry import rule
-from hessprune.structure.walk import Call, Leaf, LiteralUse
 
 
 @rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -17,30 +18,25 @@ def convolution(call: Call) -> Any:
     if not isinstance(weight, Leaf):
         return call.refuse(f"the convolution's weight{call.where} is computed, not a parameter")
     transposed, groups = call.operator.startswith("conv_transpose"), call["groups"]
-    channel_dim = 1 - len(weight.shape)  # counted from the end, so that unbatched inputs work too
-    x = call.walk.channels(call["input"], channel_dim)
+    rank = len(weight.shape) - 2
+    x = over_space(call, call.walk.as_labels(call["input"]), rank)
+    channels = call.channels(x, -1 - rank)
     if groups == 1:
-        out = _dense(call, x, weight, transposed)
-    elif _whole_groups(call, weight, groups, len(x)):
-        out = _by_group(call, x, weight, transposed)
+        contract(call, channels, weight, 0 if transposed else 1)
+        out = call.walk.axis(weight, 1 if transposed else 0, "producer")
+    elif _whole_groups(call, weight, groups, len(channels)):
+        out = _by_group(call, channels, weight, transposed)
     else:
-        out = _by_position(call, x, weight, transposed)
-    if isinstance(call.get("bias"), Leaf):
-        call.labels.tie(out, call.walk.axis(call["bias"], 0, "follower"))
-    return along(out, len(call.shape) + channel_dim, call.shape)
+        out = _by_position(call, channels, weight, transposed)
+    return emit(call, x, out, -1 - rank).expand(call.shape)
 
 
-def contract(call: Call, x: Tensor, weight: Leaf, dim: int) -> None:
-    """Tie input labels with the weight axis that reads them; what reads a constant keeps its place."""
-    axis = call.walk.axis(weight, dim, "consumer")
-    call.labels.tie(x, axis)
-    if bool((x == CONSTANT).any()):
-        call.labels.freeze(axis[x == CONSTANT], f"it reads a constant{call.where}")
-
-
-def _dense(call: Call, x: Tensor, weight: Leaf, transposed: bool) -> Tensor:
-    contract(call, x, weight, 0 if transposed else 1)
-    return call.walk.axis(weight, 1 if transposed else 0, "producer")
+def over_space(call: Call, labels: Tensor, rank: int) -> Tensor:
+    """Reduce the last `rank` axes, over which a kernel slides, to size 1; units along them stay."""
+    for dim in range(-rank, 0):
+        call.pin(labels, dim, f"'{call.operator}' slides over its channels")
+        labels = labels.narrow(dim, 0, 1)
+    return labels
 
 
 def _whole_groups(call: Call, weight: Leaf, groups: int, channels: int) -> bool:
@@ -59,7 +55,7 @@ def _by_group(call: Call, x: Tensor, weight: Leaf, transposed: bool) -> Tensor:
     call.labels.freeze(call.walk.axis(weight, 1, "consumer"), "it lies within a group of a grouped convolution")
     module, _ = split_name(weight.name)
     if isinstance(call.walk.modules.get(module), nn.modules.conv._ConvNd):
-        call.walk.literals.append(LiteralUse(module=module, attribute="groups", labels=rows[:, 0]))
+        call.walk.count(module, "groups", rows[:, 0])
     width = weight.shape[1] if transposed else rows.shape[1]
     return rows[:, :1].expand(groups, width).reshape(-1)
 
@@ -82,14 +78,40 @@ def _by_position(call: Call, x: Tensor, weight: Leaf, transposed: bool) -> Tenso
     "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
-    "max_pool2d_with_indices", "lp_pool2d",
-    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d",
+    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices",
+    "lp_pool2d", "max_unpool2d", "max_unpool3d",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
     "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
-    "grid_sampler", "grid_sampler_2d",
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
 )  # fmt: skip
 def per_channel(call: Call) -> Any:
     """Each channel is pooled or resampled by itself."""
-    digits = [char for char in call.operator if char.isdigit()]
-    channel_dim = -1 - int(digits[-1]) if digits else -3
-    out = along(call.walk.channels(call.tensors()[0], channel_dim), len(call.shape) + channel_dim, call.shape)
-    return [out, out] if isinstance(call.node.meta["val"], tuple | list) else out
+    rank = int(next(char for char in call.operator if char.isdigit()))
+    out = call.meet([over_space(call, labels, rank) for labels in call.tensors()]).expand(call.shape)
+    return [out, out] if isinstance(call.produced, tuple | list) else out
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def sample(call: Call) -> Tensor:
+    """Each channel is sampled by itself, at coordinates that all of them share and that keep their order."""
+    grid = call.walk.as_labels(call["grid"])
+    call.walk.freeze(grid, f"it holds coordinates for '{call.operator}'{call.where}")
+    x = call.walk.as_labels(call["input"])
+    return over_space(call, x, x.dim() - 2).expand(call.shape)
+
+
+@rule("im2col")
+def unfold(call: Call) -> Tensor:
+    """`(N, C, H, W) → (N, C·k², L)`: the patches of a channel lie side by side."""
+    labels = over_space(call, call.walk.as_labels(call["input"]), 2)[..., 0]
+    return labels.repeat_interleave(call.shape[-2] // labels.shape[-2], -2).expand(call.shape)
+
+
+@rule("col2im")
+def fold(call: Call) -> Tensor:
+    """`(N, C·k², L) → (N, C, H, W)`: the columns of a channel go together."""
+    labels = over_space(call, call.walk.as_labels(call["input"]), 1)
+    grid = labels.unflatten(-2, (call.shape[-3], -1))
+    call.labels.tie_along(grid, -2)
+    return grid[..., :1, :].expand(call.shape)

@@ -2,16 +2,16 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
-from hessprune.structure.labels import CONSTANT, constant
+from hessprune.structure.call import Call
+from hessprune.structure.leaves import Leaf
 from hessprune.structure.rules.registry import rule
-from hessprune.structure.walk import Call
 
 
 @rule(
-    "relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus",
+    "relu", "relu6", "leaky_relu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus",
     "sigmoid", "log_sigmoid", "logsigmoid", "tanh", "tanhshrink", "hardtanh", "hardswish", "hardsigmoid", "hardshrink",
     "softshrink", "softsign", "threshold", "abs", "neg", "sign", "exp", "expm1", "log", "log1p", "log2", "sqrt",
     "rsqrt", "square", "reciprocal", "sin", "cos", "erf", "floor", "ceil", "round", "trunc", "frac", "isnan", "isinf",
@@ -19,55 +19,36 @@ from hessprune.structure.walk import Call
     "floor_divide", "remainder", "fmod", "pow", "atan2", "maximum", "minimum", "clamp", "clamp_min", "clamp_max",
     "clip", "lerp", "addcmul", "addcdiv", "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_and",
     "logical_or", "bitwise_and", "bitwise_or", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout",
-    "native_dropout", "bernoulli", "clone", "contiguous", "alias", "detach", "detach_copy", "lift_fresh_copy",
+    "bernoulli", "clone", "contiguous", "alias", "detach", "detach_copy", "lift_fresh_copy",
     "lift_fresh", "to", "_to_copy", "type_as", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like",
     "randn_like", "fill", "zero", "copy",
 )  # fmt: skip
-def elementwise(call: Call) -> Tensor:
-    """Broadcast all tensor arguments and tie what meets."""
-    if call.operator == "prelu":
-        return _prelu(call)
-    return meet(call, call.tensors(), call.shape)
+def elementwise(call: Call) -> Any:
+    """Broadcast all tensor arguments and tie what meets; a scaled parameter is still that parameter."""
+    parameter = _scaled_parameter(call)
+    return parameter or call.meet(call.tensors()).expand(call.shape)
 
 
-def meet(call: Call, tensors: list[Tensor], shape: torch.Size) -> Tensor:
-    """Return the labels of a broadcast element-wise operation and tie the ones that meet."""
-    out = constant([1] * len(shape))
-    for labels in tensors:
-        if labels.numel() and bool((labels != CONSTANT).any()):
-            out = _pair(call, out, labels.reshape([1] * (len(shape) - labels.dim()) + list(labels.shape)))
-    return out.expand(shape)
+# f(0) = 0: the zeroed slices of a parameter stay zero, so what is computed stands for the parameter itself.
+_ZERO_STAYS = {
+    "mul", "div", "neg", "abs", "relu", "tanh", "sign", "dropout", "clone", "contiguous", "alias", "detach",
+    "detach_copy", "lift_fresh_copy", "lift_fresh", "to", "_to_copy", "type_as",
+}  # fmt: skip
 
 
-def _pair(call: Call, a: Tensor, b: Tensor) -> Tensor:
-    """Tie two label tensors; one that is spread over an axis on which the other varies scales several units."""
-    for dim in range(a.dim()):
-        for spread, kept in ((a, b), (b, a)):
-            if (
-                spread.shape[dim] == 1 < kept.shape[dim]
-                and _more_than_one(kept, dim)
-                and bool((spread != CONSTANT).any())
-            ):
-                call.labels.freeze(spread, f"it is spread over several units{call.where}")
-                return torch.broadcast_tensors(kept, spread)[0]
-    a, b = torch.broadcast_tensors(a, b)
-    call.labels.tie(a, b)
-    return torch.where(a != CONSTANT, a, b)
+def _scaled_parameter(call: Call) -> Leaf | None:
+    """Return the one operand that is more than a number, if it is a parameter and keeps its zeros."""
+    large = [operand for operand in call.operands() if not isinstance(operand, Leaf) or operand.shape.numel() > 1]
+    found = large[0] if len(large) == 1 and call.operator in _ZERO_STAYS else None
+    is_divisor = call.operator == "div" and found is not call.args[0]
+    return found if isinstance(found, Leaf) and found.shape == call.shape and not is_divisor else None
 
 
-def _more_than_one(labels: Tensor, dim: int) -> bool:
-    """Whether a line along `dim` holds two different units (a constant beside a unit is not two)."""
-    top = labels.amax(dim)
-    low = torch.where(labels == CONSTANT, top.unsqueeze(dim), labels).amin(dim)
-    return bool((low != top).any())
-
-
-def _prelu(call: Call) -> Tensor:
+@rule("prelu")
+def prelu(call: Call) -> Tensor:
     """The slope belongs to axis 1, whatever the number of dimensions."""
-    x, weight = call.tensors()
-    if weight.numel() > 1:
-        call.labels.tie(call.walk.channels(x, 1), weight)
-    return x
+    x, slope = call.tensors()
+    return call.meet([x, slope.reshape([-1 if dim == min(1, x.dim() - 1) else 1 for dim in range(x.dim())])])
 
 
 @rule("glu")
@@ -79,24 +60,23 @@ def glu(call: Call) -> Tensor:
 
 
 @rule(
-    "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn", "eye", "arange",
-    "scalar_tensor",
+    "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn", "eye",
+    "arange", "scalar_tensor", "linspace", "tril_indices", "triu_indices",
 )  # fmt: skip
 def created(call: Call) -> Tensor:
     """A tensor made in the forward has the size its source code says; only a single number meets anything freely."""
-    if call.shape.numel() <= 1:
-        return constant(call.shape)
-    return call.walk.fixed(call.shape, f"it meets a tensor of fixed size made{call.where}")
+    return call.labels.fixed(call.shape, f"it meets a tensor of fixed size made{call.where}")
 
 
-@rule(
-    "sym_size",
-    "_assert_tensor_metadata",
-    "_assert_scalar",
-    "item",
-    "_local_scalar_dense",
-    "sym_constrain_range_for_size",
-)
+@rule("sym_size", "_assert_tensor_metadata", "_assert_scalar", "item", "_local_scalar_dense",
+      "sym_constrain_range_for_size")  # fmt: skip
 def no_tensor(call: Call) -> Any:  # noqa: ARG001 - one signature for all rules
     """Bookkeeping of the capture: no labels."""
     return None
+
+
+@rule("wrap_with_set_grad_enabled", "wrap_with_autocast")
+def region(call: Call) -> Any:
+    """A part of the graph under another mode: run what is inside."""
+    position = next(number for number, arg in enumerate(call.args) if isinstance(arg, GraphModule))
+    return call.walk.run(call.args[position], call.args[position + 1 :])

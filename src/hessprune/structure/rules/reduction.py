@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hessprune.structure.call import Call
 from hessprune.structure.rules.registry import rule
-from hessprune.structure.walk import Call
 
 
 @rule(
@@ -20,22 +20,20 @@ def reduction(call: Call) -> Any:
     dims = _reduced(call, labels.dim())
     keepdim = bool(call.get("keepdim"))
     for dim in dims:
-        call.pin(labels, dim, f"'{call.operator}' reduces over its channels{call.where}")
+        call.pin(labels, dim, f"'{call.operator}' reduces over its channels")
         labels = labels.narrow(dim, 0, 1)
     for dim in [] if keepdim else dims:
         labels = labels.squeeze(dim)
-    produced = call.node.meta["val"]
-    return [labels] * len(produced) if isinstance(produced, tuple | list) else labels
+    return [labels] * len(call.produced) if isinstance(call.produced, tuple | list) else labels
 
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin", "cumsum", "cumprod", "sort", "topk", "normalize")
 def mixing(call: Call) -> Any:
     """The shape stays, but every value depends on all others along the axis."""
     labels = call.tensors()[0]
-    call.pin(labels, call["dim"], f"'{call.operator}' mixes its channels{call.where}")
-    produced = call.node.meta["val"]
-    if isinstance(produced, tuple | list):
-        return [labels.narrow(call["dim"], 0, value.shape[call["dim"]]) for value in produced]
+    call.pin(labels, call["dim"], f"'{call.operator}' mixes its channels")
+    if isinstance(call.produced, tuple | list):
+        return [labels.narrow(call["dim"], 0, value.shape[call["dim"]]) for value in call.produced]
     return labels
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from hessprune.structure.walk import Call
+    from hessprune.structure.call import Call
 
 Rule = Callable[["Call"], Any]
 RULES: dict[str, Rule] = {}

@@ -1,0 +1,129 @@
+"""Turn the labels of a walked graph into groups: components of labels are units, units with the same slices a group."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hessprune._modules import split_name
+from hessprune.structure.groups import Frozen, Group, Literal, Role, Slice
+from hessprune.structure.leaves import Axis
+from hessprune.structure.walk import GraphWalk
+
+NamedAxis = tuple[str, int, Axis]
+LONELY = "all of its channels depend on each other"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Units:
+    """Who owns which positions: runs of equal (unit, axis), sorted by unit and axis."""
+
+    root: np.ndarray
+    """Component of each run, `(R,)`."""
+    axis: np.ndarray
+    """Number of the axis on which the run lies, `(R,)`."""
+    start: np.ndarray
+    """Where in `position` the run begins, `(R,)`."""
+    length: np.ndarray
+    """How many positions it holds, `(R,)`."""
+    position: np.ndarray
+    """Positions on the axes, run after run."""
+
+
+def collect(walk: GraphWalk) -> tuple[list[Group], list[Frozen]]:
+    """Return the groups in the order of use, and every axis that is frozen, with its reasons."""
+    axes = _all_axes(walk)
+    roots, (numbers, reasons) = walk.labels.roots(), walk.labels.frozen()
+    frozen = [
+        Frozen(param=name, dim=dim, reason=reason)
+        for name, dim, axis in axes
+        for reason in dict.fromkeys(reasons[number] for number in np.unique(numbers[axis.labels]) if number >= 0)
+    ]
+    groups: list[Group] = []
+    names: dict[str, int] = {}
+    units = _units(axes, roots, numbers)
+    for rows in _alike(units):
+        group = _named(_build(walk, roots, axes, units, rows), names)
+        if group.num_units > 1:
+            groups.append(group)
+        else:
+            frozen += [Frozen(param=piece.param, dim=piece.dim, reason=LONELY) for piece in group.slices]
+    return groups, frozen
+
+
+def _all_axes(walk: GraphWalk) -> list[NamedAxis]:
+    """List parameter axes in the order of use, those of parameters labelled by element included."""
+    axes = [(name, dim, axis) for (name, dim), axis in walk.axes.items()]
+    for name, labels in walk.elements.items():
+        used_whole = [axis.labels for other, _, axis in axes if other == name]
+        varying = walk.labels.varying(labels)
+        if used_whole:
+            for part in (labels, *used_whole):
+                walk.labels.freeze(part, f"'{name}' is used in two different ways")
+        elif len(varying) > 1:
+            walk.labels.freeze(labels, f"'{name}' ties channels along {len(varying)} axes")
+        first = labels.movedim(varying[0] if varying else 0, 0).flatten(1)[:, 0]
+        axes.append((name, varying[0] if varying else 0, Axis(first, {"follower"})))
+    return axes
+
+
+def _units(axes: list[NamedAxis], roots: np.ndarray, numbers: np.ndarray) -> _Units:
+    """Sort all positions of all axes by the unit that owns them."""
+    labels = np.concatenate([np.empty(0, np.int64), *(axis.labels.numpy() for _, _, axis in axes)])
+    sizes = [len(axis.labels) for _, _, axis in axes]
+    owner = np.repeat(np.arange(len(axes)), sizes)
+    position = np.concatenate([np.empty(0, np.int64), *(np.arange(size) for size in sizes)])
+    free = (numbers[labels] < 0).nonzero()[0]
+    free = free[np.lexsort((owner[free], roots[labels[free]]))]  # stable: positions stay in order
+    root, owner = roots[labels[free]], owner[free]
+    start = np.flatnonzero(np.diff(root, prepend=-1) | np.diff(owner, prepend=-1))
+    length = np.diff(start, append=len(root))
+    return _Units(root=root[start], axis=owner[start], start=start, length=length, position=position[free])
+
+
+def _alike(units: _Units) -> list[np.ndarray]:
+    """Return for each group the numbers of its runs, `(units, slices)`, in the order of use."""
+    first = np.flatnonzero(np.diff(units.root, prepend=-1))
+    pairs, groups = np.stack([units.axis, units.length], 1), {}
+    for begin, end in zip(first, np.append(first, len(units.root))[1:], strict=True):
+        groups.setdefault(pairs[begin:end].tobytes(), []).append(np.arange(begin, end))
+    rows = [np.stack(members) for members in groups.values()]
+    rows = [row[np.argsort(units.position[units.start[row[:, 0]]], kind="stable")] for row in rows]
+    return sorted(rows, key=lambda row: (units.axis[row[0, 0]], units.position[units.start[row[0, 0]]]))
+
+
+def _build(walk: GraphWalk, roots: np.ndarray, axes: list[NamedAxis], units: _Units, rows: np.ndarray) -> Group:
+    """Build one group from its runs."""
+    slices = []
+    for column in rows.T:
+        name, dim, axis = axes[units.axis[column[0]]]
+        index = units.position[units.start[column][:, None] + np.arange(int(units.length[column[0]]))]
+        slices.append(Slice(param=name, dim=dim, index=tuple(map(tuple, index.tolist())), role=_role(axis.roles)))
+    first = next((piece for piece in slices if piece.role == "producer"), slices[0])
+    literals = tuple(_literals(walk, roots, units.root[rows[:, 0]]))
+    name = split_name(first.param)[0] or first.param
+    return Group(name=name, num_units=len(rows), slices=tuple(slices), literals=literals)
+
+
+def _literals(walk: GraphWalk, roots: np.ndarray, members: np.ndarray) -> Iterator[Literal]:
+    """Yield the module attributes that count these units."""
+    order = np.argsort(members)
+    for use in walk.literals:
+        owners = roots[use.labels.numpy()]
+        place = order[np.searchsorted(members, owners, sorter=order).clip(max=len(members) - 1)]
+        counts = np.bincount(place[members[place] == owners], minlength=len(members))
+        if counts.any():
+            yield Literal(module=use.module, attribute=use.attribute, counts=tuple(counts.tolist()))
+
+
+def _named(group: Group, names: dict[str, int]) -> Group:
+    """Make the name unique."""
+    number = names[group.name] = names.get(group.name, 0) + 1
+    return group if number == 1 else replace(group, name=f"{group.name}#{number}")
+
+
+def _role(roles: set[Role]) -> Role:
+    for role in ("producer", "consumer"):
+        if role in roles:
+            return role
+    return "follower"
