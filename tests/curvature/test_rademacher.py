@@ -92,6 +92,18 @@ def test_until_stops_early_and_says_when_it_has_not_settled(caplog):
     assert exact.settled is True
 
 
+def test_rounds_are_the_same_draws_as_one_round():
+    model, batches = build(Residual), batches_of((40,))
+    never = Until(removed=lowest(0.5), confidence=1.0)
+    run = {"estimator": "rademacher", "precision": "fp64"}
+    once = block_traces(model, all_rows(model), batches, options=TraceOptions(num_probes=16), **run)
+    rounds = block_traces(model, all_rows(model), batches, options=TraceOptions(num_probes=16, until=never), **run)
+    assert rounds.num_probes == 16
+    torch.testing.assert_close(flat(rounds.values), flat(once.values), **EXACT)
+    ratio = flat(rounds.standard_error).square().sum() / flat(once.standard_error).square().sum()
+    assert 0.8 < float(ratio) < 1.25
+
+
 def test_gauss_newton_is_named(caplog):
     model, batches = build(SMOOTH["gated"]), batches_of((3,))
     assert block_traces(model, all_rows(model), batches, estimator="rademacher").kind == "ggn"
