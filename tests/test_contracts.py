@@ -23,7 +23,9 @@ def method(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=[Residual, Inverted])
-def model(request: pytest.FixtureRequest) -> nn.Module:
+def model(request: pytest.FixtureRequest, method: str) -> nn.Module:
+    if method == "bn_scale" and request.param is Inverted:
+        pytest.skip("not every group of this network has a BatchNorm")
     return make(request.param)
 
 

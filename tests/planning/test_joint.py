@@ -27,6 +27,7 @@ def two_layers() -> tuple[Groups, CostModel]:
 
 def random_problem(seed: int, rank: int = 30) -> tuple[dict[str, Tensor], Tensor]:
     features = torch.randn(rank, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    features[:, 2] *= 0.3
     features[:, 3] = -features[:, 2] + 0.01 * features[:, 3]  # two units that cancel
     q = features.T @ features / rank
     return {"0": q.diagonal()[:6] / 2, "2": q.diagonal()[6:] / 2}, q

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import hessprune as hp
 from hessprune.saliency.hessian_trace import relative_hessian_trace
+from hessprune.saliency.scores import Settings
 from tests.cases import ChunkCat, Grouped, Plain, Residual, image, make
 
 X = image(size=4, batch=3)
@@ -22,7 +23,7 @@ def dense_trace(model: nn.Module, param: str, dim: int, positions: tuple[int, ..
     weight = model.get_parameter(param).detach()
     hessian = torch.func.hessian(loss)(weight).reshape(weight.numel(), weight.numel())
     diagonal = hessian.diagonal().view(weight.shape)
-    return float(diagonal.index_select(dim, torch.tensor(positions)).sum())
+    return float(diagonal.detach().index_select(dim, torch.tensor(positions)).sum())
 
 
 @pytest.mark.parametrize("case", [Plain, Residual, ChunkCat, Grouped])
@@ -30,7 +31,7 @@ def test_trace_and_saliency_against_the_dense_hessian(case: type[nn.Module]) -> 
     model = make(case)
     groups = hp.find_groups(model, X)
     trace = hp.hessian_trace(model, groups, BATCHES, precision="fp64")
-    saliency = relative_hessian_trace(model, groups, BATCHES, precision="fp64")
+    saliency = relative_hessian_trace(model, groups, BATCHES, Settings(precision="fp64"))
     assert trace.kind == "hessian"
     for group in groups[:2]:
         for unit in (0, group.num_units - 1):

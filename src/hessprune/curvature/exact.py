@@ -38,9 +38,10 @@ class Columns:
         """Return the samples that need any column, longest lists first."""
         return self.counts.argsort(descending=True, stable=True)[: int((self.counts > 0).sum())]
 
-    def chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def chunks(self, size: int, *, every_sample: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield sample indices and their columns `(n, k)`, −1 where a sample has fewer; longest lists first."""
-        for rows in self.needed_samples().split(size):
+        longest_first = self.counts.argsort(descending=True, stable=True)
+        for rows in (longest_first if every_sample else self.needed_samples()).split(size):
             needed = torch.arange(int(self.counts[rows[0]]), device=rows.device)
             columns = self.order[rows][:, needed]
             yield rows, columns.where(needed < self.counts[rows][:, None], -1)

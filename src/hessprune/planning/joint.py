@@ -90,7 +90,7 @@ class _Greedy:
         """Exchange a removed for a kept unit of the same group while that lowers the estimate; costs do not change."""
         improved = True
         while improved:
-            improved = any([self._swap_within(number) for number in range(len(self.groups))])
+            improved = sum(self._swap_within(number) for number in range(len(self.groups))) > 0
 
     def removed(self) -> dict[str, tuple[int, ...]]:
         """The decision; where rounding gives units back, the last ones removed return."""

@@ -14,6 +14,7 @@ from hessprune.errors import ArgumentError, BudgetError, CheckpointError
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import Cost, CostModel
 from hessprune.planning.inputs import InputSpec, describe_inputs
+from hessprune.planning.joint import select_jointly
 from hessprune.planning.ranking import Ranking, select
 from hessprune.structure.groups import Group, Literal, Slice, check_per_unit
 
@@ -117,7 +118,8 @@ def make_plan(
     Args:
         model: The dense model; it is not changed.
         groups: From `find_groups`.
-        saliency: Estimated loss increase of every unit: `{group name: (U,)}`.
+        saliency: Estimated loss increase of every unit: `{group name: (U,)}`. Where it carries `interactions` (methods
+            `"joint"` and `"sosp-i"`), units are chosen one by one given those already chosen; else they are ranked.
         budget: What may be left.
         example_inputs: The inputs for which MACs are counted; shapes only.
         ranking: Floors, rounding, and whether saliency is taken per cost saved.
@@ -138,7 +140,13 @@ def make_plan(
     ranking = _resolved(ranking, saliency)
     free = _not_ignored(groups, ranking.ignored_layers)
     costs = CostModel(model, example_inputs, groups)
-    removed = {group.name: () for group in groups} | select(free, per_unit, costs, budget=budget, ranking=ranking)
+    interactions = getattr(saliency, "interactions", None)
+    if interactions is None:
+        chosen = select(free, per_unit, costs, budget=budget, ranking=ranking)
+    else:
+        own = _rows_of(free, groups)
+        chosen = select_jointly(free, per_unit, interactions[own][:, own], costs, budget=budget, ranking=ranking)
+    removed = {group.name: () for group in groups} | chosen
     return Plan(
         groups=tuple(groups),
         removed=removed,
@@ -148,6 +156,12 @@ def make_plan(
         inputs=describe_inputs(example_inputs),
         provenance=_provenance(model, saliency, ranking),
     )
+
+
+def _rows_of(free: Sequence[Group], groups: Sequence[Group]) -> Tensor:
+    """Return which rows of a matrix over all units belong to the free groups."""
+    names = {group.name for group in free}
+    return torch.cat([torch.full((group.num_units,), group.name in names) for group in groups])
 
 
 def _resolved(ranking: Ranking, saliency: Mapping[str, Tensor]) -> Ranking:

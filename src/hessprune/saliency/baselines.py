@@ -1,10 +1,11 @@
-"""What every result must be compared with: chance, and the size of the weights."""
+"""What every result must be compared with: chance, the size of the weights, and the scale of BatchNorm."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from hessprune.errors import ArgumentError
 from hessprune.saliency.slices import weight_rows
 from hessprune.structure.groups import Group, producers
 
@@ -27,4 +28,28 @@ def magnitude(model: nn.Module, groups: Sequence[Group]) -> dict[str, Tensor]:
     for group in groups:
         scores = [weight_rows(model, piece).square().mean(1).cpu() for piece in producers(group)]
         values[group.name] = torch.stack(scores).sum(0) if scores else torch.zeros(group.num_units).double()
+    return values
+
+
+def bn_scale(model: nn.Module, groups: Sequence[Group]) -> dict[str, Tensor]:
+    """Sum of `|γ|` over the unit's BatchNorm layers.
+
+    Raises:
+        ArgumentError: A group has no BatchNorm.
+
+    References:
+        Liu et al. (2017), Learning Efficient Convolutional Networks through Network Slimming, arXiv 1708.06519.
+    """
+    norms = nn.modules.batchnorm._BatchNorm
+    scales = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, norms)}
+    values = {}
+    for group in groups:
+        pieces = [p for p in group.slices_with_role("follower") if p.param in scales]
+        if not pieces:
+            raise ArgumentError(
+                f"method 'bn_scale' must find a BatchNorm in every group, got none in {group.name!r}. "
+                f"Use another method, or leave the group out with `ignore`."
+            )
+        weights = [model.get_parameter(p.param).detach().double().abs().cpu()[p.positions()].sum(1) for p in pieces]
+        values[group.name] = torch.stack(weights).sum(0)
     return values

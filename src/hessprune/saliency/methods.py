@@ -1,58 +1,46 @@
 """The methods by name, behind one signature."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from hessprune._checks import check_batches, check_choice, check_finite_parameters, leading_size
-from hessprune.saliency import baselines
+from hessprune.saliency import baselines, gates
 from hessprune.saliency.hessian_trace import relative_hessian_trace
+from hessprune.saliency.scores import Scores, Settings
 from hessprune.saliency.values import Saliency
 from hessprune.structure.groups import Group
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """What a method may depend on besides model, groups and data."""
-
-    seed: int = 0
-    estimator: str = "exact"
-    precision: str = "fp32"
-    loss_fn: Any = None
-
-
-Scores = tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None, Mapping[str, Any]]
-"""Saliencies, their standard errors if any, and what else belongs in the provenance."""
-
-
 def _hap(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Settings) -> Scores:
-    trace = relative_hessian_trace(
-        model,
-        groups,
-        batches,
-        estimator=settings.estimator,
-        loss_fn=settings.loss_fn,
-        precision=settings.precision,
-        seed=settings.seed,
-    )
+    trace = relative_hessian_trace(model, groups, batches, settings)
     facts = {"estimator": trace.estimator, "precision": trace.precision, "kind": trace.kind}
-    return trace.values, trace.standard_error, facts | {"num_backwards": trace.num_backwards}
+    facts |= {"num_backwards": trace.num_backwards}
+    return Scores(values=trace.values, standard_error=trace.standard_error, facts=facts)
 
 
 def _random(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Settings) -> Scores:  # noqa: ARG001
-    return baselines.random(groups, settings.seed), None, {}
+    return Scores(values=baselines.random(groups, settings.seed))
 
 
 def _magnitude(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Settings) -> Scores:  # noqa: ARG001
-    return baselines.magnitude(model, groups), None, {}
+    return Scores(values=baselines.magnitude(model, groups))
+
+
+def _bn_scale(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Settings) -> Scores:  # noqa: ARG001
+    return Scores(values=baselines.bn_scale(model, groups))
 
 
 METHODS: dict[str, Callable[[nn.Module, Sequence[Group], Any, Settings], Scores]] = {
-    "hap": _hap,
-    "magnitude": _magnitude,
     "random": _random,
+    "magnitude": _magnitude,
+    "bn_scale": _bn_scale,
+    "taylor": gates.taylor,
+    "hap": _hap,
+    "sosp-h": gates.sosp_h,
+    "sosp-i": gates.sosp_i,
+    "joint": gates.joint,
 }
 UNIFORM = {"random"}
 """Methods that spread removals evenly over layers by themselves: their ranking is not taken per cost."""
@@ -72,7 +60,8 @@ def saliency(
         model: Left untouched.
         groups: From `find_groups`.
         batches: Calibration data, a re-iterable of `(inputs, targets)`; a few hundred samples are enough.
-        method: `"hap"` (relative Hessian trace), `"magnitude"` or `"random"`.
+        method: `"hap"` (relative Hessian trace), `"sosp-h"`, `"sosp-i"`, `"joint"` (signed interactions), or one of the
+            baselines `"taylor"`, `"bn_scale"`, `"magnitude"`, `"random"`.
         settings: Seed, estimator, precision and loss.
 
     Returns:
@@ -87,9 +76,15 @@ def saliency(
     check_batches(batches)
     check_finite_parameters(model)
     settings = settings or Settings()
-    values, errors, facts = METHODS[method](model, groups, batches, settings)
-    provenance = {"method": method, "seed": settings.seed, "num_samples": _num_samples(batches), **facts}
-    return Saliency(values, provenance=provenance, per_cost=method not in UNIFORM, standard_error=errors)
+    scores = METHODS[method](model, groups, batches, settings)
+    facts = {"method": method, "seed": settings.seed, "num_samples": _num_samples(batches), **scores.facts}
+    return Saliency(
+        scores.values,
+        provenance=facts,
+        per_cost=method not in UNIFORM,
+        standard_error=scores.standard_error,
+        interactions=scores.interactions,
+    )
 
 
 def _num_samples(batches: Any) -> int:

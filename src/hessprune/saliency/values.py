@@ -12,7 +12,8 @@ class Saliency(ByGroup[Tensor]):
     """Estimated loss increase of every unit, `{group name: (U,)}`; also answers to the `Group` itself.
 
     A dict for every purpose. Beside it stand `provenance` (method, estimator, seed, data seen), which goes into the
-    plan; `per_cost`, whether a ranking should divide by the cost saved unless told otherwise; and `standard_error`.
+    plan; `per_cost`, whether a ranking should divide by the cost saved unless told otherwise; `standard_error`; and
+    `interactions`, `(U, U)` over all units in order, where the method knows how removals interact.
     """
 
     def __init__(
@@ -22,8 +23,10 @@ class Saliency(ByGroup[Tensor]):
         provenance: Mapping[str, Any],
         per_cost: bool = True,
         standard_error: Mapping[str, Tensor] | None = None,
+        interactions: Tensor | None = None,
     ) -> None:
         super().__init__(values)
         self.provenance = dict(provenance)
         self.per_cost = per_cost
         self.standard_error = standard_error
+        self.interactions = interactions

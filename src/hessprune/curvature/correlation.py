@@ -1,0 +1,187 @@
+r"""How removals interact: the Gauss–Newton form of the loss in multiplicative gates, one gate per unit.
+
+A gate multiplies a unit where it is read, at the inputs of its consumers, so that removing the unit is exactly moving
+its gate from 1 to 0; or it multiplies the unit's producing weights, which is SOSP-I's `θ_s`. Either way the
+derivative of the logits in the gate is activation times gradient, `∂f_n/∂g_u = Σ_t (∂f_n/∂a_{u,t}) a_{u,t}`. Pushing the
+columns of `S_n` (with `S_n S_nᵀ` the loss Hessian in the logits) back gives rows of `Φ`, and `Q = Φᵀ Φ / W`.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hessprune._modules import sample_rows
+from hessprune.curvature.calls import Arguments, Call, Convolution
+from hessprune.curvature.exact import choose_columns
+from hessprune.curvature.ggn import TapMode, in_autocast
+from hessprune.curvature.options import TraceOptions
+from hessprune.curvature.problem import Effort, Problem, check_repeats, pose
+from hessprune.curvature.results import ParamSlice, Slices  # noqa: F401 - the example needs ParamSlice
+from hessprune.curvature.risk import LossFn, logit_factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlation:
+    """First and second derivatives of the mean loss in all gates, units of all keys one after another."""
+
+    quadratic: Tensor
+    """`Q`, `(U, U)` in float64: the Gauss–Newton Hessian in the gates."""
+    gradient: Tensor
+    """`(U,)`: derivative of the loss in each gate; removing a unit changes the loss by minus this, to first order."""
+    absolute_gradient: Tensor
+    """`(U,)`: the same with absolute values taken sample by sample."""
+    num_samples: int
+    num_backwards: int
+    seconds: float
+
+
+def gate_correlation(
+    model: nn.Module,
+    slices: Slices,
+    batches: Any,
+    *,
+    loss_fn: LossFn | None = None,
+    precision: str = "fp32",
+    options: TraceOptions | None = None,
+) -> Correlation:
+    """Return `Q = Φᵀ Φ / W` and the gradient for one gate per unit.
+
+    Costs one forward pass and at most one backward pass per class and sample chunk (input gradients only), and one
+    product of `(N C, U)` matrices; memory is `U²` and one chunk.
+
+    Args:
+        model: Any module; it is left as it was.
+        slices: For each key the slices of its `U` units. A slice along a weight's input axis gates what the weight
+            reads; one along its output axis gates what the weight, without its bias, produces.
+        batches: Re-iterable of `(inputs, targets)`.
+        loss_fn: A loss that averages; None means cross-entropy.
+        precision: `"fp32"`, `"bf16"`, `"fp16"` or `"fp64"`.
+        options: Memory limit, and the share of the loss curvature that may be left out.
+
+    Returns:
+        The derivatives, on the CPU in float64.
+
+    References:
+        Nonnenmacher et al. (2022), SOSP, arXiv 2110.11395, for gates at the producers.
+
+    Example:
+        >>> model = nn.Linear(1, 2, bias=False)
+        >>> gate = ParamSlice(param="weight", dim=1, index=torch.tensor([[0]]))
+        >>> x = torch.tensor([[3.0]])
+        >>> found = gate_correlation(model, {"x": [gate]}, [(x, torch.tensor([0]))], precision="fp64")
+        >>> w, p = model.weight.detach().double()[:, 0], model(x).softmax(1)[0].double()
+        >>> torch.allclose(found.quadratic[0, 0], 9 * (w[0] - w[1]) ** 2 * p[0] * p[1])
+        True
+    """
+    started = time.perf_counter()
+    effort = Effort(estimator="exact", precision=precision, options=options or TraceOptions())
+    problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
+    total = _Sums(problem.want.num_units)
+    for inputs, targets in problem.each_batch("gate correlations"):
+        _add_batch(problem, inputs, targets, total)
+    return Correlation(
+        quadratic=total.quadratic / total.weight,
+        gradient=total.gradient / total.weight,
+        absolute_gradient=total.absolute / total.weight,
+        num_samples=total.num_samples,
+        num_backwards=total.num_backwards,
+        seconds=time.perf_counter() - started,
+    )
+
+
+class _Sums:
+    """What is added up over samples, on the CPU in float64."""
+
+    def __init__(self, size: int) -> None:
+        self.quadratic = torch.zeros(size, size, dtype=torch.float64)
+        self.gradient, self.absolute = torch.zeros(2, size, dtype=torch.float64)
+        self.weight, self.num_samples, self.num_backwards = 0.0, 0, 0
+
+
+def _add_batch(problem: Problem, inputs: Any, targets: Tensor, total: _Sums) -> None:
+    """Add one batch: the loss gradient of every sample, and the columns that its loss Hessian needs."""
+    logits = problem.logits(inputs)
+    factor = logit_factor(problem.loss_fn, logits, targets)
+    columns = choose_columns(factor, problem.tolerance)
+    slope = _loss_gradient(problem.loss_fn, logits, targets) * factor.weight
+    for rows, index in columns.chunks(problem.chunk_size, every_sample=True):
+        tap = GateMode(problem.folded, problem.want, 1)
+        with problem.precision.casting(problem.device):
+            check_repeats(tap.forward(sample_rows(inputs, rows)).detach(), logits[rows])
+        first = _push(problem, tap, slope[rows])
+        features = [_push(problem, tap, factor.columns(rows, column)) for column in index.unbind(1)]
+        tap.close()
+        total.gradient += first.sum(0).cpu()
+        total.absolute += first.abs().sum(0).cpu()
+        total.quadratic += _outer(features, problem).cpu()
+        total.num_backwards += 1 + len(features)
+    total.weight += factor.weight
+    total.num_samples += len(logits)
+
+
+def _outer(features: list[Tensor], problem: Problem) -> Tensor:
+    """`Φᵀ Φ` of one chunk, multiplied in single precision unless all is in double."""
+    if not features:
+        return torch.zeros((), dtype=torch.float64)
+    phi = torch.cat(features).to(problem.precision.dtype)
+    return (phi.T @ phi).double()
+
+
+def _push(problem: Problem, tap: "GateMode", cotangent: Tensor) -> Tensor:
+    """Push one logit vector per sample back; return `(N, num_units)` derivatives in float64."""
+    return problem.precision.finite(lambda scale: tap.backward(cotangent * scale) / scale)
+
+
+def _loss_gradient(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> Tensor:
+    """Gradient of the mean loss in the logits."""
+    with torch.enable_grad():
+        logits = logits.detach().requires_grad_()
+        return torch.autograd.grad((loss_fn or F.cross_entropy)(logits, targets), logits)[0]
+
+
+class GateMode(TapMode):
+    """Runs one chunk with a gate at every wanted input or output of a weight; `backward` returns derivatives in it."""
+
+    def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+        """Run the layer, gated."""
+        return _Gate.apply(self._anchor.to(arguments[0]), *in_autocast(*arguments), (self, name, call))
+
+    def see(self, name: str, axis: int, call: Call, product: Tensor) -> None:
+        """Add `activation × gradient` to the row of one weight axis, `(N, size)`."""
+        if axis not in self._want.axes[name]:
+            return
+        row = _sum_positions(call, axis, product.float() if product.dtype.itemsize < 4 else product, self.samples)
+        self._rows[name, axis] = self._rows[name, axis] + row if (name, axis) in self._rows else row
+
+
+class _Gate(torch.autograd.Function):
+    """A layer that reports activation × gradient at its input and output, and returns the input gradient alone."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, site: Any) -> Tensor:  # noqa: ARG004
+        out = site[2].forward(x, weight, None)
+        ctx.save_for_backward(x, weight, out)
+        ctx.site = site
+        return out if bias is None else out + bias.view(-1, *[1] * (out.dim() - 2) * isinstance(site[2], Convolution))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, out = ctx.saved_tensors
+        mode, name, call = ctx.site
+        gradient = call.input_gradient(delta, x, weight)
+        mode.see(name, int(call.transposed), call, delta * out)
+        mode.see(name, 1 - int(call.transposed), call, gradient * x)
+        return None, gradient if ctx.needs_input_grad[1] else None, None, None, None
+
+
+def _sum_positions(call: Call, axis: int, product: Tensor, samples: int) -> Tensor:
+    """Sum over positions: `(N, size)` for a weight axis of that size; groups of a convolution share its inner axis."""
+    if not isinstance(call, Convolution):
+        return call.by_sample(product).sum(1)
+    channels = product.flatten(2).sum(2).view(samples, -1, product.shape[1]).sum(1)
+    return channels if axis == 0 else channels.view(samples, call.groups, -1).sum(1)

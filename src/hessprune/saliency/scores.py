@@ -1,0 +1,31 @@
+"""What a method is given besides model, groups and data, and what it gives back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What a method may depend on besides model, groups and data."""
+
+    seed: int = 0
+    estimator: str = "exact"
+    precision: str = "fp32"
+    loss_fn: Any = None
+    options: Any = None
+    """`TraceOptions`: number of probes, stopping rule, memory limit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """Saliencies by group, and whatever else the method knows."""
+
+    values: Mapping[str, Tensor]
+    standard_error: Mapping[str, Tensor] | None = None
+    interactions: Tensor | None = None
+    """`(U, U)` over the units of all groups: what removing one adds to the cost of removing another."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """For the provenance."""
