@@ -1,0 +1,172 @@
+"""Build what README and docs show but nobody should write by hand: the recipe tables, the demo's numbers and picture.
+
+Run: python docs/build.py [--check] [--demo out/demo]
+"""
+
+import argparse
+import dataclasses
+import inspect
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hessprune.planning.budget import Budget
+from hessprune.planning.ranking import Ranking
+from hessprune.settings import DataSettings, ExportSettings, ModelSettings, PruneSettings, ReportSettings, RunSettings
+from hessprune.training.config import FinetuneConfig
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+SECTIONS = {
+    "": RunSettings,
+    "data": DataSettings,
+    "model": ModelSettings,
+    "prune": PruneSettings,
+    "prune.budget": Budget,
+    "prune.ranking": Ranking,
+    "finetune": FinetuneConfig,
+    "export": ExportSettings,
+    "report": ReportSettings,
+}
+KEPT = ("accuracy", "loss", "macs", "params", "size_bytes")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def recipe_tables() -> str:
+    """Return one table for each section of a recipe: key, default, meaning."""
+    return "\n\n".join(_table(path, section) for path, section in SECTIONS.items())
+
+
+def demo_rows() -> str:
+    """Return the demo's results as a table, from the numbers that are committed."""
+    record = json.loads((DOCS / "results" / "demo.json").read_text("utf-8"))
+    dense = record["models"]["dense"]
+    lines = ["| | test accuracy | MACs | parameters |", "|---|---|---|---|"]
+    for name, result in record["models"].items():
+        shares = [f"{result[key]:,} ({result[key] / dense[key]:.0%})".replace(",", " ") for key in ("macs", "params")]
+        lines.append(f"| {name.replace('-', ', ')} | {result['accuracy']:.1%} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+BUILT = {("recipes.md", "keys"): recipe_tables, ("../README.md", "demo"): demo_rows}
+
+
+def filled(text: str, marker: str, body: str) -> str:
+    """Replace what stands between `<!-- marker -->` and `<!-- /marker -->`."""
+    pattern = re.compile(rf"(<!-- {marker} -->\n).*?(\n<!-- /{marker} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"no place for {marker!r}")
+    return pattern.sub(lambda match: match[1] + body + match[2], text)
+
+
+def stale(*, write: bool) -> list[str]:
+    """Return the pages whose built parts are out of date, and bring them up to date if asked."""
+    found = []
+    for (page, marker), build in BUILT.items():
+        path = DOCS / page
+        text = path.read_text("utf-8")
+        new = filled(text, marker, build())
+        if new != text:
+            found.append(path.resolve().relative_to(ROOT).as_posix())
+            if write:
+                path.write_text(new, "utf-8")
+    return found
+
+
+def record_demo(folder: Path) -> None:
+    """Keep the demo's numbers, with what they depend on, and a picture of its report."""
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    models = {name: report[name] for name in ("dense", "pruned", "finetuned")} | report["baselines"]
+    record = {
+        "command": "hessprune demo",
+        "models": {name: {key: result[key] for key in KEPT} for name, result in models.items()},
+        "environment": {key: report["environment"][key] for key in ("cpu", "cpu_cores", "threads")},
+        **{key: report[key] for key in ("seeds", "data_fingerprint", "versions")},
+    }
+    (DOCS / "results" / "demo.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    take_picture(folder / "report.html", DOCS / "images" / "report.png")
+
+
+def take_picture(page: Path, picture: Path) -> None:
+    """Save the first screen of a page, 1280 × 1000."""
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        raise SystemExit(f"none of {', '.join(BROWSERS)} is installed: the picture stays as it is")
+    with tempfile.TemporaryDirectory() as profile:
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}"]
+        command = [browser, *options, "--window-size=1280,1000", f"--screenshot={picture}", page.resolve().as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+    Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)  # a third of the size
+
+
+def _table(path: str, section: type) -> str:
+    title = f"### `{path}`" if path else "### Top level"
+    rows = [f"| `{key}` | {default} | {meaning} |" for key, default, meaning in _keys(path, section)]
+    return "\n".join([title, "", "| key | default | meaning |", "|---|---|---|", *rows])
+
+
+def _keys(path: str, section: type) -> Iterator[tuple[str, str, str]]:
+    meanings, hints = _meanings(section), typing.get_type_hints(section)
+    for item in dataclasses.fields(section):
+        inner = f"{path}.{item.name}".strip(".")
+        yield item.name, _default(item, inner), meanings[item.name] + _choices(hints[item.name], meanings[item.name])
+
+
+def _meanings(section: type) -> dict[str, str]:
+    """Read the fields' meanings from the class's docstring."""
+    text = inspect.getdoc(section) or ""
+    block = re.search(r"(?:Attributes|Args):\n((?:    .*\n?|\n)+)", text)
+    entries = re.findall(r"^    (\w+): ((?:.+)(?:\n {8,}.+)*)", block[1] if block else "", re.MULTILINE)
+    return {name: " ".join(meaning.split()).replace("|", "\\|") for name, meaning in entries}
+
+
+def _default(item: "dataclasses.Field[Any]", path: str) -> str:
+    if path in SECTIONS:
+        return "required" if _required(item) else f"see `{path}`"
+    return "required" if _required(item) else f"`{_yaml(item.default)}`"
+
+
+def _required(item: "dataclasses.Field[Any]") -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_yaml, value))}]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def _choices(hint: Any, meaning: str) -> str:
+    """Name the choices of a `Literal` that the meaning does not name."""
+    options = [hint, *typing.get_args(hint)]
+    literal = next((option for option in options if typing.get_origin(option) is typing.Literal), None)
+    choices = ["true", "false"] if bool in options else []
+    choices += typing.get_args(literal) if literal is not None else []
+    if literal is None or all(f'"{choice}"' in meaning for choice in choices):
+        return ""
+    return f" One of {', '.join(f'`{choice}`' for choice in choices)}."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if a page is out of date")
+    parser.add_argument("--demo", type=Path, help="folder of a finished demo, to take numbers and picture from")
+    arguments = parser.parse_args()
+    if arguments.demo:
+        record_demo(arguments.demo)
+    pages = stale(write=not arguments.check)
+    print(f"{'out of date' if arguments.check else 'rewritten'}: {', '.join(pages) or 'nothing'}")
+    sys.exit(1 if arguments.check and pages else 0)
+
+
+if __name__ == "__main__":
+    main()

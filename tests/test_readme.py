@@ -1,0 +1,145 @@
+"""README and docs are executed: every Python block runs, every command parses, every path and link exists."""
+
+import doctest
+import io
+import itertools
+import re
+import shlex
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+import hessprune
+from hessprune.cli import app
+from hessprune.recipe import load_recipe
+from hessprune.saliency import METHODS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Return language and text of every fenced block."""
+    return BLOCK.findall(page.read_text("utf-8"))
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return every `hessprune …` of the shell blocks and of inline code, split into words."""
+    text = page.read_text("utf-8")
+    shell = "\n".join(body for language, body in blocks(page) if language == "sh").replace("\\\n", " ")
+    inline = re.findall(r"`(hessprune [^`\n]+)`", BLOCK.sub("", text))
+    lines = [line.split("  #")[0].strip() for line in shell.splitlines()] + inline
+    return [shlex.split(line)[1:] for line in lines if line.startswith("hessprune ")]
+
+
+@pytest.fixture(params=PAGES, ids=lambda page: page.name)
+def page(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def test_python_blocks_run_and_print_what_is_shown(page, tmp_path, monkeypatch):
+    """All blocks of a page share one namespace; a `text` block is what the Python block before it prints."""
+    monkeypatch.chdir(tmp_path)
+    namespace, printed = {"__name__": "page"}, None
+    with torch.random.fork_rng():
+        for language, body in blocks(page):
+            if language == "text" and printed is not None:
+                assert doctest.OutputChecker().check_output(body, printed, SAME), f"{page.name} prints:\n{printed}"
+            printed = None
+            if language == "python":
+                with redirect_stdout(io.StringIO()) as out:
+                    exec(compile(body, page.name, "exec"), namespace)
+                printed = out.getvalue()
+                assert isinstance(printed, str)
+
+
+def test_commands_exist_with_these_options(page):
+    known = vars(typer.main.get_command(app))["commands"]
+    for name, *arguments in commands(page):
+        assert name in known, f"{page.name}: hessprune {name}"
+        if arguments:
+            known[name].make_context(name, arguments)  # raises on an unknown option
+
+
+def test_recipes_exist_and_overrides_fit(page):
+    for words in commands(page):
+        recipes = [word for word in words if word.startswith("recipes/")]
+        overrides = [value for flag, value in itertools.pairwise(words) if flag == "--set"]
+        for recipe in recipes:
+            assert load_recipe(ROOT / recipe, overrides).prune.budget.value > 0
+
+
+def test_make_targets_exist(page):
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    text = page.read_text("utf-8")
+    named = set(re.findall(r"`make (\w+)`|^make (\w+)", text, re.MULTILINE))
+    assert {a or b for a, b in named} <= targets
+
+
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_lines_are_short(page):
+    prose = BLOCK.sub("", page.read_text("utf-8"))
+    long = [line for line in prose.splitlines() if len(line) > 120 and not line.startswith(("|", "!["))]
+    assert not long
+
+
+def test_the_file_map_is_complete():
+    """Every path in the README's map exists, and every top-level module of the package is in it."""
+    listed = dict(map_entries())
+    missing = [path for path in listed if not (ROOT / path).exists()]
+    assert not missing
+    source = ROOT / "src" / "hessprune"
+    modules = {path.name + "/" * path.is_dir() for path in source.iterdir() if not path.name.startswith("__")}
+    assert modules == {path.removeprefix("src/hessprune/") for path in listed if path.count("/") >= 2 and is_top(path)}
+    assert all(listed.values()), "every entry says what it is"
+
+
+def map_entries() -> list[tuple[str, str]]:
+    """Read the map: an entry is a path and its description; indentation stands for the folder above."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    body = next(
+        body for language, body in blocks(ROOT / "README.md") if language == "text" and "src/hessprune/" in body
+    )
+    assert body in text
+    entries, folder = [], ""
+    for line in body.splitlines():
+        path, _, description = line.strip().partition("  ")
+        if not line.startswith(" "):
+            folder = path
+        entries.append((path if path == folder else folder + path, description.strip()))
+    return entries
+
+
+def is_top(path: str) -> bool:
+    rest = path.removeprefix("src/hessprune/")
+    return path.startswith("src/hessprune/") and bool(rest) and "/" not in rest.rstrip("/")
+
+
+def test_every_method_is_described():
+    table = (ROOT / "docs" / "saliencies.md").read_text("utf-8").split("## ")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == list(METHODS)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert not [method for method in METHODS if f"`{method}`" not in readme]
+
+
+def test_built_tables_are_up_to_date():
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "build.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_changelog_tops_with_this_version():
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert re.findall(r"^## \[([\d.]+)\]", text, re.MULTILINE)[0] == hessprune.__version__
