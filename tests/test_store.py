@@ -1,8 +1,10 @@
 import json
 
 import pytest
+import torch
 
-from hessprune._store import StageStore
+from hessprune._store import StageStore, load_saliency, save_saliency
+from hessprune.saliency.values import Saliency
 
 
 @pytest.fixture
@@ -54,3 +56,22 @@ def test_a_broken_marker_starts_afresh(store, marker):
     stage = store.run("1-a", lambda folder: None, 1)
     assert not stage.reused
     assert not stage.file("old").exists()
+
+
+@pytest.mark.parametrize("extra", [None, torch.eye(3)], ids=["plain", "with errors and interactions"])
+def test_a_saliency_survives_with_all_that_belongs_to_it(extra, tmp_path):
+    values = {"b": torch.tensor([1.0, 2.0], dtype=torch.float64), "a": torch.zeros(1, dtype=torch.float64)}
+    errors = None if extra is None else {name: value / 2 for name, value in values.items()}
+    facts = {"method": "joint", "seed": 3}
+    saved = Saliency(values, provenance=facts, per_cost=False, standard_error=errors, interactions=extra)
+    save_saliency(saved, tmp_path)
+    again = load_saliency(tmp_path)
+    assert list(again) == ["b", "a"]
+    assert all(torch.equal(again[name], values[name]) for name in values)
+    assert (again.provenance, again.per_cost) == (facts, False)
+    if extra is None:
+        assert again.standard_error is None
+        assert again.interactions is None
+    else:
+        assert torch.equal(again.interactions, extra)
+        assert all(torch.equal(again.standard_error[name], errors[name]) for name in values)

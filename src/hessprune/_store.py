@@ -88,6 +88,7 @@ def save_saliency(values: Saliency, folder: Path) -> None:
     """Write the numbers as tensors, and how they came about as JSON."""
     tensors = {f"value:{name}": value for name, value in values.items()}
     tensors |= {f"error:{name}": value for name, value in (values.standard_error or {}).items()}
+    tensors |= {} if values.interactions is None else {"interactions": values.interactions}
     with replacing(folder / "saliency.safetensors") as path:
         save_file({name: value.contiguous() for name, value in tensors.items()}, path)
     facts = {"provenance": values.provenance, "per_cost": values.per_cost, "groups": list(values)}
@@ -103,6 +104,7 @@ def load_saliency(folder: Path) -> Saliency:
         provenance=facts["provenance"],
         per_cost=facts["per_cost"],
         standard_error=errors or None,
+        interactions=tensors.get("interactions"),
     )
 
 

@@ -114,13 +114,14 @@ def print_inspection(inspection: Inspection) -> None:
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_column("emitted by → read by")
     for row in inspection.groups:
-        tied = f"{_listed(row.producers)} → {_listed(row.consumers)}"
+        tied = f"{_first(row.producers)} → {_first(row.consumers)}"
         table.add_row(row.name, str(row.units), format_count(row.macs), format_count(row.params), tied)
     size = f"{len(inspection.groups)} groups, {inspection.units} units"
     console.print(f"[bold]{inspection.model}[/]: {inspection.cost}; {size}\n")
     console.print(table)
     for reason, axes in inspection.frozen.items():
-        console.print(f"\n[dim]frozen because {reason}:[/] {_listed(axes, 6)}", soft_wrap=True)
+        shown = ", ".join(axes[:6]) + (f" and {len(axes) - 6} more" if len(axes) > 6 else "")
+        console.print(f"\n[dim]frozen because {reason}:[/] {shown}", soft_wrap=True)
 
 
 def _add_model(table: Table, report: RunReport, name: str, result: ModelResult, style: str | None) -> None:
@@ -132,7 +133,6 @@ def _onnx(report: RunReport) -> str:
     return ", model.onnx" if report.settings.get("export", {}).get("onnx") else ""
 
 
-def _listed(names: tuple[str, ...], most: int = 2) -> str:
-    """Join names, the first few of many."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "") or "nothing"
+def _first(names: tuple[str, ...]) -> str:
+    """Name the first layer, and count the others."""
+    return (names[0] if names else "nothing") + (f" + {len(names) - 1}" if len(names) > 1 else "")
