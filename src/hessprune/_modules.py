@@ -43,9 +43,10 @@ def predict(model: nn.Module, inputs: Any, name: str = "batches") -> Tensor:
     except _OTHER_CAUSES:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        reason, module = str(error).strip().partition("\n")[0].rstrip("."), failing_module(model, error)
+        where = f", in module '{module}'" if module else ""
         raise DataError(
-            f"inputs in `{name}` must fit the model, got {describe(inputs)}{_where(model, error)}: {reason}. "
+            f"inputs in `{name}` must fit the model, got {describe(inputs)}{where}: {reason}. "
             "Check size, channels and dtype of the inputs."
         ) from error
 
@@ -66,8 +67,8 @@ def describe(tree: Any) -> str:
     return type(tree).__name__
 
 
-def _where(model: nn.Module, error: Exception) -> str:
-    """Name the innermost module of `model` on the way to `error`."""
+def failing_module(model: nn.Module, error: BaseException) -> str:
+    """Return the name of the innermost module of `model` on the way to `error` (empty for the model itself)."""
     names = {module: name for name, module in model.named_modules() if name}
     innermost, frame = "", error.__traceback__
     while frame is not None:
@@ -75,7 +76,7 @@ def _where(model: nn.Module, error: Exception) -> str:
         owner = frame.tb_frame.f_locals.get("self")
         innermost = names.get(owner, innermost) if isinstance(owner, nn.Module) else innermost
         frame = frame.tb_next
-    return f", in module '{innermost}'" if innermost else ""
+    return innermost
 
 
 def to_device(tree: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:

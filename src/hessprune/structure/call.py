@@ -10,7 +10,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hessprune.structure.leaves import Leaf, Value
-from hessprune.structure.rules.registry import operator_name
+from hessprune.structure.registry import operator_name
 
 if TYPE_CHECKING:
     from hessprune.structure.walk import GraphWalk

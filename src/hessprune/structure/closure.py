@@ -63,11 +63,14 @@ class Closure:
 
     def meet(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
         """Tie two label tensors of one rank that broadcast against each other; return the labels of the result."""
+        if a.shape == b.shape and varying(a) == varying(b) and not _stays(a) and not _stays(b):
+            self._labels.tie(a, b)
+            return a
         a, b = _narrowed(a, b), _narrowed(b, a)
         meeting = Meeting(*((b, a) if _is_spread(a, over=b) else (a, b)), reason)
-        if meeting.is_spread() or _is_bound(a, by=b) or _is_bound(b, by=a):
+        if (is_spread := meeting.is_spread()) or _is_bound(a, by=b) or _is_bound(b, by=a):
             self._meetings.append(meeting)
-        if not meeting.is_spread():
+        if not is_spread:
             self._tie(a, b)
         return merged(meeting.carried, meeting.other)
 
@@ -77,11 +80,10 @@ class Closure:
         while changed:
             still = [meeting for meeting in waiting if not self._tie_if_settled(meeting)]
             waiting, changed = still, len(still) < len(waiting) or self._tie_pins() or self._tie_splits()
-        for pin in self._pins:
-            now = compact(self._labels.resolve(pin.labels))[0]
+        for now, pin in [(compact(self._labels.resolve(pin.labels))[0], pin) for pin in self._pins]:
             lines = (now != now.narrow(pin.dim, 0, 1)).any(pin.dim, keepdim=True).expand(now.shape)
             self._labels.freeze(now[lines], pin.reason)
-        while sum(self._freeze(meeting) for meeting in self._meetings):
+        while self._freeze_bound() or self._freeze_spread():
             pass
 
     def _tie_pins(self) -> bool:
@@ -113,20 +115,24 @@ class Closure:
         free = (a > CONSTANT) & (b > CONSTANT)
         self._labels.tie(a[free], b[free])
 
-    def _freeze(self, meeting: Meeting) -> bool:
-        """Freeze what has to stay in one meeting; return whether there was anything."""
-        now = self._now(meeting)
-        if now.is_spread():
-            self._labels.freeze(now.other, meeting.reason)
-            return True
+    def _freeze_bound(self) -> bool:
+        """Freeze units that meet something that stays along their axis; return whether there were any."""
         found = False
-        for free, by in ((now.carried, now.other), (now.other, now.carried)):
-            if _is_bound(free, by=by):
-                a, b = compact(*torch.broadcast_tensors(free, by))
-                held = (a > CONSTANT) & (b <= CONSTANT)
-                self._labels.tie(a[held], b[held])
-                found |= bool(held.any())
+        for now in [self._now(meeting) for meeting in self._meetings]:
+            for free, by in ((now.carried, now.other), (now.other, now.carried)):
+                if not now.is_spread() and _is_bound(free, by=by):
+                    a, b = compact(*torch.broadcast_tensors(free, by))
+                    held = (a > CONSTANT) & (b <= CONSTANT)
+                    self._labels.tie(a[held], b[held])
+                    found |= bool(held.any())
         return found
+
+    def _freeze_spread(self) -> bool:
+        """Freeze the first thing that is spread over several units; return whether there was one."""
+        spread = next((now for now in map(self._now, self._meetings) if now.is_spread()), None)
+        if spread:
+            self._labels.freeze(spread.other, spread.reason)
+        return spread is not None
 
     def _now(self, meeting: Meeting) -> Meeting:
         return Meeting(self._labels.resolve(meeting.carried), self._labels.resolve(meeting.other), meeting.reason)
@@ -134,7 +140,7 @@ class Closure:
 
 def _narrowed(labels: Tensor, other: Tensor) -> Tensor:
     """Undo the expansion of labels along axes of the other's units: what is spread over them has size 1 there."""
-    if bool((compact(labels)[0] > CONSTANT).all()):
+    if not _stays(labels):
         for dim, size in enumerate(labels.shape):
             if size > 1 and not varies(labels, dim) and varies(other, dim):
                 labels = labels.narrow(dim, 0, 1)
@@ -151,7 +157,12 @@ def _is_spread(labels: Tensor, *, over: Tensor) -> bool:
 def _is_bound(labels: Tensor, *, by: Tensor) -> bool:
     """Whether units lie along an axis along which the other tensor holds something that stays."""
     dims = [dim for dim, size in enumerate(by.shape) if size > 1]
-    return bool(dims) and bool((compact(by)[0] <= CONSTANT).any()) and _units_along(labels, dims)
+    return bool(dims) and _stays(by) and _units_along(labels, dims)
+
+
+def _stays(labels: Tensor) -> bool:
+    """Whether some of it stays for ever."""
+    return bool((compact(labels)[0] <= CONSTANT).any())
 
 
 def _units_along(labels: Tensor, dims: list[int]) -> bool:

@@ -45,13 +45,14 @@ class Labels:
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Tie labels element by element (with broadcasting); what is tied to a fixed label stays for its reason."""
         a, b = compact(*torch.broadcast_tensors(a, b))
-        pairs = torch.stack([torch.minimum(a, b).reshape(-1), torch.maximum(a, b).reshape(-1)]).numpy()
-        low, high = pairs[:, pairs[0] != pairs[1]]
-        stays = low <= CONSTANT
-        for label in np.unique(low[stays & (high > CONSTANT)]).tolist():
+        x, y = a.reshape(-1).numpy(), b.reshape(-1).numpy()
+        low, high = np.minimum(x, y)[x != y], np.maximum(x, y)[x != y]
+        free = low > CONSTANT
+        for label in [] if free.all() else np.unique(low[~free & (high > CONSTANT)]).tolist():
             self._frozen.append((np.unique(high[low == label]), self.reason(label)))
-        if not stays.all():
-            self._ties.append(np.unique(low[~stays] << 32 | high[~stays]))
+        if free.any():
+            packed = low[free] << 32 | high[free]
+            self._ties.append(np.unique(packed) if len(packed) > 4096 else packed)
 
     def tie_along(self, labels: Tensor, dim: int) -> None:
         """Tie everything that differs only in its index along `dim`: this axis keeps its size."""
@@ -106,10 +107,9 @@ class Labels:
 
 def compact(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Narrow tensors of one shape to index 0 along every axis on which all of them are expanded."""
-    for dim in range(tensors[0].dim()):
-        if tensors[0].shape[dim] > 1 and all(tensor.stride(dim) == 0 for tensor in tensors):
-            tensors = tuple(tensor.narrow(dim, 0, 1) for tensor in tensors)
-    return tensors
+    strides = zip(*(tensor.stride() for tensor in tensors), strict=True)
+    index = tuple(slice(None) if any(steps) else slice(0, 1) for steps in strides)
+    return tuple(tensor[index] for tensor in tensors) if slice(0, 1) in index else tensors
 
 
 def varies(labels: Tensor, dim: int) -> bool:

@@ -3,15 +3,23 @@
 import copy
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from hessprune._modules import call_model, empty_copy, remove_slices, to_device
-from hessprune._state import evaluation_mode
+from hessprune._modules import call_model, empty_copy, failing_module, remove_slices, to_device
 from hessprune.structure.capture import first_line
 from hessprune.structure.groups import Group
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Where the forward failed, and why."""
+
+    module: str
+    message: str
 
 
 def without_failures(
@@ -19,34 +27,76 @@ def without_failures(
 ) -> tuple[list[Group], list[tuple[Group, str]]]:
     """Split groups into those whose units can go, and those at which the forward fails, with the reason.
 
-    Costs one forward without data when nothing fails, and `O(failures · log groups)` of them otherwise.
+    Costs one forward without numbers when nothing fails, and a few for each kind of module that does.
     """
-    device = "meta" if _problem(model, example_inputs, [], "meta") is None else "cpu"
-    working: list[Group] = []
-    failures: list[tuple[Group, str]] = []
-    pending = [list(groups)]
-    while pending:
-        batch = pending.pop()
-        problem = _problem(model, example_inputs, [*working, *batch], device)
-        if problem is None:
-            working += batch
-        elif len(batch) == 1:
-            failures.append((batch[0], f"the source code fixes its size ({problem})"))
-        elif batch:
-            half = len(batch) // 2
-            pending += [batch[half:], batch[:half]]
-    order = {group.name: number for number, group in enumerate(groups)}
-    return sorted(working, key=lambda group: order[group.name]), failures
+    trial = _Trial(model, example_inputs)
+    working, reasons = list(groups), {}
+    while working and (problem := trial.problem(working)):
+        for group in _guilty(trial, working, problem):
+            reasons[group.name] = f"the source code fixes its size ({problem.message})"
+        working = [group for group in working if group.name not in reasons]
+    return working, [(group, reasons[group.name]) for group in groups if group.name in reasons]
 
 
-def _problem(model: nn.Module, example_inputs: Any, groups: Sequence[Group], device: str) -> str | None:
-    """Return why the model fails without the first unit of each group, or None."""
-    trial = empty_copy(model) if device == "meta" else copy.deepcopy(model)
-    remove_slices(trial, [(piece, [0]) for group in groups for piece in (*group.slices, *group.literals)])
-    with torch.no_grad(), warnings.catch_warnings(), evaluation_mode(model), evaluation_mode(trial):
-        warnings.simplefilter("ignore")
+def _guilty(trial: "_Trial", groups: Sequence[Group], problem: Problem) -> list[Group]:
+    """Find a group that makes the forward fail, the ones inside the failing module first, and its likes elsewhere."""
+    inside = [group for group in groups if _within(group, problem.module)] if problem.module else []
+    others = [group for group in groups if not _within(group, problem.module)]
+    if not inside or trial.problem(others):
+        inside, others = list(groups), []
+    low, high = 0, len(inside)  # inside[:low] works beside the others, inside[:high] does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if trial.problem([*others, *inside[:middle]]) else (middle, high)
+    found = inside[low]
+    return [group for group in groups if group is found or trial.alike(group, found, problem.module)]
+
+
+def _within(group: Group, module: str) -> frozenset[tuple[str, int]]:
+    """Return the slices of a group inside a module, by their names there."""
+    prefix = f"{module}."
+    inside = [piece for piece in group.slices if piece.param.startswith(prefix)]
+    return frozenset((piece.param.removeprefix(prefix), piece.dim) for piece in inside)
+
+
+class _Trial:
+    """A copy of the model whose units are removed and put back; without numbers where the forward allows it."""
+
+    def __init__(self, model: nn.Module, example_inputs: Any) -> None:
+        self._given = model, example_inputs
+        self._model, self._inputs = empty_copy(model).eval(), to_device(example_inputs, "meta")
+
+    def problem(self, groups: Sequence[Group]) -> Problem | None:
+        """Return what fails without the first unit of each group, or None."""
+        found = self._run(groups)
+        if found and self._given and self._run([]):  # it fails for want of numbers
+            self._model, self._inputs = copy.deepcopy(self._given[0]).eval(), self._given[1]
+            found = self._run(groups)
+        self._given = None
+        return found
+
+    def alike(self, group: Group, other: Group, module: str) -> bool:
+        """Whether a group holds the same slices of some module as another one of `module`, of the same class."""
+        owner, inside = self._model.get_submodule(module), _within(other, module)
+        likes = [name for name, like in self._model.named_modules() if type(like) is type(owner) and name]
+        return bool(inside) and any(_within(group, name) == inside for name in likes)
+
+    def _run(self, groups: Sequence[Group]) -> Problem | None:
+        before = [(module, vars(module).copy()) for module in self._model.modules()]
+        tables: list[tuple[Any, Any]] = [
+            (table, table.copy()) for module, _ in before for table in (module._parameters, module._buffers)
+        ]
+        remove_slices(self._model, [(piece, [0]) for group in groups for piece in (*group.slices, *group.literals)])
         try:
-            call_model(trial, to_device(example_inputs, device))
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                call_model(self._model, self._inputs)
         except Exception as error:  # whatever the user's forward raises is the answer
-            return first_line(error)
-    return None
+            return Problem(failing_module(self._model, error), first_line(error))
+        finally:
+            for module, contents in before:
+                vars(module).clear()
+                vars(module).update(contents)
+            for table, contents in tables:
+                table.update(contents)
+        return None

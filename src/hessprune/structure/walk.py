@@ -14,7 +14,7 @@ from hessprune.structure.closure import Closure
 from hessprune.structure.groups import Role
 from hessprune.structure.labels import Labels, along, constant, expanded, varying
 from hessprune.structure.leaves import Axis, Leaf, LiteralUse, Value
-from hessprune.structure.rules.registry import RULES
+from hessprune.structure.registry import RULES
 
 MAX_ELEMENT_LABELS = 4_000_000
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from hessprune.structure.call import Call
 from hessprune.structure.labels import constant, varies
 from hessprune.structure.leaves import Leaf
+from hessprune.structure.registry import rule
 from hessprune.structure.rules.linear import product_with_parameter
-from hessprune.structure.rules.registry import rule
 
 
 @rule("matmul", "bmm", "mm")

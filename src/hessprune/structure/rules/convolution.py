@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from hessprune._modules import split_name
 from hessprune.structure.call import Call
 from hessprune.structure.leaves import Leaf
+from hessprune.structure.registry import rule
 from hessprune.structure.rules.linear import contract, emit
-from hessprune.structure.rules.registry import rule
 
 
 @rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")

@@ -7,7 +7,7 @@ from torch import Tensor
 from hessprune.structure.call import Call
 from hessprune.structure.labels import along, varying
 from hessprune.structure.leaves import Leaf
-from hessprune.structure.rules.registry import rule
+from hessprune.structure.registry import rule
 
 
 @rule("linear")

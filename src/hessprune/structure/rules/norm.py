@@ -8,7 +8,7 @@ from hessprune._modules import split_name
 from hessprune.structure.call import Call
 from hessprune.structure.labels import along
 from hessprune.structure.leaves import Leaf
-from hessprune.structure.rules.registry import rule
+from hessprune.structure.registry import rule
 
 
 @rule("batch_norm", "instance_norm")
@@ -45,7 +45,8 @@ def layer_norm(call: Call) -> Any:
 
 def _follow(call: Call, *names: str) -> Tensor:
     """Let vectors with one number per channel meet the input's axis 1."""
-    vectors = [call.vector(name) for name in names]
-    shape = [1] * len(call.shape)
-    spread = [along(vector, 1, [*shape[:1], len(vector), *shape[2:]]) for vector in vectors if vector is not None]
-    return call.meet([call.walk.as_labels(call["input"]), *spread])
+    x = call.walk.as_labels(call["input"])
+    vectors = [vector for vector in map(call.vector, names) if vector is not None]
+    for vector in vectors[1:]:
+        call.labels.tie(vectors[0], vector)
+    return call.meet([x, *(along(vector, 1, [1, -1] + [1] * (x.dim() - 2)) for vector in vectors[:1])])

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from hessprune.structure.call import Call
-from hessprune.structure.rules.registry import rule
+from hessprune.structure.registry import rule
 
 
 @rule(

@@ -10,8 +10,8 @@ from hessprune._modules import ChannelPad
 from hessprune.structure.call import Call
 from hessprune.structure.labels import along, constant, varies, varying
 from hessprune.structure.leaves import Leaf, Value
+from hessprune.structure.registry import rule
 from hessprune.structure.rules.convolution import over_space
-from hessprune.structure.rules.registry import rule
 
 
 @rule("permute", "transpose", "t", "movedim", "swapaxes", "numpy_T", "mT", "adjoint")
