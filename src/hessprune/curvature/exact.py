@@ -80,14 +80,14 @@ def exact_traces(problem: Problem) -> Moments:
         factor = logit_factor(problem.loss_fn, logits, targets)
         columns = choose_columns(factor, problem.tolerance)
         for rows, index in columns.chunks(problem.chunk_size):
-            moments.add(_chunk(problem, inputs, logits, factor, rows, index)[None])
+            moments.add(_chunk(problem, inputs, factor, rows, index)[None])
             moments.num_backwards += index.shape[1]
         moments.count(len(logits), factor.weight, columns.dropped, columns.total)
     return moments
 
 
-def _chunk(problem: Problem, inputs: Any, logits: Tensor, factor: LogitFactor, rows: Tensor, index: Tensor) -> Tensor:
+def _chunk(problem: Problem, inputs: Any, factor: LogitFactor, rows: Tensor, index: Tensor) -> Tensor:
     """Return the sum over columns of each sample's contributions, `(N, num_units)`."""
-    with problem.tap(inputs, rows, logits, index.shape[1]) as tap:
+    with problem.tap(inputs, rows, index.shape[1]) as tap:
         columns = (factor.columns(rows, column) for column in index.unbind(1))
-        return sum((problem.push(tap, column) for column in columns), start=torch.zeros((), device=logits.device))
+        return sum((problem.push(tap, column) for column in columns), start=torch.zeros((), device=index.device))

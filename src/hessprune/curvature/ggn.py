@@ -35,12 +35,17 @@ class TapMode(CallMode):
         self._rows: dict[tuple[str, int], Tensor] = {}
         self._sums: dict[str, Tensor] = {}
 
-    def forward(self, inputs: Any) -> Tensor:
-        """Return the logits of a chunk, ready for `backward`."""
+    def forward(self, inputs: Any) -> None:
+        """Run a chunk, ready for `backward`."""
         self.samples = leading_size(inputs)
         with torch.enable_grad(), slow_attention(), self:
             self._logits = logits_of(call_model(self._model, inputs))
-        return self._logits
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits of the chunk, without their graph."""
+        assert self._logits is not None, "forward comes first"
+        return self._logits.detach()
 
     def backward(self, cotangent: Tensor) -> Tensor:
         """Push one logit vector per sample back; return `(N, num_units)` squared norms in float64."""

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hessprune._modules import sample_rows
 from hessprune.curvature.draws import signs
 from hessprune.curvature.moments import Moments
-from hessprune.curvature.problem import Problem, check_repeats
+from hessprune.curvature.problem import Problem
 from hessprune.curvature.products import ProductMode
 from hessprune.curvature.risk import loss_weight, relevance
 
@@ -41,7 +41,7 @@ def hutchinson_probes(problem: Problem, probes: range, seed: int) -> tuple[Tenso
         logits = problem.logits(inputs)
         rows, dropped, total = _needed(problem, logits, targets)
         for part in rows.split(problem.chunk_size):
-            sums += _chunk(problem, inputs, targets, logits, part, probes, seed)
+            sums += _chunk(problem, inputs, targets, part, probes, seed)
             moments.num_backwards += len(probes) + 1
         moments.count(len(logits), loss_weight(problem.loss_fn, targets), dropped, total)
     return sums, moments
@@ -57,9 +57,7 @@ def _needed(problem: Problem, logits: Tensor, targets: Tensor) -> tuple[Tensor, 
     return order[spare:].sort().values, float(rising[:spare].sum()), float(rising.sum())
 
 
-def _chunk(
-    problem: Problem, inputs: Any, targets: Tensor, logits: Tensor, rows: Tensor, probes: range, seed: int
-) -> Tensor:
+def _chunk(problem: Problem, inputs: Any, targets: Tensor, rows: Tensor, probes: range, seed: int) -> Tensor:
     """Return every probe's contribution from one chunk, `(len(probes), U)`."""
     weight = loss_weight(problem.loss_fn, targets[rows])
     done: list[Tensor] = []
@@ -70,7 +68,6 @@ def _chunk(
         try:
             with problem.precision.casting(problem.device):
                 outputs = mode.forward(sample_rows(inputs, rows))
-            check_repeats(outputs.detach(), logits[rows])
             loss = (problem.loss_fn or F.cross_entropy)(outputs.to(problem.precision.dtype), targets[rows])
             mode.differentiate(loss * scale)
             while len(done) < len(probes):

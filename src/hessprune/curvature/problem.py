@@ -67,26 +67,22 @@ class Problem:
         Raises:
             NumericalError: They are not finite.
         """
-        rows = torch.arange(leading_size(inputs), device=self.device)
         with self.precision.casting(self.device):
-            chunks = (sample_rows(inputs, part) for part in rows.split(self.chunk_size))
+            chunks = (sample_rows(inputs, part) for part in self.chunks(leading_size(inputs)))
             logits = torch.cat([logits_of(call_model(self.folded.model, chunk)) for chunk in chunks])
-        if not bool(torch.isfinite(logits).all()):
-            raise NumericalError("the model's outputs must be finite, got NaN or infinity. Check weights and inputs.")
-        return logits
+        return check_finite(logits)
+
+    def chunks(self, samples: int) -> tuple[Tensor, ...]:
+        """Return the indices of the samples of each chunk."""
+        return torch.arange(samples, device=self.device).split(self.chunk_size)
 
     @contextmanager
-    def tap(self, inputs: Any, rows: Tensor, expected: Tensor, columns: int) -> Iterator[TapMode]:
-        """Run the samples `rows` forward, ready for backward passes; everything is let go on exit.
-
-        Raises:
-            NumericalError: The model is not deterministic: it does not repeat the `expected` logits.
-        """
+    def tap(self, inputs: Any, rows: Tensor, columns: int) -> Iterator[TapMode]:
+        """Run the samples `rows` forward, ready for backward passes; everything is let go on exit."""
         tap = TapMode(self.folded, self.want, columns)
-        with self.precision.casting(self.device):
-            logits = tap.forward(sample_rows(inputs, rows)).detach()
-        check_repeats(logits, expected[rows])
         try:
+            with self.precision.casting(self.device):
+                tap.forward(sample_rows(inputs, rows))
             yield tap
         finally:
             tap.close()
@@ -96,13 +92,27 @@ class Problem:
         return self.precision.finite(lambda scale: tap.backward(cotangent * scale) / scale**2)
 
 
-def check_repeats(logits: Tensor, expected: Tensor) -> None:
-    """Raise unless a model computed the same logits as before.
+def check_finite(logits: Tensor) -> Tensor:
+    """Return the logits.
 
     Raises:
-        NumericalError: It did not: it is random, or its samples influence each other.
+        NumericalError: They are not finite.
     """
-    if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+    if not bool(torch.isfinite(logits).all()):
+        raise NumericalError("the model's outputs must be finite, got NaN or infinity. Check weights and inputs.")
+    return logits
+
+
+@torch.no_grad()
+def check_repeats(model: nn.Module, inputs: Any) -> None:
+    """Raise unless a model computes the same logits for a sample alone and beside another one.
+
+    Raises:
+        NumericalError: It does not: it is random, or its samples influence each other.
+    """
+    pair, alone = (logits_of(call_model(model, sample_rows(inputs, torch.tensor(rows))))[:1] for rows in ([0, -1], [0]))
+    check_finite(pair)
+    if not torch.allclose(pair, alone, rtol=1e-2, atol=1e-2 * float(pair.abs().max())):
         raise NumericalError(
             "the model must repeat its outputs in evaluation mode, got different ones for the same samples. Likely "
             "causes: (a) it draws random numbers in `forward`, (b) its samples influence each other."
@@ -115,7 +125,9 @@ def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: LossFn | No
     check_finite_parameters(model)
     device = device_of(model)
     precision = resolve(effort.precision, device)
-    folded = fold_batchnorm(model, to_device(next(iter(batches))[0], device))
+    inputs = to_device(next(iter(batches))[0], device)
+    folded = fold_batchnorm(model, inputs)
+    check_repeats(folded.model, inputs)
     folded.model.to(precision.dtype)
     want = wanted(model, slices, folded)
     per_sample = bytes_per_sample(folded, want, effort.estimator, precision)

@@ -4,6 +4,8 @@ With `u_n = S_n ξ_n`, `ξ` Rademacher and independent over samples, `E ‖Σ_t 
 samples do not interact: one backward pass for a whole batch is an unbiased estimate of every unit's trace at once.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +14,8 @@ from torch import Tensor
 from hessprune.curvature.draws import signs
 from hessprune.curvature.exact import choose_columns
 from hessprune.curvature.moments import Moments
-from hessprune.curvature.problem import Problem
-from hessprune.curvature.risk import LogitFactor, logit_factor
+from hessprune.curvature.problem import Problem, check_finite
+from hessprune.curvature.risk import logit_factor
 
 
 def rademacher_traces(problem: Problem, draws: range, seed: int, first_sample: int = 0) -> Moments:
@@ -30,21 +32,47 @@ def rademacher_traces(problem: Problem, draws: range, seed: int, first_sample: i
     """
     moments = Moments.zeros(problem.want.num_units)
     for inputs, targets in problem.each_batch("one-backward trace"):
-        logits = problem.logits(inputs)
-        factor = logit_factor(problem.loss_fn, logits, targets)
-        columns = choose_columns(factor, problem.tolerance)
-        position = first_sample + moments.num_samples
-        for rows in columns.needed_samples().split(problem.chunk_size):
-            noise = [signs(seed, draw, position + rows, columns.order.shape[1]) for draw in draws]
-            moments.add(_chunk(problem, inputs, logits, factor, rows, noise))
-            moments.num_backwards += len(draws)
-        moments.count(len(logits), factor.weight, columns.dropped, columns.total)
+        streams = _Streams(seed=seed, draws=draws, position=first_sample + moments.num_samples)
+        if len(draws) == 1 or problem.tolerance == 0:
+            _all_samples(problem, inputs, targets, streams, moments)
+        else:
+            _needed_samples(problem, inputs, targets, streams, moments)
     return moments
 
 
-def _chunk(
-    problem: Problem, inputs: Any, logits: Tensor, factor: LogitFactor, rows: Tensor, noise: list[Tensor]
-) -> Tensor:
-    """Return each draw's contributions of the samples `rows`, `(D, N, num_units)`."""
-    with problem.tap(inputs, rows, logits, len(noise)) as tap:
-        return torch.stack([problem.push(tap, factor.draw(rows, xi)) for xi in noise])
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Streams:
+    """The random numbers of one batch, whose first sample lies at `position` in the data."""
+
+    seed: int
+    draws: range
+    position: int
+
+    def noise(self, rows: Tensor, count: int) -> Iterator[Tensor]:
+        """Yield each draw's signs for the samples `rows`, `(n, count)`."""
+        return (signs(self.seed, draw, self.position + rows, count) for draw in self.draws)
+
+
+def _needed_samples(problem: Problem, inputs: Any, targets: Tensor, streams: _Streams, moments: Moments) -> None:
+    """Look at all logits first, then push back only the samples whose curvature weighs anything."""
+    logits = problem.logits(inputs)
+    factor = logit_factor(problem.loss_fn, logits, targets)
+    columns = choose_columns(factor, problem.tolerance)
+    for rows in columns.needed_samples().split(problem.chunk_size):
+        with problem.tap(inputs, rows, len(streams.draws)) as tap:
+            cotangents = (factor.draw(rows, xi) for xi in streams.noise(rows, columns.order.shape[1]))
+            moments.add(torch.stack([problem.push(tap, u) for u in cotangents]))
+        moments.num_backwards += len(streams.draws)
+    moments.count(len(logits), factor.weight, columns.dropped, columns.total)
+
+
+def _all_samples(problem: Problem, inputs: Any, targets: Tensor, streams: _Streams, moments: Moments) -> None:
+    """Push every sample back right after its forward pass: for a single draw that costs less than looking first."""
+    for rows in problem.chunks(len(targets)):
+        with problem.tap(inputs, rows, len(streams.draws)) as tap:
+            factor = logit_factor(problem.loss_fn, check_finite(tap.logits), targets[rows])
+            every = torch.arange(len(rows), device=rows.device)
+            cotangents = (factor.draw(every, xi) for xi in streams.noise(rows, factor.mass.shape[1]))
+            moments.add(torch.stack([problem.push(tap, u) for u in cotangents]))
+        moments.num_backwards += len(streams.draws)
+        moments.count(len(rows), factor.weight)
