@@ -1,6 +1,7 @@
 """Build what README and docs show but nobody should write by hand: the recipe tables, the demo's numbers and picture.
 
-Run: python docs/build.py [--check] [--demo out/demo]
+Run: python docs/build.py [--check]
+     python docs/build.py --record out/demo --command "hessprune demo"
 """
 
 import argparse
@@ -48,16 +49,45 @@ def recipe_tables() -> str:
 
 def demo_rows() -> str:
     """Return the demo's results as a table, from the numbers that are committed."""
-    record = json.loads((DOCS / "results" / "demo.json").read_text("utf-8"))
-    dense = record["models"]["dense"]
+    models = _record(DOCS / "results" / "demo.json")["models"]
+    dense = models["dense"]
     lines = ["| | test accuracy | MACs | parameters |", "|---|---|---|---|"]
-    for name, result in record["models"].items():
+    for name, result in models.items():
         shares = [f"{result[key]:,} ({result[key] / dense[key]:.0%})".replace(",", " ") for key in ("macs", "params")]
         lines.append(f"| {name.replace('-', ', ')} | {result['accuracy']:.1%} | {' | '.join(shares)} |")
     return "\n".join(lines)
 
 
-BUILT = {("recipes.md", "keys"): recipe_tables, ("../README.md", "demo"): demo_rows}
+def summary_rows() -> str:
+    """Return one row for each committed result: what, how it went, the command that makes it."""
+    lines = ["| what | result | command |", "|---|---|---|"]
+    for path in sorted((DOCS / "results").glob("*.json")):
+        record = _record(path)
+        dense, final = record["models"]["dense"], record["models"]["finetuned"]
+        what = f"{record['title']}, {final['macs'] / dense['macs']:.0%} of the MACs"
+        lines.append(f"| {what} | accuracy {dense['accuracy']:.1%} → {final['accuracy']:.1%} | `{record['command']}` |")
+    for path, claims in _benchmarks():
+        held = sum(claim["holds"] is True for claim in claims)
+        lines.append(f"| {_claim(path)} | {held} of {len(claims)} figures on target | `{_command(path)}` |")
+    return "\n".join(lines)
+
+
+def benchmark_tables() -> str:
+    """Return every claim of every committed benchmark."""
+    tables = []
+    for path, claims in _benchmarks():
+        rows = [f"| {c['name']} | {_shown(c['value'])} | {c['target']} | {_shown(c['peer'])} |" for c in claims]
+        head = [f"## {_claim(path)}", "", "```sh", _command(path), "```", ""]
+        tables.append("\n".join([*head, "| figure | measured | target | peers |", "|---|---|---|---|", *rows]))
+    return "\n\n".join(tables) or "None is committed yet."
+
+
+BUILT = {
+    ("recipes.md", "keys"): recipe_tables,
+    ("benchmarks.md", "claims"): benchmark_tables,
+    ("../README.md", "summary"): summary_rows,
+    ("../README.md", "demo"): demo_rows,
+}
 
 
 def filled(text: str, marker: str, body: str) -> str:
@@ -82,18 +112,20 @@ def stale(*, write: bool) -> list[str]:
     return found
 
 
-def record_demo(folder: Path) -> None:
-    """Keep the demo's numbers, with what they depend on, and a picture of its report."""
+def keep(folder: Path, command: str) -> None:
+    """Keep the numbers of a finished run, with what they depend on; of the demo also a picture of its report."""
     report = json.loads((folder / "report.json").read_text("utf-8"))
     models = {name: report[name] for name in ("dense", "pruned", "finetuned")} | report["baselines"]
     record = {
-        "command": "hessprune demo",
+        "title": report["title"],
+        "command": command,
         "models": {name: {key: result[key] for key in KEPT} for name, result in models.items()},
         "environment": {key: report["environment"][key] for key in ("cpu", "cpu_cores", "threads")},
         **{key: report[key] for key in ("seeds", "data_fingerprint", "versions")},
     }
-    (DOCS / "results" / "demo.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    take_picture(folder / "report.html", DOCS / "images" / "report.png")
+    (DOCS / "results" / f"{folder.name}.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    if folder.name == "demo":
+        take_picture(folder / "report.html", DOCS / "images" / "report.png")
 
 
 def take_picture(page: Path, picture: Path) -> None:
@@ -106,6 +138,33 @@ def take_picture(page: Path, picture: Path) -> None:
         command = [browser, *options, "--window-size=1280,1000", f"--screenshot={picture}", page.resolve().as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
     Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)  # a third of the size
+
+
+def _record(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8"))
+
+
+def _benchmarks() -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+    """Yield the results of every benchmark that states claims."""
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        content = json.loads(path.read_text("utf-8"))
+        if isinstance(content, dict) and "claims" in content:
+            yield path, content["claims"]
+
+
+def _claim(path: Path) -> str:
+    """Return the claim with which a benchmark's script opens."""
+    text = (ROOT / "benchmarks" / f"{path.stem}.py").read_text("utf-8")
+    claim = re.sub(r'^"""(?:Claims?: )?', "", text).split("\n\n")[0]
+    return (claim[0].upper() + claim[1:]).replace("\n", " ").rstrip(".")
+
+
+def _command(path: Path) -> str:
+    return f"python benchmarks/{path.stem}.py --out benchmarks/results/{path.name}"
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _table(path: str, section: type) -> str:
@@ -159,10 +218,11 @@ def _choices(hint: Any, meaning: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing, fail if a page is out of date")
-    parser.add_argument("--demo", type=Path, help="folder of a finished demo, to take numbers and picture from")
+    parser.add_argument("--record", type=Path, metavar="FOLDER", help="take the numbers of this finished run")
+    parser.add_argument("--command", default="hessprune demo", help="what made that run")
     arguments = parser.parse_args()
-    if arguments.demo:
-        record_demo(arguments.demo)
+    if arguments.record:
+        keep(arguments.record, arguments.command)
     pages = stale(write=not arguments.check)
     print(f"{'out of date' if arguments.check else 'rewritten'}: {', '.join(pages) or 'nothing'}")
     sys.exit(1 if arguments.check and pages else 0)

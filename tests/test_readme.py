@@ -133,6 +133,17 @@ def test_every_method_is_described():
     assert not [method for method in METHODS if f"`{method}`" not in readme]
 
 
+def test_reasons_are_those_of_the_code():
+    text = (ROOT / "docs" / "your-own-model.md").read_text("utf-8")
+    rows = re.search(r"^\| reason .*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    phrases = [
+        phrase.strip() for row in rows[1].splitlines() for phrase in re.split(r",|\(?'?…'?\)?", row.split("|")[1])
+    ]
+    source = "".join(path.read_text("utf-8") for path in (ROOT / "src" / "hessprune" / "structure").rglob("*.py"))
+    assert len(phrases) > 5
+    assert not [phrase for phrase in phrases if phrase not in source]
+
+
 def test_built_tables_are_up_to_date():
     done = subprocess.run(
         [sys.executable, ROOT / "docs" / "build.py", "--check"], capture_output=True, text=True, check=False
