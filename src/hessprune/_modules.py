@@ -101,6 +101,18 @@ def sample_rows(tree: Any, rows: Tensor) -> Any:
     return tree
 
 
+def join_inputs(parts: Sequence[Any]) -> Any:
+    """Concatenate batches of nested tuples or dicts of tensors along the samples."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, Mapping):
+        return {key: join_inputs([part[key] for part in parts]) for key in first}
+    if isinstance(first, tuple | list):
+        return type(first)(join_inputs(items) for items in zip(*parts, strict=True))
+    return first
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter or buffer (CPU if it has none)."""
     first = next(iter(model.parameters()), None)

@@ -19,7 +19,7 @@ from hessprune.curvature.calls import Arguments, Call, Convolution
 from hessprune.curvature.exact import choose_columns
 from hessprune.curvature.ggn import TapMode, in_autocast
 from hessprune.curvature.options import TraceOptions
-from hessprune.curvature.problem import Effort, Problem, check_repeats, pose
+from hessprune.curvature.problem import Effort, Problem, pose
 from hessprune.curvature.results import ParamSlice, Slices  # noqa: F401 - the example needs ParamSlice
 from hessprune.curvature.risk import LossFn, logit_factor
 
@@ -111,7 +111,7 @@ def _add_batch(problem: Problem, inputs: Any, targets: Tensor, total: _Sums) -> 
     for rows, index in columns.chunks(problem.chunk_size, every_sample=True):
         tap = GateMode(problem.folded, problem.want, 1)
         with problem.precision.casting(problem.device):
-            check_repeats(tap.forward(sample_rows(inputs, rows)).detach(), logits[rows])
+            tap.forward(sample_rows(inputs, rows))
         first = _push(problem, tap, slope[rows])
         features = [_push(problem, tap, factor.columns(rows, column)) for column in index.unbind(1)]
         tap.close()

@@ -146,15 +146,49 @@ def make_plan(
     else:
         own = _rows_of(free, groups)
         chosen = select_jointly(free, per_unit, interactions[own][:, own], costs, budget=budget, ranking=ranking)
-    removed = {group.name: () for group in groups} | chosen
+    return plan_removing(
+        model,
+        groups,
+        chosen,
+        budget,
+        example_inputs=example_inputs,
+        provenance={**getattr(saliency, "provenance", {}), "ranking": asdict(ranking)},
+    )
+
+
+def plan_removing(
+    model: nn.Module,
+    groups: Sequence[Group],
+    removed: Mapping[str, Sequence[int]],
+    budget: Budget,
+    *,
+    example_inputs: Any,
+    provenance: Mapping[str, Any],
+) -> Plan:
+    """Return the plan that removes given units, whatever decided on them.
+
+    Args:
+        model: The dense model.
+        groups: From `find_groups`.
+        removed: Units to remove, by group name; groups that are absent stay whole.
+        budget: What the decision was made for.
+        example_inputs: The inputs for which MACs are counted; shapes only.
+        provenance: Where the decision came from; JSON values.
+
+    Returns:
+        The plan, with its exact cost.
+    """
+    units = {group.name: tuple(sorted(removed.get(group.name, ()))) for group in groups}
+    costs = CostModel(model, example_inputs, groups)
+    facts = {**provenance, "weights_sha256": fingerprint(model), "torch": torch.__version__}
     return Plan(
         groups=tuple(groups),
-        removed=removed,
+        removed=units,
         budget=budget,
         cost_before=costs.dense,
-        cost_after=costs({name: len(units) for name, units in removed.items()}),
+        cost_after=costs({name: len(gone) for name, gone in units.items()}),
         inputs=describe_inputs(example_inputs),
-        provenance=_provenance(model, saliency, ranking),
+        provenance=json.loads(json.dumps(facts)),  # as it will be read back
     )
 
 
@@ -176,12 +210,6 @@ def _not_ignored(groups: Sequence[Group], patterns: Sequence[str]) -> list[Group
         if not any(fnmatch.fnmatchcase(group.name, pattern) for group in groups):
             raise ArgumentError(f"`ignored_layers` must match group names, got {pattern!r}. See `find_groups`.")
     return [group for group in groups if not any(fnmatch.fnmatchcase(group.name, pattern) for pattern in patterns)]
-
-
-def _provenance(model: nn.Module, saliency: Mapping[str, Tensor], ranking: Ranking) -> dict[str, Any]:
-    """Gather where the decision came from, as plain JSON values, so that a plan read back is an equal plan."""
-    origin = {"weights_sha256": fingerprint(model), "torch": torch.__version__}
-    return json.loads(json.dumps({**getattr(saliency, "provenance", {}), "ranking": asdict(ranking), **origin}))
 
 
 def fingerprint(model: nn.Module) -> str:

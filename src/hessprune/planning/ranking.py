@@ -24,12 +24,14 @@ class Ranking:
         min_kept_fraction: Every group keeps at least this share of its units (and always one).
         round_to: Layers keep a multiple of this many channels, as kernels on real hardware like it.
         ignored_layers: Name patterns of groups that stay whole.
+        min_kept_units: Floors of single groups, `(name, units)`, in place of the fraction.
     """
 
     per_cost: bool | None = None
     min_kept_fraction: float = 0.1
     round_to: int = 1
     ignored_layers: tuple[str, ...] = ()
+    min_kept_units: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         check_range("min_kept_fraction", self.min_kept_fraction, low=0, high=1)
@@ -86,7 +88,8 @@ def _candidates(
 
 def removable(group: Group, ranking: Ranking) -> int:
     """Return how many units of a group may go at most."""
-    floor = max(1, math.ceil(ranking.min_kept_fraction * group.num_units - 1e-9))
+    floor = math.ceil(ranking.min_kept_fraction * group.num_units - 1e-9)
+    floor = max(1, dict(ranking.min_kept_units).get(group.name, floor))
     return max(group.num_units - floor, 0)
 
 

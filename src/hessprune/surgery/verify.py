@@ -42,7 +42,8 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
     if not difference <= TOLERANCE[dtype]:
         raise VerificationError(
             f"the pruned model must equal the masked dense model, but its output differs by {difference:.2e} "
-            f"(relative, {dtype}). Its forward treats channels by position: pass the layers involved to `find_groups(ignore=…)`."
+            f"(relative, {dtype}). Its forward treats channels by position: pass the layers involved to "
+            f"`find_groups(ignore=…)`."
         )
     counted = cost(pruned, inputs)
     if counted != plan.cost_after:

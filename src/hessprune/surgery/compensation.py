@@ -1,0 +1,204 @@
+"""Compensation: the survivors make up for the removed, without training.
+
+Every layer of the pruned model is refitted in forward order so that, on its already changed inputs, it gives the dense
+layer's output. Each model runs once over the calibration samples; each layer looks at a random sample of positions.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hessprune._checks import check_batches, leading_size
+from hessprune._modules import call_model, device_of, join_inputs, logits_of, sample_rows, to_device
+from hessprune._progress import progress_bar
+from hessprune._state import evaluation_mode
+from hessprune.curvature.calls import Arguments, Call, Convolution
+from hessprune.curvature.recording import CallMode, Recording, record, slow_attention, weight_names
+from hessprune.planning.plan import Plan
+from hessprune.surgery.least_squares import ridge
+
+ROWS_PER_INPUT, MIN_ROWS, MAX_ROWS = 24, 8192, 32768
+"""Sampled positions: this many for each column of the regression, within bounds."""
+MIN_SAMPLES = 10
+"""Fewer cannot both fit and judge."""
+MEMORY = 2 << 30
+"""Bytes of activations that one forward pass may hold; more calibration samples than fit are left out."""
+
+
+def compensate(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any, *, loss_fn: Any = None) -> nn.Module:
+    """Refit a pruned model's layers to the dense layers' outputs, if that lowers the loss on samples held out.
+
+    For each convolution or linear layer in forward order, `min_W ‖Y − X W‖² + λ ‖W − W₀‖²`, where `X` are the layer's
+    inputs in the pruned model so far and `Y` the dense layer's outputs. `λ` is chosen on held-out samples, the constant
+    goes into the bias or into the BatchNorm behind. Normal equations in float64.
+
+    Args:
+        dense: The model the plan was made for.
+        pruned: What `apply_plan` made of it; both are left untouched.
+        plan: The plan between them.
+        batches: Calibration data, a re-iterable of `(inputs, targets)`.
+        loss_fn: The loss that decides; cross-entropy if None.
+
+    Returns:
+        A new model: refitted on all samples, or an equal copy of `pruned` where refitting on four fifths of them does
+        not lower the loss on the last fifth, or where there are fewer than ten.
+
+    Raises:
+        DataError: `batches` cannot be read twice or is empty.
+    """
+    check_batches(batches)
+    inputs, targets = _gather(batches, pruned)
+    if len(targets) < MIN_SAMPLES:
+        return copy.deepcopy(pruned)
+    test = torch.arange(len(targets)) % 5 == 0
+    loss_fn = loss_fn or F.cross_entropy
+    trial = _refitted(dense, pruned, plan, sample_rows(inputs, (~test).nonzero().squeeze(1)))
+    held_out = sample_rows(inputs, test.nonzero().squeeze(1)), targets[test]
+    if _loss(trial, *held_out, loss_fn) < _loss(pruned, *held_out, loss_fn):
+        return _refitted(dense, pruned, plan, inputs)
+    return copy.deepcopy(pruned)
+
+
+def _gather(batches: Any, model: nn.Module) -> tuple[Any, Tensor]:
+    """Join as many calibration samples as memory allows into one batch."""
+    joined = join_inputs([inputs for inputs, _ in batches])
+    targets = torch.cat([targets for _, targets in batches])
+    per_sample = max(record(model, to_device(joined, device_of(model))).bytes_per_sample, 1)
+    rows = torch.arange(min(len(targets), max(2, MEMORY // per_sample)))
+    return to_device(sample_rows(joined, rows), device_of(model)), targets[rows].to(device_of(model))
+
+
+@torch.no_grad()
+def _loss(model: nn.Module, inputs: Any, targets: Tensor, loss_fn: Any) -> float:
+    with evaluation_mode(model):
+        return float(loss_fn(logits_of(call_model(model, inputs)), targets))
+
+
+@torch.no_grad()
+def _refitted(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
+    """Return a copy of `pruned`, refitted on one batch of inputs."""
+    student = copy.deepcopy(pruned)
+    recording, samples = record(student, inputs), leading_size(inputs)
+    with evaluation_mode(dense), evaluation_mode(student), slow_attention():
+        teacher = _Teacher(dense, samples)
+        with teacher:
+            call_model(dense, inputs)
+        with progress_bar("least squares", len(teacher.wanted)) as bar, _Student(student, samples, recording) as mode:
+            mode.follow(_targets(teacher.wanted, plan, dense), bar.advance)
+            call_model(student, inputs)
+    return student
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Target:
+    """What the dense layer gave at a sample of positions."""
+
+    weight: str
+    positions: Tensor  # (R,)
+    output: Tensor  # (R, O)
+
+
+class _Teacher(CallMode):
+    """Notes every layer's output at random positions."""
+
+    def __init__(self, model: nn.Module, samples: int) -> None:
+        super().__init__(weight_names(model), samples)
+        self.wanted: list[_Target] = []
+        self._generator = torch.Generator().manual_seed(0)
+
+    def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+        out = call.forward(*arguments)
+        rows = _rows(call, out)
+        count = min(len(rows), max(MIN_ROWS, min(MAX_ROWS, ROWS_PER_INPUT * arguments[1][0].numel())))
+        positions = torch.randperm(len(rows), generator=self._generator)[:count].sort().values.to(rows.device)
+        self.wanted.append(_Target(weight=name, positions=positions, output=rows[positions]))
+        return out
+
+
+class _Student(CallMode):
+    """Refits each layer just before it runs, so that the next one sees what it will really get."""
+
+    def __init__(self, model: nn.Module, samples: int, recording: Recording) -> None:
+        super().__init__(weight_names(model), samples, recording.layouts)
+        means = {id(buffer): buffer for buffer in model.buffers()}
+        self._means = {weight: means[mean] for weight, mean in recording.foldable}
+        self._once = {use.weight for use in recording.uses if recording.count(use.weight) == 1}
+
+    def follow(self, targets: Iterator[_Target], advance: Any) -> None:
+        """Say what to fit to, layer by layer."""
+        self._targets, self._advance = targets, advance
+
+    def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+        target = next(self._targets)
+        if name in self._once and not (isinstance(call, Convolution) and call.transposed):
+            self._refit(name, call, arguments, target)
+        self._advance()
+        return call.forward(*arguments)
+
+    def _refit(self, name: str, call: Call, arguments: Arguments, target: _Target) -> None:
+        x, weight, bias = arguments
+        design, mean = _design(call, x, weight, target.positions), self._means.get(name)
+        old = _columns(call, weight)
+        wanted = (target.output if bias is None else target.output - bias).unflatten(1, (old.shape[0], -1))
+        rows_per_sample = len(_rows(call, call.forward(x[:1], weight, None))) * x.shape[0] // self.samples
+        held_out = (target.positions // max(rows_per_sample, 1)) % 5 == 0
+        fit = ridge(design, wanted, old, held_out=held_out, with_shift=bias is not None or mean is not None)
+        weight.copy_(_uncolumns(call, fit.weight, weight))
+        if bias is not None:
+            bias += fit.shift.flatten().to(bias.dtype)
+        elif mean is not None:
+            mean -= fit.shift.flatten().to(mean.dtype)
+
+
+def _targets(wanted: list[_Target], plan: Plan, dense: nn.Module) -> Iterator[_Target]:
+    """Restrict the dense outputs to the surviving channels."""
+    shapes = {name: parameter.shape for name, parameter in dense.named_parameters(remove_duplicate=False)}
+    gone: dict[str, Tensor] = {}
+    for piece, units in ((p, plan.removed[g.name]) for g in plan.groups for p in g.slices if p.role == "producer"):
+        mask = gone.setdefault(piece.param, torch.zeros(shapes[piece.param][piece.dim], dtype=torch.bool))
+        mask[piece.positions(units).reshape(-1)] = True
+    for target in wanted:
+        kept = ~gone.get(target.weight, torch.zeros(target.output.shape[1], dtype=torch.bool)).to(target.output.device)
+        output = target.output[:, kept] if len(kept) == target.output.shape[1] else target.output
+        yield _Target(weight=target.weight, positions=target.positions, output=output)
+
+
+def _rows(call: Call, out: Tensor) -> Tensor:
+    """Outputs as rows `(samples × positions, O)`."""
+    return out.movedim(1, -1).flatten(0, -2) if isinstance(call, Convolution) else out.flatten(0, -2)
+
+
+def _columns(call: Call, weight: Tensor) -> Tensor:
+    """Weights as a regression's, `(g, K, O)`."""
+    if isinstance(call, Convolution):
+        return weight.flatten(1).unflatten(0, (call.groups, -1)).mT
+    return weight[None] if call.transposed else weight.mT[None]
+
+
+def _uncolumns(call: Call, columns: Tensor, weight: Tensor) -> Tensor:
+    if isinstance(call, Convolution):
+        return columns.mT.reshape(weight.shape).to(weight.dtype)
+    return (columns[0] if call.transposed else columns[0].mT).to(weight.dtype)
+
+
+def _design(call: Call, x: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
+    """Inputs of the regression at the sampled positions, `(R, g, K)`."""
+    if not isinstance(call, Convolution):
+        return x.flatten(0, -2)[positions][:, None]
+    kernel = weight.shape[2:]
+    padded = F.pad(x, [side for amount in reversed(call.padding) for side in (amount, amount)]).movedim(1, -1)
+    spans = zip(padded.shape[1:-1], kernel, call.stride, call.dilation, strict=True)
+    sample, *place = torch.unravel_index(
+        positions, (x.shape[0], *((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in spans))
+    )
+    offsets = torch.cartesian_prod(*(torch.arange(k) for k in kernel)).view(-1, len(kernel)).tolist()
+    patches = [
+        padded[(sample, *(p * s + o * d for p, o, s, d in zip(place, offset, call.stride, call.dilation, strict=True)))]
+        for offset in offsets
+    ]  # one (R, I) for each position of the kernel
+    return torch.stack(patches, -1).view(len(positions), call.groups, -1)

@@ -1,0 +1,140 @@
+"""Compensation: exact where the survivors can do it, never worse where they cannot."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hessprune as hp
+from hessprune.planning.plan import Plan, plan_removing
+from hessprune.surgery.compensation import compensate
+from hessprune.surgery.least_squares import STRENGTHS, Moments, ridge
+from tests.cases import AWKWARD, Flatten, Grouped, Inverted, Plain, Residual, Shared, Tokens, image, make
+
+Y = torch.arange(40) % 4
+
+
+def batches(size: int = 8) -> list[tuple[Tensor, Tensor]]:
+    x = image(batch=40, size=size)
+    return [(x[:24], Y[:24]), (x[24:], Y[24:])]
+
+
+def loss(model: nn.Module, data: list[tuple[Tensor, Tensor]]) -> float:
+    return hp.evaluate(model, data).loss
+
+
+def plan_for(model: nn.Module, x: Tensor, fraction: float = 0.7) -> Plan:
+    groups = hp.find_groups(model, x)
+    generator = torch.Generator().manual_seed(0)
+    saliency = {group.name: torch.rand(group.num_units, generator=generator) for group in groups}
+    return hp.make_plan(model, groups, saliency, hp.Budget(params=fraction), example_inputs=x)
+
+
+def test_ridge_against_the_normal_equations() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y, old = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((60, 2, 5), (60, 2, 3), (2, 5, 3))
+    )
+    fit = Moments.of(x, y).solve(0.1, old)
+    for group in range(2):
+        design, wanted, start = x[:, group], y[:, group], old[group]
+        gram = design.T @ design
+        strength = 0.1 * gram.diagonal().mean()
+        expected = torch.linalg.solve(
+            gram + strength * torch.eye(5, dtype=torch.float64), design.T @ wanted + strength * start
+        )
+        torch.testing.assert_close(fit[group], expected, rtol=1e-10, atol=1e-12)
+    residual = torch.stack([y[:, g] - x[:, g] @ fit[g] for g in range(2)])
+    assert Moments.of(x, y).error(fit) == pytest.approx(float(residual.square().sum()), rel=1e-10)
+
+
+def test_ridge_keeps_the_old_weights_where_nothing_helps() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(40, 1, 30, generator=generator, dtype=torch.float64)
+    old = torch.randn(1, 30, 1, generator=generator, dtype=torch.float64)
+    y = x.transpose(0, 1) @ old
+    noisy = y.transpose(0, 1) + 10 * torch.randn(40, 1, 1, generator=generator, dtype=torch.float64)
+    held_out = torch.arange(40) % 2 == 0
+    noisy[held_out] = y.transpose(0, 1)[held_out]
+    assert torch.equal(ridge(x, noisy, old, held_out=held_out, with_shift=False).weight, old)
+    assert len(STRENGTHS) > 1
+
+
+class Redundant(nn.Module):
+    """Every hidden channel is there twice: half of them can go without any loss, if somebody repairs the readers."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        last = {
+            "strided": nn.Conv2d(8, 6, 3, stride=2, padding=1),
+            "dilated": nn.Conv2d(8, 6, 3, dilation=2, bias=False),
+        }
+        self.last = last.get(kind) or nn.Conv2d(8, 6, 1)
+        self.norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4)
+        with torch.no_grad():
+            self.first.weight[4:] = self.first.weight[:4]
+            self.first.bias[4:] = self.first.bias[:4]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.last(torch.relu(self.first(x))))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["strided", "dilated", "pointwise"])
+def test_redundant_channels_are_replaced_exactly(kind: str) -> None:
+    model, data = make(lambda: Redundant(kind)), batches()
+    groups = hp.find_groups(model, data[0][0])
+    first = next(group for group in groups if group.name == "first")
+    facts = {"example_inputs": data[0][0], "provenance": {}}
+    plan = plan_removing(model, groups, {first.name: (4, 5, 6, 7)}, hp.Budget(macs=0.9), **facts)
+    pruned = hp.apply_plan(model, plan)
+    teacher = [(x, model(x).detach()) for x, _ in data]
+    repaired = compensate(model, pruned, plan, teacher, loss_fn=nn.MSELoss())
+    x = data[0][0]
+    before = float((pruned(x) - model(x)).detach().abs().max())
+    after = float((repaired(x) - model(x)).detach().abs().max())
+    assert after < 0.01 * before
+
+
+@pytest.mark.parametrize("case", [Plain, Residual, Grouped, Inverted, Flatten, Shared, Tokens])
+def test_the_outputs_come_nearer_and_nothing_else_changes(case: type[nn.Module]) -> None:
+    model, data = make(case), batches()
+    x = data[0][0]
+    plan = plan_for(model, x)
+    pruned = hp.apply_plan(model, plan)
+    states = copy.deepcopy(model.state_dict()), copy.deepcopy(pruned.state_dict())
+    teacher_labels = [(inputs, model(inputs).argmax(1)) for inputs, _ in data]
+    repaired = compensate(model, pruned, plan, teacher_labels)
+    assert loss(repaired, teacher_labels) <= loss(pruned, teacher_labels)
+    for state, owner in zip(states, (model, pruned), strict=True):
+        assert all(torch.equal(state[name], tensor) for name, tensor in owner.state_dict().items())
+    assert {n: t.shape for n, t in repaired.state_dict().items()} == {
+        n: t.shape for n, t in pruned.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("case", AWKWARD, ids=lambda case: case.__name__)
+def test_a_plan_that_keeps_everything_changes_nothing(case: type[nn.Module]) -> None:
+    model, x = make(case), image(batch=10)
+    plan = plan_for(model, x, 1.0)
+    repaired = compensate(
+        model, hp.apply_plan(model, plan), plan, [(x, torch.zeros(10).long())], loss_fn=lambda f, _: f.abs().mean()
+    )
+    torch.testing.assert_close(repaired(x), model(x), rtol=1e-6, atol=1e-8)
+
+
+def test_where_it_does_not_help_the_model_stays() -> None:
+    model, data = make(Plain), batches()
+    plan = plan_for(model, data[0][0])
+    pruned = hp.apply_plan(model, plan)
+    same = compensate(model, pruned, plan, data, loss_fn=lambda logits, _: 0 * logits.mean())
+    assert all(torch.equal(a, b) for a, b in zip(same.state_dict().values(), pruned.state_dict().values(), strict=True))
+
+
+def test_one_shot_batches_are_refused() -> None:
+    model, data = make(Plain), batches()
+    plan = plan_for(model, data[0][0])
+    with pytest.raises(hp.DataError, match="must be re-iterable"):
+        compensate(model, hp.apply_plan(model, plan), plan, iter(data))
