@@ -126,11 +126,13 @@ def test_history_is_json_and_agrees_with_evaluate():
     assert (best.validation_accuracy, best.validation_loss) == (measured.accuracy, measured.loss)
 
 
-def test_the_earlier_of_equal_epochs_wins():
+def test_of_equally_accurate_epochs_the_one_of_lowest_loss_wins():
     result = finetune(_net(), Batches(noise=0.0), VALIDATION, config=replace(CONFIG, epochs=8))
     accuracies = [record.validation_accuracy for record in result.history]
     assert accuracies.count(max(accuracies)) > 1
-    assert result.best_epoch == accuracies.index(max(accuracies))
+    best = [record for record in result.history if record.validation_accuracy == max(accuracies)]
+    assert result.best_epoch == min(best, key=lambda record: record.validation_loss).epoch
+    assert result.best_epoch > accuracies.index(max(accuracies))
 
 
 def test_a_run_that_only_harms_returns_the_model_before_training():

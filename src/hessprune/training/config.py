@@ -81,10 +81,15 @@ class EpochRecord:
     lr: float
     seconds: float
 
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What the best epoch is chosen by: accuracy, then loss, as small validation sets are soon all correct."""
+        return self.validation_accuracy, -self.validation_loss
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneResult:
-    """The best model by validation accuracy (the earlier one of equals), in evaluation mode, and how it came about."""
+    """The best model by `EpochRecord.rank` (the earlier one of equals), in evaluation mode, and how it came about."""
 
     model: nn.Module
     history: tuple[EpochRecord, ...]

@@ -41,7 +41,7 @@ def finetune(
 
     Minimises the mean over samples of `(1 − w)·CE(y, z) + w·T²·KL(teacher ‖ model)`, with the learning rate of
     `learning_rate` per step. Epoch 0, the model before training (with its BatchNorm re-estimated on `train`, if that
-    validates better), competes with all others; of equal accuracies the earlier epoch wins. A fresh model is trained
+    validates better), competes with all others; of equal accuracies the lower loss wins. A fresh model is trained
     from scratch by the same call.
 
     Order of data, augmentation and dropout depend on (seed, epoch, step) only. So a run that was killed continues,

@@ -38,8 +38,8 @@ class Progress:
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def close_epoch(self, record: EpochRecord, state: Mapping[str, Tensor]) -> None:
-        """Add a line to the history and go to the next epoch; a strictly better accuracy makes `state` the best."""
-        if not self.history or record.validation_accuracy > self.history[self.best_epoch].validation_accuracy:
+        """Add a line to the history and go to the next epoch; a strictly better one makes `state` the best."""
+        if not self.history or record.rank > self.history[self.best_epoch].rank:
             self.best_epoch, self.best = record.epoch, on_host(state)
         self.history.append(record)
         self.epoch, self.step = record.epoch + 1, 0
