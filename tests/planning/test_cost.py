@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hessprune.planning.cost import CostModel, cost, count_macs
+from hessprune.planning.cost import CostModel, cost
+from hessprune.planning.products import count_macs
 from hessprune.structure.find import find_groups
 from tests.cases import AWKWARD, Plain, image, make, paper_model
 

@@ -1,20 +1,13 @@
 """What a model costs, measured; and what it will cost as an exact function of the units removed."""
 
-import copy
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
-from hessprune._modules import call_model, empty_copy, to_device
-from hessprune._state import evaluation_mode
+from hessprune.planning.products import Product, record_products, size_changes
 from hessprune.structure.groups import Group
 
 
@@ -60,25 +53,50 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
 class CostModel:
     """Cost as an exact function of how many units each group loses.
 
-    Every counted product reads one weight and costs `(positions) × numel(weight)` MACs, whatever the groups or the
-    kernel; so MACs, like parameters, are a sum over tensors of a coefficient times a product of axis sizes, and each
-    axis size falls linearly with the units removed. Predicted cost is therefore the measured cost, not an estimate.
+    Nearly every counted product reads one weight and costs `(positions) × numel(weight)` MACs, whatever the groups or
+    the kernel; so MACs, like parameters, are a sum over tensors of a coefficient times a product of axis sizes, and
+    each axis size falls linearly with the units removed. The few products for which a forward without one unit of every
+    group shows something else (of two activations, or along other axes than channels) are computed from their own axis
+    sizes, which fall linearly too. Predicted cost is therefore the measured cost, not an estimate.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, groups: Iterable[Group] = ()) -> None:
+        groups = list(groups)
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        is_param = np.array([isinstance(tensor, nn.Parameter) for tensor in state.values()], dtype=bool)
-        counted = count_macs(model, example_inputs)
-        numel = np.array([max(tensor.numel(), 1) for tensor in state.values()])
-        self._other_macs = counted.pop("", 0)
+        self._groups = {group.name: number for number, group in enumerate(groups)}
+        self._set_axes(state, groups)
+        products = record_products(model, example_inputs)
+        irregular = self._irregular(products, record_products(model, example_inputs, groups), list(state))
+        self._irregular_products = [products[number] for number in irregular]
+        self._changes = size_changes(model, example_inputs, groups, irregular)
+        macs = dict.fromkeys(state, 0)
+        for number in {*range(len(products))} - {*irregular}:
+            macs[products[number].owner] += products[number].macs()
         self._weights = {
-            "macs": np.array([counted.get(name, 0) for name in state]) / numel,
-            "params": is_param.astype(float),
+            "macs": np.array(list(macs.values())) / np.maximum(self._numel(np.zeros(len(groups))), 1),
+            "params": np.array([isinstance(tensor, nn.Parameter) for tensor in state.values()], dtype=float),
             "bytes": np.array([tensor.element_size() for tensor in state.values()], dtype=float),
         }
-        self._groups = {group.name: number for number, group in enumerate(groups)}
-        self._set_axes(state, list(groups))
         self.dense = self({})
+
+    def _irregular(self, products: list[Product], fewer: list[Product], names: list[str]) -> list[int]:
+        """Number the products whose cost does not fall with their weight when every group loses a unit."""
+        num_groups = len(self._groups)
+        left = self._numel(np.ones(num_groups)) / np.maximum(self._numel(np.zeros(num_groups)), 1)
+        share = dict(zip(names, left, strict=True))
+        pairs = enumerate(zip(products, fewer, strict=True))
+        return [n for n, (p, q) in pairs if p.owner not in share or round(p.macs() * share[p.owner]) != q.macs()]
+
+    def _numel(self, counts: np.ndarray) -> np.ndarray:
+        """Return the number of elements of each tensor after `counts` units of each group are gone."""
+        return (self._sizes - np.tensordot(counts, self._per_unit, axes=1)).prod(1)
+
+    def _irregular_macs(self, counts: np.ndarray) -> int:
+        sizes = iter(self._dense_sizes() - counts @ self._changes)
+        return sum(product.macs([next(sizes) for _ in product.sizes]) for product in self._irregular_products)
+
+    def _dense_sizes(self) -> np.ndarray:
+        return np.concatenate([np.zeros(0), *(product.sizes for product in self._irregular_products)])
 
     def _set_axes(self, state: Mapping[str, Tensor], groups: list[Group]) -> None:
         """Lay out axis sizes `(tensors, 8)` and how many positions one unit of each group takes, `(tensors × 8, G)`."""
@@ -94,60 +112,24 @@ class CostModel:
 
     def __call__(self, num_removed: Mapping[str, int]) -> Cost:
         """Return the cost after removing `num_removed[group name]` units of each group (0 where absent)."""
-        counts = np.zeros(len(self._groups))
-        for name, number in num_removed.items():
-            counts[self._groups[name]] = number
-        numel = (self._sizes - np.tensordot(counts, self._per_unit, axes=1)).prod(1)
+        counts = self._counts(num_removed)
+        numel = self._numel(counts)
         totals = {quantity: round(float(weights @ numel)) for quantity, weights in self._weights.items()}
-        return Cost(macs=totals["macs"] + self._other_macs, params=totals["params"], bytes=totals["bytes"])
+        macs = totals["macs"] + self._irregular_macs(counts)
+        return Cost(macs=macs, params=totals["params"], bytes=totals["bytes"])
 
     def saved_next(self, quantity: str, num_removed: Mapping[str, int] | None = None) -> dict[str, float]:
         """Return what one more unit of each group saves, in MACs, parameters or bytes, after `num_removed` are gone."""
-        counts = np.zeros(len(self._groups))
-        for name, number in (num_removed or {}).items():
-            counts[self._groups[name]] = number
+        counts = self._counts(num_removed or {})
         sizes = self._sizes - np.tensordot(counts, self._per_unit, axes=1)
         saved = (sizes.prod(1) - np.clip(sizes - self._per_unit, 0, None).prod(2)) @ self._weights[quantity]
+        for number in np.flatnonzero(self._changes.any(1)) if quantity == "macs" else ():
+            one_more = counts + (np.arange(len(counts)) == number)
+            saved[number] += self._irregular_macs(counts) - self._irregular_macs(one_more)
         return {name: float(saved[number]) for name, number in self._groups.items()}
 
-
-def count_macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:
-    """Return MACs of one forward per parameter that the product reads (`""` for products of two activations)."""
-    with torch.no_grad(), evaluation_mode(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return _run(empty_copy(model), to_device(example_inputs, "meta"))
-        except (RuntimeError, NotImplementedError):  # the forward needs real numbers
-            return _run(copy.deepcopy(model), example_inputs)
-
-
-def _run(model: nn.Module, inputs: Any) -> dict[str, int]:
-    counter = _Counter(model)
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel hides its matrix products
-    try:
-        with counter:
-            call_model(model, inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-    return counter.macs
-
-
-class _Counter(TorchDispatchMode):
-    """Counts multiply-adds below autograd; a weight is recognised by its storage, so views of it count as it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.macs: dict[str, int] = {}
-        self._owner = {parameter.untyped_storage()._cdata: name for name, parameter in model.named_parameters()}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            tensors = [arg for arg in tree_leaves((args, kwargs)) if isinstance(arg, Tensor) and arg.dim() > 1]
-            owners = [self._owner.get(tensor.untyped_storage()._cdata, "") for tensor in tensors]
-            name = next((owner for owner in owners if owner), "")
-            self.macs[name] = self.macs.get(name, 0) + formula(*args, **kwargs, out_val=out) // 2
-        return out
+    def _counts(self, num_removed: Mapping[str, int]) -> np.ndarray:
+        counts = np.zeros(len(self._groups))
+        for name, number in num_removed.items():
+            counts[self._groups[name]] = number
+        return counts

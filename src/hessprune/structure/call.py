@@ -9,6 +9,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hessprune.structure.labels import CONSTANT
 from hessprune.structure.leaves import Leaf, Value
 from hessprune.structure.registry import operator_name
 
@@ -113,8 +114,12 @@ class Call:
         self.walk.closure.pin(labels, dim, f"{reason}{self.where}")
 
     def refuse(self, reason: str) -> Any:
-        """Freeze every argument and return fixed labels for every output."""
-        for operand in self.operands():
+        """Freeze every argument and return fixed labels for every output; what is made of nothing else stays anyway."""
+        operands = self.operands()
+        stays = [labels for labels in operands if isinstance(labels, Tensor) and not bool((labels > CONSTANT).any())]
+        if len(stays) == len(operands):
+            reason = f"it meets a tensor of fixed size made{self.where}"
+        for operand in operands:
             self.walk.freeze(operand, reason)
         fixed = self.labels.fixed
         return tree_map(lambda value: fixed(value.shape, reason) if isinstance(value, Tensor) else None, self.produced)

@@ -1,6 +1,6 @@
 """Questions that only the ties of the whole graph can answer: asked while it runs, answered once it has run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from hessprune.structure.labels import CONSTANT, Labels, compact, merged, varies
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A view split one axis into `dims`: units may vary along one of them only, or the parts are no grid any more."""
+    """A view split one axis into `dims`: units may lie along one of them only, or the parts are no grid any more."""
 
     labels: Tensor
     dims: tuple[int, ...]
@@ -18,7 +18,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """The axis `dim` keeps its size: units that lie along this axis only stay."""
+    """The axis `dim` keeps its size: units that lie along another axis too merge along this one, others stay."""
 
     labels: Tensor
     dim: int
@@ -29,17 +29,26 @@ class Pin:
 class Meeting:
     """Two tensors of one rank meet element by element; the labels of `carried` are those of the result.
 
-    Where one is spread over several units of the other (axes of size 1), `other` scales many units and stays. Where one
-    holds something that stays along an axis of units, these units stay too.
+    Units that lie along the same axes are tied. Along an axis with units of one of them, the other has either the same
+    size and keeps it (a pin), or size 1: then it scales several units and stays.
     """
 
     carried: Tensor
     other: Tensor
     reason: str
 
+    def is_settled(self) -> bool:
+        """Whether units lie along the same axes of both."""
+        return _axes(self.carried) == _axes(self.other)
+
     def is_spread(self) -> bool:
-        """Whether either is spread over several units of the other."""
+        """Whether one of them scales several units of the other."""
         return _is_spread(self.carried, over=self.other) or _is_spread(self.other, over=self.carried)
+
+    def held(self) -> list[tuple[Tensor, int, Tensor]]:
+        """Return the axes of units whose size is kept: units, axis, and the tensor that keeps it."""
+        pairs = ((self.carried, self.other), (self.other, self.carried))
+        return [(a, dim, by) for a, by in pairs for dim in {*_axes(a)} - {*_axes(by)} if by.shape[dim] > 1]
 
 
 class Closure:
@@ -63,101 +72,80 @@ class Closure:
 
     def meet(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
         """Tie two label tensors of one rank that broadcast against each other; return the labels of the result."""
-        if a.shape == b.shape and varying(a) == varying(b) and not _stays(a) and not _stays(b):
-            self._labels.tie(a, b)
-            return a
-        a, b = _narrowed(a, b), _narrowed(b, a)
-        meeting = Meeting(*((b, a) if _is_spread(a, over=b) else (a, b)), reason)
-        if (is_spread := meeting.is_spread()) or _is_bound(a, by=b) or _is_bound(b, by=a):
+        a, b = _single(a), _single(b)
+        leads = _is_spread(a, over=b) or (not _is_spread(b, over=a) and len(_axes(b)) < len(_axes(a)))
+        meeting = Meeting(*((b, a) if leads else (a, b)), reason)
+        if meeting.is_settled():
+            self._tie(meeting)
+        elif meeting.held() or meeting.is_spread():
             self._meetings.append(meeting)
-        if not is_spread:
-            self._tie(a, b)
         return merged(meeting.carried, meeting.other)
 
     def close(self) -> None:
         """Tie until nothing changes; freeze what then still contradicts itself."""
-        waiting, changed = [meeting for meeting in self._meetings if meeting.is_spread()], True
-        while changed:
-            still = [meeting for meeting in waiting if not self._tie_if_settled(meeting)]
-            waiting, changed = still, len(still) < len(waiting) or self._tie_pins() or self._tie_splits()
-        for now, pin in [(compact(self._labels.resolve(pin.labels))[0], pin) for pin in self._pins]:
-            lines = (now != now.narrow(pin.dim, 0, 1)).any(pin.dim, keepdim=True).expand(now.shape)
-            self._labels.freeze(now[lines], pin.reason)
-        while self._freeze_bound() or self._freeze_spread():
+        while self._tie_meetings() or self._tie_pins() or self._tie_splits() or self._freeze():
             pass
 
+    def _tie_meetings(self) -> bool:
+        """Tie the meetings that have been settled by other ties."""
+        meetings = [(meeting, self._now(meeting)) for meeting in self._meetings]
+        self._meetings = [meeting for meeting, now in meetings if not now.is_settled()]
+        for _, now in meetings:
+            if now.is_settled():
+                self._tie(now)
+        return len(self._meetings) < len(meetings)
+
     def _tie_pins(self) -> bool:
-        """Where units lie along another axis too, merge them along the one that keeps its size."""
-        now = [(pin, varying(self._labels.resolve(pin.labels))) for pin in self._pins]
-        grids = [pin for pin, dims in now if pin.dim in dims and len(dims) > 1]
+        """Merge units along an axis that keeps its size where they lie along another axis too."""
+        grids = [pin for pin in self._open_pins() if len(_axes(pin.labels)) > 1]
         for pin in grids:
             self._labels.tie_along(pin.labels, pin.dim)
         return bool(grids)
 
     def _tie_splits(self) -> bool:
-        now = [(split, self._labels.resolve(split.labels)) for split in self._splits]
-        grids = [(split, [dim for dim in split.dims if varies(labels, dim)]) for split, labels in now]
-        for split, dims in grids:
-            if len(dims) > 1:
-                self._labels.tie_along(split.labels, dims[0])
-        return any(len(dims) > 1 for _, dims in grids)
+        """Merge units across the outer part of an axis that was split."""
+        now = [(self._labels.resolve(split.labels), split.dims) for split in self._splits]
+        grids = [(labels, found) for labels, dims in now if len(found := sorted({*dims} & {*_axes(labels)})) > 1]
+        for labels, dims in grids:
+            self._labels.tie_along(labels, dims[0])
+        return bool(grids)
 
-    def _tie_if_settled(self, meeting: Meeting) -> bool:
-        """Tie a meeting in which nothing is spread over several units any more."""
-        now = self._now(meeting)
-        if now.is_spread():
-            return False
-        self._tie(now.carried, now.other)
-        return True
-
-    def _tie(self, a: Tensor, b: Tensor) -> None:
-        a, b = compact(*torch.broadcast_tensors(a, b))
-        free = (a > CONSTANT) & (b > CONSTANT)
-        self._labels.tie(a[free], b[free])
-
-    def _freeze_bound(self) -> bool:
-        """Freeze units that meet something that stays along their axis; return whether there were any."""
-        found = False
-        for now in [self._now(meeting) for meeting in self._meetings]:
-            for free, by in ((now.carried, now.other), (now.other, now.carried)):
-                if not now.is_spread() and _is_bound(free, by=by):
-                    a, b = compact(*torch.broadcast_tensors(free, by))
-                    held = (a > CONSTANT) & (b <= CONSTANT)
-                    self._labels.tie(a[held], b[held])
-                    found |= bool(held.any())
-        return found
-
-    def _freeze_spread(self) -> bool:
-        """Freeze the first thing that is spread over several units; return whether there was one."""
-        spread = next((now for now in map(self._now, self._meetings) if now.is_spread()), None)
+    def _freeze(self) -> bool:
+        """Freeze units on axes that keep their size, or else the first thing spread over several units."""
+        pins = list(self._open_pins())
+        for pin in pins:
+            labels = compact(pin.labels)[0]
+            lines = (labels != labels.narrow(pin.dim, 0, 1)).any(pin.dim, keepdim=True)
+            self._labels.freeze(labels[lines.expand(labels.shape)], pin.reason)
+        spread = None if pins else next((now for now in map(self._now, self._meetings) if now.is_spread()), None)
         if spread:
             self._labels.freeze(spread.other, spread.reason)
-        return spread is not None
+        return bool(pins or spread)
+
+    def _open_pins(self) -> list[Pin]:
+        """Return the pins that still have units along their axis, in the labels of now."""
+        now = [replace(pin, labels=self._labels.resolve(pin.labels)) for pin in self._pins]
+        pins = [pin for pin in now if pin.dim in _axes(pin.labels)]
+        for meeting in map(self._now, self._meetings):
+            for labels, dim, by in meeting.held():
+                stays = int(by.flatten()[0])
+                pins.append(Pin(labels, dim, self._labels.reason(stays) if stays < CONSTANT else meeting.reason))
+        return pins
+
+    def _tie(self, meeting: Meeting) -> None:
+        """Tie what lies along the same axes; of two tensors without any, only what is a unit as a whole."""
+        a, b = meeting.carried, meeting.other
+        if _axes(a) or not (_stays(a) or _stays(b)):
+            self._labels.tie(a, b)
 
     def _now(self, meeting: Meeting) -> Meeting:
-        return Meeting(self._labels.resolve(meeting.carried), self._labels.resolve(meeting.other), meeting.reason)
+        carried, other = self._labels.resolve(meeting.carried), self._labels.resolve(meeting.other)
+        return Meeting(carried, other, meeting.reason)
 
 
-def _narrowed(labels: Tensor, other: Tensor) -> Tensor:
-    """Undo the expansion of labels along axes of the other's units: what is spread over them has size 1 there."""
-    if not _stays(labels):
-        for dim, size in enumerate(labels.shape):
-            if size > 1 and not varies(labels, dim) and varies(other, dim):
-                labels = labels.narrow(dim, 0, 1)
-    return labels
-
-
-def _is_spread(labels: Tensor, *, over: Tensor) -> bool:
-    """Whether something removable has size 1 where the other tensor holds several units."""
-    sizes = zip(labels.shape, over.shape, strict=True)
-    dims = [dim for dim, (own, size) in enumerate(sizes) if own == 1 < size]
-    return bool(dims) and bool((compact(labels)[0] > CONSTANT).any()) and _units_along(over, dims)
-
-
-def _is_bound(labels: Tensor, *, by: Tensor) -> bool:
-    """Whether units lie along an axis along which the other tensor holds something that stays."""
-    dims = [dim for dim, size in enumerate(by.shape) if size > 1]
-    return bool(dims) and _stays(by) and _units_along(labels, dims)
+def _axes(labels: Tensor) -> tuple[int, ...]:
+    """Return the axes along which units lie."""
+    return varying(compact(labels)[0].clamp(min=CONSTANT))
 
 
 def _stays(labels: Tensor) -> bool:
@@ -165,6 +153,13 @@ def _stays(labels: Tensor) -> bool:
     return bool((compact(labels)[0] <= CONSTANT).any())
 
 
-def _units_along(labels: Tensor, dims: list[int]) -> bool:
-    movable = compact(labels)[0].clamp(min=CONSTANT)
-    return any(varies(movable, dim) for dim in dims)
+def _single(labels: Tensor) -> Tensor:
+    """Undo the expansion of a tensor that is one unit as a whole: it is spread wherever it meets several."""
+    is_unit = not _axes(labels) and not _stays(labels)
+    return labels[(slice(0, 1),) * labels.dim()] if is_unit else labels
+
+
+def _is_spread(labels: Tensor, *, over: Tensor) -> bool:
+    """Whether something removable has size 1 where units of the other tensor lie."""
+    spread = any(labels.shape[dim] == 1 for dim in _axes(over))
+    return spread and bool((compact(labels)[0] > CONSTANT).any())

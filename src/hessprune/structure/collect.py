@@ -55,12 +55,8 @@ def _all_axes(walk: GraphWalk) -> list[NamedAxis]:
     """List parameter axes in the order of use, those of parameters labelled by element included."""
     axes = [(name, dim, axis) for (name, dim), axis in walk.axes.items()]
     for name, labels in walk.elements.items():
-        used_whole = [axis.labels for other, _, axis in axes if other == name]
         varying = walk.labels.varying(labels)
-        if used_whole:
-            for part in (labels, *used_whole):
-                walk.labels.freeze(part, f"'{name}' is used in two different ways")
-        elif len(varying) > 1:
+        if len(varying) > 1:
             walk.labels.freeze(labels, f"'{name}' ties channels along {len(varying)} axes")
         first = labels.movedim(varying[0] if varying else 0, 0).flatten(1)[:, 0]
         axes.append((name, varying[0] if varying else 0, Axis(first, {"follower"})))

@@ -25,7 +25,7 @@ class Leaf:
 
     def moved(self, operator: Callable[[Tensor], Tensor]) -> "Leaf":
         """Apply an operator that only permutes axes: strides tell which is which."""
-        marked = operator(torch.empty_strided(self.shape, range(1, len(self.shape) + 1), device="meta"))
+        marked = operator(torch.empty_strided(self.shape, tuple(range(1, len(self.shape) + 1)), device="meta"))
         return Leaf(self.name, marked.shape, tuple(self.dims[stride - 1] for stride in marked.stride()))
 
     def reshaped(self, shape: torch.Size) -> "Leaf | None":

@@ -38,6 +38,10 @@ class GraphWalk:
                 self._state[name] = leaves.setdefault(id(tensor), _leaf(name, tensor))
         for program in programs:
             self._run_program(program)
+        for name, labels in self.elements.items():
+            for part in (labels, *(axis.labels for (other, _), axis in self.axes.items() if other == name)):
+                if any(other == name for other, _ in self.axes):
+                    self.labels.freeze(part, f"'{name}' is used in two different ways")
         self.closure.close()
 
     def axis(self, leaf: Leaf, dim: int, role: Role) -> Tensor:
@@ -150,9 +154,7 @@ class GraphWalk:
         if (folded := call.fold()) is not None:
             return folded
         handler = RULES.get(call.operator)
-        if handler is None:
-            return call.refuse(f"operator '{call.operator}'{call.where} has no rule")
-        return handler(call)
+        return handler(call) if handler else call.refuse(f"operator '{call.operator}'{call.where} has no rule")
 
 
 def _leaf(name: str, tensor: Tensor) -> Leaf | Value:

@@ -104,14 +104,14 @@ def sample(call: Call) -> Tensor:
 @rule("im2col")
 def unfold(call: Call) -> Tensor:
     """`(N, C, H, W) → (N, C·k², L)`: the patches of a channel lie side by side."""
-    labels = over_space(call, call.walk.as_labels(call["input"]), 2)[..., 0]
+    labels = over_space(call, call.walk.as_labels(call.args[0]), 2)[..., 0]
     return labels.repeat_interleave(call.shape[-2] // labels.shape[-2], -2).expand(call.shape)
 
 
 @rule("col2im")
 def fold(call: Call) -> Tensor:
     """`(N, C·k², L) → (N, C, H, W)`: the columns of a channel go together."""
-    labels = over_space(call, call.walk.as_labels(call["input"]), 1)
+    labels = over_space(call, call.walk.as_labels(call.args[0]), 1)
     grid = labels.unflatten(-2, (call.shape[-3], -1))
     call.labels.tie_along(grid, -2)
     return grid[..., :1, :].expand(call.shape)
