@@ -209,7 +209,10 @@ def _notes(run: Run, latency: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...
         f"median of {run.settings.report.latency_repeats} (10–90 %).",
     ]
     if run.settings.prune.compensate:
-        notes.append(f"After pruning, BatchNorm is re-estimated on {count} training images where that lowers the loss.")
+        notes.append(
+            "After pruning, by any method, layers are refitted to the dense ones by least squares and BatchNorm is "
+            f"re-estimated on {count} training images, where that lowers the loss."
+        )
     return tuple(notes)
 
 

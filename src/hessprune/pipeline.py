@@ -23,7 +23,6 @@ from hessprune.settings import RunSettings
 from hessprune.stepwise import plan_stepwise
 from hessprune.structure.find import find_groups
 from hessprune.surgery.apply import apply_plan
-from hessprune.surgery.compensation import compensate as refitted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +94,7 @@ def prune(
     )
     smaller = apply_plan(model, plan)
     if compensate:
-        smaller = stages.compensated(refitted(model, smaller, plan, batches), batches)
+        smaller = stages.compensated(model, smaller, plan, batches)
     return PruneResult(
         model=smaller, plan=plan, saliency=values, cost_before=plan.cost_before, cost_after=plan.cost_after
     )

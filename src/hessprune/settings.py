@@ -74,7 +74,9 @@ class PruneSettings:
         estimator: How traces are computed, for methods that use curvature.
         precision: Of the passes that estimate curvature.
         ranking: Floors, rounding, layers to leave alone.
-        compensate: Re-estimate BatchNorm statistics on the calibration images, where that lowers the loss there.
+        steps: How often saliencies are measured anew on the way to the budget, each time on the compensated model.
+        compensate: Refit the surviving layers to the dense layers' outputs, and re-estimate BatchNorm statistics,
+            on the calibration images, where that lowers the loss.
     """
 
     budget: Budget
@@ -82,10 +84,12 @@ class PruneSettings:
     estimator: Literal["exact", "rademacher", "hutchinson"] = "exact"
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     ranking: Ranking = field(default_factory=Ranking)
+    steps: int = 1
     compensate: bool = True
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
+        check_range("steps", self.steps, low=1, integer=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,8 +29,10 @@ from hessprune.saliency.methods import Settings as SaliencySettings
 from hessprune.saliency.methods import saliency
 from hessprune.saliency.values import Saliency
 from hessprune.settings import RunSettings, as_json
+from hessprune.stepwise import plan_stepwise
 from hessprune.structure.groups import Groups
 from hessprune.surgery.apply import apply_plan
+from hessprune.surgery.compensation import compensate
 from hessprune.training.batchnorm import reestimate_batchnorm
 from hessprune.training.config import FinetuneConfig
 from hessprune.training.finetune import finetune
@@ -135,22 +137,37 @@ def decide(run: Run, dense: Model, groups: Groups, method: str) -> Decision:
     values = load_saliency(scored.folder)
 
     def plan(folder: Path) -> None:
-        write_text(folder / "plan.json", plan_for(run, dense.model, groups, values, prune.budget).to_json())
+        made = plan_for(run, dense.model, groups, values, prune.budget)
+        if prune.steps > 1:
+            made, _ = plan_stepwise(
+                dense.model,
+                groups,
+                run.batches("calibration"),
+                prune.budget,
+                example_inputs=run.example,
+                method=method,
+                steps=prune.steps,
+                settings=settings,
+                ranking=prune.ranking,
+            )
+        write_text(folder / "plan.json", made.to_json())
 
-    planned = run.store.run(f"3-plan-{method}", plan, scored, as_json(prune.budget), as_json(prune.ranking))
+    planned = run.store.run(
+        f"3-plan-{method}", plan, scored, as_json(prune.budget), as_json(prune.ranking), prune.steps
+    )
     made = Plan.from_json(planned.file("plan.json").read_text("utf-8"))
     return Decision(saliency=values, plan=made, scored=scored, planned=planned)
 
 
 def cut(run: Run, dense: Model, decision: Decision) -> Model:
     """Remove what the plan says."""
-    compensate = run.settings.prune.compensate
 
     def make(folder: Path) -> None:
         model = prune_by(run, dense.model, decision.plan)
         checkpoint.save(model, decision.plan, folder / "model")
 
-    stage = run.store.run(f"4-pruned-{decision.method}", make, dense.stage, decision.planned, compensate)
+    inputs = (dense.stage, decision.planned, run.settings.prune.compensate)
+    stage = run.store.run(f"4-pruned-{decision.method}", make, *inputs)
     return Model(model=checkpoint.load(stage.file("model"), run.fresh_model), stage=stage)
 
 
@@ -235,16 +252,17 @@ def plan_for(run: Run, model: nn.Module, groups: Groups, values: Saliency, budge
 
 
 def prune_by(run: Run, model: nn.Module, plan: Plan) -> nn.Module:
-    """Apply a plan and, if the recipe says so, compensate."""
+    """Apply a plan and, if the recipe says so, let the survivors compensate."""
     pruned = apply_plan(model, plan)
-    return compensated(pruned, run.batches("calibration")) if run.settings.prune.compensate else pruned
+    return compensated(model, pruned, plan, run.batches("calibration")) if run.settings.prune.compensate else pruned
 
 
-def compensated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
-    """Re-estimate BatchNorm on `batches`, and return whichever model has the lower loss there."""
-    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
-        return model
-    return min((model, reestimate_batchnorm(model, batches)), key=lambda item: evaluate(item, batches).loss)
+def compensated(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Iterable[Any]) -> nn.Module:
+    """Refit the surviving layers, then re-estimate BatchNorm, each kept only where it lowers the loss on `batches`."""
+    fitted = compensate(dense, pruned, plan, batches)
+    if not any(isinstance(module, _BatchNorm) for module in fitted.modules()):
+        return fitted
+    return min((fitted, reestimate_batchnorm(fitted, batches)), key=lambda item: evaluate(item, batches).loss)
 
 
 def _trained(
