@@ -66,7 +66,7 @@ def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored]
             f"the model must have channels that can be removed, found none: {'; '.join(reasons[:4])}. "
             f"Prune a network with at least one hidden layer, or shorten `ignore`."
         )
-    return Groups(working, frozen)
+    return Groups(working, dict.fromkeys(frozen))
 
 
 def _walk(model: nn.Module, example_inputs: Any) -> GraphWalk:

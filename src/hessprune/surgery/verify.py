@@ -82,7 +82,7 @@ def _run(model: nn.Module, inputs: Any) -> list[Tensor]:
 
 def _floats(output: Any) -> Iterator[Tensor]:
     tree = output if isinstance(output, Tensor | dict | tuple | list) else vars(output)
-    yield from (tensor for tensor in tensors_in(tree) if tensor.is_floating_point())
+    yield from (tensor.detach() for tensor in tensors_in(tree) if tensor.is_floating_point())
 
 
 def _difference(expected: list[Tensor], actual: list[Tensor]) -> float:
