@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from hessprune.structure.labels import CONSTANT, Labels, compact, merged, varies, varying
