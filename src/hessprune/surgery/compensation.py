@@ -22,7 +22,7 @@ from hessprune.curvature.recording import CallMode, Recording, record, slow_atte
 from hessprune.planning.plan import Plan
 from hessprune.surgery.least_squares import ridge
 
-ROWS_PER_INPUT, MIN_ROWS, MAX_ROWS = 24, 8192, 32768
+ROWS_PER_INPUT, MIN_ROWS, MAX_ROWS = 12, 4096, 32768
 """Sampled positions: this many for each column of the regression, within bounds."""
 MIN_SAMPLES = 10
 """Fewer cannot both fit and judge."""
