@@ -224,7 +224,7 @@ def main() -> None:
     if arguments.record:
         keep(arguments.record, arguments.command)
     pages = stale(write=not arguments.check)
-    print(f"{'out of date' if arguments.check else 'rewritten'}: {', '.join(pages) or 'nothing'}")
+    print(f"{'out of date' if arguments.check else 'rewritten'}: {', '.join(dict.fromkeys(pages)) or 'nothing'}")
     sys.exit(1 if arguments.check and pages else 0)
 
 
