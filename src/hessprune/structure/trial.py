@@ -2,8 +2,9 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,8 +49,7 @@ def _guilty(trial: "_Trial", groups: Sequence[Group], problem: Problem) -> list[
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if trial.problem([*others, *inside[:middle]]) else (middle, high)
-    found = inside[low]
-    return [group for group in groups if group is found or trial.alike(group, found, problem.module)]
+    return [inside[low], *trial.likewise(groups, inside[low], problem.module)]
 
 
 def _within(group: Group, module: str) -> frozenset[tuple[str, int]]:
@@ -68,20 +68,44 @@ class _Trial:
 
     def problem(self, groups: Sequence[Group]) -> Problem | None:
         """Return what fails without the first unit of each group, or None."""
-        found = self._run(groups)
-        if found and self._given and self._run([]):  # it fails for want of numbers
+        found = self._failure(groups)
+        if found and self._given and self._failure([]):  # it fails for want of numbers
             self._model, self._inputs = copy.deepcopy(self._given[0]).eval(), self._given[1]
-            found = self._run(groups)
+            found = self._failure(groups)
         self._given = None
         return found
 
-    def alike(self, group: Group, other: Group, module: str) -> bool:
-        """Whether a group holds the same slices of some module as another one of `module`, of the same class."""
-        owner, inside = self._model.get_submodule(module), _within(other, module)
-        likes = [name for name, like in self._model.named_modules() if type(like) is type(owner) and name]
-        return bool(inside) and any(_within(group, name) == inside for name in likes)
+    def likewise(self, groups: Sequence[Group], found: Group, module: str) -> list[Group]:
+        """Return the groups that fail as `found` does in other modules of the class, each tried there alone."""
+        inside, owner = _within(found, module), self._model.get_submodule(module)
+        if len(inside) < len(found.slices):
+            return []  # it reaches out of the module, so a module alone proves nothing
+        likes = {
+            name: like for name, like in self._model.named_modules() if type(like) is type(owner) and name != module
+        }
+        calls = self._calls(likes)
+        return [
+            group
+            for name, call in calls.items()
+            for group in groups
+            if _within(group, name) == inside and self._failure([group], call)
+        ]
 
-    def _run(self, groups: Sequence[Group]) -> Problem | None:
+    def _calls(self, modules: Mapping[str, nn.Module]) -> dict[str, Callable[[], Any]]:
+        """Return the last call of some modules in a forward of the whole, to be made again."""
+        calls: dict[str, Callable[[], Any]] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            return lambda module, args, kwargs: calls.update({name: partial(module, *args, **kwargs)})
+
+        hooks = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in modules.items()]
+        self._failure([])
+        for hook in hooks:
+            hook.remove()
+        return calls
+
+    def _failure(self, groups: Sequence[Group], call: Callable[[], Any] | None = None) -> Problem | None:
+        """Make a call (the whole forward by default) without the first unit of each group; put the units back."""
         before = [(module, vars(module).copy()) for module in self._model.modules()]
         tables: list[tuple[Any, Any]] = [
             (table, table.copy()) for module, _ in before for table in (module._parameters, module._buffers)
@@ -90,7 +114,7 @@ class _Trial:
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                call_model(self._model, self._inputs)
+                call() if call else call_model(self._model, self._inputs)
         except Exception as error:  # whatever the user's forward raises is the answer
             return Problem(failing_module(self._model, error), first_line(error))
         finally:
