@@ -106,7 +106,19 @@ def test_model_zoos_are_never_imported() -> None:
 
 def test_the_package_imports_with_torch_numpy_and_safetensors_alone() -> None:
     """A bare install must work: every optional package is made unimportable in a new process."""
-    optional = "matplotlib pydantic typer rich yaml sklearn pyarrow PIL onnx onnxruntime torchao".split()
+    optional = [
+        "matplotlib",
+        "pydantic",
+        "typer",
+        "rich",
+        "yaml",
+        "sklearn",
+        "pyarrow",
+        "PIL",
+        "onnx",
+        "onnxruntime",
+        "torchao",
+    ]
     block = f"import sys\nfor name in {optional}: sys.modules[name] = None\n"
     program = block + "import hessprune as hp\nprint(callable(hp.prune))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -2,8 +2,8 @@ r"""How removals interact: the Gauss–Newton form of the loss in multiplicative
 
 A gate multiplies a unit where it is read, at the inputs of its consumers, so that removing the unit is exactly moving
 its gate from 1 to 0; or it multiplies the unit's producing weights, which is SOSP-I's `θ_s`. Either way the
-derivative of the logits in the gate is activation times gradient, `∂f_n/∂g_u = Σ_t (∂f_n/∂a_{u,t}) a_{u,t}`. Pushing the
-columns of `S_n` (with `S_n S_nᵀ` the loss Hessian in the logits) back gives rows of `Φ`, and `Q = Φᵀ Φ / W`.
+derivative of the logits in the gate is activation times gradient, `∂f_n/∂g_u = Σ_t (∂f_n/∂a_{u,t}) a_{u,t}`. Pushing
+the columns of `S_n` (with `S_n S_nᵀ` the loss Hessian in the logits) back gives rows of `Φ`, and `Q = Φᵀ Φ / W`.
 """
 
 import time
