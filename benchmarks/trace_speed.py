@@ -1,8 +1,9 @@
 """Claims: one backward pass ranks units almost as the exact trace does, and both cost a few training steps.
 
 n = 336 lossless CIFAR-10 images, pretrained ResNet-20 and ResNet-56, all output channels. Times are the shortest of
-interleaved rounds; ratios are within one run. Peers run on a sequential network that all of them support, and are skipped
-by name where they are not installed (pip install --no-deps pyhessian backpack-for-pytorch curvlinops-for-pytorch).
+interleaved rounds; ratios are within one run. Peers run on a sequential network that all of them support, and are
+skipped by name where they are not installed (pip install --no-deps pyhessian backpack-for-pytorch
+curvlinops-for-pytorch).
 """
 
 import contextlib

@@ -25,9 +25,8 @@ class Claims:
         """Add one claim; `holds` is None where it could not be tried, and `value` says why."""
         rounded = round(value, 4) if isinstance(value, float) else value
         self.claims.append({"name": name, "value": rounded, "target": target, "peer": peer, "holds": holds})
-        print(
-            f"{ {True: 'holds', False: 'FAILS', None: 'untried'}[holds]:8} {name}: {rounded} (target {target}, peer {peer})"
-        )
+        verdict = {True: "holds", False: "FAILS", None: "untried"}[holds]
+        print(f"{verdict:8} {name}: {rounded} (target {target}, peer {peer})")
 
     def at_least(self, name: str, value: float, bound: float, peer: Any = None) -> None:
         """Claim `value ≥ bound`."""
@@ -80,7 +79,7 @@ def environment() -> dict[str, Any]:
 
 
 def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Return each run's shortest time in seconds, over rounds in which all take turns: ratios survive a busy machine."""
+    """Return each run's shortest time in seconds, over rounds in which all take turns, so that ratios hold."""
     best = dict.fromkeys(runs, float("inf"))
     for _ in range(repeats):
         for name, run in runs.items():

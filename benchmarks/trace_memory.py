@@ -1,0 +1,96 @@
+"""Claims: `exact` and `rademacher` need a fraction of the memory of the published procedure, and keep to any limit.
+
+n = 336 lossless CIFAR-10 images in one batch, pretrained ResNet-20 (and ResNet-56). Each run has a process of its own;
+its figure is how far the resident set grew beyond what the model and the images take, at its highest.
+"""
+
+import multiprocessing
+import resource
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from hessprune.curvature import TraceOptions, block_traces
+from support.claims import Claims, arguments
+from support.hap import PlainHap
+from support.networks import channels, images, pretrained
+
+LIMIT = 64 << 20
+
+
+def main() -> None:
+    options = arguments(__doc__.split("\n", 1)[0]).parse_args()
+    claims = Claims()
+    for depth in (20,) if options.quick else (20, 56):
+        name = f"resnet{depth}"
+        peak = {
+            run: in_a_process(run, depth, options.data_root, options.threads)
+            for run in ("plain", "exact", "rademacher", "limited exact", "limited rademacher", "batch by batch")
+        }
+        print(name, {run: f"{size / 2**20:.0f} MB" for run, size in peak.items()})
+        for estimator in ("exact", "rademacher"):
+            claims.at_most(f"{name}: {estimator} / plain HAP", peak[estimator] / peak["plain"], 0.6, peer=peak["plain"])
+            claims.at_most(f"{name}: {estimator} / its limit of 64 MB", peak[f"limited {estimator}"] / LIMIT, 1.0)
+        claims.at_most(f"{name}: 21 batches / one of them", peak["batch by batch"] / peak["exact"], 1.2)
+    claims.write(options.out)
+
+
+def in_a_process(run: str, depth: int, root: Path, threads: int) -> int:
+    """Return the bytes by which the resident set grew in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=measure, args=(sender, run, depth, root, threads))
+    process.start()
+    sender.close()  # so that a child that dies is an error here, not a wait
+    size = receiver.recv()
+    process.join()
+    return size
+
+
+def measure(sender: "multiprocessing.connection.Connection", run: str, depth: int, root: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    model, (inputs, targets) = pretrained(depth, root), images(root)
+    model(inputs[:2])  # what any use of the model takes is not counted
+    before, peak = resident(), Peak()
+    if run == "plain":
+        PlainHap(model, inputs, targets).probe()
+    else:
+        estimator = run.removeprefix("limited ") if run != "batch by batch" else "exact"
+        limit = LIMIT if run.startswith("limited") else None
+        size = 16 if run == "batch by batch" else len(inputs)
+        batches = list(zip(inputs.split(size), targets.split(size), strict=True))
+        options = TraceOptions(num_probes=1, memory_limit=limit)
+        block_traces(model, channels(model), batches, estimator=estimator, options=options)
+    sender.send(peak.stop() - before)
+
+
+class Peak:
+    """Watches the resident set from a thread, since the system's own high-water mark also counts start-up."""
+
+    def __init__(self) -> None:
+        self._highest, self._stopped = resident(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stopped.is_set():
+            self._highest = max(self._highest, resident())
+            time.sleep(0.001)
+
+    def stop(self) -> int:
+        """Return the highest value seen."""
+        self._stopped.set()
+        self._thread.join()
+        return self._highest
+
+
+def resident() -> int:
+    """Return the resident set in bytes."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main()
