@@ -56,7 +56,7 @@ def block_traces(
         >>> x = torch.tensor([[1.0, 2.0]])
         >>> rows = ParamSlice(param="weight", dim=0, index=torch.arange(3)[:, None])
         >>> trace = block_traces(model, {"out": [rows]}, [(x, torch.tensor([0]))], precision="fp64")
-        >>> p = model(x).softmax(1)[0].double()
+        >>> p = model(x).double().softmax(1)[0]
         >>> torch.allclose(trace.values["out"], p * (1 - p) * 5)
         True
     """

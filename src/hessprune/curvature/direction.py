@@ -51,7 +51,7 @@ def weight_curvature(
         >>> row = ParamSlice(param="weight", dim=0, index=torch.tensor([[0], [1]]))
         >>> x = torch.tensor([[1.0]])
         >>> values = weight_curvature(model, {"w": [row]}, [(x, torch.tensor([0]))], precision="fp64")["w"]
-        >>> w, p = model.weight.detach().double()[:, 0], model(x).softmax(1)[0].double()
+        >>> w, p = model.weight.detach().double()[:, 0], model(x).double().softmax(1)[0]
         >>> torch.allclose(values, w * (torch.diag(p) - torch.outer(p, p)) @ w, atol=1e-8)
         True
     """
