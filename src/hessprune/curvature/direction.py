@@ -52,7 +52,7 @@ def weight_curvature(
         >>> x = torch.tensor([[1.0]])
         >>> values = weight_curvature(model, {"w": [row]}, [(x, torch.tensor([0]))], precision="fp64")["w"]
         >>> w, p = model.weight.detach().double()[:, 0], model(x).double().softmax(1)[0]
-        >>> torch.allclose(values, w * (torch.diag(p) - torch.outer(p, p)) @ w, atol=1e-8)
+        >>> torch.allclose(values, w * ((torch.diag(p) - torch.outer(p, p)) @ w))
         True
     """
     effort = Effort(estimator="hutchinson", precision=precision, options=options or TraceOptions())
