@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from hessprune import _checks, export
+from hessprune._quiet import CHATTY_LOGGERS
 from hessprune.errors import (
     ArgumentError,
     DataError,
@@ -51,13 +52,13 @@ def _run(path, inputs) -> torch.Tensor:
 
 def test_a_batch_of_one_exports_for_any_batch_size_and_silently(tmp_path, capfd, caplog):
     model = _trained().train()
-    levels = [logging.getLogger(name).level for name in export.CHATTY_LOGGERS]
+    levels = [logging.getLogger(name).level for name in CHATTY_LOGGERS]
     example = torch.randn(1, 3, 8, 8)
     filters, state = list(warnings.filters), torch.get_rng_state()
     path = export_onnx(model, example, tmp_path / "new" / "model.onnx")
     assert capfd.readouterr() == ("", "")
     assert not [record for record in caplog.records if record.levelno >= logging.INFO]
-    assert [logging.getLogger(name).level for name in export.CHATTY_LOGGERS] == levels
+    assert [logging.getLogger(name).level for name in CHATTY_LOGGERS] == levels
     assert warnings.filters == filters
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)

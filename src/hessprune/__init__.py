@@ -21,12 +21,13 @@ from hessprune.errors import (
 from hessprune.structure.groups import Frozen, Group, Groups, Slice
 from hessprune.structure.find import find_groups
 from hessprune.curvature import TraceResult
-from hessprune.saliency import Saliency, hessian_trace, saliency
+from hessprune.saliency import Saliency, Settings, hessian_trace, saliency
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import Cost, cost
 from hessprune.planning.plan import Plan, make_plan
 from hessprune.planning.ranking import Ranking
 from hessprune.surgery.apply import apply_plan
+from hessprune.surgery.compensation import compensate
 from hessprune.surgery.verify import verify
 from hessprune.training import FinetuneConfig, finetune, reestimate_batchnorm
 from hessprune.evaluate import evaluate
@@ -52,6 +53,7 @@ __all__ = [
     "TraceResult",
     "saliency",
     "Saliency",
+    "Settings",
     # planning
     "Budget",
     "Ranking",
@@ -62,6 +64,7 @@ __all__ = [
     # surgery and checkpoints
     "apply_plan",
     "verify",
+    "compensate",
     "save",
     "load",
     # training and evaluation

@@ -1,9 +1,6 @@
 """Export to ONNX, and do not believe it before ONNX Runtime has returned what torch returns."""
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,14 @@ from hessprune._checks import check_range, leading_size, optional_import, tensor
 from hessprune._files import staging
 from hessprune._modules import call_model, device_of, predict, to_device
 from hessprune._progress import progress_bar
+from hessprune._quiet import quiet
 from hessprune._state import evaluation_mode, seeded
 from hessprune.errors import UnsupportedModelError, VerificationError
 from hessprune.latency import onnx_feed, onnx_session
 
 OPSET = 20  # the newest that ONNX Runtime runs without conversion and the exporter writes natively
 MAX_INLINE_BYTES = 1_500_000_000  # a protobuf ends at 2 GiB; larger weights go to `<name>.data` beside the file
-CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "onnx")
+
 
 
 def export_onnx(
@@ -113,7 +111,7 @@ def _capture(model: nn.Module, example: Any, axes: Any) -> torch.export.Exported
     """Capture the model's graph, with a symbolic batch axis if `axes` name one."""
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (_positional(example), {})
     try:
-        with _quiet():
+        with quiet():
             return torch.export.export(model, args, kwargs, dynamic_shapes=axes, strict=False)
     except Exception as error:  # the exporter lets through whatever the model's own code raises
         demand, remedy = (" with any batch size", " or pass dynamic_batch=False") if axes else ("", "")
@@ -127,7 +125,7 @@ def _write(captured: torch.export.ExportedProgram, axes: Any, path: Path, *, ext
     """Translate to ONNX, without the traces of source files that the exporter leaves in it."""
     outputs = [spec for spec in captured.graph_signature.output_specs if spec.kind.name == "USER_OUTPUT"]
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 captured,
                 dynamo=True,
@@ -196,18 +194,3 @@ def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].rstrip('.')}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's warnings and log for a block."""
-    loggers = [(logger, logger.level) for logger in map(logging.getLogger, CHATTY_LOGGERS)]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for logger, _ in loggers:
-                logger.setLevel(logging.CRITICAL)
-            yield
-    finally:
-        for logger, level in loggers:
-            logger.setLevel(level)

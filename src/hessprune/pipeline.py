@@ -1,5 +1,6 @@
 """The stages in order: `prune` for a model in memory, `run` for a whole recipe. The one place that imports them all."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from hessprune.errors import ArgumentError
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import Cost
 from hessprune.planning.plan import Plan
+from hessprune.planning.ranking import Ranking
 from hessprune.report.html import write_html
 from hessprune.report.run_report import RunReport
 from hessprune.saliency.scores import Settings
 from hessprune.saliency.values import Saliency
 from hessprune.settings import RunSettings
 from hessprune.stepwise import plan_stepwise
-from hessprune.structure.find import find_groups
+from hessprune.structure.find import Ignored, find_groups
 from hessprune.surgery.apply import apply_plan
 
 
@@ -45,7 +47,9 @@ def prune(
     method: str = "hap",
     implant: float = 0.0,
     compensate: bool = True,
-    ignore: tuple[str, ...] = (),
+    ignore: Sequence[Ignored] = (),
+    ranking: Ranking | None = None,
+    settings: Settings | None = None,
     steps: int = 1,
     seed: int = 0,
 ) -> PruneResult:
@@ -60,7 +64,9 @@ def prune(
         implant: Share of the removed units that keep a low-rank stand-in; only 0 in this version.
         compensate: Refit the surviving layers to the dense layers' outputs, and re-estimate BatchNorm statistics, each
             where that lowers the loss on calibration samples. No labels are trained on; seconds, not epochs.
-        ignore: Names of modules or parameters whose channels stay.
+        ignore: Layers whose outputs keep their width: modules, module types, or name patterns.
+        ranking: Floors, `round_to`, and whether saliency is taken per cost saved.
+        settings: Estimator, precision and loss of the saliency; its own seed then counts.
         steps: How often saliencies are measured anew, each time on the compensated model so far.
         seed: For whatever the method draws at random.
 
@@ -88,9 +94,16 @@ def prune(
     check_batches(batches)
     check_finite_parameters(model)
     groups = find_groups(model, example_inputs, ignore)
-    settings = Settings(seed=seed)
     plan, values = plan_stepwise(
-        model, groups, batches, budget, example_inputs=example_inputs, method=method, steps=steps, settings=settings
+        model,
+        groups,
+        batches,
+        budget,
+        example_inputs=example_inputs,
+        method=method,
+        steps=steps,
+        settings=settings or Settings(seed=seed),
+        ranking=ranking,
     )
     smaller = apply_plan(model, plan)
     if compensate:

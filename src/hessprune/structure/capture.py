@@ -1,6 +1,5 @@
 """Capture a model as a flat ATen graph with `torch.export`, without touching its source or its state."""
 
-import warnings
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch.export import ExportedProgram
 
 from hessprune._checks import tensors_in
 from hessprune._modules import call_model, empty_copy, to_device
+from hessprune._quiet import quiet
 from hessprune._state import evaluation_mode
 from hessprune.errors import UnsupportedModelError
 
@@ -20,8 +20,7 @@ def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
         UnsupportedModelError: The forward fails, or depends on data in a way a graph cannot hold.
     """
     args, kwargs = as_call(example_inputs)
-    with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with evaluation_mode(model), torch.no_grad(), quiet():
         try:
             return torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:  # whatever the user's forward raises
@@ -36,8 +35,7 @@ def capture_training(model: nn.Module, example_inputs: Any) -> ExportedProgram |
     """Export `model` in training mode, with branches that evaluation skips; None where that cannot be captured."""
     trained = empty_copy(model).train()
     args, kwargs = as_call(to_device(example_inputs, "meta"))
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), quiet():
         try:
             return torch.export.export(trained, args, kwargs, strict=False)
         except Exception:  # evaluation mode is what counts
