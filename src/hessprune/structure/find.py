@@ -13,7 +13,7 @@ from hessprune.structure import rules
 from hessprune.structure.capture import capture, capture_training
 from hessprune.structure.collect import collect
 from hessprune.structure.groups import Frozen, Group, Groups
-from hessprune.structure.trial import without_failures
+from hessprune.structure.sizes import without_failures
 from hessprune.structure.walk import GraphWalk
 
 Ignored = nn.Module | type[nn.Module] | str

@@ -71,7 +71,7 @@ def cat(call: Call) -> Tensor:
     if call.operator == "stack":
         parts = [part.unsqueeze(dim) for part in parts]
     parts = [part for part in parts if part.dim() == len(call.shape)]  # torch skips empty vectors
-    first = [part.narrow(dim, 0, 1) for part in parts]
+    first = [part.narrow(dim, 0, 1) for part in parts if part.shape[dim]]
     sections = [part if varying(part) else constant(part.shape) for part in first]
     for section in sections[1:]:
         call.walk.closure.meet(sections[0], section, f"it is concatenated{call.where}")
