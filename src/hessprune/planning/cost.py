@@ -68,7 +68,7 @@ class CostModel:
         products = record_products(model, example_inputs)
         irregular = self._irregular(products, record_products(model, example_inputs, groups), list(state))
         self._irregular_products = [products[number] for number in irregular]
-        self._changes = size_changes(model, example_inputs, groups, irregular)
+        self._changes = size_changes(model, example_inputs, groups, products, irregular)
         macs = dict.fromkeys(state, 0)
         for number in {*range(len(products))} - {*irregular}:
             macs[products[number].owner] += products[number].macs()

@@ -42,8 +42,8 @@ def without_failures(
 def _culprits(trial: Trial, groups: Sequence[Group], problem: Problem) -> tuple[list[Group], list[tuple[Group, str]]]:
     """Find groups that make the forward fail, each with the module it fails in, and what works beside the first.
 
-    Groups inside the failing module are suspected first; a group that lies in it as a whole has likes in other modules
-    of the class, each of which is tried there alone.
+    Groups inside the failing module are suspected first; a group that lies as a whole in some module around it has
+    likes in other modules of the class, each of which is tried there alone.
     """
     inside = [group for group in groups if _within(group, problem.module)] if problem.module else []
     others = [group for group in groups if not _within(group, problem.module)]
@@ -54,7 +54,9 @@ def _culprits(trial: Trial, groups: Sequence[Group], problem: Problem) -> tuple[
         middle = (low + high) // 2
         low, high = (low, middle) if trial.problem([*others, *inside[:middle]]) else (middle, high)
     first = inside[low]
-    return [*others, *inside[:low]], [(first, problem.module), *_likewise(trial, groups, first, problem.module)]
+    whole = (name for name in _outwards(problem.module) if len(_within(first, name)) == len(first.slices))
+    module = next(whole, problem.module)
+    return [*others, *inside[:low]], [(first, module), *_likewise(trial, groups, first, module)]
 
 
 def _likewise(trial: Trial, groups: Sequence[Group], found: Group, module: str) -> Iterator[tuple[Group, str]]:
