@@ -29,8 +29,9 @@ def signs(seed: int, draw: int, stream: Tensor, count: int) -> Tensor:
     """
     words = torch.arange((count + 63) // 64, device=stream.device)
     key = _hash(_hash(_hash(torch.full_like(stream, seed)) + draw) + stream)[:, None]
-    bits = _hash(key + words)[..., None] >> torch.arange(64, device=stream.device)
-    return ((bits & 1) * 2 - 1).to(torch.int8).flatten(1)[:, :count]
+    octets = _hash(key + words).view(torch.uint8)[..., None]
+    bits = (octets >> torch.arange(8, dtype=torch.uint8, device=stream.device)) & 1
+    return (bits.flatten(1)[:, :count].to(torch.int8) * 2).sub_(1)
 
 
 def _hash(x: Tensor) -> Tensor:

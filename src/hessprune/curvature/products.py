@@ -86,9 +86,10 @@ class ProductMode(CallMode):
 
     def add_outputs(self, site: "_Site", delta: Tensor, change: Tensor) -> None:
         """Add `Σ δ · change` of each output channel."""
-        channels = -1 if isinstance(site.call, Linear) else 1
-        summed = (delta.float() * change.float() if delta.dtype.itemsize < 4 else delta * change).movedim(channels, 0)
-        self._rows[site.name, output_axis(site.call)] += summed.flatten(1).sum(1)
+        products = delta.float() * change.float() if delta.dtype.itemsize < 4 else delta * change
+        channels = products.dim() - 1 if isinstance(site.call, Linear) else 1
+        others = [axis for axis in range(products.dim()) if axis != channels]
+        self._rows[site.name, output_axis(site.call)] += products.sum(others)
 
     def add_entries(self, site: "_Site", gradient: Tensor) -> None:
         """Add a part of `H v` over a whole weight, met by the probe."""
@@ -151,7 +152,7 @@ class _Adjoint(torch.autograd.Function):
             return outgoing, None, None, None, None
         v = site.mode.direction(site.name, weight)
         site.moved = site.call.forward(x, v, None)
-        outgoing = site.moved if outgoing is None else outgoing + site.moved
+        outgoing = site.moved if outgoing is None else outgoing.add_(site.moved)
         gradient = site.call.input_gradient(delta, x, v) if ctx.needs_input_grad[1] else None
         return outgoing, gradient, None, None, None
 
