@@ -146,14 +146,8 @@ def make_plan(
     else:
         own = _rows_of(free, groups)
         chosen = select_jointly(free, per_unit, interactions[own][:, own], costs, budget=budget, ranking=ranking)
-    return plan_removing(
-        model,
-        groups,
-        chosen,
-        budget,
-        example_inputs=example_inputs,
-        provenance={**getattr(saliency, "provenance", {}), "ranking": asdict(ranking)},
-    )
+    facts = {**getattr(saliency, "provenance", {}), "ranking": asdict(ranking), **_origin(model)}
+    return _plan(costs, groups, chosen, budget, inputs=describe_inputs(example_inputs), facts=facts)
 
 
 def plan_removing(
@@ -178,18 +172,34 @@ def plan_removing(
     Returns:
         The plan, with its exact cost.
     """
+    costs, facts = CostModel(model, example_inputs, groups), {**provenance, **_origin(model)}
+    return _plan(costs, groups, removed, budget, inputs=describe_inputs(example_inputs), facts=facts)
+
+
+def _plan(
+    costs: CostModel,
+    groups: Sequence[Group],
+    removed: Mapping[str, Sequence[int]],
+    budget: Budget,
+    *,
+    inputs: InputSpec,
+    facts: Mapping[str, Any],
+) -> Plan:
     units = {group.name: tuple(sorted(removed.get(group.name, ()))) for group in groups}
-    costs = CostModel(model, example_inputs, groups)
-    facts = {**provenance, "weights_sha256": fingerprint(model), "torch": torch.__version__}
     return Plan(
         groups=tuple(groups),
         removed=units,
         budget=budget,
         cost_before=costs.dense,
         cost_after=costs({name: len(gone) for name, gone in units.items()}),
-        inputs=describe_inputs(example_inputs),
+        inputs=inputs,
         provenance=json.loads(json.dumps(facts)),  # as it will be read back
     )
+
+
+def _origin(model: nn.Module) -> dict[str, str]:
+    """Return what identifies the dense model and the software."""
+    return {"weights_sha256": fingerprint(model), "torch": torch.__version__}
 
 
 def _rows_of(free: Sequence[Group], groups: Sequence[Group]) -> Tensor:
