@@ -21,7 +21,6 @@ OPSET = 20  # the newest that ONNX Runtime runs without conversion and the expor
 MAX_INLINE_BYTES = 1_500_000_000  # a protobuf ends at 2 GiB; larger weights go to `<name>.data` beside the file
 
 
-
 def export_onnx(
     model: nn.Module,
     example_inputs: Any,

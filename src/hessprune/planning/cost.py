@@ -44,6 +44,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         The counted cost.
 
     Example:
+        >>> import torch
         >>> cost(nn.Linear(10, 5), torch.zeros(1, 10))
         Cost(macs=50, params=55, bytes=220)
     """
