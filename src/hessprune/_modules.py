@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hessprune._state import drop_caches
 from hessprune.errors import DataError, HessPruneError
 
 # What a forward pass may raise through no fault of its inputs.
@@ -137,6 +138,12 @@ def empty_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def shared_copy(model: nn.Module) -> nn.Module:
+    """Copy the modules of a model, but not its tensors: what a forward leaves in the copy does not reach the model."""
+    memo: dict[int, Any] = {id(tensor): tensor for _, tensor in _tensors(model)}
+    return copy.deepcopy(model, memo)
+
+
 class ChannelPad(nn.Module):
     """Zero-pad channels: `(N, C, *) → (N, before + C + after, *)`, and let pruning adjust both amounts.
 
@@ -188,6 +195,7 @@ def remove_slices(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]]) -
         mask[positions] = False
         keep.setdefault(name, {})[dim] = mask.nonzero().squeeze(1)
     replace_tensors(model, {name: _select(state[name], dims) for name, dims in keep.items()})
+    drop_caches(model)
 
 
 def replace_tensors(model: nn.Module, new: Mapping[str, Tensor]) -> None:

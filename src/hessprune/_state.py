@@ -19,6 +19,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def drop_caches(model: nn.Module) -> None:
+    """Enter training mode and leave it again: layers that keep tensors between evaluations (LeViT) let go of them."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, training in modes:
+        module.training = training
+
+
 @contextmanager
 def borrowed(model: nn.Module, *, requires_grad: bool | None = None) -> Iterator[None]:
     """Evaluation mode with `.grad` set aside, and `requires_grad` overridden where given; all restored on exit."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from hessprune._checks import tensors_in
-from hessprune._modules import call_model, empty_copy, to_device
+from hessprune._modules import call_model, empty_copy, shared_copy, to_device
 from hessprune._quiet import quiet
 from hessprune._state import evaluation_mode
 from hessprune.errors import UnsupportedModelError
@@ -22,7 +22,7 @@ def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
     args, kwargs = as_call(example_inputs)
     with evaluation_mode(model), torch.no_grad(), quiet():
         try:
-            return torch.export.export(model, args, kwargs, strict=False)
+            return torch.export.export(shared_copy(model), args, kwargs, strict=False)
         except Exception as error:  # whatever the user's forward raises
             _check_runs(model, example_inputs)
             raise UnsupportedModelError(

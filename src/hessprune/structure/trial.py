@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hessprune._checks import tensors_in
 from hessprune._modules import call_model, empty_copy, failing_module, remove_slices, to_device
+from hessprune._state import drop_caches
 from hessprune.structure.capture import first_line
 from hessprune.structure.groups import Group
 
@@ -79,6 +80,7 @@ class Trial:
                 state[piece.param].index_fill_(
                     piece.dim, piece.positions([0]).reshape(-1).to(state[piece.param].device), 0
                 )
+            drop_caches(masked)
             try:
                 outputs = [tensors_in(call_model(each, inputs)) for each in (masked, sliced)]
                 return all(_close(a, b) for a, b in zip(*outputs, strict=True))

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from hessprune._modules import remove_slices
+from hessprune._state import drop_caches
 from hessprune.structure.groups import Group, Literal, Slice
 
 
@@ -28,6 +29,7 @@ def mask_units(model: nn.Module, groups: Sequence[Group], removed: Mapping[str, 
             if isinstance(piece, Slice) and units:
                 tensor = state[piece.param]
                 tensor.index_fill_(piece.dim, piece.positions(units).reshape(-1).to(tensor.device), 0)
+    drop_caches(model)
 
 
 def _cuts(
