@@ -210,7 +210,7 @@ def _notes(run: Run, latency: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...
     ]
     if run.settings.prune.compensate:
         notes.append(
-            "After pruning, by any method, layers are refitted to the dense ones by least squares and BatchNorm is "
+            "After pruning, by any method, layers are refitted to the dense ones by least squares, and BatchNorm is "
             f"re-estimated on {count} training images, where that lowers the loss."
         )
     return tuple(notes)

@@ -76,13 +76,12 @@ def accuracy_against_cost(report: RunReport) -> str:
         axes = figure.add_subplot()
         for method in methods:
             _draw_method(axes, report, method)
-        _label_methods(axes, report, methods)
         _draw_milestones(axes, report)
-        left = min(point.macs_fraction for point in report.curve)
-        axes.set(xlabel="MACs kept", ylabel="validation accuracy", xlim=(1.02, left - 0.19 * (1.02 - left)))
+        _set_limits(axes, min(point.macs_fraction for point in report.curve))
+        _label_methods(axes, report, methods)
+        axes.set(xlabel="MACs kept", ylabel="validation accuracy")
         axes.xaxis.set_major_formatter(_PERCENT)
         axes.yaxis.set_major_formatter(_PERCENT)
-        axes.yaxis.set_major_locator(MaxNLocator(5))
         return _svg(figure, "Validation accuracy against the share of MACs kept, for each method")
 
 
@@ -138,6 +137,15 @@ def _draw_method(axes: Axes, report: RunReport, method: str) -> None:
     axes.plot(x, y, color=color, marker=marker, markeredgecolor=PAPER, zorder=3 if color == BLUE else 2)
 
 
+def _set_limits(axes: Axes, left: float) -> None:
+    """Run from dense to cheap, with room for names; never magnify differences of less than a few points."""
+    low, high = axes.get_ylim()
+    axes.set(xlim=(1.02, left - 0.19 * (1.02 - left)), ylim=(min(low, high - 0.05), high + 0.07 * (high - low)))
+    one = 1 + 1e-9  # ticks are sums of floating-point steps
+    axes.set_xticks([tick for tick in axes.get_xticks() if left - 0.01 <= tick <= one])
+    axes.set_yticks([tick for tick in MaxNLocator(5).tick_values(*axes.get_ylim()) if min(low, 1) <= tick <= one])
+
+
 def _label_methods(axes: Axes, report: RunReport, methods: Sequence[str]) -> None:
     """Write each method's name beside the end of its line, moved up where names would overlap."""
     ends = {m: min((p for p in report.curve if p.method == m), key=lambda p: p.macs_fraction) for m in methods}
@@ -164,7 +172,7 @@ def _draw_milestones(axes: Axes, report: RunReport) -> None:
         axes.annotate(
             "fine-tuned",
             (report.macs_fraction, tuned),
-            xytext=(0, -14),
+            xytext=(0, 8),
             textcoords="offset points",
             ha="center",
             color=GREEN,
