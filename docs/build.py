@@ -22,7 +22,14 @@ from PIL import Image
 
 from hessprune.planning.budget import Budget
 from hessprune.planning.ranking import Ranking
-from hessprune.settings import DataSettings, ExportSettings, ModelSettings, PruneSettings, ReportSettings, RunSettings
+from hessprune.run.settings import (
+    DataSettings,
+    ExportSettings,
+    ModelSettings,
+    PruneSettings,
+    ReportSettings,
+    RunSettings,
+)
 from hessprune.training.config import FinetuneConfig
 
 DOCS = Path(__file__).parent

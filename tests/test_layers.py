@@ -16,7 +16,7 @@ LEVELS = {
     3: ("planning",),
     4: ("surgery",),
     5: ("training", "quantize", "evaluate", "latency", "export", "checkpoint"),
-    6: ("report", "pipeline", "settings", "stages", "assembly", "stepwise", "_store"),
+    6: ("report", "pipeline", "run"),
     7: ("recipe", "cli", "terminal"),
 }
 LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names}

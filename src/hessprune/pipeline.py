@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from hessprune import checkpoint, stages
+from hessprune import checkpoint
 from hessprune._checks import check_batches, check_finite_parameters, optional_import
 from hessprune._files import writable_folder
 from hessprune._state import torch_threads
-from hessprune.assembly import assemble
 from hessprune.errors import ArgumentError
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import Cost
@@ -19,10 +18,12 @@ from hessprune.planning.plan import Plan
 from hessprune.planning.ranking import Ranking
 from hessprune.report.html import write_html
 from hessprune.report.run_report import RunReport
+from hessprune.run import stages
+from hessprune.run.assembly import assemble
+from hessprune.run.settings import RunSettings
+from hessprune.run.stepwise import plan_stepwise
 from hessprune.saliency.scores import Settings
 from hessprune.saliency.values import Saliency
-from hessprune.settings import RunSettings
-from hessprune.stepwise import plan_stepwise
 from hessprune.structure.find import Ignored, find_groups
 from hessprune.surgery.apply import apply_plan
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from hessprune._checks import nearest
 from hessprune._files import write_text
 from hessprune.errors import RecipeError
-from hessprune.settings import RunSettings
+from hessprune.run.settings import RunSettings
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunSettings:

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from hessprune._store import StageStore, load_saliency, save_saliency
+from hessprune.run.store import StageStore, load_saliency, save_saliency
 from hessprune.saliency.values import Saliency
 
 

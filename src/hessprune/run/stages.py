@@ -15,7 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hessprune import checkpoint
 from hessprune._files import read_json, replacing, sha256, write_json, write_text
-from hessprune._store import Stage, StageStore, load_saliency, load_state, save_saliency, save_state
 from hessprune.data import Dataset, ImageBatches, load_dataset
 from hessprune.data.dataset import Split
 from hessprune.errors import BudgetError
@@ -25,11 +24,12 @@ from hessprune.models import build_model, load_weights
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import cost
 from hessprune.planning.plan import Plan, make_plan
+from hessprune.run.settings import RunSettings, as_json
+from hessprune.run.stepwise import plan_stepwise
+from hessprune.run.store import Stage, StageStore, load_saliency, load_state, save_saliency, save_state
 from hessprune.saliency.methods import Settings as SaliencySettings
 from hessprune.saliency.methods import saliency
 from hessprune.saliency.values import Saliency
-from hessprune.settings import RunSettings, as_json
-from hessprune.stepwise import plan_stepwise
 from hessprune.structure.groups import Groups
 from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.compensation import compensate

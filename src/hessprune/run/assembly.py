@@ -20,9 +20,9 @@ from hessprune.report.run_report import (
     ModelResult,
     RunReport,
 )
+from hessprune.run.settings import as_json
+from hessprune.run.stages import Decision, Model, Run
 from hessprune.saliency.values import Saliency
-from hessprune.settings import as_json
-from hessprune.stages import Decision, Model, Run
 from hessprune.structure.groups import producers
 
 _TRAINED = {"dense": "pretrain", "finetuned": "finetune"}

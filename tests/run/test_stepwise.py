@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import hessprune as hp
-from hessprune.stepwise import plan_stepwise
+from hessprune.run.stepwise import plan_stepwise
 from hessprune.structure.remaining import remaining_groups
 from tests.cases import AWKWARD, Residual, image, make
 
