@@ -10,7 +10,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "hessprune"
 LEVELS = {
-    0: ("errors", "_checks", "_files", "_modules", "_progress", "_quiet", "_state"),
+    0: ("errors", "_checks", "_files", "_modules", "_progress", "_quiet", "_state", "_watch"),
     1: ("structure", "curvature", "data", "models"),
     2: ("saliency", "planning.cost"),
     3: ("planning",),
@@ -73,12 +73,12 @@ def allowed_beside(own: str, other: str) -> bool:
 
 
 def test_the_core_knows_its_exceptions_only() -> None:
-    """`planning` takes tensors, never saliencies; `curvature` never sees groups."""
+    """`planning` and `surgery` take tensors, never saliencies; `curvature` never sees groups."""
     for name, tree in modules():
         found = {
             imported.removeprefix("hessprune.").split(".")[0] for imported in imports(tree) if "hessprune" in imported
         }
-        if home(name).startswith("planning"):
+        if home(name).startswith(("planning", "surgery")):
             assert not found & {"saliency", "curvature"}, name
         if home(name) == "curvature":
             assert "structure" not in found, name

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessprune._modules import sample_rows
-from hessprune.curvature.calls import Arguments, Call, Convolution
+from hessprune._watch.calls import Arguments, Call, Convolution
 from hessprune.curvature.exact import choose_columns
 from hessprune.curvature.ggn import TapMode, in_autocast
 from hessprune.curvature.options import TraceOptions

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from hessprune._modules import call_model, logits_of, sample_rows, split_name
 from hessprune._state import evaluation_mode
-from hessprune.curvature.calls import Convolution, Linear
-from hessprune.curvature.recording import Recording, record
+from hessprune._watch.calls import Convolution, Linear
+from hessprune._watch.recording import Recording, record
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

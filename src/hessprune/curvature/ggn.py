@@ -14,11 +14,11 @@ from torch import Tensor
 
 from hessprune._checks import leading_size
 from hessprune._modules import call_model, logits_of
-from hessprune.curvature.calls import Arguments, Call, Convolution
+from hessprune._watch.calls import Arguments, Call, Convolution
+from hessprune._watch.recording import CallMode, slow_attention, weight_names
 from hessprune.curvature.folding import Folded
 from hessprune.curvature.per_sample import geometry_of, gram_norms, patch_gram
 from hessprune.curvature.readout import Wanted
-from hessprune.curvature.recording import CallMode, slow_attention, weight_names
 
 
 class TapMode(CallMode):

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from hessprune.curvature.calls import Call, Convolution, Linear
-from hessprune.curvature.recording import Use
+from hessprune._watch.calls import Call, Convolution, Linear
+from hessprune._watch.recording import Use
 
 _GRAM_BUILD = 6.0
 """Cost of building a patch Gram matrix, in units of its quadratic form per output channel and position (measured)."""

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from hessprune._checks import leading_size
 from hessprune._modules import call_model, logits_of
-from hessprune.curvature.calls import Arguments, Call, Linear
+from hessprune._watch.calls import Arguments, Call, Linear
+from hessprune._watch.recording import CallMode, slow_attention, weight_names
 from hessprune.curvature.folding import Folded
 from hessprune.curvature.ggn import in_autocast, output_axis
 from hessprune.curvature.readout import Wanted
-from hessprune.curvature.recording import CallMode, slow_attention, weight_names
 
 
 class ProductMode(CallMode):

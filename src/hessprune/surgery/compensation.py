@@ -17,8 +17,8 @@ from hessprune._checks import check_batches, leading_size
 from hessprune._modules import call_model, device_of, join_inputs, logits_of, sample_rows, to_device
 from hessprune._progress import progress_bar
 from hessprune._state import evaluation_mode
-from hessprune.curvature.calls import Arguments, Call, Convolution
-from hessprune.curvature.recording import CallMode, Recording, record, slow_attention, weight_names
+from hessprune._watch.calls import Arguments, Call, Convolution
+from hessprune._watch.recording import CallMode, Recording, record, slow_attention, weight_names
 from hessprune.planning.plan import Plan
 from hessprune.surgery.least_squares import ridge
 

@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 from hessprune._checks import tensors_in
 from hessprune._modules import call_model, sample_rows
 from hessprune._state import evaluation_mode
-from hessprune.curvature.calls import Arguments, Call, SampleLayout, read_call
-from hessprune.curvature.functions import BILINEAR, LOOK_ONLY, PIECEWISE_LINEAR, QUOTIENT
+from hessprune._watch.calls import Arguments, Call, SampleLayout, read_call
+from hessprune._watch.functions import BILINEAR, LOOK_ONLY, PIECEWISE_LINEAR, QUOTIENT
 from hessprune.errors import UnsupportedModelError
 
 
