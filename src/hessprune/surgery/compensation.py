@@ -5,7 +5,7 @@ layer's output. Each model runs once over the calibration samples; each layer lo
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,13 +129,13 @@ class _Student(CallMode):
         self._means = {weight: means[mean] for weight, mean in recording.foldable}
         self._once = {use.weight for use in recording.uses if recording.count(use.weight) == 1}
 
-    def follow(self, targets: Iterator[_Target], advance: Any) -> None:
-        """Say what to fit to, layer by layer."""
+    def follow(self, targets: Mapping[str, _Target], advance: Any) -> None:
+        """Say what to fit to, by weight."""
         self._targets, self._advance = targets, advance
 
     def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
-        target = next(self._targets)
-        if name in self._once and not (isinstance(call, Convolution) and call.transposed):
+        target = self._targets.get(name)
+        if target and name in self._once and not (isinstance(call, Convolution) and call.transposed):
             self._refit(name, call, arguments, target)
         self._advance()
         return call.forward(*arguments)
@@ -155,17 +155,19 @@ class _Student(CallMode):
             mean -= fit.shift.flatten().to(mean.dtype)
 
 
-def _targets(wanted: list[_Target], plan: Plan, dense: nn.Module) -> Iterator[_Target]:
-    """Restrict the dense outputs to the surviving channels."""
+def _targets(wanted: list[_Target], plan: Plan, dense: nn.Module) -> dict[str, _Target]:
+    """Restrict the dense outputs to the surviving channels, by weight; of several uses the last one counts."""
     shapes = {name: parameter.shape for name, parameter in dense.named_parameters(remove_duplicate=False)}
     gone: dict[str, Tensor] = {}
     for piece, units in ((p, plan.removed[g.name]) for g in plan.groups for p in g.slices if p.role == "producer"):
         mask = gone.setdefault(piece.param, torch.zeros(shapes[piece.param][piece.dim], dtype=torch.bool))
         mask[piece.positions(units).reshape(-1)] = True
+    targets = {}
     for target in wanted:
         kept = ~gone.get(target.weight, torch.zeros(target.output.shape[1], dtype=torch.bool)).to(target.output.device)
         output = target.output[:, kept] if len(kept) == target.output.shape[1] else target.output
-        yield _Target(weight=target.weight, positions=target.positions, output=output)
+        targets[target.weight] = _Target(weight=target.weight, positions=target.positions, output=output)
+    return targets
 
 
 def _rows(call: Call, out: Tensor) -> Tensor:
