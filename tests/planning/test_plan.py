@@ -9,6 +9,7 @@ from hessprune.planning.budget import Budget
 from hessprune.planning.inputs import describe_inputs
 from hessprune.planning.plan import Plan, fingerprint, make_plan
 from hessprune.planning.ranking import Ranking
+from hessprune.saliency.values import Saliency
 from hessprune.structure.find import find_groups
 from tests.cases import Flatten, Grouped, Plain, Residual, image, make
 
@@ -84,6 +85,20 @@ def test_ignored_layers_stay_whole() -> None:
     assert plan.removed["body.1.0"] == ()
     with pytest.raises(ArgumentError, match="`ignored_layers` must match group names, got 'boddy'"):
         plan_with(Ranking(ignored_layers=("boddy",)))
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_budget_in_units_ignores_cost(joint: bool) -> None:
+    total = sum(group.num_units for group in GROUPS)
+    generator = torch.Generator().manual_seed(0)
+    values = {group.name: torch.rand(group.num_units, generator=generator) for group in GROUPS}
+    saliency = Saliency(values, provenance={}, interactions=torch.zeros(total, total) if joint else None)
+    free = Ranking(min_kept_fraction=0)
+    plan = make_plan(MODEL, GROUPS, saliency, Budget(units=0.75), example_inputs=X, ranking=free)
+    removed = torch.cat([values[name][list(units)] for name, units in plan.removed.items()])
+    least = torch.cat(list(values.values())).sort().values[: len(removed)]
+    assert 0.75 - 1 / total < plan.kept_fraction("units") <= 0.75
+    assert torch.equal(removed.sort().values, least)
 
 
 def test_latency_budgets_are_refused() -> None:

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, fields
 
 from hessprune.errors import BudgetError
-from hessprune.planning.cost import Cost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,6 +14,7 @@ class Budget:
         macs: Multiply–accumulate operations of one forward on the example inputs.
         params: Number of parameters.
         latency_ms: Milliseconds of one forward.
+        units: Removable units of all groups, each counted alike: cost is ignored.
 
     Raises:
         BudgetError: No quantity or more than one is given, or the number is not a possible bound.
@@ -27,12 +27,13 @@ class Budget:
     macs: float | None = None
     params: float | None = None
     latency_ms: float | None = None
+    units: float | None = None
 
     def __post_init__(self) -> None:
         given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none"
-            raise BudgetError(f"`Budget` must name exactly one of macs, params, latency_ms, got {found}.")
+            raise BudgetError(f"`Budget` must name exactly one of macs, params, latency_ms, units, got {found}.")
         value = self.value
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
             raise BudgetError(
@@ -55,13 +56,12 @@ class Budget:
         """The number as given."""
         return getattr(self, self.quantity)
 
-    def limit(self, dense: Cost) -> float:
-        """Return the bound in absolute units for a model of this dense cost.
+    def limit(self, total: float) -> float:
+        """Return the absolute bound for a dense model that has `total` of the quantity.
 
         Raises:
             BudgetError: An absolute bound exceeds what the dense model costs.
         """
-        total = getattr(dense, self.quantity)
         if self.value <= 1:
             return self.value * total
         if self.value > total:

@@ -65,6 +65,7 @@ class CostModel:
         groups = list(groups)
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self._groups = {group.name: number for number, group in enumerate(groups)}
+        self._num_units = sum(group.num_units for group in groups)
         self._set_axes(state, groups)
         products = record_products(model, example_inputs)
         irregular = self._irregular(products, record_products(model, example_inputs, groups), list(state))
@@ -119,8 +120,16 @@ class CostModel:
         macs = totals["macs"] + self._irregular_macs(counts)
         return Cost(macs=macs, params=totals["params"], bytes=totals["bytes"])
 
+    def spent(self, quantity: str, num_removed: Mapping[str, int] | None = None) -> int:
+        """Return one quantity of the cost, or the number of `units` left, after `num_removed` are gone."""
+        if quantity == "units":
+            return self._num_units - sum((num_removed or {}).values())
+        return getattr(self(num_removed or {}), quantity)
+
     def saved_next(self, quantity: str, num_removed: Mapping[str, int] | None = None) -> dict[str, float]:
-        """Return what one more unit of each group saves, in MACs, parameters or bytes, after `num_removed` are gone."""
+        """Return what one more unit of each group saves, in any quantity, after `num_removed` are gone."""
+        if quantity == "units":
+            return dict.fromkeys(self._groups, 1.0)
         counts = self._counts(num_removed or {})
         sizes = self._sizes - np.tensordot(counts, self._per_unit, axes=1)
         saved = (sizes.prod(1) - np.clip(sizes - self._per_unit, 0, None).prod(2)) @ self._weights[quantity]

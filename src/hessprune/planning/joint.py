@@ -72,13 +72,13 @@ class _Greedy:
 
     def run(self) -> None:
         """Remove units one by one until the budget is met."""
-        limit = self.budget.limit(self.costs.dense)
+        limit = self.budget.limit(self.costs.spent(self.budget.quantity))
         allowed = [removable(group, self.ranking) for group in self.groups]
         for number, most in enumerate(allowed):
             self.available[self._units(number)] = most > 0
         while self._spent() > limit:
             if not self.available.any():
-                dense = getattr(self.costs.dense, self.budget.quantity)
+                dense = self.costs.spent(self.budget.quantity)
                 raise BudgetError(out_of_reach(self.budget, self._spent(), dense, self.ranking))
             unit = int(np.where(self.available, self.increase / self._saved(), np.inf).argmin())
             group = self.owner[unit]
@@ -133,7 +133,7 @@ class _Greedy:
         return {group.name: rounded(group, len(gone), self.ranking) for group, gone in pairs}
 
     def _spent(self) -> int:
-        return getattr(self.costs(self._counts()), self.budget.quantity)
+        return self.costs.spent(self.budget.quantity, self._counts())
 
     def _saved(self) -> np.ndarray:
         """Cost that one more unit saves now, for every unit (1 where cost is not asked for)."""

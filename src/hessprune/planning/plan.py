@@ -50,6 +50,12 @@ class Plan:
         """Number of removed units."""
         return sum(len(units) for units in self.removed.values())
 
+    def kept_fraction(self, quantity: str) -> float:
+        """Return the share of `macs`, `params`, `bytes` or `units` that is left."""
+        if quantity == "units":
+            return 1 - self.num_removed / max(sum(group.num_units for group in self.groups), 1)
+        return getattr(self.cost_after, quantity) / max(getattr(self.cost_before, quantity), 1)
+
     def to_json(self) -> str:
         """Return the plan as JSON; `Plan.from_json` gives an equal plan back."""
         return json.dumps(
@@ -95,9 +101,8 @@ class Plan:
 
     def __str__(self) -> str:
         """One line for the whole, one per group."""
-        before, after, quantity = self.cost_before, self.cost_after, self.budget.quantity
-        ratio = getattr(after, quantity) / max(getattr(before, quantity), 1)
-        head = f"{self.budget}: {before} -> {after} ({ratio:.1%} of {quantity} kept, {self.num_removed} units removed)"
+        share = f"{self.kept_fraction(self.budget.quantity):.1%} of {self.budget.quantity} kept"
+        head = f"{self.budget}: {self.cost_before} -> {self.cost_after} ({share}, {self.num_removed} units removed)"
         return "\n".join([
             head,
             *(f"  {g.name}: {len(self.kept[g.name])} of {g.num_units} units kept" for g in self.groups),

@@ -48,7 +48,7 @@ def select(
     Raises:
         BudgetError: Removing all that may go is not enough; the message says what is reachable.
     """
-    limit = budget.limit(costs.dense)
+    limit = budget.limit(costs.spent(budget.quantity))
     order = _orders(groups, saliency)
     candidates = _candidates(groups, saliency, costs, budget, ranking)
 
@@ -57,11 +57,11 @@ def select(
         return {group.name: rounded(group, int(counts[number]), ranking) for number, group in enumerate(groups)}
 
     def spent(length: int) -> int:
-        return getattr(costs(removed(length)), budget.quantity)
+        return costs.spent(budget.quantity, removed(length))
 
     low, high = 0, len(candidates)
     if spent(high) > limit:
-        raise BudgetError(out_of_reach(budget, spent(high), getattr(costs.dense, budget.quantity), ranking))
+        raise BudgetError(out_of_reach(budget, spent(high), costs.spent(budget.quantity), ranking))
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if spent(middle) <= limit else (middle + 1, high)

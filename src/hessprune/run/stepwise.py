@@ -55,7 +55,7 @@ def plan_stepwise(
         The plan for the dense model, and the saliencies of the dense model.
     """
     check_range("steps", steps, low=1, integer=True)
-    ranking, dense = ranking or Ranking(), CostModel(model, example_inputs, groups).dense
+    ranking, total = ranking or Ranking(), CostModel(model, example_inputs, groups).spent(budget.quantity)
     floors = tuple((group.name, group.num_units - removable(group, ranking)) for group in groups)
     ranking = replace(ranking, min_kept_units=floors)
     removed: dict[str, tuple[int, ...]] = {group.name: () for group in groups}
@@ -73,13 +73,12 @@ def plan_stepwise(
     current, values = model, saliency(model, groups, batches, method, settings=settings)
     first = values
     for step in track(range(1, steps), "pruning steps"):
-        plan = decide(current, values, _between(budget, dense, step / steps))
+        plan = decide(current, values, _between(budget, total, step / steps))
         current = compensate(model, apply_plan(model, plan, check=False), plan, batches)
         values = saliency(current, remaining_groups(groups, removed), batches, method, settings=settings)
     return decide(current, values, budget), first
 
 
-def _between(budget: Budget, dense: Any, share: float) -> Budget:
+def _between(budget: Budget, total: int, share: float) -> Budget:
     """Return the absolute budget after a share of the way, in equal factors."""
-    total = getattr(dense, budget.quantity)
-    return Budget(**{budget.quantity: int(total * (budget.limit(dense) / total) ** share)})
+    return Budget(**{budget.quantity: int(total * (budget.limit(total) / total) ** share)})
