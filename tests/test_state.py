@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hessprune._state import borrowed, evaluation_mode, seeded
+from hessprune._state import borrowed, evaluation_mode, seeded, set_training
 
 
 def _interrupt(context):
@@ -43,3 +43,34 @@ def test_a_borrowed_model_comes_back_with_gradients_and_flags():
     assert model.bias.grad is None
     assert not model.bias.requires_grad
     assert model.training
+
+
+@pytest.mark.parametrize("captured_in_training", [True, False])
+def test_a_captured_graph_changes_its_mode_like_its_model(captured_in_training):
+    model = nn.Sequential(nn.Linear(3, 64), nn.BatchNorm1d(64, eps=1e-2, momentum=0.3), nn.Dropout(0.5))
+    inputs = torch.randn(8, 3)
+    graph = torch.export.export(model.train(captured_in_training), (inputs,)).module()
+    with seeded(0):
+        before = graph(inputs)
+    with evaluation_mode(graph), torch.no_grad():
+        assert not any(module.training for module in graph.modules())
+        evaluated = graph(inputs)
+    with seeded(0):
+        after = graph(inputs)
+    assert bool((before == 0).any()) == bool((after == 0).any()) == captured_in_training
+    set_training(graph, True)
+    with seeded(0):
+        assert bool((graph(inputs) == 0).any())
+    set_training(graph, False)
+    again = graph(inputs)
+    assert not bool((evaluated == 0).any())
+    model.load_state_dict(graph.state_dict())
+    assert torch.equal(again, model.eval()(inputs))
+
+
+def test_a_captured_graph_within_a_model_is_switched_too():
+    graph = torch.export.export(nn.Dropout().train(), (torch.ones(100),)).module()
+    model = nn.Sequential(graph)
+    with evaluation_mode(model):
+        assert bool((model(torch.ones(100)) == 1).all())
+    assert bool((model(torch.ones(100)) == 0).any())

@@ -15,7 +15,7 @@ from torch import nn
 from hessprune._checks import check_batches, check_finite_parameters, leading_size
 from hessprune._modules import device_of
 from hessprune._progress import Bar, progress_bar
-from hessprune._state import seeded
+from hessprune._state import seeded, set_training
 from hessprune.errors import ArgumentError, NumericalError
 from hessprune.evaluate import Evaluation, evaluate
 from hessprune.training.batchnorm import has_batchnorm, reestimate_batchnorm
@@ -155,7 +155,7 @@ def _begin(run: _Run) -> None:
 def _train_epoch(run: _Run, bar: Bar) -> None:
     """Take the epoch's remaining steps, with a checkpoint every so many."""
     progress, seed = run.progress, run.config.seed
-    run.learner.model.train()
+    set_training(run.learner.model, True)
     started = time.perf_counter()
     for inputs, targets in replayed(run.train, seed=seed, epoch=progress.epoch, start_step=progress.step):
         with seeded(derived_seed(seed, "step", progress.epoch, progress.step)):
@@ -198,7 +198,8 @@ def _result(run: _Run) -> FinetuneResult:
     model, progress = run.learner.model, run.progress
     model.load_state_dict(progress.best)
     model.zero_grad()
-    return FinetuneResult(model=model.eval(), history=tuple(progress.history), best_epoch=progress.best_epoch)
+    set_training(model, False)
+    return FinetuneResult(model=model, history=tuple(progress.history), best_epoch=progress.best_epoch)
 
 
 def _note(run: _Run) -> str:
