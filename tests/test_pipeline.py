@@ -17,6 +17,9 @@ from hessprune.models import build_model
 from hessprune.planning.budget import Budget
 from hessprune.recipe import parse_recipe
 from hessprune.report import RunReport
+from hessprune.run import decisions
+from hessprune.run.context import open_run
+from hessprune.run.store import StageStore
 
 TINY = {
     "threads": 1,
@@ -95,7 +98,7 @@ def test_layers_and_saliencies_agree_with_the_plan(finished):
 def test_the_saved_model_is_the_reported_one(finished, settings):
     out, report = finished
     model = hp.load(out / "model", lambda: build_model("digits-resnet", num_classes=10, in_channels=1))
-    data = pipeline.stages.open_run(settings, out, out).data
+    data = open_run(settings, out, out).data
     assert evaluate(model, data.batches("test", 128)).accuracy == report.final.accuracy
 
 
@@ -114,20 +117,20 @@ def test_a_killed_run_resumes_and_ends_the_same(finished, settings, tmp_path, la
 def test_a_finished_run_is_only_read_again(finished, settings, monkeypatch):
     out, report = finished
     monkeypatch.setattr(pipeline.stages, "finetune", None)
-    monkeypatch.setattr(pipeline.stages, "saliency", None)
+    monkeypatch.setattr(decisions, "saliency", None)
     assert pipeline.run(settings, out) == report
 
 
 def test_a_changed_recipe_repeats_only_what_depends_on_it(finished, settings, tmp_path, monkeypatch):
     made = []
-    run = pipeline.stages.StageStore.run
+    run = StageStore.run
 
-    def recording(self, name, make, *inputs):
-        stage = run(self, name, make, *inputs)
+    def recording(self, name, make, *inputs, **options):
+        stage = run(self, name, make, *inputs, **options)
         made.extend([] if stage.reused else [name])
         return stage
 
-    monkeypatch.setattr(pipeline.stages.StageStore, "run", recording)
+    monkeypatch.setattr(StageStore, "run", recording)
     shutil.copytree(finished[0], tmp_path / "run")
     changed = replace(settings, report=replace(settings.report, curve=()), finetune=replace(settings.finetune, lr=0.01))
     pipeline.run(changed, tmp_path / "run")
@@ -169,7 +172,7 @@ def test_prune_returns_a_smaller_model_and_leaves_the_argument_alone():
 
 def test_compensation_never_raises_the_calibration_loss(finished, settings):
     out, _ = finished
-    run = pipeline.stages.open_run(settings, out, out)
+    run = open_run(settings, out, out)
     model, batches = pipeline.stages.dense_model(run).model, run.batches("calibration")
     plain, compensated = (
         pipeline.prune(model, run.example, batches, budget=Budget(macs=0.4), method="magnitude", compensate=flag)

@@ -18,8 +18,9 @@ from hessprune.planning.plan import Plan
 from hessprune.planning.ranking import Ranking
 from hessprune.report.html import write_html
 from hessprune.report.run_report import RunReport
-from hessprune.run import stages
+from hessprune.run import context, stages
 from hessprune.run.assembly import assemble
+from hessprune.run.decisions import compensated, decide
 from hessprune.run.settings import RunSettings
 from hessprune.run.stepwise import plan_stepwise
 from hessprune.saliency.scores import Settings
@@ -108,7 +109,7 @@ def prune(
     )
     smaller = apply_plan(model, plan)
     if compensate:
-        smaller = stages.compensated(model, smaller, plan, batches)
+        smaller = compensated(model, smaller, plan, batches)
     return PruneResult(
         model=smaller, plan=plan, saliency=values, cost_before=plan.cost_before, cost_after=plan.cost_after
     )
@@ -136,12 +137,12 @@ def run(settings: RunSettings, out: Path | str, *, data_root: Path | str = ".") 
 
 def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
     """All stages, in order."""
-    job = stages.open_run(settings, out, data_root)
+    job = context.open_run(settings, out, data_root)
     dense = stages.dense_model(job)
     groups = find_groups(dense.model, job.example)
 
     own = settings.prune.method
-    decisions = {method: stages.decide(job, dense, groups, method) for method in (own, *job.baselines)}
+    decisions = {method: decide(job, dense, groups, method) for method in (own, *job.baselines)}
     pruned = {method: stages.cut(job, dense, decision) for method, decision in decisions.items()}
     trained = decisions if settings.report.baselines == "finetuned" else (own,)
     tuned = {method: stages.tune(job, dense, pruned[method], method) for method in trained}

@@ -48,6 +48,19 @@ def test_fingerprint_depends_on_data_and_seed_alone():
     assert re.fullmatch("[0-9a-f]{64}", split().fingerprint)
 
 
+def test_calibration_is_drawn_anew_from_the_same_training_images():
+    data = split()
+    again, other = data.with_calibration(0), data.with_calibration(7)
+    assert again.fingerprint == data.fingerprint
+    assert other.fingerprint != data.fingerprint
+    assert len(other.calibration) == 12
+    assert rows(other.calibration) < rows(data.train)
+    assert rows(other.calibration) != rows(data.calibration)
+    assert other.train is data.train
+    with pytest.raises(ArgumentError, match="`seed` must be an integer of at least 0, got -1"):
+        data.with_calibration(-1)
+
+
 def test_statistics_do_not_depend_on_the_seed():
     assert split().mean == split(seed=5).mean
     assert len(split().std) == 3

@@ -27,6 +27,23 @@ def test_other_inputs_start_afresh(store):
     assert stage.file("new").exists()
 
 
+def test_kept_by_content_results_stand_side_by_side(store):
+    calls = []
+    for value in (1, 2, 1):
+        stage = store.run("1-a", lambda folder: calls.append(folder), value, by_content=True)
+        assert stage.folder.name.startswith("1-a-")
+    assert stage.reused
+    assert len(calls) == 2
+    side_by_side = StageStore(store.root, by_content=True)
+    assert side_by_side.run("1-a", calls.append, 2).reused
+
+
+def test_other_code_starts_afresh(store):
+    store.run("1-a", lambda folder: None, 1, code=("planning",))
+    assert store.run("1-a", lambda folder: None, 1, code=("planning",)).reused
+    assert not store.run("1-a", lambda folder: None, 1, code=("surgery",)).reused
+
+
 def test_a_change_reaches_the_stages_that_depend_on_it_and_no_others(store):
     def build(setting):
         first = store.run("1-a", lambda folder: None, setting)

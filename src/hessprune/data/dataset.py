@@ -1,6 +1,7 @@
 """A data set with its four splits: train, validation, calibration, test."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -101,6 +102,17 @@ class Dataset:
         """Return the same images, normalised otherwise: as pretrained weights expect."""
         return replace(self, mean=tuple(mean), std=tuple(std))
 
+    def with_calibration(self, seed: int) -> "Dataset":
+        """Return the same splits with as many other calibration images, drawn anew from the training images.
+
+        The seed of `load_dataset` draws the images that are there already.
+        """
+        check_range("seed", seed, low=0, integer=True)
+        parts = {split: self.part(split) for split in SPLITS} | {
+            "calibration": _calibration(self.train, len(self.calibration), seed)
+        }
+        return replace(self, **parts, fingerprint=_fingerprint(parts))
+
     def with_image_size(self, size: int) -> "Dataset":
         """Return the same image files, read as `(3, size, size)`.
 
@@ -142,11 +154,10 @@ def split_dataset(
     check_range("calibration_size", calibration_size, low=1, integer=True)
     held_out, rest = stratified_split(official.train.labels, size, seed)
     train = official.train.subset(rest)
-    calibration, _ = stratified_split(train.labels, min(calibration_size, len(train)), seed + 1)
     parts = {
         "train": train,
         "validation": official.train.subset(held_out),
-        "calibration": train.subset(calibration),
+        "calibration": _calibration(train, calibration_size, seed),
         "test": official.test,
     }
     mean, std = _normalisation(official)
@@ -156,9 +167,19 @@ def split_dataset(
         num_classes=official.num_classes,
         mean=mean,
         std=std,
-        fingerprint=hashlib.sha256(b"".join(part.digest() for part in parts.values())).hexdigest(),
+        fingerprint=_fingerprint(parts),
         augmentation=official.augmentation,
     )
+
+
+def _calibration(train: ImageSource, size: int, seed: int) -> ImageSource:
+    drawn, _ = stratified_split(train.labels, min(size, len(train)), seed + 1)  # not the draw of the validation images
+    return train.subset(drawn)
+
+
+def _fingerprint(parts: Mapping[str, ImageSource]) -> str:
+    """Return a SHA-256 over the splits, in order."""
+    return hashlib.sha256(b"".join(parts[split].digest() for split in SPLITS)).hexdigest()
 
 
 def _normalisation(official: OfficialSplits) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -20,8 +20,8 @@ from hessprune.report.run_report import (
     ModelResult,
     RunReport,
 )
+from hessprune.run.context import Decision, Model, Run
 from hessprune.run.settings import as_json
-from hessprune.run.stages import Decision, Model, Run
 from hessprune.saliency.values import Saliency
 from hessprune.structure.groups import producers
 

@@ -73,6 +73,7 @@ class PruneSettings:
         method: A saliency that `hp.saliency` knows.
         estimator: How traces are computed, for methods that use curvature.
         precision: Of the passes that estimate curvature.
+        num_probes: Draws of `"rademacher"` (4 by default) or probes of `"hutchinson"` (300).
         ranking: Floors, rounding, layers to leave alone.
         steps: How often saliencies are measured anew on the way to the budget, each time on the compensated model.
         compensate: Refit the surviving layers to the dense layers' outputs, and re-estimate BatchNorm statistics,
@@ -83,6 +84,7 @@ class PruneSettings:
     method: str = "hap"
     estimator: Literal["exact", "rademacher", "hutchinson"] = "exact"
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    num_probes: int | None = None
     ranking: Ranking = field(default_factory=Ranking)
     steps: int = 1
     compensate: bool = True
@@ -90,6 +92,8 @@ class PruneSettings:
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
         check_range("steps", self.steps, low=1, integer=True)
+        if self.num_probes is not None:
+            check_range("num_probes", self.num_probes, low=1, integer=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +138,7 @@ class RunSettings:
         prune: Which units go.
         seed: Decides splits, initial weights and probes; added to the seeds of the training stages.
         threads: CPU threads of torch; its own choice by default. Small networks are fastest on one.
+        device: Where the work is done; `"auto"` takes an accelerator where torch sees one.
         data: The images.
         finetune: How the pruned network is trained.
         export: Further files.
@@ -144,6 +149,7 @@ class RunSettings:
     prune: PruneSettings
     seed: int = 0
     threads: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataSettings = field(default_factory=DataSettings)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     export: ExportSettings = field(default_factory=ExportSettings)
@@ -151,6 +157,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, low=0, integer=True)
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
         if self.threads is not None:
             check_range("threads", self.threads, low=1, integer=True)
 

@@ -5,107 +5,28 @@ Each returns what it reads back from the folder, so a resumed run sees the very 
 
 import copy
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 
 from hessprune import checkpoint
-from hessprune._files import read_json, replacing, sha256, write_json, write_text
-from hessprune.data import Dataset, ImageBatches, load_dataset
-from hessprune.data.dataset import Split
+from hessprune._files import read_json, replacing, sha256, write_json
 from hessprune.errors import BudgetError
 from hessprune.evaluate import compare_latency, evaluate
 from hessprune.export import export_onnx
-from hessprune.models import build_model, load_weights
+from hessprune.models import load_weights
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import cost
-from hessprune.planning.plan import Plan, make_plan
-from hessprune.run.settings import RunSettings, as_json
-from hessprune.run.stepwise import plan_stepwise
-from hessprune.run.store import Stage, StageStore, load_saliency, load_state, save_saliency, save_state
-from hessprune.saliency.methods import Settings as SaliencySettings
-from hessprune.saliency.methods import saliency
-from hessprune.saliency.values import Saliency
+from hessprune.run.context import Decision, Model, Run
+from hessprune.run.decisions import plan_for, prune_by
+from hessprune.run.settings import as_json
+from hessprune.run.store import load_state, save_state
 from hessprune.structure.groups import Groups
-from hessprune.surgery.apply import apply_plan
-from hessprune.surgery.compensation import compensate
-from hessprune.training.batchnorm import reestimate_batchnorm
 from hessprune.training.config import FinetuneConfig
 from hessprune.training.finetune import finetune
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """What all stages of one run share."""
-
-    settings: RunSettings
-    data: Dataset
-    data_root: Path
-    store: StageStore
-
-    @property
-    def example(self) -> Tensor:
-        """One normalised image, `(1, C, H, W)`."""
-        return next(iter(self.data.batches("calibration", 1)))[0]
-
-    @property
-    def baselines(self) -> tuple[str, ...]:
-        """Return the methods that stand beside the recipe's own."""
-        wanted = self.settings.report.baselines
-        return tuple(m for m in ("magnitude", "random") if wanted and m != self.settings.prune.method)
-
-    def batches(self, split: Split) -> ImageBatches:
-        """Return a split in its own order, without augmentation."""
-        return self.data.batches(split, self.settings.data.batch_size, shuffle=False)
-
-    def fresh_model(self) -> nn.Module:
-        """Build the dense network with initial weights."""
-        name, seed = self.settings.model.name, self.settings.seed
-        return build_model(name, num_classes=self.data.num_classes, in_channels=self.data.input_shape[0], seed=seed)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Model:
-    """A model that a stage left, with the history of its training, if any."""
-
-    model: nn.Module
-    stage: Stage
-    history: Sequence[Mapping[str, Any]] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
-    """The saliencies of one method, and the plan at the run's budget."""
-
-    saliency: Saliency
-    plan: Plan
-    scored: Stage
-    planned: Stage
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return self.saliency.provenance["method"]
-
-
-def open_run(settings: RunSettings, out: Path, data_root: Path) -> Run:
-    """Open the folder of finished stages, and load the data."""
-    store = StageStore(out / "stages")
-    section = settings.data
-    data = load_dataset(
-        section.source,
-        root=None if section.root is None else data_root / section.root,
-        seed=settings.seed,
-        validation_size=section.validation_size,
-        calibration_size=section.calibration_size,
-    )
-    if section.mean is not None and section.std is not None:
-        data = data.with_normalisation(section.mean, section.std)
-    return Run(settings=settings, data=data, data_root=data_root, store=store)
 
 
 def dense_model(run: Run) -> Model:
@@ -125,40 +46,6 @@ def dense_model(run: Run) -> Model:
     return Model(model=load_state(run.fresh_model(), stage.folder), stage=stage)
 
 
-def decide(run: Run, dense: Model, groups: Groups, method: str) -> Decision:
-    """Estimate the saliency of every unit on the calibration images, and plan for the budget."""
-    prune = run.settings.prune
-    settings = SaliencySettings(seed=run.settings.seed, estimator=prune.estimator, precision=prune.precision)
-
-    def score(folder: Path) -> None:
-        save_saliency(saliency(dense.model, groups, run.batches("calibration"), method, settings=settings), folder)
-
-    scored = run.store.run(f"2-saliency-{method}", score, dense.stage, *_data_key(run), as_json(settings))
-    values = load_saliency(scored.folder)
-
-    def plan(folder: Path) -> None:
-        made = plan_for(run, dense.model, groups, values, prune.budget)
-        if prune.steps > 1:
-            made, _ = plan_stepwise(
-                dense.model,
-                groups,
-                run.batches("calibration"),
-                prune.budget,
-                example_inputs=run.example,
-                method=method,
-                steps=prune.steps,
-                settings=settings,
-                ranking=prune.ranking,
-            )
-        write_text(folder / "plan.json", made.to_json())
-
-    planned = run.store.run(
-        f"3-plan-{method}", plan, scored, as_json(prune.budget), as_json(prune.ranking), prune.steps
-    )
-    made = Plan.from_json(planned.file("plan.json").read_text("utf-8"))
-    return Decision(saliency=values, plan=made, scored=scored, planned=planned)
-
-
 def cut(run: Run, dense: Model, decision: Decision) -> Model:
     """Remove what the plan says."""
 
@@ -168,7 +55,7 @@ def cut(run: Run, dense: Model, decision: Decision) -> Model:
 
     inputs = (dense.stage, decision.planned, run.settings.prune.compensate)
     stage = run.store.run(f"4-pruned-{decision.method}", make, *inputs)
-    return Model(model=checkpoint.load(stage.file("model"), run.fresh_model), stage=stage)
+    return Model(model=checkpoint.load(stage.file("model"), run.fresh_model).to(run.device), stage=stage)
 
 
 def tune(run: Run, dense: Model, pruned: Model, method: str) -> Model:
@@ -197,7 +84,7 @@ def measure(run: Run, name: str, model: Model) -> dict[str, Any]:
         }
         write_json(folder / "result.json", result)
 
-    stage = run.store.run(f"6-measured-{name}", make, model.stage, *_data_key(run))
+    stage = run.store.run(f"6-measured-{name}", make, model.stage, *run.data_key)
     return read_json(stage.file("result.json"))
 
 
@@ -245,26 +132,6 @@ def export(run: Run, model: Model, path: Path) -> None:
         shutil.copyfile(stage.file(path.name), temporary)
 
 
-def plan_for(run: Run, model: nn.Module, groups: Groups, values: Saliency, budget: Budget) -> Plan:
-    """Plan with the recipe's ranking."""
-    ranking = run.settings.prune.ranking
-    return make_plan(model, groups, values, budget, example_inputs=run.example, ranking=ranking)
-
-
-def prune_by(run: Run, model: nn.Module, plan: Plan) -> nn.Module:
-    """Apply a plan and, if the recipe says so, let the survivors compensate."""
-    pruned = apply_plan(model, plan)
-    return compensated(model, pruned, plan, run.batches("calibration")) if run.settings.prune.compensate else pruned
-
-
-def compensated(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Iterable[Any]) -> nn.Module:
-    """Refit the surviving layers, then re-estimate BatchNorm, each kept only where it lowers the loss on `batches`."""
-    fitted = compensate(dense, pruned, plan, batches)
-    if not any(isinstance(module, _BatchNorm) for module in fitted.modules()):
-        return fitted
-    return min((fitted, reestimate_batchnorm(fitted, batches)), key=lambda item: evaluate(item, batches).loss)
-
-
 def _trained(
     run: Run,
     name: str,
@@ -288,13 +155,9 @@ def _trained(
         write_json(folder / "history.json", [asdict(record) for record in result.history])
         shutil.rmtree(partial, ignore_errors=True)
 
-    stage = run.store.run(name, make, *inputs, as_json(config), as_json(section), *_data_key(run))
+    stage = run.store.run(name, make, *inputs, as_json(config), as_json(section), *run.data_key)
     return Model(
         model=load_state(copy.deepcopy(start()), stage.folder),
         stage=stage,
         history=read_json(stage.file("history.json")),
     )
-
-
-def _data_key(run: Run) -> list[Any]:
-    return [run.data.fingerprint, run.data.mean, run.data.std, run.settings.data.batch_size]

@@ -3,9 +3,8 @@
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 from hessprune._files import read_json, replacing, sha256, writable_folder, write_json
 from hessprune._progress import progress_bar
 from hessprune.errors import DataError
+from hessprune.run.identity import CODE, code_of
 from hessprune.saliency.values import Saliency
 
 _WEIGHTS = "model.safetensors"
@@ -37,27 +37,37 @@ class Stage:
 class StageStore:
     """The stages of one run, below one folder.
 
-    The key of a stage is a hash of everything that its result depends on: its settings and the keys of the stages
-    before it. A stage that finished under the same key is reused; one that was interrupted under the same key
-    continues with the files it left; under another key it starts afresh.
+    The key of a stage is a hash of everything that its result depends on: its settings, the keys of the stages before
+    it, and the code that computes it. A stage that finished under the same key is reused; one that was interrupted
+    under the same key continues with the files it left; under another key it starts afresh, in place of the old one
+    unless stages are kept `by_content`: those stand side by side.
     """
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = writable_folder(root)
+    def __init__(self, root: Path | str, *, by_content: bool = False) -> None:
+        self.root, self.by_content = writable_folder(root), by_content
 
-    def run(self, name: str, make: Callable[[Path], object], *inputs: Any) -> Stage:
+    def run(
+        self,
+        name: str,
+        make: Callable[[Path], object],
+        *inputs: Any,
+        by_content: bool = False,
+        code: Sequence[str] = CODE,
+    ) -> Stage:
         """Return the finished stage `name`, calling `make(folder)` unless it finished before with equal `inputs`.
 
         Args:
             name: The folder's name.
             make: Writes the results into the folder it is given; may find there what an interrupted call left.
             inputs: JSON-ready values and earlier `Stage`s that decide the result.
+            by_content: Keep results under other inputs too; always so if the store was opened that way.
+            code: The parts of the package that compute the result.
 
         Returns:
             The stage. Results are always read back from its files, so that a resumed run sees the same values.
         """
-        key = _key(name, inputs)
-        folder = self.root / name
+        key = _key(name, inputs, code)
+        folder = self.root / (f"{name}-{key[:16]}" if by_content or self.by_content else name)
         marker = _read_marker(folder)
         if marker.get("key") == key and marker.get("done"):
             return Stage(folder=folder, key=key, reused=True)
@@ -108,9 +118,9 @@ def load_saliency(folder: Path) -> Saliency:
     )
 
 
-def _key(name: str, inputs: tuple[Any, ...]) -> str:
+def _key(name: str, inputs: Sequence[Any], code: Sequence[str]) -> str:
     parts = [part.key if isinstance(part, Stage) else part for part in inputs]
-    return sha256(json.dumps([metadata.version("hessprune"), name, parts], sort_keys=True, allow_nan=False))
+    return sha256(json.dumps([code_of(*code), name, parts], sort_keys=True, allow_nan=False))
 
 
 def _read_marker(folder: Path) -> dict[str, Any]:

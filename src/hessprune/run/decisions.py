@@ -1,0 +1,101 @@
+"""From a dense model to a pruned one: score, plan, cut."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hessprune._files import sha256, write_text
+from hessprune.curvature import TraceOptions
+from hessprune.evaluate import evaluate
+from hessprune.planning.budget import Budget
+from hessprune.planning.plan import Plan, fingerprint, make_plan
+from hessprune.run.context import Decision, Model, Run
+from hessprune.run.identity import architecture_of
+from hessprune.run.settings import as_json
+from hessprune.run.stepwise import plan_stepwise
+from hessprune.run.store import Stage, load_saliency, save_saliency
+from hessprune.saliency.methods import saliency
+from hessprune.saliency.scores import Settings
+from hessprune.saliency.values import Saliency
+from hessprune.structure.groups import Groups
+from hessprune.surgery.apply import apply_plan
+from hessprune.surgery.compensation import compensate
+from hessprune.training.batchnorm import reestimate_batchnorm
+
+SCORING_CODE = ("structure", "curvature", "saliency")
+"""What computes saliencies: a change anywhere else leaves them valid."""
+
+
+def score(run: Run, model: nn.Module, groups: Groups, method: str) -> Stage:
+    """Estimate the saliency of every unit on the calibration images; `load_saliency` reads the stage's folder.
+
+    Kept by content: weights, architecture, groups, images, settings and the code that computes. Any two runs that share
+    a folder of stages, whatever their budgets, share their saliencies.
+    """
+    settings, batches = scoring_settings(run), run.batches("calibration")
+    contents = [fingerprint(model), architecture_of(model), sha256(repr(groups)), run.data.calibration.digest().hex()]
+    reading = [run.data.mean, run.data.std, run.settings.data.batch_size, run.device.type]
+
+    def make(folder: Path) -> None:
+        save_saliency(saliency(model, groups, batches, method, settings=settings), folder)
+
+    inputs = (*contents, *reading, as_json(settings))
+    return run.store.run(f"2-saliency-{method}", make, *inputs, by_content=True, code=SCORING_CODE)
+
+
+def scoring_settings(run: Run) -> Settings:
+    """Return what the recipe says about measuring saliency."""
+    prune = run.settings.prune
+    options = None if prune.num_probes is None else TraceOptions(num_probes=prune.num_probes)
+    return Settings(seed=run.settings.seed, estimator=prune.estimator, precision=prune.precision, options=options)
+
+
+def decide(run: Run, dense: Model, groups: Groups, method: str) -> Decision:
+    """Score every unit, and plan for the budget."""
+    prune = run.settings.prune
+    scored = score(run, dense.model, groups, method)
+    values = load_saliency(scored.folder)
+
+    def plan(folder: Path) -> None:
+        made = plan_for(run, dense.model, groups, values, prune.budget)
+        if prune.steps > 1:
+            made, _ = plan_stepwise(
+                dense.model,
+                groups,
+                run.batches("calibration"),
+                prune.budget,
+                example_inputs=run.example,
+                method=method,
+                steps=prune.steps,
+                settings=scoring_settings(run),
+                ranking=prune.ranking,
+            )
+        write_text(folder / "plan.json", made.to_json())
+
+    inputs = (scored, as_json(prune.budget), as_json(prune.ranking), prune.steps)
+    planned = run.store.run(f"3-plan-{method}", plan, *inputs)
+    made = Plan.from_json(planned.file("plan.json").read_text("utf-8"))
+    return Decision(saliency=values, plan=made, scored=scored, planned=planned)
+
+
+def plan_for(run: Run, model: nn.Module, groups: Groups, values: Saliency, budget: Budget) -> Plan:
+    """Plan with the recipe's ranking."""
+    ranking = run.settings.prune.ranking
+    return make_plan(model, groups, values, budget, example_inputs=run.example, ranking=ranking)
+
+
+def prune_by(run: Run, model: nn.Module, plan: Plan) -> nn.Module:
+    """Apply a plan and, if the recipe says so, let the survivors compensate."""
+    pruned = apply_plan(model, plan)
+    return compensated(model, pruned, plan, run.batches("calibration")) if run.settings.prune.compensate else pruned
+
+
+def compensated(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Iterable[Any]) -> nn.Module:
+    """Refit the surviving layers, then re-estimate BatchNorm, each kept only where it lowers the loss on `batches`."""
+    fitted = compensate(dense, pruned, plan, batches)
+    if not any(isinstance(module, _BatchNorm) for module in fitted.modules()):
+        return fitted
+    return min((fitted, reestimate_batchnorm(fitted, batches)), key=lambda item: evaluate(item, batches).loss)
