@@ -63,8 +63,8 @@ def progress_bar(label: str, total: int | None = None) -> Iterator[Bar]:
         bar.close()
 
 
-def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yield from `items`, one step of progress each.
+def track(items: Iterable[T], label: str, total: int | None = None, *, note: str = "") -> Iterator[T]:
+    """Yield from `items`, one step of progress each; `note` stands beside the bar from the start.
 
     Example:
         >>> list(track([1, 2], "counting"))
@@ -72,6 +72,8 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
     """
     size = total if total is not None else getattr(items, "__len__", lambda: None)()
     with progress_bar(label, size) as bar:
+        if note:
+            bar.advance(0, note)
         for item in items:
             yield item
             bar.advance()

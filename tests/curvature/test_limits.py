@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from hessprune._progress import listening
 from hessprune._watch.recording import CallMode
 from hessprune.curvature import ParamSlice, TraceOptions, Until, block_traces, has_bf16, lowest
 from hessprune.curvature.precision import Precision, resolve
@@ -161,6 +162,27 @@ def test_any_memory_limit_that_holds_one_sample_gives_the_same(estimator):
     assert tight.peak_bytes <= limit < free.peak_bytes
     for key in free.values:
         torch.testing.assert_close(tight.values[key], free.values[key], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "rademacher", "hutchinson"])
+def test_the_memory_is_announced_before_the_work(estimator):
+    notes: list[tuple[int, str]] = []
+
+    class Listener:
+        def start(self, label, total):
+            return 0
+
+        def advance(self, handle, steps, note):
+            notes.append((steps, note))
+
+        def finish(self, handle):
+            pass
+
+    model, batches = build(Residual), batches_of((5, 3))
+    with listening(Listener()):
+        options = TraceOptions(num_probes=2)
+        result = block_traces(model, all_rows(model), batches, estimator=estimator, options=options)
+    assert notes == [(0, f"about {result.peak_bytes / 1e6:.0f} MB"), (1, ""), (1, "")]
 
 
 def _fits(model, batches, estimator, limit) -> bool:

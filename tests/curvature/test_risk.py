@@ -1,5 +1,7 @@
 """The factor of the loss Hessian in the logits, for every loss."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,12 +23,26 @@ class Focal(nn.Module):
         return (torch.logsumexp(1.5 * logits, 1) + 0.1 * (logits - targets[:, None]).square().sum(1)).mean()
 
 
+def cast(value, dtype):
+    """Return a loss, or real targets, in another precision."""
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value).to(dtype)
+    return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+
+
 def labels(n, *shape):
     return torch.randint(0, 3, (n, *shape), generator=torch.Generator().manual_seed(2))
 
 
 def real(n, *shape):
     return torch.rand(n, *shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+class Sharpened(nn.CrossEntropyLoss):
+    """Looks like a known loss, and is another one."""
+
+    def forward(self, input, target):
+        return super().forward(2 * input, target)
 
 
 LOSSES = {
@@ -42,6 +58,8 @@ LOSSES = {
     "binary": (nn.BCEWithLogitsLoss(pos_weight=CLASS_WEIGHT), real(4, 3).round()),
     "binary, weighted": (nn.BCEWithLogitsLoss(weight=CLASS_WEIGHT), real(4, 3)),
     "unknown": (Focal(), real(4)),
+    "a subclass": (Sharpened(), labels(4)),
+    "a plain function": (lambda f, y: F.cross_entropy(f, y, label_smoothing=0.1), labels(4)),
 }
 DENSE = {
     "dense": (nn.CrossEntropyLoss(label_smoothing=0.1), labels(3, 2, 2)),
@@ -124,6 +142,50 @@ def test_losses_that_cannot_be_factored_are_refused():
         logit_factor(lambda f, y: -f.square().mean(), logits, targets)
     with pytest.raises(ValueError, match=r"must be in \[0, 3\)"):
         logit_factor(None, logits, torch.tensor([0, 3]))
+
+
+@pytest.mark.parametrize("estimator", ["exact", "rademacher", "hutchinson"])
+@pytest.mark.parametrize("settings", [{"reduction": "sum"}, {"ignore_index": 1}, {"weight": CLASS_WEIGHT}])
+def test_a_loss_that_does_not_average_is_refused(estimator, settings):
+    """Wrapped in a function it cannot be recognised, and would be counted wrongly in silence."""
+    model, batches = build(Residual), batches_of((4,))
+    run = {"estimator": estimator, "precision": "fp64", "loss_fn": lambda f, t: F.cross_entropy(f, t, **settings)}
+    with pytest.raises(ValueError, match="must be the mean of the samples' own losses"):
+        block_traces(model, all_rows(model), batches, **run)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_the_loss_need_not_be_in_the_precision_of_the_work(name, precision):
+    """Class weights and targets in single or double precision serve any model."""
+    loss_fn, targets = LOSSES[name]
+    model, inputs = build(Residual).float(), batches_of((4,))[0][0].float()
+    run = {"estimator": "hutchinson", "precision": precision, "options": TraceOptions(num_probes=2)}
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        loss, batches = cast(loss_fn, dtype), [(inputs, cast(targets, dtype))]
+        results.append(block_traces(model, all_rows(model), batches, loss_fn=loss, **run).values)
+    for key, value in results[0].items():
+        torch.testing.assert_close(value, results[1][key], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "rademacher", "hutchinson"])
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_ignored_samples_change_nothing(estimator, precision):
+    """Wherever they lie: in a chunk or a batch of their own, or among others."""
+    model, (x, y) = build(Residual), batches_of((6,))[0]
+    ignored = torch.full((4,), -100)
+    batches = [(x[:3], y[:3]), (x[:4], ignored), (x[3:], torch.cat([y[3:5], ignored[:1]]))]
+    run = {"estimator": estimator, "precision": precision}
+    options = TraceOptions(num_probes=2, chunk_size=2)
+    result = block_traces(model, all_rows(model), batches, options=options, **run)
+    assert result.weight == 5
+    if estimator != "rademacher":  # its noise goes by the sample's position
+        plain = block_traces(model, all_rows(model), [(x[:5], y[:5])], options=options, **run)
+        for key, value in plain.values.items():
+            torch.testing.assert_close(result.values[key], value, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="at least one label that counts"):
+        block_traces(model, all_rows(model), [(x[:4], ignored)], options=options, **run)
 
 
 def test_mean_loss_is_the_mean_over_samples():

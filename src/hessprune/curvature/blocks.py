@@ -17,6 +17,7 @@ from hessprune.curvature.problem import Effort, Problem, pose
 from hessprune.curvature.rademacher import rademacher_traces
 from hessprune.curvature.results import ParamSlice, Slices, TraceResult, probe_error  # noqa: F401 - the example's
 from hessprune.curvature.risk import LossFn
+from hessprune.errors import DataError
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ def block_traces(
     Returns:
         The traces by key, `(U,)` in float64, with their errors.
 
+    Raises:
+        DataError: All targets are ignored by the loss.
+
     Example:
         >>> model = nn.Linear(2, 3, bias=False)
         >>> x = torch.tensor([[1.0, 2.0]])
@@ -67,6 +71,8 @@ def block_traces(
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
     run = {"exact": _exact, "rademacher": _rademacher, "hutchinson": _hutchinson}[estimator]
     result = run(problem, options, seed)
+    if not result.weight:
+        raise DataError("`batches` must hold at least one label that counts, got only ignored ones. Check the targets.")
     if result.settled is False:
         _log.warning("%s has not settled within %d probes: raise `num_probes`", estimator, result.num_probes)
     return replace(

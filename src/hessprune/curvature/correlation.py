@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessprune._modules import sample_rows
@@ -107,7 +106,7 @@ def _add_batch(problem: Problem, inputs: Any, targets: Tensor, total: _Sums) -> 
     logits = problem.logits(inputs)
     factor = logit_factor(problem.loss_fn, logits, targets)
     columns = choose_columns(factor, problem.tolerance)
-    slope = _loss_gradient(problem.loss_fn, logits, targets) * factor.weight
+    slope = _loss_gradient(problem, logits, targets) * factor.weight if factor.weight else torch.zeros_like(logits)
     for rows, index in columns.chunks(problem.chunk_size, every_sample=True):
         tap = GateMode(problem.folded, problem.want, 1)
         with problem.precision.casting(problem.device):
@@ -136,11 +135,11 @@ def _push(problem: Problem, tap: "GateMode", cotangent: Tensor) -> Tensor:
     return problem.precision.finite(lambda scale: tap.backward(cotangent * scale) / scale)
 
 
-def _loss_gradient(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> Tensor:
+def _loss_gradient(problem: Problem, logits: Tensor, targets: Tensor) -> Tensor:
     """Gradient of the mean loss in the logits."""
     with torch.enable_grad():
         logits = logits.detach().requires_grad_()
-        return torch.autograd.grad((loss_fn or F.cross_entropy)(logits, targets), logits)[0]
+        return torch.autograd.grad(problem.loss(logits, targets), logits)[0]
 
 
 class GateMode(TapMode):

@@ -7,7 +7,6 @@ removal of everything, itself included. One product per batch, in the network's 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -62,7 +61,8 @@ def weight_curvature(
     for inputs, targets in problem.each_batch("Hessian product"):
         rows = torch.arange(len(problem.logits(inputs)), device=problem.device)
         for part in rows.split(problem.chunk_size):
-            total += _chunk(problem, inputs, targets, part, directions).cpu()
+            if loss_weight(problem.loss_fn, targets[part]):
+                total += _chunk(problem, inputs, targets, part, directions).cpu()
         weight += loss_weight(problem.loss_fn, targets)
     return problem.want.split(total / weight)
 
@@ -87,8 +87,7 @@ def _chunk(problem: Problem, inputs: Any, targets: Tensor, rows: Tensor, directi
         try:
             with problem.precision.casting(problem.device):
                 outputs = mode.forward(sample_rows(inputs, rows))
-            loss = (problem.loss_fn or F.cross_entropy)(outputs.to(problem.precision.dtype), targets[rows])
-            mode.differentiate(loss * scale)
+            mode.differentiate(problem.loss(outputs, targets[rows]) * scale)
             return mode.product(directions) / scale
         finally:
             mode.close()

@@ -10,12 +10,12 @@ from torch import Tensor
 _GOLDEN, _FIRST, _SECOND = (value - (1 << 64) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def signs(seed: int, draw: int, stream: Tensor, count: int) -> Tensor:
+def signs(seed: int, draw: int | Tensor, stream: Tensor, count: int) -> Tensor:
     """Return Rademacher signs, one row of `count` for each entry of `stream`.
 
     Args:
         seed: The user's seed.
-        draw: Index of the draw or probe.
+        draw: Index of the draw or probe; on an accelerator a tensor `()` spares a copy.
         stream: What the signs are for, such as positions of samples in the data, int64 `(n,)`.
         count: Signs in each row.
 

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hessprune.curvature.factors import LogitFactor
 from hessprune.curvature.moments import Moments
 from hessprune.curvature.problem import Problem
-from hessprune.curvature.risk import LogitFactor, logit_factor
+from hessprune.curvature.risk import logit_factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +35,15 @@ class Columns:
     total: float
     """Mass of all columns."""
 
-    def needed_samples(self) -> Tensor:
-        """Return the samples that need any column, longest lists first."""
-        return self.counts.argsort(descending=True, stable=True)[: int((self.counts > 0).sum())]
+    def samples(self, size: int, *, every: bool = False) -> tuple[Tensor, ...]:
+        """Return chunks of the samples that need any column, or of all of them; longest lists first."""
+        rows = self.counts.argsort(descending=True, stable=True)
+        rows = rows if every else rows[: int((self.counts > 0).sum())]
+        return rows.split(size) if len(rows) else ()
 
     def chunks(self, size: int, *, every_sample: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield sample indices and their columns `(n, k)`, −1 where a sample has fewer; longest lists first."""
-        longest_first = self.counts.argsort(descending=True, stable=True)
-        for rows in (longest_first if every_sample else self.needed_samples()).split(size):
+        for rows in self.samples(size, every=every_sample):
             needed = torch.arange(int(self.counts[rows[0]]), device=rows.device)
             columns = self.order[rows][:, needed]
             yield rows, columns.where(needed < self.counts[rows][:, None], -1)

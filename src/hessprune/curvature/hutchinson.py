@@ -12,7 +12,6 @@ import zlib
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -21,7 +20,8 @@ from hessprune.curvature.draws import signs
 from hessprune.curvature.moments import Moments
 from hessprune.curvature.problem import Problem
 from hessprune.curvature.products import ProductMode
-from hessprune.curvature.risk import loss_weight, relevance
+from hessprune.curvature.repeat import own_stream, repeated
+from hessprune.curvature.risk import check_is_mean, loss_weight, relevance
 
 
 def hutchinson_probes(problem: Problem, probes: range, seed: int) -> tuple[Tensor, Moments]:
@@ -41,16 +41,19 @@ def hutchinson_probes(problem: Problem, probes: range, seed: int) -> tuple[Tenso
         logits = problem.logits(inputs)
         rows, dropped, total = _needed(problem, logits, targets)
         for part in rows.split(problem.chunk_size):
-            sums += _chunk(problem, inputs, targets, part, probes, seed)
-            moments.num_backwards += len(probes) + 1
+            if loss_weight(problem.loss_fn, targets[part]):  # a mean over ignored labels alone is not a number
+                sums += _chunk(problem, inputs, targets, part, probes, seed)
+                moments.num_backwards += len(probes) + 1
         moments.count(len(logits), loss_weight(problem.loss_fn, targets), dropped, total)
     return sums, moments
 
 
 def _needed(problem: Problem, logits: Tensor, targets: Tensor) -> tuple[Tensor, float, float]:
     """Return the samples that weigh anything, and the share of those that are left out."""
-    weights = relevance(problem.loss_fn, logits, targets) if problem.tolerance else None
-    if weights is None:
+    weights = relevance(problem.loss_fn, logits, targets)
+    if weights is None and problem.loss_fn is not None:
+        check_is_mean(problem.loss_fn, logits, targets)
+    if weights is None or not problem.tolerance:
         return torch.arange(len(logits), device=logits.device), 0.0, 0.0
     rising, order = weights.sort()
     spare = int((rising.cumsum(0) <= problem.tolerance * rising.sum()).sum())
@@ -59,19 +62,21 @@ def _needed(problem: Problem, logits: Tensor, targets: Tensor) -> tuple[Tensor, 
 
 def _chunk(problem: Problem, inputs: Any, targets: Tensor, rows: Tensor, probes: range, seed: int) -> Tensor:
     """Return every probe's contribution from one chunk, `(len(probes), U)`."""
-    weight = loss_weight(problem.loss_fn, targets[rows])
+    weight, device = loss_weight(problem.loss_fn, targets[rows]), problem.device
     done: list[Tensor] = []
+    directions = _Directions(problem, seed)
 
     def remaining(scale: float) -> Tensor:
         """Take the probes that are still missing, all on one graph, at one loss scale."""
         mode = ProductMode(problem.folded, problem.want)
         try:
-            with problem.precision.casting(problem.device):
+            with problem.precision.casting(device):
                 outputs = mode.forward(sample_rows(inputs, rows))
-            loss = (problem.loss_fn or F.cross_entropy)(outputs.to(problem.precision.dtype), targets[rows])
-            mode.differentiate(loss * scale)
-            while len(done) < len(probes):
-                product = mode.product(_probe(problem, probes[len(done)], seed)) / scale
+            mode.differentiate(problem.loss(outputs, targets[rows]) * scale)
+            missing = probes[len(done) :]
+            step = repeated(lambda index: mode.product(directions(index)) / scale, len(missing), device)
+            for probe in missing:
+                product = step(torch.tensor(probe, device=device))
                 if not bool(torch.isfinite(product).all()):
                     return product
                 done.append(product.cpu())
@@ -79,18 +84,29 @@ def _chunk(problem: Problem, inputs: Any, targets: Tensor, rows: Tensor, probes:
             mode.close()
         return torch.zeros(())
 
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+    with sdpa_kernel(SDPBackend.MATH), own_stream(device):  # the fused kernels have no second derivative
         problem.precision.finite(remaining)
     return torch.stack(done) * weight
 
 
-def _probe(problem: Problem, probe: int, seed: int) -> dict[str, Tensor]:
-    """Return the signs of one probe by weight, in the coordinates of the folded weights."""
-    directions = {}
-    for name, weight in problem.folded.model.named_parameters():
-        if name in problem.want.axes:
-            stream = torch.tensor([zlib.crc32(name.encode())], device=weight.device)
-            v = signs(seed, probe, stream, weight.numel()).view(weight.shape).to(weight.dtype)
-            scale = problem.folded.scale.get(name)
-            directions[name] = v if scale is None else v * scale.to(v)
-    return directions
+class _Directions:
+    """The signs of a probe by weight, in the coordinates of the folded weights."""
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        named = problem.folded.model.named_parameters()
+        self._seed, self._scale = seed, problem.folded.scale
+        self._weights = {name: weight for name, weight in named if name in problem.want.axes}
+        self._streams = {name: _stream_of(name).to(problem.device) for name in self._weights}
+
+    def __call__(self, probe: Tensor) -> dict[str, Tensor]:
+        """Return the signs of the probe with this index."""
+        return {name: self._signs(name, weight, probe) for name, weight in self._weights.items()}
+
+    def _signs(self, name: str, weight: Tensor, probe: Tensor) -> Tensor:
+        v = signs(self._seed, probe, self._streams[name], weight.numel()).view(weight.shape).to(weight.dtype)
+        return v * self._scale[name].to(v) if name in self._scale else v
+
+
+def _stream_of(name: str) -> Tensor:
+    """Return the stream of random numbers that belongs to a weight."""
+    return torch.tensor([zlib.crc32(name.encode())])

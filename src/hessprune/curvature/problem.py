@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessprune._checks import check_batches, check_finite_parameters, leading_size
@@ -19,7 +20,7 @@ from hessprune.curvature.options import DEFAULT_TOLERANCE, TraceOptions
 from hessprune.curvature.precision import Precision, resolve
 from hessprune.curvature.readout import Wanted, wanted
 from hessprune.curvature.results import Kind, Slices
-from hessprune.curvature.risk import LossFn
+from hessprune.curvature.risk import LossFn, typed
 from hessprune.errors import NumericalError
 
 _log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Problem:
     device: torch.device
     chunk_size: int
     peak_bytes: int
-    """Estimate for one chunk."""
+    """Estimate for one chunk of the first batch."""
 
     @property
     def kind(self) -> Kind:
@@ -56,9 +57,11 @@ class Problem:
         return "ggn" if names & self.folded.recording.smooth or names & self.want.repeated else "hessian"
 
     def each_batch(self, label: str) -> Iterator[tuple[Any, Tensor]]:
-        """Yield `(inputs, targets)` on the device, with progress."""
-        for inputs, targets in track(self.batches, label):
-            yield to_device(inputs, self.device, self.precision.dtype), to_device(targets, self.device)
+        """Yield `(inputs, targets)` on the device, with progress and what it takes."""
+        note = f"about {self.peak_bytes / 1e6:.0f} MB"
+        _log.info("%s: %s", label, note)
+        for inputs, targets in track(self.batches, label, note=note):
+            yield tuple(to_device(part, self.device, self.precision.dtype) for part in (inputs, targets))
 
     @torch.no_grad()
     def logits(self, inputs: Any) -> Tensor:
@@ -71,6 +74,10 @@ class Problem:
             chunks = (sample_rows(inputs, part) for part in self.chunks(leading_size(inputs)))
             logits = torch.cat([logits_of(call_model(self.folded.model, chunk)) for chunk in chunks])
         return check_finite(logits)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of some samples, which must hold a label that counts."""
+        return (self.loss_fn or F.cross_entropy)(logits.to(self.precision.dtype), targets)
 
     def chunks(self, samples: int) -> tuple[Tensor, ...]:
         """Return the indices of the samples of each chunk."""
@@ -132,16 +139,15 @@ def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: LossFn | No
     want = wanted(model, slices, folded)
     per_sample = bytes_per_sample(folded, want, effort.estimator, precision)
     chunk = chunk_size(per_sample, effort.options, device)
-    _log.info("%s: about %.0f MB for %d samples at once", effort.estimator, chunk * per_sample / 1e6, chunk)
     default = 0.0 if precision.dtype == torch.float64 else DEFAULT_TOLERANCE[effort.estimator]
     return Problem(
         folded=folded,
         want=want,
         batches=batches,
-        loss_fn=loss_fn,
+        loss_fn=typed(loss_fn, device, precision.dtype),
         precision=precision,
         tolerance=default if effort.options.tolerance is None else effort.options.tolerance,
         device=device,
         chunk_size=chunk,
-        peak_bytes=chunk * per_sample,
+        peak_bytes=min(chunk, leading_size(inputs)) * per_sample,
     )

@@ -58,7 +58,7 @@ def _needed_samples(problem: Problem, inputs: Any, targets: Tensor, streams: _St
     logits = problem.logits(inputs)
     factor = logit_factor(problem.loss_fn, logits, targets)
     columns = choose_columns(factor, problem.tolerance)
-    for rows in columns.needed_samples().split(problem.chunk_size):
+    for rows in columns.samples(problem.chunk_size):
         with problem.tap(inputs, rows, len(streams.draws)) as tap:
             cotangents = (factor.draw(rows, xi) for xi in streams.noise(rows, columns.order.shape[1]))
             moments.add(torch.stack([problem.push(tap, u) for u in cotangents]))

@@ -43,8 +43,8 @@ class Wanted:
 
     @staticmethod
     def _piece(rows: Tensor, index: Tensor, scale: Tensor | None) -> Tensor:
-        units = rows[:, index.to(rows.device)].double().sum(-1)
-        return units if scale is None else units * scale.to(units)
+        units = rows[:, index].double().sum(-1)
+        return units if scale is None else units * scale
 
 
 def wanted(model: nn.Module, slices: Slices, folded: Folded) -> Wanted:
@@ -58,7 +58,10 @@ def wanted(model: nn.Module, slices: Slices, folded: Folded) -> Wanted:
     first_name = _canonical_names(model)
     for key, pieces in slices.items():
         _check_key(key, pieces, shapes)
-    renamed = {key: [replace(p, param=first_name[p.param]) for p in pieces] for key, pieces in slices.items()}
+    device = next(folded.model.parameters()).device  # positions travel once, not at every readout
+    renamed = {
+        key: [_on(replace(p, param=first_name[p.param]), device) for p in pieces] for key, pieces in slices.items()
+    }
     every = [piece for pieces in renamed.values() for piece in pieces]
     unused = sorted({piece.param for piece in every if not folded.recording.count(piece.param)})
     if unused:
@@ -72,6 +75,11 @@ def wanted(model: nn.Module, slices: Slices, folded: Folded) -> Wanted:
         factors={name: scale.square() for name, scale in folded.scale.items()},
         repeated=frozenset(piece.param for piece in every if folded.recording.count(piece.param) > 1),
     )
+
+
+def _on(piece: ParamSlice, device: torch.device) -> ParamSlice:
+    scale = None if piece.scale is None else piece.scale.to(device, torch.float64)
+    return replace(piece, index=piece.index.to(device), scale=scale)
 
 
 def _check_key(key: str, pieces: Sequence[ParamSlice], shapes: Mapping[str, torch.Size]) -> None:

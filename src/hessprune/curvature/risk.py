@@ -1,17 +1,12 @@
-r"""The loss as curvature sees it: its mean over batches, and a factor of its Hessian in the logits.
+"""The loss as curvature sees it: its mean over batches, and a factor of its Hessian in the logits.
 
 For a loss that is a mean over samples, `L = (1/W) Σ_n ℓ_n(f_n)`, the Hessian `∂²ℓ_n/∂f_n²` of every sample is
-factored as `S_n S_nᵀ`. Cross-entropy has `diag(p) − p pᵀ`, whose Cholesky factor with the classes in the order of
-falling probability is known in closed form: with `r_k = Σ_{j≥k} p_j` the mass from class `k` on,
-
-    S_kk = √(p_k r_{k+1} / r_k) ,    S_jk = −p_j √(p_k / (r_k r_{k+1})) for j > k ,
-
-so `C − 1` columns suffice, and after the first `k` of them the trace that is left is less than `r_{k+1}`.
+factored as `S_n S_nᵀ`.
 """
 
+import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,128 +15,10 @@ from torch import Tensor, nn
 from hessprune._checks import check_labels
 from hessprune._modules import call_model, device_of, logits_of, to_device
 from hessprune._state import evaluation_mode
+from hessprune.curvature.factors import DenseFactor, DiagonalFactor, LogitFactor, SoftmaxFactor
 from hessprune.errors import ArgumentError, DataError, NumericalError
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
-
-
-class LogitFactor(Protocol):
-    """A factor `S_n` of every sample's loss Hessian in the logits; `K` columns each."""
-
-    @property
-    def weight(self) -> float:
-        """What these samples add to the divisor `W` of the mean."""
-        ...
-
-    @property
-    def mass(self) -> Tensor:
-        """Squared norms of the columns, `(N, K)`; their sum is the trace of the loss Hessian in the logits."""
-        ...
-
-    def columns(self, rows: Tensor, index: Tensor) -> Tensor:
-        """Return column `index[i]` of sample `rows[i]`, shaped like the logits of these samples; −1 gives zeros."""
-        ...
-
-    def draw(self, rows: Tensor, noise: Tensor) -> Tensor:
-        """Return `S_n ξ_n` for the samples `rows`, given `noise` ξ of shape `(len(rows), K)`."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class SoftmaxFactor:
-    """Factor of `w (diag(p) − p pᵀ)` at each of `P` positions; column `k·P + t` is class rank `k` at position `t`."""
-
-    probability: Tensor  # (N, C, P), falling along C
-    order: Tensor  # (N, C, P)
-    sample_weight: Tensor  # (N, P)
-    shape: torch.Size
-    weight: float
-
-    @property
-    def _tail(self) -> Tensor:
-        """Return `r_k` for `k = 0 … C`, `(N, C + 1, P)`, summed from the small end."""
-        tail = self.probability.flip(1).cumsum(1).flip(1)
-        return torch.cat([tail, torch.zeros_like(tail[:, :1])], 1)
-
-    @property
-    def mass(self) -> Tensor:
-        """Squared norms of the columns, `(N, K)`."""
-        diagonal, below = self._parts(slice(None))
-        squares = self.probability.square().flip(1).cumsum(1).flip(1)[:, 1:]
-        return ((diagonal.square() + below.square() * squares) * self.sample_weight[:, None]).flatten(1)
-
-    def _parts(self, rows: Any) -> tuple[Tensor, Tensor]:
-        """Return `S_kk` and `√(p_k / (r_k r_{k+1}))`, each `(n, C − 1, P)`."""
-        p, tail = self.probability[rows, :-1], self._tail[rows]
-        here, after = tail[:, :-2], tail[:, 1:-1]
-        safe = after > 0
-        below = torch.where(safe, p / (here * after).clamp(min=torch.finfo(p.dtype).tiny), 0).sqrt()
-        return torch.where(safe, p * after / here, 0).sqrt(), below
-
-    def columns(self, rows: Tensor, index: Tensor) -> Tensor:
-        """Return one column of each sample."""
-        return self.draw(rows, _one_hot(index, (self.shape[1] - 1) * self.sample_weight.shape[1]))
-
-    def draw(self, rows: Tensor, noise: Tensor) -> Tensor:
-        """Return `S_n ξ_n`."""
-        p, weight = self.probability[rows], self.sample_weight[rows]
-        noise = noise.to(p.dtype).view(len(rows), p.shape[1] - 1, -1)
-        diagonal, below = self._parts(rows)
-        above = F.pad((below * noise).cumsum(1), (0, 0, 1, 0))  # Σ_{k<j}
-        u = F.pad(diagonal * noise, (0, 0, 0, 1)) - p * above
-        u = torch.empty_like(u).scatter_(1, self.order[rows], u) * weight.sqrt()[:, None]
-        return u.view(len(rows), *self.shape[1:])
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiagonalFactor:
-    """Factor of a diagonal Hessian: one column for each logit of a sample."""
-
-    diagonal: Tensor  # (N, K)
-    shape: torch.Size
-    weight: float
-
-    @property
-    def mass(self) -> Tensor:
-        """Squared norms of the columns, `(N, K)`."""
-        return self.diagonal
-
-    def columns(self, rows: Tensor, index: Tensor) -> Tensor:
-        """Return one column of each sample."""
-        return self.draw(rows, _one_hot(index, self.diagonal.shape[1]))
-
-    def draw(self, rows: Tensor, noise: Tensor) -> Tensor:
-        """Return `S_n ξ_n`."""
-        return (self.diagonal[rows].sqrt() * noise).view(len(rows), *self.shape[1:])
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenseFactor:
-    """Factor given as a matrix for each sample."""
-
-    matrix: Tensor  # (N, D, K)
-    shape: torch.Size
-    weight: float
-
-    @property
-    def mass(self) -> Tensor:
-        """Squared norms of the columns, `(N, K)`."""
-        return self.matrix.square().sum(1)
-
-    def columns(self, rows: Tensor, index: Tensor) -> Tensor:
-        """Return one column of each sample."""
-        return self.draw(rows, _one_hot(index, self.matrix.shape[2]))
-
-    def draw(self, rows: Tensor, noise: Tensor) -> Tensor:
-        """Return `S_n ξ_n`."""
-        return torch.einsum("ndk,nk->nd", self.matrix[rows], noise.to(self.matrix.dtype)).view(
-            len(rows), *self.shape[1:]
-        )
-
-
-def _one_hot(index: Tensor, size: int) -> Tensor:
-    """Return one row per entry of `index`, `(n, size)`; −1 gives zeros."""
-    return (torch.arange(size, device=index.device) == index[:, None]).double()
 
 
 def logit_factor(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> LogitFactor:
@@ -171,18 +48,38 @@ def logit_factor(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> Log
     reduction = getattr(loss_fn, "reduction", "mean")
     if reduction != "mean":
         raise ArgumentError(f"`loss_fn` must average over samples, got reduction={reduction!r}. Use reduction='mean'.")
-    logits = logits.detach().double()
-    if loss_fn is None or loss_fn is F.cross_entropy:
-        return _cross_entropy(nn.CrossEntropyLoss(), logits, targets)
-    if isinstance(loss_fn, nn.CrossEntropyLoss):
-        return _cross_entropy(loss_fn, logits, targets)
-    if isinstance(loss_fn, nn.MSELoss) or loss_fn is F.mse_loss:
+    known, logits = _module_of(loss_fn), logits.detach()
+    if known is None and loss_fn is not None:
+        return _any_loss(loss_fn, logits.float() if logits.dtype.itemsize < 4 else logits, targets)
+    logits = logits.double()
+    if isinstance(known, nn.CrossEntropyLoss):
+        return _cross_entropy(known, logits, targets)
+    if isinstance(known, nn.MSELoss):
         flat = logits.flatten(1)
         diagonal = torch.full_like(flat, 2 / flat.shape[1])
         return DiagonalFactor(diagonal=diagonal, shape=logits.shape, weight=float(len(logits)))
-    if isinstance(loss_fn, nn.BCEWithLogitsLoss) or loss_fn is F.binary_cross_entropy_with_logits:
-        return _binary_cross_entropy(loss_fn, logits, targets)
-    return _any_loss(loss_fn, logits, targets)
+    return _binary_cross_entropy(known, logits, targets)
+
+
+_KNOWN: tuple[tuple[Any, type[nn.Module]], ...] = (
+    (None, nn.CrossEntropyLoss),
+    (F.cross_entropy, nn.CrossEntropyLoss),
+    (F.mse_loss, nn.MSELoss),
+    (F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss),
+)
+"""Losses in closed form: functions, and the modules that compute the same."""
+
+
+def _module_of(loss_fn: LossFn | None) -> nn.Module | None:
+    """Return the loss that is known in closed form; None for any other, a subclass with a `forward` of its own too."""
+    if isinstance(loss_fn, nn.Module):
+        return loss_fn if any(type(loss_fn).forward is kind.forward for _, kind in _KNOWN) else None
+    return next((kind() for function, kind in _KNOWN if function is loss_fn), None)
+
+
+def typed(loss_fn: LossFn | None, device: torch.device, dtype: torch.dtype) -> LossFn | None:
+    """Return a loss whose own tensors, such as class weights, fit logits on `device` in `dtype`."""
+    return copy.deepcopy(loss_fn).to(device, dtype) if isinstance(loss_fn, nn.Module) else loss_fn
 
 
 def _cross_entropy(loss: nn.CrossEntropyLoss, logits: Tensor, targets: Tensor) -> SoftmaxFactor:
@@ -204,7 +101,7 @@ def _cross_entropy(loss: nn.CrossEntropyLoss, logits: Tensor, targets: Tensor) -
 
 def loss_weight(loss_fn: LossFn | None, targets: Tensor) -> float:
     """Return what samples add to the divisor of a mean loss: class weights of counted labels, or their number."""
-    loss = nn.CrossEntropyLoss() if loss_fn is None or loss_fn is F.cross_entropy else loss_fn
+    loss = _module_of(loss_fn)
     if not isinstance(loss, nn.CrossEntropyLoss):
         return float(len(targets))
     if targets.is_floating_point():
@@ -218,14 +115,15 @@ def relevance(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> Tensor
 
     None for losses that are not known in closed form.
     """
-    known = (nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss)
-    functions = (None, F.cross_entropy, F.mse_loss, F.binary_cross_entropy_with_logits)
-    if not isinstance(loss_fn, known) and loss_fn not in functions:
+    loss = typed(_module_of(loss_fn), logits.device, torch.float64)
+    if loss is None:
         return None
+    if not loss_weight(loss, targets):
+        return logits.new_zeros(len(logits), dtype=torch.float64)
     leaf = logits.detach().double().requires_grad_()
     with torch.enable_grad():
-        (loss_fn or F.cross_entropy)(leaf, targets if not targets.is_floating_point() else targets.double()).backward()
-    gradient = leaf.grad.flatten(1).abs().sum(1) if leaf.grad is not None else torch.zeros(len(logits))
+        value = loss(leaf, to_device(targets, leaf.device, leaf.dtype))
+    gradient = torch.autograd.grad(value, leaf)[0].flatten(1).abs().sum(1)
     return gradient * loss_weight(loss_fn, targets) + logit_factor(loss_fn, logits, targets).mass.sum(1)
 
 
@@ -242,19 +140,37 @@ def _binary_cross_entropy(loss: Any, logits: Tensor, targets: Tensor) -> Diagona
 
 def _any_loss(loss_fn: LossFn, logits: Tensor, targets: Tensor) -> DenseFactor:
     """Factor the Hessian that automatic differentiation finds, by its eigenvectors."""
-    pairs = zip(logits, targets, strict=True)
+    targets = to_device(targets, logits.device, logits.dtype)
+    check_is_mean(loss_fn, logits, targets)
     pairs = zip(logits, targets, strict=True)
     second = torch.autograd.functional.hessian
     hessians: Any = [second(lambda f, y=y: loss_fn(f[None], y[None]), f) for f, y in pairs]
-    hessians = torch.stack(hessians).reshape(len(logits), logits[0].numel(), -1)
+    hessians = torch.stack(hessians).reshape(len(logits), logits[0].numel(), -1).double()
     values, vectors = torch.linalg.eigh((hessians + hessians.mT) / 2)
-    if bool((values < -1e-8 * values.abs().amax().clamp(min=1e-300)).any()):
+    noise = 100 * torch.finfo(logits.dtype).eps
+    if bool((values < -noise * values.abs().amax().clamp(min=1e-300)).any()):
         raise ArgumentError(
             "`loss_fn` must be convex in the logits for `exact` and `rademacher`, got a Hessian with negative "
             "eigenvalues. Use estimator='hutchinson'."
         )
     matrix = (vectors * values.clamp(min=0).sqrt()[:, None]).flip(2)
     return DenseFactor(matrix=matrix, shape=logits.shape, weight=float(len(logits)))
+
+
+def check_is_mean(loss_fn: LossFn, logits: Tensor, targets: Tensor) -> None:
+    """Raise unless the loss of these samples is the mean of their own losses.
+
+    Raises:
+        ArgumentError: It is a sum, weighs samples differently, ignores some, or lets them influence each other.
+    """
+    whole = loss_fn(logits, targets).detach()
+    mean = torch.stack([loss_fn(f[None], y[None]).detach() for f, y in zip(logits, targets, strict=True)]).mean()
+    if not torch.allclose(whole, mean, rtol=1e-3, atol=1e-6):
+        raise ArgumentError(
+            f"`loss_fn` must be the mean of the samples' own losses, got {float(whole):.6g} for a batch and "
+            f"{float(mean):.6g} on average for its samples. Average over samples; to weigh or ignore labels, use "
+            "nn.CrossEntropyLoss, which is known in closed form."
+        )
 
 
 def mean_loss(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None = None) -> float:
