@@ -92,6 +92,31 @@ def test_until_stops_early_and_says_when_it_has_not_settled(caplog):
     assert exact.settled is True
 
 
+def test_until_removes_what_exact_removes_up_to_the_stated_error():
+    """Settled means settled: units that go the other way lie within three errors of the threshold."""
+    model, batches = build(Residual), batches_of((48,))
+    units = {key: pieces for key, pieces in all_rows(model).items() if key.endswith(":0")}
+    truth = block_traces(model, units, batches, precision="fp64").values
+    for seed in range(5):
+        options = TraceOptions(until=Until(removed=lowest(0.5)), num_probes=512)
+        run = {"estimator": "rademacher", "precision": "fp64", "seed": seed}
+        result = block_traces(model, units, batches, options=options, **run)
+        assert result.settled
+        ours, theirs = (flat(lowest(0.5)(values)) for values in (result.values, truth))
+        values, errors = flat(result.values), flat(result.standard_error)
+        distance = (values - values[ours].max()).abs() / errors.clamp(min=1e-12)
+        assert not bool((distance[ours != theirs] > 3).any())
+
+
+def test_agreement_is_that_of_the_removed_set():
+    """One unit of two that moves is half of the set, however many others stay where they are."""
+    values = {"a": torch.tensor([0.0, 1.0, 1.01, *[100.0] * 97])}
+    errors = {"a": torch.tensor([0.0, 1.0, 1.0, *[0.0] * 97])}
+    assert not Until(removed=lowest(0.02), confidence=0.9).settled(values, errors)
+    assert Until(removed=lowest(0.02), confidence=0.6).settled(values, errors)
+    assert Until(removed=lowest(0.0), confidence=1.0).settled(values, errors)  # nothing goes, whatever the noise
+
+
 def test_rounds_are_the_same_draws_as_one_round():
     model, batches = build(Residual), batches_of((40,))
     never = Until(removed=lowest(0.5), confidence=1.0)

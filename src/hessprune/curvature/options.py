@@ -42,5 +42,5 @@ class TraceOptions:
     def rounds(self, estimator: str) -> list[range]:
         """Return the probes of each round, all of one size; without `until` there is one round."""
         total = self.probes(estimator)
-        step = self.until.draws_per_round if self.until else total
-        return [range(start, start + step) for start in range(0, total, step)]
+        step = min(self.until.draws_per_round, total) if self.until else total
+        return [range(start, start + step) for start in range(0, total - step + 1, step)]

@@ -16,8 +16,8 @@ Decision = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 class Until:
     """Draw until the set of removed units is settled at a stated confidence.
 
-    The decision is repeated on values shaken by their standard errors; it has settled when, on average, a unit stays
-    on its side of the threshold with at least the stated confidence.
+    The decision is repeated on values shaken by their standard errors; it has settled when, on average, that share of
+    the removed set is the same: `2 |A ∩ B| / (|A| + |B|)` of the two sets.
 
     Example:
         >>> until = Until(removed=lowest(0.5), confidence=0.95)
@@ -28,8 +28,8 @@ class Until:
 
     removed: Decision
     confidence: float = 0.95
-    draws_per_round: int = 2
-    """How many draws or probes are added between two looks, at least 2."""
+    draws_per_round: int = 8
+    """How many draws or probes are added between two looks, at least 2: from fewer, an error is itself a guess."""
 
     def __post_init__(self) -> None:
         check_range("confidence", self.confidence, low=0.5, high=1.0)
@@ -39,14 +39,15 @@ class Until:
         """Return whether the decision holds when values vary by their errors, normally distributed."""
         decided = _joined(self.removed(values))
         generator = torch.Generator().manual_seed(0)
-        same = 0.0
+        differing = 0.0
         for _ in range(trials):
             shaken = {
                 key: value + errors[key] * torch.randn(value.shape, generator=generator, dtype=value.dtype)
                 for key, value in values.items()
             }
-            same += float((_joined(self.removed(shaken)) == decided).double().mean())
-        return same / trials >= self.confidence
+            other = _joined(self.removed(shaken))
+            differing += float((other != decided).sum()) / max(float(other.sum() + decided.sum()), 1.0)
+        return 1 - differing / trials >= self.confidence
 
 
 def lowest(fraction: float, cost: Mapping[str, Tensor] | None = None) -> Decision:
