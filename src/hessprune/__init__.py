@@ -20,12 +20,13 @@ from hessprune.errors import (
 )
 from hessprune.structure.groups import Frozen, Group, Groups, Slice
 from hessprune.structure.find import find_groups
-from hessprune.curvature import TraceResult
+from hessprune.curvature import TraceOptions, TraceResult, Until
 from hessprune.saliency import Saliency, Settings, hessian_trace, saliency
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import Cost, cost
 from hessprune.planning.plan import Plan, make_plan
 from hessprune.planning.ranking import Ranking
+from hessprune.planning.removal import removal_for
 from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.compensation import compensate
 from hessprune.surgery.verify import verify
@@ -51,6 +52,8 @@ __all__ = [
     # curvature and saliency
     "hessian_trace",
     "TraceResult",
+    "TraceOptions",
+    "Until",
     "saliency",
     "Saliency",
     "Settings",
@@ -61,6 +64,7 @@ __all__ = [
     "Cost",
     "make_plan",
     "Plan",
+    "removal_for",
     # surgery and checkpoints
     "apply_plan",
     "verify",

@@ -37,6 +37,8 @@ class Until:
 
     def settled(self, values: Mapping[str, Tensor], errors: Mapping[str, Tensor], *, trials: int = 32) -> bool:
         """Return whether the decision holds when values vary by their errors, normally distributed."""
+        if not all(bool(torch.isfinite(error).all()) for error in errors.values()):
+            return False
         decided = _joined(self.removed(values))
         generator = torch.Generator().manual_seed(0)
         differing = 0.0

@@ -143,7 +143,7 @@ def make_plan(
         )
     per_unit = check_per_unit(saliency, groups, "saliency")
     ranking = _resolved(ranking, saliency)
-    free = _not_ignored(groups, ranking.ignored_layers)
+    free = not_ignored(groups, ranking.ignored_layers)
     costs = CostModel(model, example_inputs, groups)
     interactions = getattr(saliency, "interactions", None)
     if interactions is None:
@@ -220,7 +220,8 @@ def _resolved(ranking: Ranking, saliency: Mapping[str, Tensor]) -> Ranking:
     return Ranking(**{**asdict(ranking), "per_cost": getattr(saliency, "per_cost", True)})
 
 
-def _not_ignored(groups: Sequence[Group], patterns: Sequence[str]) -> list[Group]:
+def not_ignored(groups: Sequence[Group], patterns: Sequence[str]) -> list[Group]:
+    """Return the groups that no pattern names."""
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(group.name, pattern) for group in groups):
             raise ArgumentError(f"`ignored_layers` must match group names, got {pattern!r}. See `find_groups`.")

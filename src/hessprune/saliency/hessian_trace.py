@@ -42,7 +42,7 @@ def hessian_trace(
         precision: `"fp32"`, `"bf16"`, `"fp16"` (not on a CPU) or `"fp64"`.
         seed: For the stochastic estimators.
         num_probes: Draws of `rademacher` (4) or probes of `hutchinson` (300).
-        until: Draw until this decision has settled instead, and say whether it has.
+        until: Draw until this decision on the traces has settled instead, and say whether it has.
         memory_limit: Bytes for activations and gradients; samples are pushed through in chunks that fit.
 
     Returns:
@@ -84,6 +84,11 @@ def relative_hessian_trace(
 def _by_group(
     model: nn.Module, groups: Sequence[Group], batches: Any, settings: Settings, *, hap_scale: bool
 ) -> TraceResult:
+    options: TraceOptions | None = settings.options
+    if options is not None and options.until is not None:  # the decision is one on all groups
+        removed = options.until.removed
+        until = replace(options.until, removed=lambda values: removed(_complete(dict(values), groups)))
+        options = replace(options, until=until)
     result = block_traces(
         model,
         producer_slices(model, groups, hap_scale=hap_scale),
@@ -92,7 +97,7 @@ def _by_group(
         loss_fn=settings.loss_fn,
         precision=settings.precision,
         seed=settings.seed,
-        options=settings.options,
+        options=options,
     )
     error = result.standard_error
     return replace(

@@ -17,6 +17,8 @@ def _hap(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Sett
     trace = relative_hessian_trace(model, groups, batches, settings)
     facts = {"estimator": trace.estimator, "precision": trace.precision, "kind": trace.kind}
     facts |= {"num_backwards": trace.num_backwards}
+    if trace.settled is not None:
+        facts |= {"num_probes": trace.num_probes, "settled": trace.settled}
     return Scores(values=trace.values, standard_error=trace.standard_error, facts=facts)
 
 

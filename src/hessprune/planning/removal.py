@@ -1,0 +1,53 @@
+"""Which units a budget removes, as a function of saliencies alone: for asking again and again while they settle."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hessprune.planning.budget import Budget
+from hessprune.planning.cost import CostModel
+from hessprune.planning.plan import not_ignored
+from hessprune.planning.ranking import Ranking, select
+from hessprune.structure.groups import Group, check_per_unit
+
+
+def removal_for(
+    model: nn.Module, groups: Sequence[Group], budget: Budget, *, example_inputs: Any, ranking: Ranking | None = None
+) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """Return the function from saliencies to the units that `make_plan` would remove.
+
+    Costs are counted once, so that a call takes milliseconds: a stochastic estimate can draw until this decision has
+    settled, `hp.TraceOptions(until=hp.Until(removed=hp.removal_for(…)))`.
+
+    Args:
+        model: The dense model; it is not changed.
+        groups: From `find_groups`.
+        budget: What may be left.
+        example_inputs: The inputs for which MACs are counted; shapes only.
+        ranking: Floors, rounding, and whether saliency is taken per cost saved.
+
+    Returns:
+        A function of `{group name: (U,)}` that returns one boolean tensor `(U,)` by group: True for what goes.
+
+    Example:
+        >>> import hessprune as hp
+        >>> net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> x = torch.zeros(1, 2)
+        >>> removed = removal_for(net, hp.find_groups(net, x), hp.Budget(macs=0.5), example_inputs=x)
+        >>> removed({"0": torch.tensor([3.0, 1.0, 2.0, 4.0])})
+        {'0': tensor([False,  True,  True, False])}
+    """
+    ranking = ranking or Ranking()
+    free, costs = not_ignored(groups, ranking.ignored_layers), CostModel(model, example_inputs, groups)
+
+    def removed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        chosen = select(free, check_per_unit(values, groups, "values"), costs, budget=budget, ranking=ranking)
+        return {group.name: _mask(group, chosen.get(group.name, ())) for group in groups}
+
+    return removed
+
+
+def _mask(group: Group, units: Sequence[int]) -> Tensor:
+    return torch.zeros(group.num_units, dtype=torch.bool).index_fill(0, torch.tensor(units, dtype=torch.int64), True)
