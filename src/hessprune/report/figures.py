@@ -1,70 +1,17 @@
 """The report's figures as inline SVG: drawn by matplotlib, coloured by the page.
 
-Every colour is a placeholder that becomes a CSS variable of the page, so one drawing serves light and dark; text stays
-text, in the page's own font. A figure is a function from a `RunReport` to an SVG string, or to `""` where nothing is
-to be shown.
+A figure is a function from a `RunReport` to an SVG string, or to `""` where nothing is to be shown.
 """
 
-import io
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from hessprune.report.run_report import EpochPoint, GroupSaliency, LayerWidth, RunReport
+from hessprune.report.style import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PALE, PAPER, PERCENT, as_svg, new_figure
 
-# Placeholder → CSS variable. The page defines them for light and dark, from a palette safe for colour-blind readers.
-INK, MUTED, LINE, PAPER = "#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04"
-BLUE, ORANGE, GREEN, GREY, PALE = "#0a0a05", "#0a0a06", "#0a0a07", "#0a0a08", "#0a0a09"
-_VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    LINE: "--line",
-    PAPER: "--card",
-    BLUE: "--blue",
-    ORANGE: "--orange",
-    GREEN: "--green",
-    GREY: "--grey",
-    PALE: "--pale",
-}
 _BASELINES = {"magnitude": (ORANGE, "s"), "random": (GREY, "^")}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "hessprune",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "lines.solid_capstyle": "round",
-}
-_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 
 
 def accuracy_against_cost(report: RunReport) -> str:
@@ -72,7 +19,7 @@ def accuracy_against_cost(report: RunReport) -> str:
     methods = list(dict.fromkeys(point.method for point in report.curve))
     if not methods:
         return ""
-    with _figure(5.9, 3.2) as figure:
+    with new_figure(5.9, 3.2) as figure:
         axes = figure.add_subplot()
         for method in methods:
             _draw_method(axes, report, method)
@@ -80,9 +27,9 @@ def accuracy_against_cost(report: RunReport) -> str:
         _set_limits(axes, min(point.macs_fraction for point in report.curve))
         _label_methods(axes, report, methods)
         axes.set(xlabel="MACs kept", ylabel="validation accuracy")
-        axes.xaxis.set_major_formatter(_PERCENT)
-        axes.yaxis.set_major_formatter(_PERCENT)
-        return _svg(figure, "Validation accuracy against the share of MACs kept, for each method")
+        axes.xaxis.set_major_formatter(PERCENT)
+        axes.yaxis.set_major_formatter(PERCENT)
+        return as_svg(figure, "Validation accuracy against the share of MACs kept, for each method")
 
 
 def network(report: RunReport) -> str:
@@ -90,12 +37,12 @@ def network(report: RunReport) -> str:
     layers = report.layers
     if not layers:
         return ""
-    with _figure(9.6, 2.6 if len(layers) > 24 else 2.9) as figure:
+    with new_figure(9.6, 2.6 if len(layers) > 24 else 2.9) as figure:
         axes = figure.add_subplot()
         _draw_layers(axes, layers)
         axes.set(ylabel="output channels", xlim=(-0.8, len(layers) - 0.2), ylim=(0, None))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        return _svg(figure, "Channels kept in every layer, from input to output")
+        return as_svg(figure, "Channels kept in every layer, from input to output")
 
 
 def saliencies(report: RunReport) -> str:
@@ -103,7 +50,7 @@ def saliencies(report: RunReport) -> str:
     groups = report.saliency
     if not groups:
         return ""
-    with _figure(9.6, 0.75 + 0.235 * len(groups)) as figure:
+    with new_figure(9.6, 0.75 + 0.235 * len(groups)) as figure:
         axes = figure.add_subplot()
         floor = _floor(groups)
         for row, group in enumerate(groups):
@@ -112,7 +59,7 @@ def saliencies(report: RunReport) -> str:
         axes.set_yticks(range(len(groups)), [group.group for group in groups])
         axes.set_ylim(len(groups) - 0.4, -0.6)
         axes.minorticks_off()
-        return _svg(figure, "Saliency of every unit by group; removed units are hollow")
+        return as_svg(figure, "Saliency of every unit by group; removed units are hollow")
 
 
 def training(report: RunReport) -> str:
@@ -120,13 +67,13 @@ def training(report: RunReport) -> str:
     stages = {name: epochs for name, epochs in report.history.items() if len(epochs) > 1}
     if not stages:
         return ""
-    with _figure(9.6, 2.5) as figure:
+    with new_figure(9.6, 2.5) as figure:
         for column, quantity in enumerate(("loss", "accuracy")):
             for row, (name, epochs) in enumerate(stages.items()):
                 axes = figure.add_subplot(1, 2 * len(stages), 1 + 2 * row + column)
                 _draw_epochs(axes, epochs, quantity)
                 axes.set_title(f"{_spoken(name)}: {quantity}", color=INK)
-        return _svg(figure, "Training curves")
+        return as_svg(figure, "Training curves")
 
 
 def _draw_method(axes: Axes, report: RunReport, method: str) -> None:
@@ -222,7 +169,7 @@ def _draw_epochs(axes: Axes, epochs: Sequence[EpochPoint], quantity: str) -> Non
     axes.set_xlabel("epoch")
     if quantity == "accuracy":
         axes.plot(x, [epoch.validation_accuracy for epoch in epochs], color=BLUE)
-        axes.yaxis.set_major_formatter(_PERCENT)
+        axes.yaxis.set_major_formatter(PERCENT)
         axes.yaxis.set_major_locator(MaxNLocator(4))
         return
     trained = [(epoch.epoch, epoch.train_loss) for epoch in epochs if epoch.train_loss is not None]
@@ -234,26 +181,3 @@ def _draw_epochs(axes: Axes, epochs: Sequence[EpochPoint], quantity: str) -> Non
 
 def _spoken(name: str) -> str:
     return {"pretrain": "Training", "finetune": "Fine-tuning"}.get(name, name)
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
-    """Yield an empty figure of so many inches, under the report's style."""
-    with mpl.rc_context(_STYLE):
-        yield Figure(figsize=(width, height), layout="constrained")
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """Return the figure as an SVG element: no metadata, no fixed size, colours from the page."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # several figures share a page: ids would clash
-    for attribute in ("width", "height"):
-        text = re.sub(rf'(<svg\b[^>]*?)\s{attribute}="[^"]*"', r"\1", text, count=1)
-    for color, variable in _VARIABLES.items():
-        text = text.replace(color, f"var({variable})")
-    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
