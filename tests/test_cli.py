@@ -49,6 +49,26 @@ def test_run_takes_a_recipe_and_prints_json(demo):
     assert json.loads(result.stdout) == json.loads((out / "report.json").read_text())
 
 
+def test_compare_shows_a_table_and_prints_json(demo, tmp_path):
+    recipe = str(demo[0] / "recipe.yaml")
+    options = ["--methods", "random,magnitude", "--budgets", "0.6", "--seeds", "0", "--no-compensate"]
+    command = ["compare", recipe, "--out", str(tmp_path), *options, "--set", "data.validation_size=50"]
+    result = runner.invoke(app, command)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    assert re.search(r"no compensation, no training macs kept 60% random \d+\.\d magnitude \d+\.\d Accuracy in %", text)
+    assert "one draw, seed 0: no spread" in text
+    found = json.loads(runner.invoke(app, [*command, "--json"]).stdout)
+    assert found == json.loads((tmp_path / "comparison.json").read_text("utf-8"))
+
+
+def test_inspect_leaves_ignored_layers_alone():
+    arguments = ["inspect", "digits-resnet", "--input-shape", "1,8,8", "--ignore", "layer1.*", "--json"]
+    found = json.loads(runner.invoke(app, arguments).stdout)
+    assert "it is ignored on request" in found["frozen"]
+    assert not any(group["name"].startswith("layer1") for group in found["groups"])
+
+
 def test_inspect_shows_groups_and_reasons():
     result = runner.invoke(app, ["inspect", "digits-resnet", "--input-shape", "1,8,8"])
     assert result.exit_code == 0, result.output
@@ -70,7 +90,7 @@ def test_inspect_prints_json():
     assert first["consumers"] == ["layer1.0.conv2"]
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "inspect"])
+@pytest.mark.parametrize("command", ["demo", "run", "inspect", "compare"])
 def test_help_holds_an_example(command):
     result = runner.invoke(app, [command, "--help"])
     assert result.exit_code == 0
@@ -86,6 +106,10 @@ def test_help_holds_an_example(command):
         (["demo", "--set", "model.name=resnet57"], r"known model.*Did you mean 'resnet56'\?"),
         (["demo", "--set", "model={weights: absent.pt}"], r"absent.pt.*existing file"),
         (["demo", "--set", "data={source: npz, root: absent.npz}"], r"absent.npz"),
+        (["compare", "digits.yaml", "--methods", "happ"], r"`methods` must be one of .*Did you mean 'hap'\?"),
+        (["compare", "digits.yaml", "--budgets", "0.5;0.4"], r"`budgets` must be numbers with commas"),
+        (["compare", "absent.yaml"], r"recipe must be a readable YAML file, got 'absent.yaml'"),
+        (["inspect", "resnet20", "--ignore", "absent"], r"`ignore` must name modules of the model, got 'absent'"),
         (["inspect", "resnet57"], r"Did you mean 'resnet56'\?"),
         (
             ["inspect", "resnet20", "--input-shape", "3;32;32"],

@@ -36,6 +36,9 @@ from hessprune.latency import compare_latency, measure_latency
 from hessprune.export import export_onnx
 from hessprune.checkpoint import load, save
 from hessprune.pipeline import PruneResult, prune
+from hessprune.report.comparison import Comparison
+from hessprune.run.comparing import CompareSettings
+from hessprune.run.compare import compare
 
 __version__ = "0.1.0"
 
@@ -79,6 +82,10 @@ __all__ = [
     "measure_latency",
     "compare_latency",
     "export_onnx",
+    # whole runs
+    "compare",
+    "CompareSettings",
+    "Comparison",
     # errors
     "HessPruneError",
     "ArgumentError",

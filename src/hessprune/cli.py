@@ -21,6 +21,10 @@ app = typer.Typer(
 
 Out = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="out/<recipe>")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+DataRoot = Annotated[Path, typer.Option(help="What relative paths of the recipe refer to.")]
+Ignore = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Layers whose outputs keep their width, such as 'layer1.*'")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as prune.budget.macs=0.4")
 ]
@@ -42,7 +46,7 @@ def demo(
 def run(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
     out: Out = None,
-    data_root: Annotated[Path, typer.Option(help="What relative paths of the recipe refer to.")] = Path(),
+    data_root: DataRoot = Path(),
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -56,6 +60,7 @@ def inspect(
     input_shape: Annotated[str, typer.Option(help="Shape of one sample.")] = "3,32,32",
     num_classes: Annotated[int, typer.Option(help="Outputs of the model.")] = 10,
     weights: Annotated[Path | None, typer.Option(help="A checkpoint that must fit the model.")] = None,
+    ignore: Ignore = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what can be pruned in a model, what one unit costs, and what is frozen and why."""
@@ -63,8 +68,57 @@ def inspect(
     from hessprune.report.inspection import inspect_model
 
     with terminal.session():
-        found = inspect_model(model, input_shape=input_shape, num_classes=num_classes, weights=weights)
+        found = inspect_model(
+            model, input_shape=input_shape, num_classes=num_classes, weights=weights, ignore=tuple(ignore or ())
+        )
     _show_json(found.to_json()) if as_json else terminal.print_inspection(found)
+
+
+@app.command(
+    epilog="Example: [bold]hessprune compare recipes/digits.yaml --methods random,hap,joint --budgets 0.5,0.3[/]"
+)
+def compare(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe: data, model, weights, fine-tuning.")],
+    out: Out = None,
+    data_root: DataRoot = Path(),
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Such as random,hap,hap:hutchinson:probes=300,joint:steps=5")
+    ] = None,
+    budgets: Annotated[str | None, typer.Option(help="Kept shares, such as 0.75,0.5")] = None,
+    quantity: Annotated[str | None, typer.Option(help="What budgets are shares of: macs, params or units.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="One draw of calibration images each, such as 0,1,2")] = None,
+    compensate: Annotated[bool | None, typer.Option(help="One way only; both by default.")] = None,
+    channels: Annotated[str | None, typer.Option(help="all, or inner: only those that a single layer emits.")] = None,
+    ignore: Ignore = None,
+    epochs: Annotated[int | None, typer.Option(help="Fine-tune every pruned model for so long.")] = None,
+    lrs: Annotated[str | None, typer.Option(help="Learning rates to try, such as 0.03,0.1")] = None,
+    split: Annotated[str | None, typer.Option(help="Where accuracy is measured: validation or test.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare methods at several budgets, on several draws of calibration images; interrupted, it continues."""
+    from hessprune import terminal
+    from hessprune.recipe import load_recipe
+    from hessprune.run.compare import compare as compare_methods
+    from hessprune.run.comparing import CompareSettings
+
+    options = {
+        "methods": methods,
+        "budgets": budgets,
+        "quantity": quantity,
+        "seeds": seeds,
+        "channels": channels,
+        "ignore": ignore,
+        "epochs": epochs,
+        "lrs": lrs,
+        "split": split,
+        "compensate": compensate,
+    }
+    out = out or Path("out") / f"compare-{recipe.stem}"
+    with terminal.session(resumable=True):
+        asked, settings = CompareSettings.from_text(options), load_recipe(recipe, overrides or ())
+        found = compare_methods(settings, out, comparison=asked, data_root=data_root)
+    _show_json(found.to_json()) if as_json else terminal.print_comparison(found, out)
 
 
 def _run(recipe: Path, out: Path, data_root: Path, overrides: list[str] | None, as_json: bool) -> None:

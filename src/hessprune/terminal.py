@@ -11,6 +11,7 @@ from rich.table import Table
 
 from hessprune._progress import listening
 from hessprune.errors import HessPruneError
+from hessprune.report.comparison import Comparison, best_in_column, stage_title
 from hessprune.report.html import COLUMNS, cells, format_count, last_baselines, spoken
 from hessprune.report.inspection import Inspection
 from hessprune.report.run_report import ModelResult, RunReport, headline
@@ -122,6 +123,28 @@ def print_inspection(inspection: Inspection) -> None:
     for reason, axes in inspection.frozen.items():
         shown = ", ".join(axes[:6]) + (f" and {len(axes) - 6} more" if len(axes) > 6 else "")
         console.print(f"\n[dim]frozen because {reason}:[/] {shown}", soft_wrap=True)
+
+
+def print_comparison(comparison: Comparison, out: object) -> None:
+    """Print one table for each way to recover: a row for each method, a column for each budget."""
+    console = Console(highlight=False)
+    console.print(f"\n[bold]{comparison.title}[/]: {comparison.dense['accuracy']:.1%} before pruning", soft_wrap=True)
+    for stage in comparison.stages:
+        rows = comparison.rows(*stage)
+        best = set(best_in_column(rows))
+        table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+        table.add_column(f"{comparison.quantity} kept")
+        for budget in comparison.budgets:
+            table.add_column(f"{budget:.0%}", justify="right")
+        for method in comparison.methods:
+            keys = [(method, budget) for budget in comparison.budgets]
+            shown = [f"[bold]{rows[k]}[/]" if k in best else str(rows[k]) if k in rows else "–" for k in keys]
+            table.add_row(method, *shown)
+        console.print(f"\n{stage_title(*stage)}")
+        console.print(table)
+    for note in (*comparison.notes, *(f"Missing: {reason}" for reason in comparison.unreachable)):
+        console.print(f"[dim]{note}[/]", soft_wrap=True)
+    console.print(f"\nresults in {out}: comparison.html, comparison.png, comparison.json", soft_wrap=True)
 
 
 def _add_model(table: Table, report: RunReport, name: str, result: ModelResult, style: str | None) -> None:

@@ -28,6 +28,8 @@ _VARIABLES = {
     GREY: "--grey",
     PALE: "--pale",
 }
+PRINTED = {INK: "#1b1f24", MUTED: "#5f6873", LINE: "#dfe3e8", PAPER: "#ffffff"}
+"""What a picture has in place of the placeholders."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hessprune",
@@ -63,9 +65,12 @@ PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 
 
 @contextmanager
-def new_figure(width: float, height: float) -> Iterator[Figure]:
-    """Yield an empty figure of so many inches, under the report's style."""
-    with mpl.rc_context(STYLE):
+def new_figure(width: float, height: float, *, printed: bool = False) -> Iterator[Figure]:
+    """Yield an empty figure of so many inches, under the report's style; `printed` ones have colours of their own."""
+    style: dict[Any, Any] = STYLE
+    if printed:
+        style = {key: PRINTED.get(value, value) for key, value in STYLE.items()} | {"figure.facecolor": "white"}
+    with mpl.rc_context(style):
         yield Figure(figsize=(width, height), layout="constrained")
 
 

@@ -25,8 +25,10 @@ from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.compensation import compensate
 from hessprune.training.batchnorm import reestimate_batchnorm
 
-SCORING_CODE = ("structure", "curvature", "saliency")
+SCORING_CODE = ("data", "structure", "curvature", "saliency")
 """What computes saliencies: a change anywhere else leaves them valid."""
+PRUNING_CODE = (*SCORING_CODE, "planning", "surgery", "training/batchnorm", "evaluate", "run/decisions", "run/stepwise")
+"""What computes pruned models."""
 
 
 def score(run: Run, model: nn.Module, groups: Groups, method: str) -> Stage:
@@ -76,7 +78,7 @@ def decide(run: Run, dense: Model, groups: Groups, method: str) -> Decision:
         write_text(folder / "plan.json", made.to_json())
 
     inputs = (scored, as_json(prune.budget), as_json(prune.ranking), prune.steps)
-    planned = run.store.run(f"3-plan-{method}", plan, *inputs)
+    planned = run.store.run(f"3-plan-{method}", plan, *inputs, code=PRUNING_CODE)
     made = Plan.from_json(planned.file("plan.json").read_text("utf-8"))
     return Decision(saliency=values, plan=made, scored=scored, planned=planned)
 

@@ -33,7 +33,7 @@ def dense_model(run: Run) -> Model:
     """Load the weights, or train the network from scratch."""
     section = run.settings.model
     if section.pretrain is not None:
-        return _trained(run, "1-dense", run.fresh_model, section.pretrain, inputs=[section.name, run.settings.seed])
+        return trained(run, "1-dense", run.fresh_model, section.pretrain, inputs=[section.name, run.settings.seed])
     path = run.data_root / str(section.weights)
 
     def make(folder: Path) -> None:
@@ -41,8 +41,9 @@ def dense_model(run: Run) -> Model:
         load_weights(model, path)
         save_state(model, folder)
 
+    shape = (run.data.input_shape, run.data.num_classes)
     digest = sha256(path.read_bytes()) if path.is_file() else "missing"
-    stage = run.store.run("1-dense", make, section.name, digest, run.data.input_shape, run.data.num_classes)
+    stage = run.store.run("1-dense", make, section.name, digest, *shape, code=("models",))
     return Model(model=load_state(run.fresh_model(), stage.folder), stage=stage)
 
 
@@ -62,7 +63,7 @@ def tune(run: Run, dense: Model, pruned: Model, method: str) -> Model:
     """Fine-tune the pruned model; the dense one teaches it where the recipe asks for distillation."""
     config = run.settings.finetune
     teacher = dense.model if config.distill_weight > 0 else None
-    return _trained(
+    return trained(
         run, f"5-finetuned-{method}", lambda: pruned.model, config, inputs=[pruned.stage, dense.stage], teacher=teacher
     )
 
@@ -132,7 +133,7 @@ def export(run: Run, model: Model, path: Path) -> None:
         shutil.copyfile(stage.file(path.name), temporary)
 
 
-def _trained(
+def trained(
     run: Run,
     name: str,
     start: Callable[[], nn.Module],
