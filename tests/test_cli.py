@@ -62,6 +62,19 @@ def test_compare_shows_a_table_and_prints_json(demo, tmp_path):
     assert found == json.loads((tmp_path / "comparison.json").read_text("utf-8"))
 
 
+def test_saliency_names_units_and_shares_them_with_a_run(demo):
+    out, _ = demo
+    before = sorted((out / "stages").glob("2-saliency-*"))
+    command = ["saliency", str(out / "recipe.yaml"), "--out", str(out), "--top", "1"]
+    result = runner.invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert sorted((out / "stages").glob("2-saliency-*")) == before
+    found = json.loads(runner.invoke(app, [*command, "--json"]).stdout)
+    first = found["groups"][0]
+    least = min(range(16), key=first["values"].__getitem__)
+    assert re.search(rf"conv1 +16 +{least}:", result.stdout)
+
+
 def test_inspect_leaves_ignored_layers_alone():
     arguments = ["inspect", "digits-resnet", "--input-shape", "1,8,8", "--ignore", "layer1.*", "--json"]
     found = json.loads(runner.invoke(app, arguments).stdout)
@@ -90,7 +103,7 @@ def test_inspect_prints_json():
     assert first["consumers"] == ["layer1.0.conv2"]
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "inspect", "compare"])
+@pytest.mark.parametrize("command", ["demo", "run", "inspect", "saliency", "compare"])
 def test_help_holds_an_example(command):
     result = runner.invoke(app, [command, "--help"])
     assert result.exit_code == 0

@@ -74,6 +74,31 @@ def inspect(
     _show_json(found.to_json()) if as_json else terminal.print_inspection(found)
 
 
+@app.command(epilog="Example: [bold]hessprune saliency recipes/digits.yaml --method hap:rademacher --top 5[/]")
+def saliency(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe: data, model, weights.")],
+    out: Out = None,
+    data_root: DataRoot = Path(),
+    overrides: Overrides = None,
+    method: Annotated[
+        str | None, typer.Option(help="In place of the recipe's, such as joint or hap:hutchinson.")
+    ] = None,
+    ignore: Ignore = None,
+    top: Annotated[int, typer.Option(min=1, help="Units to name in each group, at either end.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Show how salient the units of each group are; a run in the same folder reads the values again."""
+    from hessprune import terminal
+    from hessprune.recipe import load_recipe
+    from hessprune.run.scoring import measure_saliency
+
+    out = out or Path("out") / recipe.stem
+    with terminal.session(resumable=True):
+        settings = load_recipe(recipe, overrides or ())
+        found = measure_saliency(settings, out, method=method, ignore=tuple(ignore or ()), data_root=data_root)
+    _show_json(found.to_json()) if as_json else terminal.print_saliencies(found, top, out)
+
+
 @app.command(
     epilog="Example: [bold]hessprune compare recipes/digits.yaml --methods random,hap,joint --budgets 0.5,0.3[/]"
 )

@@ -15,6 +15,7 @@ from hessprune.report.comparison import Comparison, best_in_column, stage_title
 from hessprune.report.html import COLUMNS, cells, format_count, last_baselines, spoken
 from hessprune.report.inspection import Inspection
 from hessprune.report.run_report import ModelResult, RunReport, headline
+from hessprune.report.saliencies import Saliencies, sparkline
 
 REPORTED_SECONDS = 0.5
 
@@ -145,6 +146,23 @@ def print_comparison(comparison: Comparison, out: object) -> None:
     for note in (*comparison.notes, *(f"Missing: {reason}" for reason in comparison.unreachable)):
         console.print(f"[dim]{note}[/]", soft_wrap=True)
     console.print(f"\nresults in {out}: comparison.html, comparison.png, comparison.json", soft_wrap=True)
+
+
+def print_saliencies(found: Saliencies, top: int, out: object) -> None:
+    """Print the least and the most salient units of every group, and how all of them are spread."""
+    console = Console(highlight=False)
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    for name, justify in (("group", "left"), ("units", "right"), ("least salient", "left"), ("most salient", "left")):
+        table.add_column(name, justify=justify, no_wrap=name == "group")  # type: ignore[arg-type]
+    table.add_column("spread", no_wrap=True)
+    for group in found.groups:
+        ends = [" ".join(f"{unit}:{value:.2g}" for unit, value in end) for end in (group.least(top), group.most(top))]
+        table.add_row(group.group, str(len(group.values)), *ends, sparkline(found.histogram(group.values)))
+    console.print(f"[bold]{found.model}[/]: saliency by {found.method}, as unit:value\n")
+    console.print(table)
+    spread = f"spread: units from {found.edges[0]:.1e} to {found.edges[-1]:.1e}, logarithmic."
+    console.print(f"\n[dim]{spread} {' '.join(found.notes)}[/]", soft_wrap=True)
+    console.print(f"\nresults in {out}: saliency.json", soft_wrap=True)
 
 
 def _add_model(table: Table, report: RunReport, name: str, result: ModelResult, style: str | None) -> None:
