@@ -49,14 +49,18 @@ class TapMode(CallMode):
 
     def backward(self, cotangent: Tensor) -> Tensor:
         """Push one logit vector per sample back; return `(N, num_units)` squared norms in float64."""
-        assert self._logits is not None, "forward comes first"
         self._rows.clear()
         self._sums.clear()
-        u = cotangent.to(self._logits)
-        torch.autograd.grad(self._logits, self._anchor, u, retain_graph=True, allow_unused=True)
+        self.push_back(cotangent)
         for name, total in self._sums.items():
             self._take(name, total)
         return self._want.gather(self._rows)
+
+    def push_back(self, cotangent: Tensor) -> None:
+        """Push one logit vector per sample back; every tap hears of it."""
+        assert self._logits is not None, "forward comes first"
+        u = cotangent.to(self._logits)
+        torch.autograd.grad(self._logits, self._anchor, u, retain_graph=True, allow_unused=True)
 
     def close(self) -> None:
         """Let go of the graph, which holds this object and is held by it."""

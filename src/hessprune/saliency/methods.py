@@ -8,6 +8,7 @@ from torch import nn
 from hessprune._checks import check_batches, check_choice, check_finite_parameters, leading_size
 from hessprune.saliency import baselines, gates
 from hessprune.saliency.hessian_trace import relative_hessian_trace
+from hessprune.saliency.repair import repaired
 from hessprune.saliency.scores import Scores, Settings
 from hessprune.saliency.values import Saliency
 from hessprune.structure.groups import Group
@@ -30,6 +31,10 @@ def _magnitude(model: nn.Module, groups: Sequence[Group], batches: Any, settings
     return Scores(values=baselines.magnitude(model, groups))
 
 
+def _joint(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Settings) -> Scores:
+    return (repaired if settings.compensated else gates.joint)(model, groups, batches, settings)
+
+
 def _bn_scale(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Settings) -> Scores:  # noqa: ARG001
     return Scores(values=baselines.bn_scale(model, groups))
 
@@ -42,8 +47,10 @@ METHODS: dict[str, Callable[[nn.Module, Sequence[Group], Any, Settings], Scores]
     "hap": _hap,
     "sosp-h": gates.sosp_h,
     "sosp-i": gates.sosp_i,
-    "joint": gates.joint,
+    "joint": _joint,
 }
+COMPENSATING = {"joint"}
+"""Methods whose answer depends on `Settings.compensated`."""
 UNIFORM = {"random"}
 """Methods that spread removals evenly over layers by themselves: their ranking is not taken per cost."""
 
@@ -62,7 +69,8 @@ def saliency(
         model: Left untouched.
         groups: From `find_groups`.
         batches: Calibration data, a re-iterable of `(inputs, targets)`; a few hundred samples are enough.
-        method: `"hap"` (relative Hessian trace), `"sosp-h"`, `"sosp-i"`, `"joint"` (signed interactions), or one of the
+        method: `"hap"` (relative Hessian trace), `"sosp-h"`, `"sosp-i"`, `"joint"` (what is left to
+            pay after a refit, or signed interactions without one), or one of the
             baselines `"taylor"`, `"bn_scale"`, `"magnitude"`, `"random"`.
         settings: Seed, estimator, precision and loss.
 

@@ -15,6 +15,8 @@ class Settings:
     estimator: str = "exact"
     precision: str = "fp32"
     loss_fn: Any = None
+    compensated: bool = True
+    """Whether the survivors will be refitted; `joint` then judges removals by what is left to pay after that."""
     options: Any = None
     """`TraceOptions`: number of probes, stopping rule, memory limit."""
 

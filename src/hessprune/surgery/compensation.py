@@ -19,6 +19,7 @@ from hessprune._progress import progress_bar
 from hessprune._state import evaluation_mode
 from hessprune._watch.calls import Arguments, Call, Convolution
 from hessprune._watch.recording import CallMode, Recording, record, slow_attention, weight_names
+from hessprune._watch.regression import columns_of, design, rows_of, weight_from
 from hessprune.planning.plan import Plan
 from hessprune.surgery.least_squares import ridge
 
@@ -113,7 +114,7 @@ class _Teacher(CallMode):
 
     def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
         out = call.forward(*arguments)
-        rows = _rows(call, out)
+        rows = rows_of(call, out)
         count = min(len(rows), max(MIN_ROWS, min(MAX_ROWS, ROWS_PER_INPUT * arguments[1][0].numel())))
         positions = torch.randperm(len(rows), generator=self._generator)[:count].sort().values.to(rows.device)
         self.wanted.append(_Target(weight=name, positions=positions, output=rows[positions]))
@@ -142,13 +143,13 @@ class _Student(CallMode):
 
     def _refit(self, name: str, call: Call, arguments: Arguments, target: _Target) -> None:
         x, weight, bias = arguments
-        design, mean = _design(call, x, weight, target.positions), self._means.get(name)
-        old = _columns(call, weight)
+        inputs, mean = design(call, x, weight, target.positions), self._means.get(name)
+        old = columns_of(call, weight)
         wanted = (target.output if bias is None else target.output - bias).unflatten(1, (old.shape[0], -1))
-        rows_per_sample = len(_rows(call, call.forward(x[:1], weight, None))) * x.shape[0] // self.samples
+        rows_per_sample = len(rows_of(call, call.forward(x[:1], weight, None))) * x.shape[0] // self.samples
         held_out = (target.positions // max(rows_per_sample, 1)) % 5 == 0
-        fit = ridge(design, wanted, old, held_out=held_out, with_shift=bias is not None or mean is not None)
-        weight.copy_(_uncolumns(call, fit.weight, weight))
+        fit = ridge(inputs, wanted, old, held_out=held_out, with_shift=bias is not None or mean is not None)
+        weight.copy_(weight_from(call, fit.weight, weight))
         if bias is not None:
             bias += fit.shift.flatten().to(bias.dtype)
         elif mean is not None:
@@ -168,39 +169,3 @@ def _targets(wanted: list[_Target], plan: Plan, dense: nn.Module) -> dict[str, _
         output = target.output[:, kept] if len(kept) == target.output.shape[1] else target.output
         targets[target.weight] = _Target(weight=target.weight, positions=target.positions, output=output)
     return targets
-
-
-def _rows(call: Call, out: Tensor) -> Tensor:
-    """Outputs as rows `(samples × positions, O)`."""
-    return out.movedim(1, -1).flatten(0, -2) if isinstance(call, Convolution) else out.flatten(0, -2)
-
-
-def _columns(call: Call, weight: Tensor) -> Tensor:
-    """Weights as a regression's, `(g, K, O)`."""
-    if isinstance(call, Convolution):
-        return weight.flatten(1).unflatten(0, (call.groups, -1)).mT
-    return weight[None] if call.transposed else weight.mT[None]
-
-
-def _uncolumns(call: Call, columns: Tensor, weight: Tensor) -> Tensor:
-    if isinstance(call, Convolution):
-        return columns.mT.reshape(weight.shape).to(weight.dtype)
-    return (columns[0] if call.transposed else columns[0].mT).to(weight.dtype)
-
-
-def _design(call: Call, x: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
-    """Inputs of the regression at the sampled positions, `(R, g, K)`."""
-    if not isinstance(call, Convolution):
-        return x.flatten(0, -2)[positions][:, None]
-    kernel = weight.shape[2:]
-    padded = F.pad(x, [side for amount in reversed(call.padding) for side in (amount, amount)]).movedim(1, -1)
-    spans = zip(padded.shape[1:-1], kernel, call.stride, call.dilation, strict=True)
-    sample, *place = torch.unravel_index(
-        positions, (x.shape[0], *((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in spans))
-    )
-    offsets = torch.cartesian_prod(*(torch.arange(k) for k in kernel)).view(-1, len(kernel)).tolist()
-    patches = [
-        padded[(sample, *(p * s + o * d for p, o, s, d in zip(place, offset, call.stride, call.dilation, strict=True)))]
-        for offset in offsets
-    ]  # one (R, I) for each position of the kernel
-    return torch.stack(patches, -1).view(len(positions), call.groups, -1)

@@ -1,0 +1,145 @@
+"""What the loss of units costs after a refit, against regressions and losses computed the long way."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hessprune.curvature.elimination import DAMPING, Elimination, inverse
+from hessprune.curvature.repair import repaired_losses
+from hessprune.curvature.results import ParamSlice
+
+
+def damped(covariance):
+    return covariance + DAMPING * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
+
+
+def test_elimination_is_the_regression_on_what_is_left():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 8, generator=generator, dtype=torch.float64) @ torch.randn(8, 8, generator=generator).double()
+    weight = torch.randn(8, 3, generator=generator, dtype=torch.float64)
+    root = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    covariance, curvature = x.T @ x / len(x), root @ root.T
+    columns = torch.arange(8).view(4, 2)
+    reader = Elimination(weight[None], inverse(covariance[None]), curvature[None], columns)
+    total = 0.0
+    for unit, gone in ((2, [4, 5]), (0, [0, 1, 4, 5])):
+        total += float(reader.losses(torch.tensor([unit])))
+        reader.remove(unit)
+        left = [place for place in range(8) if place not in gone]
+        wanted = torch.zeros_like(weight)
+        target = damped(covariance)[left] @ weight  # the damped regression of the dense outputs
+        wanted[left] = torch.linalg.solve(damped(covariance)[left][:, left], target)
+        error = weight - wanted
+        torch.testing.assert_close(reader.change[0], -error)
+        torch.testing.assert_close(total, float((error.T @ damped(covariance) @ error @ curvature).trace() / 2))
+
+
+class Reader(nn.Module):
+    """A linear function of its input, so that predicted and measured losses agree."""
+
+    def __init__(self, layer, size):
+        super().__init__()
+        self.layer = layer
+        self.head = nn.Linear(size, 1)
+
+    def forward(self, x):
+        return self.head(self.layer(x).flatten(1))
+
+
+LAYERS = {
+    "convolution": (nn.Conv2d(4, 3, 3, padding=1), (4, 5, 5), 75),
+    "strided": (nn.Conv2d(4, 3, 3, stride=2), (4, 5, 5), 12),
+    "pointwise": (nn.Conv1d(4, 3, 1), (4, 6), 18),
+    "linear": (nn.Linear(4, 5), (4,), 5),
+    "tokens": (nn.Linear(4, 5), (6, 4), 30),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_predicted_losses_are_the_measured_ones(name):
+    layer, shape, size = LAYERS[name]
+    torch.manual_seed(0)
+    model = Reader(layer, size).double().requires_grad_(False)
+    axis = 1 if isinstance(layer, nn.Linear) and len(shape) == 2 else 0
+    mixing = torch.randn(4, 4, dtype=torch.float64)
+    x = (
+        torch.tensordot(mixing, torch.randn(40, *shape, dtype=torch.float64), ([1], [1 + axis])).movedim(0, 1 + axis)
+        + 1
+    )
+    piece = ParamSlice(param="layer.weight", dim=1, index=torch.arange(4)[:, None])
+    found = repaired_losses(model, {"x": [piece]}, [(x, model(x))], loss_fn=F.mse_loss, precision="fp64")["x"]
+    assert sorted(found.order.tolist()) == [0, 1, 2, 3]
+    rows = patches(layer, x)
+    for count in range(1, 5):
+        dense = model(x)
+        kept, old = (
+            refit(layer, rows, found.order[:count].tolist()),
+            {k: v.clone() for k, v in layer.state_dict().items()},
+        )
+        layer.weight.copy_(kept[0].view_as(layer.weight))
+        layer.bias.add_(kept[1])
+        measured = float(F.mse_loss(model(x), dense))
+        layer.load_state_dict(old)
+        torch.testing.assert_close(float(found.loss[count - 1]), measured, rtol=1e-8, atol=1e-12)
+
+
+def patches(layer, x):
+    """Inputs of the layer as rows `(R, K)`, channels outermost."""
+    if isinstance(layer, nn.Linear):
+        return x.flatten(0, -2)
+    if isinstance(layer, nn.Conv1d):
+        return x.movedim(1, -1).flatten(0, -2)
+    return F.unfold(x, layer.kernel_size, padding=layer.padding, stride=layer.stride).movedim(1, -1).flatten(0, -2)
+
+
+def refit(layer, rows, gone):
+    """New weights `(O, K)` without some channels, and by how much the bias moves."""
+    weight = layer.weight.flatten(1).T
+    size = len(weight) // 4
+    left = [place for place in range(len(weight)) if place // size not in gone]
+    lost = [place for place in range(len(weight)) if place // size in gone]
+    mean = rows.mean(0)
+    covariance = (rows - mean).T @ (rows - mean) / len(rows)
+    new = torch.zeros_like(weight)
+    if left:
+        shift = torch.linalg.solve(damped(covariance)[left][:, left], covariance[left][:, lost] @ weight[lost])
+        new[left] = weight[left] + shift
+    return new.T, (mean @ (weight - new))
+
+
+def test_transposed_convolutions_and_repeated_layers_are_not_refitted():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.ConvTranspose2d(3, 3, 2, bias=False)
+            self.head = nn.Linear(75, 1)
+
+        def forward(self, x):
+            return self.head(self.up(self.up(x)).flatten(1))
+
+    torch.manual_seed(0)
+    model = Twice().double().requires_grad_(False)
+    x = torch.randn(10, 3, 3, 3, dtype=torch.float64)
+    piece = ParamSlice(param="up.weight", dim=0, index=torch.arange(3)[:, None])
+    found = repaired_losses(model, {"x": [piece]}, [(x, model(x))], loss_fn=F.mse_loss, precision="fp64")["x"]
+    first = int(found.order[0])
+    gradient = torch.func.jacrev(lambda w: torch.func.functional_call(model, {"up.weight": w}, x))(model.up.weight)
+    effect = (gradient[:, 0, first] * model.up.weight[first]).flatten(1).sum(1)
+    torch.testing.assert_close(float(found.loss[0]), float(effect.square().mean()))
+
+
+def test_losses_rise_for_units_of_several_readers_and_repeat_by_seed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(80, 4)).eval()  # fmt: skip
+    batches = [(torch.randn(16, 3, 8, 8), torch.arange(16) % 4)] * 2
+    slices = {
+        "a": [ParamSlice(param="3.weight", dim=1, index=torch.arange(6)[:, None])],
+        "b": [ParamSlice(param="6.weight", dim=1, index=torch.arange(80).view(5, 16))],
+    }
+    found = repaired_losses(model, slices, batches, seed=3)
+    again = repaired_losses(model, slices, batches, seed=3)
+    for key, repair in found.items():
+        assert torch.equal(repair.loss, again[key].loss)
+        assert float(repair.loss[-1]) > float(repair.loss[0]) >= 0
