@@ -12,8 +12,9 @@ class Saliency(ByGroup[Tensor]):
     """Estimated loss increase of every unit, `{group name: (U,)}`; also answers to the `Group` itself.
 
     A dict for every purpose. Beside it stand `provenance` (method, estimator, seed, data seen), which goes into the
-    plan; `per_cost`, whether a ranking should divide by the cost saved unless told otherwise; `standard_error`; and
-    `interactions`, `(U, U)` over all units in order, where the method knows how removals interact.
+    plan; `per_cost`, whether a ranking should divide by the cost saved unless told otherwise; `standard_error`;
+    `interactions`, `(U, U)` over all units in order, where the method knows how removals interact; and, from
+    `hessprune.implant_losses`, the loss increase where a unit keeps a low-rank stand-in.
     """
 
     def __init__(
@@ -24,9 +25,11 @@ class Saliency(ByGroup[Tensor]):
         per_cost: bool = True,
         standard_error: Mapping[str, Tensor] | None = None,
         interactions: Tensor | None = None,
+        implant_losses: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(values)
         self.provenance = dict(provenance)
         self.per_cost = per_cost
         self.standard_error = standard_error
         self.interactions = interactions
+        self.implant_losses = implant_losses
