@@ -46,7 +46,7 @@ def flat(removed: dict[str, tuple[int, ...]]) -> set[int]:
 def test_greedy_with_swaps_against_brute_force(seed: int) -> None:
     groups, costs = two_layers()
     saliency, q = random_problem(seed)
-    chosen = flat(select_jointly(groups, saliency, q, costs, budget=Budget(params=0.5), ranking=LOOSE))
+    chosen = flat(select_jointly(groups, saliency, q, costs, budget=Budget(params=0.5), ranking=LOOSE).removed)
     in_first = len([unit for unit in chosen if unit < 6])
     same_cost = (
         set(a) | set(b)
@@ -62,14 +62,16 @@ def test_greedy_with_swaps_against_brute_force(seed: int) -> None:
 def test_units_that_cancel_go_together() -> None:
     groups, costs = two_layers()
     saliency, q = random_problem(0)
-    chosen = flat(select_jointly(groups, saliency, q, costs, budget=Budget(params=0.8), ranking=LOOSE))
+    chosen = flat(select_jointly(groups, saliency, q, costs, budget=Budget(params=0.8), ranking=LOOSE).removed)
     assert {2, 3} <= chosen
 
 
 def test_without_interactions_it_is_the_ranking() -> None:
     groups, costs = two_layers()
     saliency, _ = random_problem(1)
-    removed = select_jointly(groups, saliency, torch.zeros(12, 12), costs, budget=Budget(params=0.5), ranking=LOOSE)
+    removed = select_jointly(
+        groups, saliency, torch.zeros(12, 12), costs, budget=Budget(params=0.5), ranking=LOOSE
+    ).removed
     both = torch.cat([saliency["0"], saliency["2"]])
     assert flat(removed) == set(both.argsort()[: len(flat(removed))].tolist())
 
@@ -80,7 +82,7 @@ def test_per_cost_prefers_units_that_save_more() -> None:
     ranking = Ranking(min_kept_fraction=0.0)
     removed = select_jointly(
         groups, flat_saliency, torch.zeros(12, 12), costs, budget=Budget(params=0.9), ranking=ranking
-    )
+    ).removed
     saved = costs.saved_next("params")
     assert saved["0"] > saved["2"]
     assert len(removed["0"]) > len(removed["2"])
@@ -89,7 +91,7 @@ def test_per_cost_prefers_units_that_save_more() -> None:
 def test_floors_rounding_and_reach() -> None:
     groups, costs = two_layers()
     saliency, q = random_problem(2)
-    removed = select_jointly(groups, saliency, q, costs, budget=Budget(params=0.6), ranking=Ranking(round_to=2))
+    removed = select_jointly(groups, saliency, q, costs, budget=Budget(params=0.6), ranking=Ranking(round_to=2)).removed
     assert all(len(units) % 2 == 0 for units in removed.values())
     with pytest.raises(BudgetError, match="must be reachable"):
         select_jointly(groups, saliency, q, costs, budget=Budget(params=0.2), ranking=Ranking(min_kept_fraction=0.5))

@@ -61,7 +61,13 @@ class CostModel:
     sizes, which fall linearly too. Predicted cost is therefore the measured cost, not an estimate.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any, groups: Iterable[Group] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        groups: Iterable[Group] = (),
+        stand_ins: Mapping[str, int | None] | None = None,
+    ) -> None:
         groups = list(groups)
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self._groups = {group.name: number for number, group in enumerate(groups)}
@@ -79,6 +85,9 @@ class CostModel:
             "params": np.array([isinstance(tensor, nn.Parameter) for tensor in state.values()], dtype=float),
             "bytes": np.array([tensor.element_size() for tensor in state.values()], dtype=float),
         }
+        rows = {name: number for number, name in enumerate(state)}
+        self._stand_ins = np.array([rows[f"{layer}.weight"] for layer in stand_ins or ()], dtype=int)
+        self._ranks = np.array([rank or 0 for rank in (stand_ins or {}).values()], dtype=float)
         self.dense = self({})
 
     def _irregular(self, products: list[Product], fewer: list[Product], names: list[str]) -> list[int]:
@@ -112,19 +121,41 @@ class CostModel:
             for piece in group.slices:
                 self._per_unit[number, rows[piece.param], piece.dim] += len(piece.index[0])
 
-    def __call__(self, num_removed: Mapping[str, int]) -> Cost:
-        """Return the cost after removing `num_removed[group name]` units of each group (0 where absent)."""
+    def _stand_in_numel(self, counts: np.ndarray, implanted: np.ndarray) -> np.ndarray:
+        """Return how many more elements the stand-ins' layers hold than if the implanted units had kept their filters.
+
+        A full filter has `I·k` weights; a 1×1 filter has `I`, and filters of rank `r` have `r` each and share `r·I·k`.
+        """
+        sizes = (self._sizes - np.tensordot(counts, self._per_unit, axes=1))[self._stand_ins]
+        units = implanted @ self._per_unit[:, self._stand_ins, 0]
+        inputs, full = sizes[:, 1], sizes[:, 1:].prod(1)
+        small = np.where(self._ranks > 0, self._ranks * (units + full * (units > 0)), units * inputs)
+        change = np.zeros(len(self._sizes))
+        change[self._stand_ins] = small - units * full
+        return change
+
+    def __call__(self, num_removed: Mapping[str, int], num_implanted: Mapping[str, int] | None = None) -> Cost:
+        """Return the cost after removing `num_removed[group name]` units of each group (0 where absent).
+
+        `num_implanted` more units keep a stand-in in the layers given as `stand_ins`: names, each with its rank (None
+        for 1×1 filters).
+        """
         counts = self._counts(num_removed)
-        numel = self._numel(counts)
+        numel = self._numel(counts) + self._stand_in_numel(counts, self._counts(num_implanted or {}))
         totals = {quantity: round(float(weights @ numel)) for quantity, weights in self._weights.items()}
         macs = totals["macs"] + self._irregular_macs(counts)
         return Cost(macs=macs, params=totals["params"], bytes=totals["bytes"])
 
-    def spent(self, quantity: str, num_removed: Mapping[str, int] | None = None) -> int:
+    def spent(
+        self,
+        quantity: str,
+        num_removed: Mapping[str, int] | None = None,
+        num_implanted: Mapping[str, int] | None = None,
+    ) -> int:
         """Return one quantity of the cost, or the number of `units` left, after `num_removed` are gone."""
         if quantity == "units":
             return self._num_units - sum((num_removed or {}).values())
-        return getattr(self(num_removed or {}), quantity)
+        return getattr(self(num_removed or {}, num_implanted), quantity)
 
     def saved_next(self, quantity: str, num_removed: Mapping[str, int] | None = None) -> dict[str, float]:
         """Return what one more unit of each group saves, in any quantity, after `num_removed` are gone."""

@@ -13,12 +13,17 @@ from torch import Tensor, nn
 from hessprune.errors import ArgumentError, BudgetError, CheckpointError
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import Cost, CostModel
+from hessprune.planning.implants import Implant, Share, as_implant, implant_options
 from hessprune.planning.inputs import InputSpec, describe_inputs
 from hessprune.planning.joint import select_jointly
+from hessprune.planning.packing import group_from_json, group_to_json
 from hessprune.planning.ranking import Ranking, select
-from hessprune.structure.groups import Group, Literal, Slice, check_per_unit
+from hessprune.planning.zones import Zones, select_zones
+from hessprune.structure.groups import Group, check_per_unit
+from hessprune.structure.stand_ins import stand_in_layers
 
-FORMAT = 1
+FORMAT = 2
+"""Plans without implants are written as format 1, which older versions read too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,17 +43,30 @@ class Plan:
     """Shapes of the example inputs, with which surgery verifies itself."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Method, seed, estimator, versions: whatever is needed to make the same plan again."""
+    implanted: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Units that keep a low-rank stand-in, by group name."""
+    stand_ins: Mapping[str, int | None] = field(default_factory=dict)
+    """Layers in which they have it, each with its rank (None: 1×1 filters)."""
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:
-        """Units that stay, by group name."""
-        gone = {name: set(units) for name, units in self.removed.items()}
-        return {g.name: tuple(u for u in range(g.num_units) if u not in gone.get(g.name, ())) for g in self.groups}
+        """Units that stay whole, by group name."""
+        left = {name: {*self.removed.get(name, ()), *self.implanted.get(name, ())} for name in self._names}
+        return {g.name: tuple(u for u in range(g.num_units) if u not in left[g.name]) for g in self.groups}
 
     @property
     def num_removed(self) -> int:
         """Number of removed units."""
         return sum(len(units) for units in self.removed.values())
+
+    @property
+    def num_implanted(self) -> int:
+        """Number of units that keep a stand-in."""
+        return sum(len(units) for units in self.implanted.values())
+
+    @property
+    def _names(self) -> list[str]:
+        return [group.name for group in self.groups]
 
     def kept_fraction(self, quantity: str) -> float:
         """Return the share of `macs`, `params`, `bytes` or `units` that is left."""
@@ -60,14 +78,16 @@ class Plan:
         """Return the plan as JSON; `Plan.from_json` gives an equal plan back."""
         return json.dumps(
             {
-                "format": FORMAT,
+                "format": FORMAT if self.implanted else 1,
                 "budget": {self.budget.quantity: self.budget.value},
                 "cost_before": asdict(self.cost_before),
                 "cost_after": asdict(self.cost_after),
                 "inputs": self.inputs.tree,
                 "provenance": dict(self.provenance),
                 "removed": {name: list(units) for name, units in self.removed.items()},
-                "groups": [_group_to_json(group) for group in self.groups],
+                "implanted": {name: list(units) for name, units in self.implanted.items()},
+                "stand_ins": dict(self.stand_ins),
+                "groups": [group_to_json(group) for group in self.groups],
             },
             indent=1,
         )
@@ -86,13 +106,15 @@ class Plan:
                     f"the plan has format {data['format']}, this version reads {FORMAT}. Upgrade hessprune."
                 )
             return cls(
-                groups=tuple(_group_from_json(item) for item in data["groups"]),
+                groups=tuple(group_from_json(item) for item in data["groups"]),
                 removed={name: tuple(units) for name, units in data["removed"].items()},
                 budget=Budget(**data["budget"]),
                 cost_before=Cost(**data["cost_before"]),
                 cost_after=Cost(**data["cost_after"]),
                 inputs=InputSpec(tree=data["inputs"]),
                 provenance=data["provenance"],
+                implanted={name: tuple(units) for name, units in data.get("implanted", {}).items()},
+                stand_ins=data.get("stand_ins", {}),
             )
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
@@ -102,11 +124,14 @@ class Plan:
     def __str__(self) -> str:
         """One line for the whole, one per group."""
         share = f"{self.kept_fraction(self.budget.quantity):.1%} of {self.budget.quantity} kept"
-        head = f"{self.budget}: {self.cost_before} -> {self.cost_after} ({share}, {self.num_removed} units removed)"
-        return "\n".join([
-            head,
-            *(f"  {g.name}: {len(self.kept[g.name])} of {g.num_units} units kept" for g in self.groups),
-        ])
+        zones = f"{self.num_removed} units removed" + (f", {self.num_implanted} implanted" if self.implanted else "")
+        kept = self.kept
+        lines = [f"{self.budget}: {self.cost_before} -> {self.cost_after} ({share}, {zones})"]
+        for group in self.groups:
+            implanted = len(self.implanted.get(group.name, ()))
+            also = f", {implanted} implanted" if implanted else ""
+            lines.append(f"  {group.name}: {len(kept[group.name])} of {group.num_units} units kept{also}")
+        return "\n".join(lines)
 
 
 def make_plan(
@@ -117,8 +142,9 @@ def make_plan(
     *,
     example_inputs: Any,
     ranking: Ranking | None = None,
+    implant: Share | Implant = 0.0,
 ) -> Plan:
-    """Decide which units go so that the model meets the budget.
+    """Decide which units go, and which keep a stand-in, so that the model meets the budget.
 
     Args:
         model: The dense model; it is not changed.
@@ -128,13 +154,16 @@ def make_plan(
         budget: What may be left.
         example_inputs: The inputs for which MACs are counted; shapes only.
         ranking: Floors, rounding, and whether saliency is taken per cost saved.
+        implant: Share of the units that leave the full zone which keep a low-rank stand-in, the most salient of them;
+            `"auto"` decides unit by unit and needs a saliency from `implant_losses`; or an `Implant` with its form.
 
     Returns:
         The plan with the largest cost that meets the budget along the global ranking.
 
     Raises:
         BudgetError: The budget is out of reach (the message says what is reachable).
-        ArgumentError: Saliencies are missing, mis-shaped or not finite, or `ignored_layers` matches no group.
+        ArgumentError: Saliencies are missing, mis-shaped or not finite, `ignored_layers` matches no group, or implants
+            are asked for where no layer can have them.
     """
     ranking = ranking or Ranking()
     if budget.quantity == "latency_ms":
@@ -144,15 +173,26 @@ def make_plan(
     per_unit = check_per_unit(saliency, groups, "saliency")
     ranking = _resolved(ranking, saliency)
     free = not_ignored(groups, ranking.ignored_layers)
-    costs = CostModel(model, example_inputs, groups)
+    implant = as_implant(implant)
+    carriers = stand_in_layers(model, free, example_inputs, rank=implant.rank) if implant else {}
+    costs = CostModel(model, example_inputs, groups, _layers(carriers, implant.rank))
+    options = None
+    if implant:
+        losses = getattr(saliency, "implant_losses", None)
+        options = implant_options(free, per_unit, losses, costs, budget=budget, carriers=carriers, share=implant.share)
     interactions = getattr(saliency, "interactions", None)
-    if interactions is None:
-        chosen = select(free, per_unit, costs, budget=budget, ranking=ranking)
-    else:
+    if interactions is not None:
         own = _rows_of(free, groups)
-        chosen = select_jointly(free, per_unit, interactions[own][:, own], costs, budget=budget, ranking=ranking)
+        pairwise = interactions[own][:, own]
+        zones = select_jointly(free, per_unit, pairwise, costs, budget=budget, ranking=ranking, options=options)
+    elif options:
+        zones = select_zones(free, per_unit, costs, budget=budget, ranking=ranking, options=options)
+    else:
+        zones = Zones(removed=select(free, per_unit, costs, budget=budget, ranking=ranking), implanted={})
     facts = {**getattr(saliency, "provenance", {}), "ranking": asdict(ranking), **_origin(model)}
-    return _plan(costs, groups, chosen, budget, inputs=describe_inputs(example_inputs), facts=facts)
+    facts |= {"implant": asdict(implant)} if implant else {}
+    stand_ins = _layers({name: carriers[name] for name, units in zones.implanted.items() if units}, implant.rank)
+    return _plan(costs, groups, zones, budget, inputs=describe_inputs(example_inputs), facts=facts, stand_ins=stand_ins)
 
 
 def plan_removing(
@@ -163,8 +203,10 @@ def plan_removing(
     *,
     example_inputs: Any,
     provenance: Mapping[str, Any],
+    implanted: Mapping[str, Sequence[int]] | None = None,
+    stand_ins: Mapping[str, int | None] | None = None,
 ) -> Plan:
-    """Return the plan that removes given units, whatever decided on them.
+    """Return the plan that removes (and implants) given units, whatever decided on them.
 
     Args:
         model: The dense model.
@@ -173,33 +215,51 @@ def plan_removing(
         budget: What the decision was made for.
         example_inputs: The inputs for which MACs are counted; shapes only.
         provenance: Where the decision came from; JSON values.
+        implanted: Units to implant, by group name.
+        stand_ins: The layers that hold their stand-ins, each with its rank; all that can, with 1×1 filters, if None.
 
     Returns:
         The plan, with its exact cost.
     """
-    costs, facts = CostModel(model, example_inputs, groups), {**provenance, **_origin(model)}
-    return _plan(costs, groups, removed, budget, inputs=describe_inputs(example_inputs), facts=facts)
+    implanted = {name: tuple(sorted(units)) for name, units in (implanted or {}).items() if units}
+    if stand_ins is None:
+        own = [group for group in groups if group.name in implanted]
+        stand_ins = _layers(stand_in_layers(model, own, example_inputs), None) if own else {}
+    costs = CostModel(model, example_inputs, groups, stand_ins)
+    zones = Zones(removed={name: tuple(units) for name, units in removed.items()}, implanted=implanted)
+    inputs, facts = describe_inputs(example_inputs), {**provenance, **_origin(model)}
+    return _plan(costs, groups, zones, budget, inputs=inputs, facts=facts, stand_ins=stand_ins)
 
 
 def _plan(
     costs: CostModel,
     groups: Sequence[Group],
-    removed: Mapping[str, Sequence[int]],
+    zones: Zones,
     budget: Budget,
     *,
     inputs: InputSpec,
     facts: Mapping[str, Any],
+    stand_ins: Mapping[str, int | None],
 ) -> Plan:
-    units = {group.name: tuple(sorted(removed.get(group.name, ()))) for group in groups}
+    removed = {group.name: tuple(sorted(zones.removed.get(group.name, ()))) for group in groups}
+    implanted = {name: units for name, units in zones.implanted.items() if units}
+    counts = ({name: len(units) for name, units in zone.items()} for zone in (removed, implanted))
     return Plan(
         groups=tuple(groups),
-        removed=units,
+        removed=removed,
         budget=budget,
         cost_before=costs.dense,
-        cost_after=costs({name: len(gone) for name, gone in units.items()}),
+        cost_after=costs(*counts),
         inputs=inputs,
         provenance=json.loads(json.dumps(facts)),  # as it will be read back
+        implanted=implanted,
+        stand_ins=stand_ins,
     )
+
+
+def _layers(carriers: Mapping[str, Sequence[str]], rank: int | None) -> dict[str, int | None]:
+    """Return all layers with stand-ins, and their rank."""
+    return {layer: rank for layers in carriers.values() for layer in layers}
 
 
 def _origin(model: nn.Module) -> dict[str, str]:
@@ -235,38 +295,3 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _group_to_json(group: Group) -> dict[str, Any]:
-    slices = [{**_fields(piece), "index": _pack(piece.index)} for piece in group.slices]
-    literals = [{**_fields(item), "counts": list(item.counts)} for item in group.literals]
-    return {"name": group.name, "num_units": group.num_units, "slices": slices, "literals": literals}
-
-
-def _group_from_json(data: Mapping[str, Any]) -> Group:
-    units = data["num_units"]
-    return Group(
-        name=data["name"],
-        num_units=units,
-        slices=tuple(Slice(**{**piece, "index": _unpack(piece["index"], units)}) for piece in data["slices"]),
-        literals=tuple(Literal(**{**item, "counts": tuple(item["counts"])}) for item in data["literals"]),
-    )
-
-
-def _fields(value: Slice | Literal) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__slots__}
-
-
-def _pack(index: tuple[tuple[int, ...], ...]) -> Any:
-    """Write consecutive positions as `{"start", "width"}`: the usual case, and it keeps the file readable."""
-    width, start = len(index[0]), index[0][0]
-    if all(row == tuple(range(start + u * width, start + (u + 1) * width)) for u, row in enumerate(index)):
-        return {"start": start, "width": width}
-    return [list(row) for row in index]
-
-
-def _unpack(packed: Any, num_units: int) -> tuple[tuple[int, ...], ...]:
-    if isinstance(packed, dict):
-        start, width = packed["start"], packed["width"]
-        return tuple(tuple(range(start + u * width, start + (u + 1) * width)) for u in range(num_units))
-    return tuple(tuple(row) for row in packed)
