@@ -185,8 +185,10 @@ def test_compensation_never_raises_the_calibration_loss(finished, settings):
 def test_prune_refuses_what_it_cannot_do():
     net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4)
     batches = [(torch.zeros(2, 4), torch.zeros(2).long())]
-    with pytest.raises(ArgumentError, match=r"`implant` must be 0, got 0.1"):
+    with pytest.raises(ArgumentError, match=r"`implant` must be 0 for this model, got 0.1: no unit has a plain conv"):
         pipeline.prune(net, x, batches, budget=Budget(macs=0.5), implant=0.1)
+    with pytest.raises(ArgumentError, match=r"`implant` must be a number from 0 to 1, got 1.5"):
+        pipeline.prune(net, x, batches, budget=Budget(macs=0.5), implant=1.5)
     with pytest.raises(ArgumentError, match=r"`method` must be one of"):
         pipeline.prune(net, x, batches, budget=Budget(macs=0.5), method="happ")
     with pytest.raises(DataError, match="one-shot"):

@@ -21,14 +21,16 @@ from hessprune.errors import (
 from hessprune.structure.groups import Frozen, Group, Groups, Slice
 from hessprune.structure.find import find_groups
 from hessprune.curvature import TraceOptions, TraceResult, Until
-from hessprune.saliency import Saliency, Settings, hessian_trace, saliency
+from hessprune.saliency import Saliency, Settings, hessian_trace, implant_losses, saliency
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import Cost, cost
+from hessprune.planning.implants import Implant
 from hessprune.planning.plan import Plan, make_plan
 from hessprune.planning.ranking import Ranking
 from hessprune.planning.removal import removal_for
 from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.compensation import compensate
+from hessprune.surgery.fitting import fit_stand_ins
 from hessprune.surgery.verify import verify
 from hessprune.training import FinetuneConfig, finetune, reestimate_batchnorm
 from hessprune.evaluate import evaluate
@@ -58,11 +60,13 @@ __all__ = [
     "TraceOptions",
     "Until",
     "saliency",
+    "implant_losses",
     "Saliency",
     "Settings",
     # planning
     "Budget",
     "Ranking",
+    "Implant",
     "cost",
     "Cost",
     "make_plan",
@@ -71,6 +75,7 @@ __all__ = [
     # surgery and checkpoints
     "apply_plan",
     "verify",
+    "fit_stand_ins",
     "compensate",
     "save",
     "load",

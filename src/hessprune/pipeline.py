@@ -11,22 +11,21 @@ from hessprune import checkpoint
 from hessprune._checks import check_batches, check_finite_parameters, optional_import
 from hessprune._files import writable_folder
 from hessprune._state import torch_threads
-from hessprune.errors import ArgumentError
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import Cost
+from hessprune.planning.implants import Implant, Share, as_implant
 from hessprune.planning.plan import Plan
 from hessprune.planning.ranking import Ranking
 from hessprune.report.html import write_html
 from hessprune.report.run_report import RunReport
 from hessprune.run import context, stages
 from hessprune.run.assembly import assemble
-from hessprune.run.decisions import compensated, decide
+from hessprune.run.decisions import compensated, cut_by, decide
 from hessprune.run.settings import RunSettings
 from hessprune.run.stepwise import plan_stepwise
 from hessprune.saliency.scores import Settings
 from hessprune.saliency.values import Saliency
 from hessprune.structure.find import Ignored, find_groups
-from hessprune.surgery.apply import apply_plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +46,7 @@ def prune(
     *,
     budget: Budget,
     method: str = "hap",
-    implant: float = 0.0,
+    implant: Share | Implant = 0.0,
     compensate: bool = True,
     ignore: Sequence[Ignored] = (),
     ranking: Ranking | None = None,
@@ -63,7 +62,8 @@ def prune(
         batches: Calibration data, a re-iterable of `(inputs, targets)`; a few hundred samples.
         budget: What may be left, such as `Budget(macs=0.5)`.
         method: Which saliency decides.
-        implant: Share of the removed units that keep a low-rank stand-in; only 0 in this version.
+        implant: Share of the units leaving the full zone that keep a low-rank stand-in, the most salient of them;
+            `"auto"` decides unit by unit; an `Implant` also says of what form. With `steps`, in the last step.
         compensate: Refit the surviving layers to the dense layers' outputs, and re-estimate BatchNorm statistics, each
             where that lowers the loss on calibration samples. No labels are trained on; seconds, not epochs.
         ignore: Layers whose outputs keep their width: modules, module types, or name patterns.
@@ -91,8 +91,7 @@ def prune(
         >>> result.cost_before.macs, result.cost_after.macs
         (48, 24)
     """
-    if implant:
-        raise ArgumentError(f"`implant` must be 0, got {implant!r}. This version removes units, it implants none.")
+    implant = as_implant(implant)
     check_batches(batches)
     check_finite_parameters(model)
     groups = find_groups(model, example_inputs, ignore)
@@ -106,8 +105,9 @@ def prune(
         steps=steps,
         settings=settings or Settings(seed=seed),
         ranking=ranking,
+        implant=implant,
     )
-    smaller = apply_plan(model, plan)
+    smaller = cut_by(model, plan, batches, start=implant.start)
     if compensate:
         smaller = compensated(model, smaller, plan, batches)
     return PruneResult(

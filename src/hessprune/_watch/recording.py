@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -77,6 +78,8 @@ class Recording:
     """Weights with a smooth function, or a product of activations, behind them."""
     foldable: list[tuple[str, int]] = field(default_factory=list)
     """Pairs of a weight and the `id` of the running mean that normalises its output, and nothing else."""
+    absorbing: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """For each weight whose mean output a BatchNorm takes out again: `id` of the running mean, and where it starts."""
     layouts: dict[str, SampleLayout] = field(default_factory=dict)
     """For each weight where the samples lie in its input."""
     bytes_per_sample: int = 0
@@ -98,6 +101,9 @@ class _Recorder(CallMode):
         self.consumed: Counter[int] = Counter()
         self._producer: dict[int, str] = {}
         self.normalised: list[tuple[int, str, int]] = []
+        self._means: Counter[int] = Counter()
+        self._parts: dict[int, list[tuple[int, str, int]]] = {}
+        self._absorbed: list[tuple[int, int, str, tuple[int, int]]] = []
         self.inputs: list[Tensor] = []
 
     def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
@@ -116,6 +122,8 @@ class _Recorder(CallMode):
         if name not in LOOK_ONLY:
             if name == "batch_norm":
                 self._see_batch_norm(*args, **kwargs)
+            if name in {"cat", "concat"}:
+                self._see_concatenation(output, *args, **kwargs)
             self._see(name, [*args, *kwargs.values()], output, frozenset())
         return output
 
@@ -125,8 +133,20 @@ class _Recorder(CallMode):
                 "`model` must normalise with running statistics in evaluation mode, got a BatchNorm without them, "
                 "which lets samples influence each other. Build it with track_running_stats=True or use GroupNorm."
             )
+        self._means[id(mean)] += 1
         if id(x) in self._producer:
             self.normalised.append((id(x), self._producer[id(x)], id(mean)))
+            self._absorbed.append((id(x), id(x), self._producer[id(x)], (id(mean), 0)))
+        for tensor, weight, start in self._parts.get(id(x), ()):
+            self._absorbed.append((id(x), tensor, weight, (id(mean), start)))
+
+    def _see_concatenation(self, output: Tensor, tensors: Any, dim: int = 0) -> None:
+        """Note which weights' outputs lie side by side along the channels."""
+        if dim % output.dim() == 1:
+            starts = accumulate((tensor.shape[1] for tensor in tensors), initial=0)
+            pairs = zip(tensors, starts, strict=False)
+            own = [(id(t), self._producer[id(t)], start) for t, start in pairs if id(t) in self._producer]
+            self._parts[id(output)] = own
 
     def _see(self, name: str, inputs: Iterable[Any], output: Any, own: frozenset[str]) -> None:
         """Note one function: who is consumed, who depends on whom, and whether it is smooth."""
@@ -154,6 +174,11 @@ class _Recorder(CallMode):
             for tensor, weight, mean in self.normalised
             if self.consumed[tensor] == weights[weight] == means[mean] == 1
         ]
+        self.recording.absorbing = {
+            weight: place
+            for whole, tensor, weight, place in self._absorbed
+            if self.consumed[whole] == self.consumed[tensor] == weights[weight] == self._means[place[0]] == 1
+        }
 
 
 def _is_piecewise_linear(name: str, sources: list[frozenset[str]]) -> bool:

@@ -23,6 +23,7 @@ from hessprune.saliency.values import Saliency
 from hessprune.structure.groups import Groups
 from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.compensation import compensate
+from hessprune.surgery.fitting import fit_stand_ins
 from hessprune.training.batchnorm import reestimate_batchnorm
 
 SCORING_CODE = ("data", "structure", "curvature", "saliency")
@@ -91,8 +92,14 @@ def plan_for(run: Run, model: nn.Module, groups: Groups, values: Saliency, budge
 
 def prune_by(run: Run, model: nn.Module, plan: Plan) -> nn.Module:
     """Apply a plan and, if the recipe says so, let the survivors compensate."""
-    pruned = apply_plan(model, plan)
+    pruned = cut_by(model, plan, run.batches("calibration"), start="fitted")
     return compensated(model, pruned, plan, run.batches("calibration")) if run.settings.prune.compensate else pruned
+
+
+def cut_by(model: nn.Module, plan: Plan, batches: Any, *, start: str) -> nn.Module:
+    """Apply a plan, with the weights that `Implant.start` names in its stand-ins."""
+    pruned = apply_plan(model, plan, start="zero" if start == "zero" else "centre")
+    return fit_stand_ins(model, pruned, plan, batches) if plan.implanted and start == "fitted" else pruned
 
 
 def compensated(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Iterable[Any]) -> nn.Module:

@@ -15,8 +15,10 @@ from hessprune._checks import check_range
 from hessprune._progress import track
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import CostModel
+from hessprune.planning.implants import Implant, Share, as_implant
 from hessprune.planning.plan import Plan, make_plan, plan_removing
 from hessprune.planning.ranking import Ranking, removable
+from hessprune.saliency.implant_losses import implant_losses
 from hessprune.saliency.methods import saliency
 from hessprune.saliency.scores import Settings
 from hessprune.saliency.values import Saliency
@@ -24,6 +26,8 @@ from hessprune.structure.groups import Group
 from hessprune.structure.remaining import remaining_groups
 from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.compensation import compensate
+
+NO_IMPLANT = Implant(share=0.0)
 
 
 def plan_stepwise(
@@ -37,6 +41,7 @@ def plan_stepwise(
     steps: int,
     settings: Settings | None = None,
     ranking: Ranking | None = None,
+    implant: Share | Implant = 0.0,
 ) -> tuple[Plan, Saliency]:
     """Decide in `steps` equal factors of the budget, saliencies measured anew on each compensated model.
 
@@ -50,6 +55,7 @@ def plan_stepwise(
         steps: How often to look; 1 is `make_plan`.
         settings: Seed, estimator, precision and loss of the saliency.
         ranking: Floors, rounding, and whether saliency is taken per cost saved.
+        implant: Which units keep a stand-in, of those that leave in the last step.
 
     Returns:
         The plan for the dense model, and the saliencies of the dense model.
@@ -60,15 +66,25 @@ def plan_stepwise(
     ranking = replace(ranking, min_kept_units=floors)
     removed: dict[str, tuple[int, ...]] = {group.name: () for group in groups}
 
-    def decide(current: nn.Module, values: Saliency, limit: Budget) -> Plan:
+    def decide(current: nn.Module, values: Saliency, limit: Budget, implant: Implant = NO_IMPLANT) -> Plan:
         """Go on from what is removed so far, down to `limit`."""
         left = remaining_groups(groups, removed)
-        more = make_plan(current, left, values, limit, example_inputs=example_inputs, ranking=ranking)
+        if implant.share == "auto":
+            values = implant_losses(current, left, batches, values, rank=implant.rank)
+        more = make_plan(current, left, values, limit, example_inputs=example_inputs, ranking=ranking, implant=implant)
+        names = {group.name: _not_in(removed[group.name], group) for group in groups}
         for group in groups:
-            kept = [unit for unit in range(group.num_units) if unit not in set(removed[group.name])]
-            removed[group.name] += tuple(kept[unit] for unit in more.removed[group.name])
-        facts = {**more.provenance, "steps": steps}
-        return plan_removing(model, groups, removed, budget, example_inputs=example_inputs, provenance=facts)
+            removed[group.name] += tuple(names[group.name][unit] for unit in more.removed[group.name])
+        return plan_removing(
+            model,
+            groups,
+            removed,
+            budget,
+            example_inputs=example_inputs,
+            provenance={**more.provenance, "steps": steps},
+            implanted={name: [names[name][unit] for unit in units] for name, units in more.implanted.items()},
+            stand_ins=more.stand_ins,
+        )
 
     current, values = model, saliency(model, groups, batches, method, settings=settings)
     first = values
@@ -76,7 +92,12 @@ def plan_stepwise(
         plan = decide(current, values, _between(budget, total, step / steps))
         current = compensate(model, apply_plan(model, plan, check=False), plan, batches)
         values = saliency(current, remaining_groups(groups, removed), batches, method, settings=settings)
-    return decide(current, values, budget), first
+    return decide(current, values, budget, as_implant(implant)), first
+
+
+def _not_in(removed: Sequence[int], group: Group) -> list[int]:
+    gone = set(removed)
+    return [unit for unit in range(group.num_units) if unit not in gone]
 
 
 def _between(budget: Budget, total: int, share: float) -> Budget:

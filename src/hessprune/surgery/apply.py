@@ -7,22 +7,29 @@ from torch import nn
 
 from hessprune.errors import CheckpointError
 from hessprune.planning.plan import Plan
+from hessprune.surgery.arrangement import arrange_units
+from hessprune.surgery.implant import Start, insert_stand_ins
 from hessprune.surgery.slicing import slice_units
 from hessprune.surgery.verify import verify
 
 
-def apply_plan(model: nn.Module, plan: Plan, *, check: bool = True, example_inputs: Any = None) -> nn.Module:
-    """Return a copy of `model` without the plan's removed units.
+def apply_plan(
+    model: nn.Module, plan: Plan, *, check: bool = True, example_inputs: Any = None, start: Start = "centre"
+) -> nn.Module:
+    """Return a copy of `model` without the plan's removed units, and with stand-ins for the implanted ones.
 
-    The copy has the same classes and the same forward; its tensors and layer sizes are smaller. The argument is not
-    changed. Before it is returned, the copy is compared with the masked dense model on an example (two forwards in
-    float64) and its cost with the predicted one.
+    The copy has the same classes and the same forward; its tensors and layer sizes are smaller. A layer that holds
+    stand-ins becomes an `Implanted`: plain layers side by side. The argument is not changed. Before it is returned, the
+    copy is compared with the masked dense model on an example (two forwards in float64) and its cost with the predicted
+    one.
 
     Args:
         model: The dense model that the plan was made for.
         plan: From `make_plan`, or read back with `Plan.from_json`.
         check: Whether to verify (*slicing equals masking*).
         example_inputs: Inputs to verify on; by default made from the shapes recorded in the plan.
+        start: Weights of the stand-ins: the `"centre"` of their filters' kernels, or `"zero"`; `fit_stand_ins` does
+            better.
 
     Returns:
         The pruned model, in the mode and on the device of `model`.
@@ -46,7 +53,9 @@ def apply_plan(model: nn.Module, plan: Plan, *, check: bool = True, example_inpu
     """
     check_fits(model, plan)
     pruned = copy.deepcopy(model)
+    arrange_units(pruned, plan)
     slice_units(pruned, plan.groups, plan.removed)
+    insert_stand_ins(pruned, model, plan, start=start)
     for parameter in pruned.parameters():
         parameter.grad = None
     if check:

@@ -21,6 +21,8 @@ from hessprune._watch.calls import Arguments, Call, Convolution
 from hessprune._watch.recording import CallMode, Recording, record, slow_attention, weight_names
 from hessprune._watch.regression import columns_of, design, rows_of, weight_from
 from hessprune.planning.plan import Plan
+from hessprune.surgery.arrangement import origins
+from hessprune.surgery.implant import parts_of
 from hessprune.surgery.least_squares import ridge
 
 ROWS_PER_INPUT, MIN_ROWS, MAX_ROWS = 12, 4096, 32768
@@ -90,7 +92,7 @@ def _refitted(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> n
         with teacher:
             call_model(dense, inputs)
         with progress_bar("least squares", len(teacher.wanted)) as bar, _Student(student, samples, recording) as mode:
-            mode.follow(_targets(teacher.wanted, plan, dense), bar.advance)
+            mode.follow(_targets(teacher.wanted, plan, dense, student), bar.advance)
             call_model(student, inputs)
     return student
 
@@ -127,7 +129,7 @@ class _Student(CallMode):
     def __init__(self, model: nn.Module, samples: int, recording: Recording) -> None:
         super().__init__(weight_names(model), samples, recording.layouts)
         means = {id(buffer): buffer for buffer in model.buffers()}
-        self._means = {weight: means[mean] for weight, mean in recording.foldable}
+        self._means = {weight: means[mean][at:] for weight, (mean, at) in recording.absorbing.items()}
         self._once = {use.weight for use in recording.uses if recording.count(use.weight) == 1}
 
     def follow(self, targets: Mapping[str, _Target], advance: Any) -> None:
@@ -153,19 +155,22 @@ class _Student(CallMode):
         if bias is not None:
             bias += fit.shift.flatten().to(bias.dtype)
         elif mean is not None:
-            mean -= fit.shift.flatten().to(mean.dtype)
+            mean[: fit.shift.numel()] -= fit.shift.flatten().to(mean.dtype)
 
 
-def _targets(wanted: list[_Target], plan: Plan, dense: nn.Module) -> dict[str, _Target]:
-    """Restrict the dense outputs to the surviving channels, by weight; of several uses the last one counts."""
+def _targets(wanted: list[_Target], plan: Plan, dense: nn.Module, student: nn.Module) -> dict[str, _Target]:
+    """Restrict the dense outputs to what each weight of the student gives; of several uses the last one counts."""
     shapes = {name: parameter.shape for name, parameter in dense.named_parameters(remove_duplicate=False)}
-    gone: dict[str, Tensor] = {}
-    for piece, units in ((p, plan.removed[g.name]) for g in plan.groups for p in g.slices if p.role == "producer"):
-        mask = gone.setdefault(piece.param, torch.zeros(shapes[piece.param][piece.dim], dtype=torch.bool))
-        mask[piece.positions(units).reshape(-1)] = True
+    axes = [(p.param, p.dim) for group in plan.groups for p in group.slices_with_role("producer")]
+    rows = {name: kept for (name, _), kept in origins(plan, {(n, dim): shapes[n][dim] for n, dim in axes}).items()}
+    sizes = {name: shapes[name][dim] for name, dim in axes}
+    given = {name: [(name, rows.get(name))] for name in shapes}
+    for layer, _, parts in parts_of(student, dense, plan):
+        given[f"{layer}.weight"] = [(f"{part.name}.weight", part.rows) for part in parts]
     targets = {}
     for target in wanted:
-        kept = ~gone.get(target.weight, torch.zeros(target.output.shape[1], dtype=torch.bool)).to(target.output.device)
-        output = target.output[:, kept] if len(kept) == target.output.shape[1] else target.output
-        targets[target.weight] = _Target(weight=target.weight, positions=target.positions, output=output)
+        for name, kept in given[target.weight]:
+            out = target.output
+            out = out if kept is None or sizes[target.weight] != out.shape[1] else out[:, kept.to(out.device)]
+            targets[name] = _Target(weight=name, positions=target.positions, output=out)
     return targets

@@ -13,6 +13,7 @@ from hessprune._state import evaluation_mode
 from hessprune.errors import VerificationError
 from hessprune.planning.cost import cost
 from hessprune.planning.plan import Plan
+from hessprune.surgery.implant import embed_stand_ins
 from hessprune.surgery.slicing import mask_units
 
 # Largest accepted difference, relative to the largest output. Both models run in float64 where the model allows it;
@@ -22,6 +23,8 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any = None) -> float:
     """Compare a pruned model with its masked dense parent, both in evaluation mode.
+
+    In the parent the removed units are set to zero, and implanted filters to what their stand-ins are equal to.
 
     Args:
         dense: The model the plan was made for.
@@ -38,6 +41,8 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
     inputs = plan.inputs.example() if example_inputs is None else example_inputs
     masked = copy.deepcopy(dense)
     mask_units(masked, plan.groups, plan.removed)
+    if plan.implanted:
+        embed_stand_ins(masked.double(), pruned, plan)
     difference, dtype = _compare(masked, copy.deepcopy(pruned), inputs)
     if not difference <= TOLERANCE[dtype]:
         raise VerificationError(
