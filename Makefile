@@ -1,9 +1,11 @@
 # Two commands do all set-up on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
+DATA ?= ../shared/data
 BIN := .venv/bin
 STAMP := .venv/.installed
+BENCH = $(BIN)/python $$script --data-root $(DATA) --out out/bench/$$(basename $$script .py).json
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench bench-gpu docs clean
 
 # torch first and alone, so that nothing else gets to choose its build.
 $(STAMP): pyproject.toml constraints.txt
@@ -25,8 +27,11 @@ check: $(STAMP)  ## format, lint, types, then the tests (the import table is one
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -n 2
 
-bench: $(STAMP)  ## every benchmark at its short setting, JSON beside it
-	for script in benchmarks/*.py; do $(BIN)/python $$script --quick --out benchmarks/results/quick/$$(basename $$script .py).json || exit 1; done
+bench: $(STAMP)  ## every benchmark at its short setting; DATA=folder with the images and weights; JSON in out/bench
+	for script in benchmarks/*.py; do $(BENCH) --quick || exit 1; done
+
+bench-gpu: $(STAMP)  ## what needs a GPU, in full
+	for script in benchmarks/*_gpu.py; do $(BENCH) || exit 1; done
 
 docs: $(STAMP)  ## the tables and pictures that README and docs/ show
 	$(BIN)/python docs/build.py

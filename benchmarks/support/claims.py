@@ -44,16 +44,22 @@ class Claims:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """Return the options that every script takes."""
-    parser = argparse.ArgumentParser(description=description)
+NEEDED = ("cifar10_raw_subset.npz", "weights")
+
+
+def arguments(docstring: str | None) -> argparse.Namespace:
+    """Parse what every script takes; one clear line where the data are missing."""
+    parser = argparse.ArgumentParser(description=(docstring or "").split("\n\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="a short run: at most 60 s on 2 cores")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument(
-        "--data-root", type=Path, default=Path("../shared/data"), help="folder with the images and weights"
-    )
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"), help=f"holds {', '.join(NEEDED)}")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    return parser
+    options = parser.parse_args()
+    missing = [name for name in NEEDED if not (options.data_root / name).exists()]
+    if missing:
+        parser.error(f"--data-root must hold {' and '.join(NEEDED)}, but {options.data_root} lacks {missing[0]}")
+    torch.set_num_threads(options.threads)
+    return options
 
 
 def environment() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hessprune.curvature import ParamSlice
+from hessprune.curvature import ParamSlice, TraceOptions, TraceResult, block_traces
 from hessprune.data import ImageBatches, load_dataset
 from hessprune.models import build_model, load_weights
 
@@ -23,6 +23,12 @@ def images(root: Path, number: int = 336) -> tuple[Tensor, Tensor]:
     """Return lossless CIFAR-10 images and their labels, normalised as the weights expect."""
     arrays = load_dataset("npz", root=root).train.subset(torch.arange(number))
     return next(iter(ImageBatches(arrays, batch_size=number, mean=MEAN, std=STD)))
+
+
+def probes(model: nn.Module, batches: list[tuple[Tensor, Tensor]], number: int, precision: str) -> TraceResult:
+    """Return the traces of all output channels from that many probes."""
+    options = TraceOptions(num_probes=number)
+    return block_traces(model, channels(model), batches, estimator="hutchinson", precision=precision, options=options)
 
 
 def plain_network(seed: int = 0) -> nn.Sequential:
