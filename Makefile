@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 BENCH = $(BIN)/python $$script --data-root $(DATA) --out out/bench/$$(basename $$script .py).json
 
-.PHONY: demo test check bench bench-gpu docs clean
+.PHONY: demo test check bench bench-gpu docs reproduce-oneshot clean
 
 # torch first and alone, so that nothing else gets to choose its build.
 $(STAMP): pyproject.toml constraints.txt
@@ -35,6 +35,20 @@ bench-gpu: $(STAMP)  ## what needs a GPU, in full
 
 docs: $(STAMP)  ## the tables and pictures that README and docs/ show
 	$(BIN)/python docs/build.py
+
+# Which units go, and what the survivors do about it: hours on one core, and resumable by the cell.
+METHODS ?= random,magnitude,bn_scale,taylor,hap,hap:hutchinson,sosp-h,sosp-i,joint
+ONESHOT = $(BIN)/hessprune compare recipes/cifar10-lossless.yaml --data-root $(DATA) --methods $(METHODS) --split test
+RESNET56 = --set model.name=resnet56 --set model.weights=weights/resnet56-4bfd9763.th
+INNER = --channels inner --quantity units --budgets 0.7,0.6,0.5,0.4
+ALL = --budgets 0.75,0.6,0.5,0.4
+
+reproduce-oneshot: $(STAMP)  ## the tables of docs/oneshot.md; DATA=folder with the images and weights
+	$(ONESHOT) $(INNER) --out out/oneshot/resnet20-inner
+	$(ONESHOT) $(ALL) --out out/oneshot/resnet20-all
+	$(ONESHOT) $(RESNET56) $(INNER) --out out/oneshot/resnet56-inner
+	$(ONESHOT) $(RESNET56) $(ALL) --out out/oneshot/resnet56-all
+	$(BIN)/python docs/build.py --oneshot out/oneshot
 
 clean:
 	rm -rf .venv out build dist

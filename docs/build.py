@@ -2,6 +2,7 @@
 
 Run: python docs/build.py [--check]
      python docs/build.py --record out/demo --command "hessprune demo"
+     python docs/build.py --oneshot out/oneshot
 """
 
 import argparse
@@ -22,6 +23,7 @@ from PIL import Image
 
 from hessprune.planning.budget import Budget
 from hessprune.planning.ranking import Ranking
+from hessprune.report.comparison import Comparison, best_in_column, stage_title
 from hessprune.run.settings import (
     DataSettings,
     ExportSettings,
@@ -89,7 +91,14 @@ def benchmark_tables() -> str:
     return "\n\n".join(tables) or "None is committed yet."
 
 
+def oneshot_tables() -> str:
+    """Return picture and tables of every committed comparison."""
+    parts = [_comparison(path) for path in sorted((DOCS / "results" / "oneshot").glob("*.json"))]
+    return "\n\n".join(parts) or "None is committed yet."
+
+
 BUILT = {
+    ("oneshot.md", "oneshot"): oneshot_tables,
     ("recipes.md", "keys"): recipe_tables,
     ("benchmarks.md", "claims"): benchmark_tables,
     ("../README.md", "summary"): summary_rows,
@@ -135,6 +144,15 @@ def keep(folder: Path, command: str) -> None:
         take_picture(folder / "report.html", DOCS / "images" / "report.png")
 
 
+def keep_oneshot(folder: Path) -> None:
+    """Keep numbers and picture of every comparison below a folder, under the comparison's name."""
+    for path in sorted(folder.glob("*/comparison.json")):
+        name = path.parent.name
+        (DOCS / "results" / "oneshot").mkdir(exist_ok=True)
+        shutil.copyfile(path, DOCS / "results" / "oneshot" / f"{name}.json")
+        shutil.copyfile(path.with_suffix(".png"), DOCS / "images" / f"oneshot-{name}.png")
+
+
 def take_picture(page: Path, picture: Path) -> None:
     """Save the first screen of a page, 1280 × 1000."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
@@ -145,6 +163,28 @@ def take_picture(page: Path, picture: Path) -> None:
         command = [browser, *options, "--window-size=1280,1000", f"--screenshot={picture}", page.resolve().as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
     Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)  # a third of the size
+
+
+def _comparison(path: Path) -> str:
+    """Return one comparison: what it is, its picture, and a table for each way to recover."""
+    found, name = Comparison.load(path), path.stem
+    network, channels = name.split("-")
+    quantity = {"units": "channels", "macs": "MACs", "params": "parameters"}[found.quantity]
+    head = (
+        f"## {network.replace('resnet', 'ResNet-')}, {channels} channels: {found.dense['accuracy']:.1%} before pruning"
+    )
+    lines = [head, "", *found.notes, "", f"![{name}](images/oneshot-{name}.png)"]
+    for stage in found.stages:
+        rows = found.rows(*stage)
+        best = set(best_in_column(rows))
+        columns = [f"{budget:.0%}" for budget in found.budgets]
+        lines += ["", f"{stage_title(*stage).capitalize()}; {quantity} kept:", ""]
+        lines += [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+        for method in found.methods:
+            keys = [(method, budget) for budget in found.budgets]
+            shown = [f"**{rows[k]}**" if k in best else str(rows[k]) if k in rows else "–" for k in keys]
+            lines.append(f"| `{method}` | {' | '.join(shown)} |")
+    return "\n".join(lines)
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -227,9 +267,12 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing, fail if a page is out of date")
     parser.add_argument("--record", type=Path, metavar="FOLDER", help="take the numbers of this finished run")
     parser.add_argument("--command", default="hessprune demo", help="what made that run")
+    parser.add_argument("--oneshot", type=Path, metavar="FOLDER", help="take the comparisons below this folder")
     arguments = parser.parse_args()
     if arguments.record:
         keep(arguments.record, arguments.command)
+    if arguments.oneshot:
+        keep_oneshot(arguments.oneshot)
     pages = stale(write=not arguments.check)
     print(f"{'out of date' if arguments.check else 'rewritten'}: {', '.join(dict.fromkeys(pages)) or 'nothing'}")
     sys.exit(1 if arguments.check and pages else 0)
