@@ -25,6 +25,7 @@ ALLOWED = {  # beyond torch, numpy, safetensors and the standard library, at the
     "cli": {"typer"},
     "report": {"matplotlib"},
     "terminal": {"rich"},
+    "quantize": {"torchao"},  # in the files that are only imported with it
 }
 CORE = {"torch", "numpy", "safetensors"}
 

@@ -6,7 +6,17 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-CHATTY_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir", "onnx")
+CHATTY_LOGGERS = (
+    "torch.onnx",
+    "torch.utils._pytree",
+    "torchao",
+    "torch.export",
+    "torch.fx",
+    "torch._dynamo",
+    "onnxscript",
+    "onnx_ir",
+    "onnx",
+)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from hessprune._modules import call_model, device_of, predict, to_device
 from hessprune._progress import progress_bar
 from hessprune._quiet import quiet
 from hessprune._state import evaluation_mode, seeded
-from hessprune.errors import UnsupportedModelError, VerificationError
+from hessprune.errors import ArgumentError, UnsupportedModelError, VerificationError
 from hessprune.latency import onnx_feed, onnx_session
 
 OPSET = 20  # the newest that ONNX Runtime runs without conversion and the exporter writes natively
@@ -28,7 +28,7 @@ def export_onnx(
     *,
     dynamic_batch: bool = True,
     check: bool = True,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
 ) -> Path:
     """Write `model` in evaluation mode as ONNX, with BatchNorm folded into the convolutions before it.
 
@@ -43,13 +43,14 @@ def export_onnx(
         path: File to write, usually `….onnx`; its folder is created.
         dynamic_batch: Accept any batch size, not only the example's.
         check: Compare with torch, which needs ONNX Runtime.
-        tolerance: Largest difference, relative to the largest output; quantised models need more than the default.
+        tolerance: Largest difference, relative to the largest output; 1e-4 by default, and 0.1 for quantised models,
+            where a value that rounds the other way moves all after it by whole steps.
 
     Returns:
         The path.
 
     Raises:
-        ArgumentError: `tolerance` is out of range.
+        ArgumentError: `tolerance` is out of range, or the model is prepared for quantisation but not converted.
         DataError: The example does not fit the model.
         MissingDependencyError: onnx, onnxscript or, for the check, onnxruntime is not installed.
         OutputError: The folder cannot be written.
@@ -62,6 +63,7 @@ def export_onnx(
         >>> file.name
         'model.onnx'
     """
+    tolerance = _tolerance(model) if tolerance is None else tolerance
     check_range("tolerance", tolerance, low=0)
     for package in ("onnx", "onnxscript", *(("onnxruntime",) if check else ())):
         optional_import(package, "export")
@@ -76,9 +78,9 @@ def export_onnx(
     ):
         predict(model, example, "example_inputs")
         # torch.export takes an axis of length 1 for a constant
-        traced = _resized(example, 2) if dynamic_batch and leading_size(example) == 1 else example
-        axes = _batch_axes(traced) if dynamic_batch else None
-        captured = _capture(model, traced, axes)
+        traced = resized(example, 2) if dynamic_batch and leading_size(example) == 1 else example
+        axes = batch_axes(traced) if dynamic_batch else None
+        captured = capture(model, traced, axes)
         bar.advance(1, "captured")
         _write(captured, axes, folder / path.name, external_data=_size_bytes(model) > MAX_INLINE_BYTES)
         bar.advance(1, "written")
@@ -88,7 +90,17 @@ def export_onnx(
     return path
 
 
-def _batch_axes(example: Any) -> Any:
+def _tolerance(model: nn.Module) -> float:
+    """Return what may differ, and refuse a model that is only prepared for quantisation."""
+    stage = getattr(model, "stage", None)
+    if stage == "prepared":
+        raise ArgumentError(
+            "`model` must be converted to integers first, got a prepared one. Call hp.convert_qat(model)."
+        )
+    return 0.1 if stage == "converted" else 1e-4
+
+
+def batch_axes(example: Any) -> Any:
     """Name the batch axis of every tensor that has one, in the form that torch.export wants."""
     batch, size = torch.export.Dim("batch"), leading_size(example)
 
@@ -106,7 +118,7 @@ def _size_bytes(model: nn.Module) -> int:
     return sum(value.nbytes for value in model.state_dict().values())
 
 
-def _capture(model: nn.Module, example: Any, axes: Any) -> torch.export.ExportedProgram:
+def capture(model: nn.Module, example: Any, axes: Any) -> torch.export.ExportedProgram:
     """Capture the model's graph, with a symbolic batch axis if `axes` name one."""
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (_positional(example), {})
     try:
@@ -150,7 +162,7 @@ def _compare(model: nn.Module, path: Path, example: Any, dynamic_batch: bool, to
     session = onnx_session(path)
     size = leading_size(example)
     for batch_size in (size, 1, size + 1) if dynamic_batch else (size,):
-        inputs = _resized(example, batch_size)
+        inputs = resized(example, batch_size)
         expected = [output.detach().cpu() for output in tensors_in(call_model(model, inputs))]
         try:
             found = [torch.from_numpy(output) for output in session.run(None, onnx_feed(session, inputs))]
@@ -177,7 +189,7 @@ def _check_close(found: Tensor, expected: Tensor, batch_size: int, tolerance: fl
     )
 
 
-def _resized(tree: Any, batch_size: int) -> Any:
+def resized(tree: Any, batch_size: int) -> Any:
     """Repeat or drop samples until there are `batch_size` of them."""
     size = leading_size(tree)
     rows = torch.arange(batch_size) % max(1, size)

@@ -27,6 +27,8 @@ class FinetuneConfig:
         clip_norm: Largest gradient norm over all parameters; None does not clip.
         reestimate_batchnorm: Let a model with re-estimated running statistics, which pruning shifts, stand for epoch 0
             where it validates better.
+        freeze_ranges_at: Share of all steps after which the activation ranges of a fake-quantised model stay; 1 never.
+        freeze_batchnorm_at: Share of all steps after which BatchNorm keeps its statistics and uses them; 1 never.
         seed: Of data order, augmentation and dropout.
         checkpoint_every_steps: Steps between checkpoints; one more is written after each epoch.
     """
@@ -43,6 +45,8 @@ class FinetuneConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     clip_norm: float | None = None
     reestimate_batchnorm: bool = True
+    freeze_ranges_at: float = 1.0
+    freeze_batchnorm_at: float = 1.0
     seed: int = 0
     checkpoint_every_steps: int = 200
 
@@ -52,7 +56,14 @@ class FinetuneConfig:
         for name in ("epochs", "seed"):
             check_range(name, getattr(self, name), low=0, integer=True)
         check_range("checkpoint_every_steps", self.checkpoint_every_steps, low=1, integer=True)
-        for name in ("momentum", "warmup_fraction", "label_smoothing", "distill_weight"):
+        for name in (
+            "momentum",
+            "warmup_fraction",
+            "label_smoothing",
+            "distill_weight",
+            "freeze_ranges_at",
+            "freeze_batchnorm_at",
+        ):
             check_range(name, getattr(self, name), low=0, high=1)
         check_range("weight_decay", self.weight_decay, low=0)
         _check_positive("lr", self.lr)

@@ -100,11 +100,20 @@ class _Run:
     vault: Vault
     progress: Progress
 
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, 1 at least."""
+        return max(1, self.config.epochs * self.steps_per_epoch)
+
+    def taken(self, step: int) -> int:
+        """Return the steps of the whole run so far, `step` batches into the current epoch."""
+        return (self.progress.epoch - 1) * self.steps_per_epoch + step
+
     def rate(self, step: int) -> float:
         """Return the learning rate, `step` batches into the current epoch."""
         return learning_rate(
-            (self.progress.epoch - 1) * self.steps_per_epoch + step,
-            total_steps=max(1, self.config.epochs * self.steps_per_epoch),
+            self.taken(step),
+            total_steps=self.total_steps,
             peak=self.config.lr,
             warmup_fraction=self.config.warmup_fraction,
         )
@@ -158,6 +167,7 @@ def _train_epoch(run: _Run, bar: Bar) -> None:
     set_training(run.learner.model, True)
     started = time.perf_counter()
     for inputs, targets in replayed(run.train, seed=seed, epoch=progress.epoch, start_step=progress.step):
+        run.learner.freeze(run.taken(progress.step) / run.total_steps)
         with seeded(derived_seed(seed, "step", progress.epoch, progress.step)):
             loss = run.learner.step(inputs, targets, run.rate(progress.step))
         if not math.isfinite(loss):

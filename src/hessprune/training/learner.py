@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from hessprune._modules import describe, device_of, predict, to_device
 from hessprune._state import evaluation_mode
@@ -50,6 +50,17 @@ class Learner:
         if math.isfinite(value):
             self._update(loss, lr)
         return value
+
+    def freeze(self, share: float) -> None:
+        """Stop what is to be stopped when this share of all steps has been taken; called before every step."""
+        if share >= self.config.freeze_batchnorm_at:
+            for module in self.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        if share >= self.config.freeze_ranges_at:
+            for module in self.model.modules():
+                if hasattr(module, "disable_observer"):  # a fake quantiser, which keeps this in its state
+                    module.disable_observer()  # type: ignore[operator]
 
     def state(self) -> dict[str, Tensor]:
         """Return every tensor a resumed run needs, by name: `model.<name>` and `optimizer.<entry>.<parameter>`."""

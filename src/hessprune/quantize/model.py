@@ -1,0 +1,58 @@
+"""A captured graph with quantisers in it; unlike other captured graphs it changes its mode and copies itself."""
+
+from typing import Any, Literal
+
+from torch import nn
+from torch.fx import Graph, GraphModule
+
+from hessprune._quiet import quiet
+from hessprune._state import switch_graphs
+
+_FACTS = "hessprune"  # the key of our entries in `GraphModule.meta`, which copies take along
+
+
+class QuantizedModel(GraphModule):
+    """A model between `prepare_qat` and the runtime; call, train, evaluate, time and export it like any other.
+
+    Attributes:
+        stage: `"prepared"`: numbers are rounded in floating point, for calibration and training. `"converted"`:
+            weights are integers, values are quantised and dequantised around each operator.
+        target: The runtime that the quantisers are placed for.
+        fp32_layers: Layers that keep their numbers, each with the reason.
+    """
+
+    def __init__(self, root: nn.Module | dict[str, Any], graph: Graph, class_name: str = "QuantizedModel") -> None:
+        super().__init__(root, graph, class_name)
+        self.meta.update(getattr(root, "meta", {}))
+
+    @property
+    def stage(self) -> Literal["prepared", "converted"]:
+        """How far the model is."""
+        return self.meta[_FACTS]["stage"]
+
+    @property
+    def target(self) -> str:
+        """The runtime."""
+        return self.meta[_FACTS]["target"]
+
+    @property
+    def fp32_layers(self) -> dict[str, str]:
+        """Names and reasons of layers left in FP32."""
+        return dict(self.meta[_FACTS]["fp32_layers"])
+
+    def train(self, mode: bool = True) -> "QuantizedModel":
+        """Switch the mode, dropout included."""
+        super().train(mode)
+        switch_graphs(self, mode)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModel":
+        with quiet():
+            return super().__deepcopy__(memo)  # type: ignore[return-value]  # of the class of `self`
+
+
+def quantized(graph: GraphModule, **facts: object) -> QuantizedModel:
+    """Wrap a graph of torchao, in evaluation mode; `facts` are the attributes of `QuantizedModel`."""
+    model = QuantizedModel(graph, graph.graph)
+    model.meta[_FACTS] = facts
+    return model.eval()

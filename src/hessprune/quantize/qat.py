@@ -1,0 +1,300 @@
+"""From a float model to integers: prepare, calibrate, train, convert."""
+
+import copy
+import fnmatch
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from hessprune._checks import (
+    check_batches,
+    check_choice,
+    check_finite_parameters,
+    check_range,
+    leading_size,
+    nearest,
+    optional_import,
+)
+from hessprune._modules import device_of, predict, split_name, to_device
+from hessprune._progress import progress_bar, track
+from hessprune._quiet import quiet
+from hessprune._state import evaluation_mode, seeded
+from hessprune.errors import ArgumentError, MissingDependencyError, UnsupportedModelError
+from hessprune.export import batch_axes, capture, resized
+from hessprune.quantize.model import QuantizedModel, quantized
+from hessprune.quantize.rewrite import WEIGHTED, layer_name, rewrite, tensor_of
+from hessprune.training.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from hessprune.quantize.ranges import ActivationQuantizer, Watch
+
+Target = Literal["onnxruntime", "x86-inductor", "openvino"]
+TARGETS = {"onnxruntime": "onnxruntime", "x86-inductor": "torchao", "openvino": "openvino"}  # and the package it needs
+
+QAT_DEFAULTS = FinetuneConfig(
+    epochs=10, lr=1e-4, weight_decay=1e-4, distill_weight=0.5, freeze_ranges_at=0.5, reestimate_batchnorm=False
+)
+"""How EHAP trains a fake-quantised network, for `finetune`; change it by `dataclasses.replace`."""
+
+
+def prepare_qat(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    target: Target = "onnxruntime",
+    activations: Literal["asymmetric", "symmetric"] = "asymmetric",
+    weight_bits: Literal[7, 8] = 7,
+    keep_fp32: Sequence[str] = (),
+) -> QuantizedModel:
+    """Return a copy of `model` in which weights and activations are rounded to the grid of INT8.
+
+    Weights are symmetric with one scale per output channel, biases int32, activations have one scale per tensor.
+    BatchNorm is folded into the layers beforehand, so that what is trained is what will run. The graph is captured for
+    any batch size. Quantisers are placed where `target` can fuse; what it has no integer kernel for stays in FP32 and
+    is listed in `.fp32_layers`.
+
+    Args:
+        model: Any float model that `torch.export` captures; stays untouched.
+        example_inputs: A tensor, tuple or dict.
+        target: `"onnxruntime"`; `"x86-inductor"` for `torch.compile`; `"openvino"`, placed as for ONNX Runtime.
+        activations: `"asymmetric"`: uint8 with a zero point. `"symmetric"`: int8 around zero, for engines that want it;
+            ONNX Runtime then keeps every ReLU in floats.
+        weight_bits: On x86 CPUs without VNNI the integer kernels add two products in 16 bits, which overflows with
+            8-bit weights and never with 7. 8 is exact on CPUs with VNNI, on ARM and on GPUs.
+        keep_fp32: Patterns of the names of layers that stay in FP32.
+
+    Returns:
+        The prepared model, in evaluation mode; `calibrate` it next.
+
+    Raises:
+        ArgumentError: A choice is unknown, a pattern matches no layer, or the model is quantised already.
+        DataError: The example does not fit the model.
+        MissingDependencyError: torchao or the target is not installed.
+        NumericalError: Weights are not finite.
+        UnsupportedModelError: The model cannot be captured, or has no layer to quantise.
+
+    References:
+        Chong, Gupta and Chen (2023), Resource-efficient quantized deep learning via Hessian-aware pruning,
+            arXiv:2306.07030.
+        Jacob et al. (2018), Quantization and training of neural networks for efficient integer-arithmetic-only
+            inference, arXiv:1712.05877, Section 3.
+
+    Example:
+        >>> prepared = prepare_qat(nn.Linear(4, 2), torch.zeros(1, 4))
+        >>> calibrated = calibrate(prepared, [(torch.randn(64, 4), None)])
+        >>> convert_qat(calibrated).stage
+        'converted'
+    """
+    check_choice("activations", activations, ("asymmetric", "symmetric"))
+    check_range("weight_bits", weight_bits, low=7, high=8, integer=True)
+    _check_float(model)
+    _check_target(target)
+    torchao = _torchao()
+    with evaluation_mode(model), seeded(0), torch.no_grad(), progress_bar("preparing for INT8", 2) as bar:
+        graph = _float_graph(copy.deepcopy(model), to_device(example_inputs, device_of(model)))
+        bar.advance(1, "captured")
+        kept = _kept_layers(graph, keep_fp32)
+        left = _fp32_layers(graph, kept)
+        quantizer = _quantizer(target, activations, weight_bits, kept)
+        with quiet():
+            prepared = torchao.prepare_qat_pt2e(graph, quantizer)
+        bar.advance(1, "placed")
+    return quantized(prepared, stage="prepared", target=target, fp32_layers=left)
+
+
+def calibrate(
+    model: QuantizedModel, batches: Iterable[Any], *, method: Literal["mse", "minmax"] = "mse"
+) -> QuantizedModel:
+    """Return a copy of a prepared model whose activation ranges fit `batches`.
+
+    With h the histogram of the values that a quantiser q sees, `"mse"` takes the range [a, b] with the least
+    `Σ h(x)·(q(x) − x)²`, among shares of the observed range; `"minmax"` takes the observed range itself. Values pass
+    unrounded meanwhile. Two passes over the data, one for `"minmax"`. That is all the training there is for
+    post-training quantisation; `finetune` is better.
+
+    Args:
+        model: What `prepare_qat` returned.
+        batches: Re-iterable of (inputs, targets); some hundred samples do. The targets are not read.
+        method: What to minimise.
+
+    Returns:
+        A new prepared model, in evaluation mode.
+
+    Raises:
+        ArgumentError: The model is not a prepared one, or the method is unknown.
+        DataError: The batches are empty or one-shot, or do not fit the model.
+
+    Example:
+        >>> layer, x = nn.Linear(4, 2), torch.linspace(-1, 1, 256).reshape(64, 4)
+        >>> calibrated = calibrate(prepare_qat(layer, x), [(x, None)])
+        >>> torch.allclose(calibrated(x), layer(x), atol=0.05)
+        True
+    """
+    _check_stage(model, "prepared", "Call hp.prepare_qat first, and hp.convert_qat last.")
+    check_choice("method", method, ("mse", "minmax"))
+    check_batches(batches)
+    from hessprune.quantize.ranges import Extremes, Histogram  # needs torchao, which made the model
+
+    model = copy.deepcopy(model).eval()
+    quantizers = _activation_quantizers(model)
+    extremes = {quantizer: Extremes() for quantizer in quantizers.values()}
+    _watch(model, batches, extremes)
+    ranges = {quantizer: (seen.low, seen.high) for quantizer, seen in extremes.items()}
+    if method == "mse":
+        histograms = {quantizer: Histogram(seen) for quantizer, seen in extremes.items()}
+        _watch(model, batches, histograms)
+        ranges = {quantizer: seen.best_range(quantizer) for quantizer, seen in histograms.items()}
+    for quantizer, (low, high) in ranges.items():
+        quantizer.set_range(low, high)
+    return model
+
+
+def convert_qat(model: QuantizedModel) -> QuantizedModel:
+    """Return a copy of a prepared model with integer weights, ready for `export_onnx` (or `torch.compile`).
+
+    It returns what the prepared model returns in evaluation mode, up to the rounding of biases.
+
+    Args:
+        model: Calibrated or trained.
+
+    Returns:
+        The converted model, in evaluation mode.
+
+    Raises:
+        ArgumentError: The model is not a prepared one, or an activation was never calibrated.
+
+    Example:
+        >>> batches = [(torch.randn(64, 4), None)]
+        >>> int8 = convert_qat(calibrate(prepare_qat(nn.Linear(4, 2), torch.zeros(1, 4)), batches))
+        >>> sorted({str(value.dtype) for value in int8.state_dict().values()} & {"torch.int8", "torch.float32"})
+        ['torch.float32', 'torch.int8']
+    """
+    _check_stage(model, "prepared", "Pass what hp.prepare_qat returned.")
+    missing = [name for name, quantizer in _activation_quantizers(model).items() if not quantizer.is_calibrated]
+    if missing:
+        raise ArgumentError(
+            f"activations must be calibrated before conversion, got {len(missing)} without a range, in {missing[0]!r} "
+            "first. Call hp.calibrate(model, batches), or train it."
+        )
+    model = copy.deepcopy(model).eval()
+    _measure_weights(model)
+    with quiet():
+        converted = _torchao().convert_pt2e(model)
+    return quantized(converted, stage="converted", target=model.target, fp32_layers=model.fp32_layers)
+
+
+def _float_graph(model: nn.Module, example: Any) -> GraphModule:
+    """Capture a model for any batch size, with everything that has an integer counterpart turned into that."""
+    predict(model, example, "example_inputs")
+    traced = resized(example, 2) if leading_size(example) == 1 else example
+    graph = capture(model, traced, batch_axes(traced)).module()
+    assert isinstance(graph, GraphModule)
+    rewrite(graph)
+    return graph
+
+
+def _quantizer(target: str, activations: str, weight_bits: int, kept: Sequence[str]) -> Any:
+    """Return what tells torchao where to quantise, and how."""
+    with quiet():
+        from hessprune.quantize import quantizer, ranges  # they need torchao
+
+        activation, weight = ranges.activation_spec(activations), ranges.weight_specs(weight_bits)
+        if target == "x86-inductor":
+            return quantizer.inductor_quantizer(activation, weight[0], kept)
+        return quantizer.FusionQuantizer(activation, weight, kept)
+
+
+def _kept_layers(graph: GraphModule, patterns: Sequence[str]) -> list[str]:
+    """Return the layers that patterns name."""
+    names = list(dict.fromkeys(layer_name(node) for node in graph.graph.nodes if node.target in WEIGHTED))
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ArgumentError(
+                f"`keep_fp32` must name layers of the model, got {pattern!r}.{nearest(pattern, names)} "
+                f"Known: {', '.join(names)}."
+            )
+    return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+def _fp32_layers(graph: GraphModule, kept: Sequence[str]) -> dict[str, str]:
+    """Return the layers that stay as they are, with the reason."""
+    left = dict.fromkeys(kept, "kept on request")
+    names = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and node.target in names:
+            for user in node.users:
+                if user.target not in WEIGHTED:
+                    left.setdefault(split_name(node.target)[0], f"no integer kernel for {_operator_name(user)}")
+    if not any(node.target in WEIGHTED and layer_name(node) not in left for node in graph.graph.nodes):
+        raise UnsupportedModelError(
+            "`model` must have a convolution or linear layer to quantise, got none that is not kept in FP32."
+        )
+    return left
+
+
+def _operator_name(node: Node) -> str:
+    return str(node.target).removeprefix("aten.").partition(".")[0]
+
+
+def _activation_quantizers(model: nn.Module) -> dict[str, "ActivationQuantizer"]:
+    """Return every quantiser of a value, with the operator that it follows."""
+    from hessprune.quantize.ranges import ActivationQuantizer  # needs torchao, which made the model
+
+    assert isinstance(model, GraphModule)
+    found: dict[ActivationQuantizer, str] = {}
+    for node in model.graph.nodes:
+        module = model.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(module, ActivationQuantizer):
+            found.setdefault(module, layer_name(node.args[0]))
+    return {f"{position}: {name}": module for position, (module, name) in enumerate(found.items())}
+
+
+def _watch(model: nn.Module, batches: Iterable[Any], watches: "Mapping[ActivationQuantizer, Watch]") -> None:
+    """Run the batches while values pass the quantisers unrounded, each seen by its watch."""
+    for quantizer, watch in watches.items():
+        quantizer.watch = watch
+    with seeded(0), torch.no_grad():
+        for inputs, _ in track(batches, "calibrating"):
+            predict(model, to_device(inputs, device_of(model)))
+    for quantizer in watches:
+        quantizer.watch = None
+
+
+def _measure_weights(model: QuantizedModel) -> None:
+    """Let every weight's quantiser see the weight as it is now."""
+    from hessprune.quantize.ranges import WeightQuantizer  # needs torchao, which made the model
+
+    for node in model.graph.nodes:
+        module = model.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(module, WeightQuantizer) and node.args[0].op == "get_attr":
+            module(tensor_of(model, node.args[0]))
+
+
+def _check_float(model: nn.Module) -> None:
+    if any(isinstance(module, QuantizedModel) for module in model.modules()):
+        raise ArgumentError("`model` must be a float model, got one that is quantised already. Pass the one before.")
+    check_finite_parameters(model)
+
+
+def _check_stage(model: nn.Module, stage: str, remedy: str) -> None:
+    found = model.stage if isinstance(model, QuantizedModel) else type(model).__name__
+    if found != stage:
+        raise ArgumentError(f"`model` must be a {stage} model, got a {found} one. {remedy}")
+
+
+def _check_target(target: str) -> None:
+    check_choice("target", target, TARGETS)
+    package = TARGETS[target]
+    if importlib.util.find_spec(package) is None:
+        raise MissingDependencyError(
+            f"`target` {target!r} needs the package `{package}`, which is not installed. Run: pip install {package}"
+        )
+
+
+def _torchao() -> Any:
+    with quiet():
+        return optional_import("torchao.quantization.pt2e.quantize_pt2e", "quantize")

@@ -1,0 +1,179 @@
+"""Where integers begin and end, placed so that ONNX Runtime fuses every layer into one integer kernel.
+
+A runtime replaces `dequantise → layer → quantise` by one kernel. So each value gets one quantiser, at the *end* of a
+chain that one kernel computes: convolution or linear layer with its activation, residual addition with its ReLU,
+pooling. Operators that only move values share the quantiser of what they move. What has no integer kernel (hardswish,
+softmax, …) computes in floats between two quantisers.
+"""
+
+import operator
+from collections.abc import Collection, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer import (
+    DerivedQuantizationSpec,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+
+from hessprune.quantize.rewrite import WEIGHTED, aten, layer_name
+
+BINARY = (aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor)
+UNARY = (aten.avg_pool2d.default, aten.sigmoid.default)
+ACTIVATIONS = (  # a runtime drops them where the quantiser behind them clamps anyway
+    aten.relu.default,
+    aten.relu_.default,
+    aten.relu6.default,
+    aten.hardtanh.default,
+    aten.hardtanh_.default,
+)
+SPLITTING = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+MOVING = (
+    operator.getitem,  # of one of these
+    aten.max_pool2d.default,
+    aten.cat.default,
+    aten.view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.squeeze.dim,
+    aten.unsqueeze.default,
+    aten.slice.Tensor,
+    aten.pad.default,
+    aten.constant_pad_nd.default,
+    aten.clone.default,
+    aten.contiguous.default,
+)
+UNCHANGED = (aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.alias.default)
+
+
+class FusionQuantizer(Quantizer):
+    """Annotates a captured graph for torchao.
+
+    Args:
+        activation: How values are quantised.
+        weight: How weights are, by axis of their output channels.
+        keep_fp32: Names of layers that stay as they are.
+    """
+
+    def __init__(
+        self, activation: QuantizationSpec, weight: Mapping[int, QuantizationSpec], keep_fp32: Collection[str] = ()
+    ) -> None:
+        super().__init__()
+        self.activation, self.weight, self.keep_fp32 = activation, weight, set(keep_fp32)
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Note at every value and weight how it is quantised."""
+        layers = [node for node in model.graph.nodes if self._is_integer(node)]
+        values = {source(x) for node in layers for x in moved(node)}
+        values |= {end(node) for node in layers if _needs_integers(end(node), node)}
+        roots = _share(model, values)
+        for value in values:
+            shared = roots[value] is not value
+            _annotation(value).output_qspec = SharedQuantizationSpec(roots[value]) if shared else self.activation
+        for node in layers:
+            if node.target in WEIGHTED:
+                x, weight, bias, *_ = cast("tuple[Node, ...]", (*node.args, None))
+                _annotation(node).input_qspec_map[weight] = self.weight[WEIGHTED[node.target]]
+                if bias is not None:
+                    _annotation(node).input_qspec_map[bias] = _bias(source(x), (weight, node))
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Accept every model: what cannot be quantised stays in FP32."""
+
+    def _is_integer(self, node: Node) -> bool:
+        """Return whether an operator is to run in integers: layers, and additions, products and means of images."""
+        if node.target in WEIGHTED:
+            return layer_name(node) not in self.keep_fp32
+        return node.target in UNARY or (
+            node.target in BINARY and len(moved(node)) == 2 and node.meta["val"].dim() > 3 and not node.kwargs
+        )
+
+
+def source(node: Node) -> Node:
+    """Return the node whose values these are, before dropout."""
+    while node.target in UNCHANGED:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def end(node: Node) -> Node:
+    """Return the activation that one kernel computes together with `node`, or `node` itself."""
+    user = next(iter(node.users), node)
+    return user if len(node.users) == 1 and user.target in ACTIVATIONS else node
+
+
+def moved(node: Node) -> list[Node]:
+    """Return the values that an operator reads, without its weights."""
+    if node.target is operator.getitem:
+        node = node.all_input_nodes[0]
+        return node.all_input_nodes[:1] if node.target in SPLITTING else []
+    read = node.all_input_nodes if node.target in (*BINARY, aten.cat.default) else node.all_input_nodes[:1]
+    return [x for x in read if x.op != "get_attr" and isinstance(x.meta.get("val"), Tensor)]
+
+
+def _needs_integers(value: Node, node: Node) -> bool:
+    """Return whether the result of a kernel must be quantised; linear layers may return floats."""
+    if "linear" in str(node.target):
+        return False
+    return "conv" in str(node.target) or any(user.op != "output" for user in value.users)
+
+
+def _bias(x: Node, weight: tuple[Node, Node]) -> DerivedQuantizationSpec:
+    """Return how a bias is added to the sums of a kernel: as int32, in steps of input scale times weight scale."""
+
+    def scales(quantizers: list[Any]) -> tuple[Tensor, Tensor]:
+        steps = quantizers[0].calculate_qparams()[0] * quantizers[1].calculate_qparams()[0]
+        return steps, torch.zeros_like(steps, dtype=torch.int32)
+
+    return DerivedQuantizationSpec(
+        derived_from=[x, weight],
+        derive_qparams_fn=scales,
+        dtype=torch.int32,
+        quant_min=torch.iinfo(torch.int32).min,
+        quant_max=torch.iinfo(torch.int32).max,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+    )
+
+
+def _share(model: GraphModule, values: set[Node]) -> dict[Node, Node]:
+    """Add what is moved into quantised values; return for each value the first of those that share its range."""
+    root: dict[Node, Node] = {}
+    order = {node: position for position, node in enumerate(model.graph.nodes)}
+
+    def find(node: Node) -> Node:
+        while root.setdefault(node, node) is not node:
+            node = root[node]
+        return node
+
+    for node in reversed(model.graph.nodes):
+        if node in values and node.target in MOVING:
+            for x in map(source, moved(node)):
+                values.add(x)
+                first, second = sorted((find(node), find(x)), key=order.__getitem__)
+                root[second] = first
+    return {value: find(value) for value in values}
+
+
+def _annotation(node: Node) -> QuantizationAnnotation:
+    return node.meta.setdefault("quantization_annotation", QuantizationAnnotation(_annotated=True))
+
+
+def inductor_quantizer(activation: QuantizationSpec, weight: QuantizationSpec, keep_fp32: Collection[str]) -> Quantizer:
+    """Return torchao's own quantiser for `torch.compile` on x86, with our ranges."""
+    from torchao.quantization.pt2e.quantizer.utils import QuantizationConfig  # seconds to import
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
+
+    config = QuantizationConfig(activation, activation, weight, None, is_qat=True)
+    quantizer = X86InductorQuantizer().set_global(config)
+    for name in keep_fp32:
+        quantizer.set_module_name_qconfig(name, None)
+    return quantizer

@@ -1,0 +1,197 @@
+"""Fake quantisers: put a tensor on the grid that integers will have, and let gradients through.
+
+With scale s, zero point z and integers from a to b, `q(x) = s·(clamp(round(x/s) + z, a, b) − z)`. Its gradient is 1
+inside the range and 0 outside. Weights take their range from themselves, activations from what they were shown.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
+from torchao.quantization.pt2e.quantizer import QuantizationSpec
+
+from hessprune.errors import ArgumentError
+
+MOMENTUM = 0.01  # of the moving average of activation ranges in training
+BINS = 2048
+SHRINKS = torch.linspace(1, 0.25, 16)  # candidate ranges, as shares of the observed one
+
+
+def activation_spec(kind: str) -> QuantizationSpec:
+    """Return how values are quantised: uint8 with a zero point, or int8 around zero."""
+    if kind == "symmetric":
+        return _spec(ActivationQuantizer, torch.int8, -127, 127, torch.per_tensor_symmetric)
+    return _spec(ActivationQuantizer, torch.uint8, 0, 255, torch.per_tensor_affine)
+
+
+def weight_specs(bits: int) -> dict[int, QuantizationSpec]:
+    """Return how weights are quantised, by axis of their output channels."""
+    limit = {7: 64, 8: 127}[bits]  # 2·255·64 is below 2¹⁵
+    return {
+        axis: _spec(
+            WeightQuantizer.with_args(ch_axis=axis), torch.int8, -limit, limit, torch.per_channel_symmetric, axis
+        )
+        for axis in (0, 1)
+    }
+
+
+def _spec(
+    quantizer: Any, dtype: torch.dtype, low: int, high: int, scheme: torch.qscheme, axis: int | None = None
+) -> QuantizationSpec:
+    return QuantizationSpec(
+        dtype=dtype, observer_or_fake_quant_ctr=quantizer, quant_min=low, quant_max=high, qscheme=scheme, ch_axis=axis
+    )
+
+
+class Quantizer(FakeQuantizeBase):
+    """What torchao asks of a fake quantiser when it puts integers in its place."""
+
+    is_dynamic = False
+
+    def __init__(
+        self, *, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, is_dynamic: bool = False
+    ) -> None:
+        super().__init__()
+        assert not is_dynamic
+        self.dtype, self.qscheme, self.quant_min, self.quant_max = dtype, qscheme, quant_min, quant_max
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Return x on the grid."""
+        raise NotImplementedError
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Return scale and zero point."""
+        raise NotImplementedError
+
+
+class WeightQuantizer(Quantizer):
+    """Symmetric, one scale per output channel: `s = max|w| / b`, computed anew from every weight it sees."""
+
+    def __init__(
+        self,
+        *,
+        ch_axis: int,
+        dtype: torch.dtype,
+        quant_min: int,
+        quant_max: int,
+        qscheme: torch.qscheme,
+        is_dynamic: bool = False,
+    ) -> None:
+        super().__init__(dtype=dtype, quant_min=quant_min, quant_max=quant_max, qscheme=qscheme, is_dynamic=is_dynamic)
+        self.ch_axis = ch_axis
+        self.scale = torch.ones(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the weight on its grid."""
+        largest = x.detach().abs().transpose(0, self.ch_axis).flatten(1).amax(1)
+        self.scale = (largest / self.quant_max).clamp(min=torch.finfo(torch.float32).eps)
+        scale, zero = self.calculate_qparams()
+        return torch.fake_quantize_per_channel_affine(x, scale, zero, self.ch_axis, self.quant_min, self.quant_max)
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Return scale and zero point per channel."""
+        return self.scale, torch.zeros_like(self.scale, dtype=torch.int32)
+
+
+class ActivationQuantizer(Quantizer):
+    """One scale per tensor; the range is set by calibration, and in training follows a moving average until frozen."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self, *, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, is_dynamic: bool = False
+    ) -> None:
+        super().__init__(dtype=dtype, quant_min=quant_min, quant_max=quant_max, qscheme=qscheme, is_dynamic=is_dynamic)
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+        self.watch: Callable[[Tensor], None] | None = None  # set during calibration, which lets values pass
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether there is a range."""
+        return bool(self.high > self.low)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x on the grid."""
+        if self.watch is not None:
+            self.watch(x.detach())
+            return x
+        if self.training and bool(self.observer_enabled):
+            self._follow(*x.detach().aminmax())
+        elif not self.is_calibrated:
+            raise ArgumentError(
+                "activations must be calibrated before the model is run, got no ranges. "
+                "Call hp.calibrate(model, batches)."
+            )
+        grid = self.calculate_qparams()
+        return torch.fake_quantize_per_tensor_affine(x, *grid, self.quant_min, self.quant_max)
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Return scale and zero point."""
+        return self._grid(self.low, self.high)
+
+    def rounded(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Return x on the grid of a range, or on those of several, without gradients."""
+        scale, zero = self._grid(low, high)
+        return scale * ((x / scale).round().add(zero).clamp(self.quant_min, self.quant_max) - zero)
+
+    def _grid(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scale and zero point of a range; zero is always on the grid."""
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        if self.qscheme == torch.per_tensor_symmetric:
+            low, high = -torch.maximum(-low, high), torch.maximum(-low, high)
+        scale = ((high - low) / (self.quant_max - self.quant_min)).clamp(min=torch.finfo(torch.float32).eps)
+        zero = (self.quant_min - torch.round(low / scale)).clamp(self.quant_min, self.quant_max)
+        return scale, zero.to(torch.int32)
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Take over a range."""
+        self.low.copy_(low)
+        self.high.copy_(high)
+
+    def _follow(self, low: Tensor, high: Tensor) -> None:
+        weight = MOMENTUM if self.is_calibrated else 1.0
+        self.set_range(self.low.lerp(low, weight), self.high.lerp(high, weight))
+
+
+class Watch(Protocol):
+    """Sees every batch of an activation."""
+
+    def __call__(self, x: Tensor) -> None:
+        """Take note of the values."""
+
+
+class Extremes:
+    """Smallest and largest value seen."""
+
+    def __init__(self) -> None:
+        self.low, self.high = torch.tensor(0.0), torch.tensor(0.0)
+
+    def __call__(self, x: Tensor) -> None:
+        """Take note of the values."""
+        low, high = x.float().aminmax()
+        self.low, self.high = torch.minimum(self.low, low.cpu()), torch.maximum(self.high, high.cpu())
+
+
+class Histogram:
+    """Counts of values between two extremes."""
+
+    def __init__(self, extremes: Extremes) -> None:
+        self.low, self.high = extremes.low, extremes.high
+        self.counts = torch.zeros(BINS, dtype=torch.float64)
+
+    def __call__(self, x: Tensor) -> None:
+        """Take note of the values."""
+        self.counts += torch.histc(x.float().cpu(), BINS, float(self.low), float(self.high)).double()
+
+    def best_range(self, quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
+        """Return the range, within the observed one, that minimises the mean squared error of rounding."""
+        centres = torch.linspace(float(self.low), float(self.high), 2 * BINS + 1)[1::2]
+        ranges = torch.cartesian_prod(self.low * SHRINKS, self.high * SHRINKS).unique(dim=0)  # (R, 2)
+        rounded = quantizer.rounded(centres, *ranges[:, :, None].unbind(1))  # (R, BINS)
+        errors = (rounded - centres).square().double() @ self.counts
+        low, high = ranges[errors.argmin()]
+        return low, high

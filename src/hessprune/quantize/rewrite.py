@@ -1,0 +1,166 @@
+"""Rewrite a captured graph so that all of it has an integer counterpart; the function that it computes stays.
+
+BatchNorm goes into the convolution or linear layer in front of it. Where there is none (pre-activation networks, dense
+connections) it becomes a 1×1 depthwise convolution, which runtimes run in integers together with the ReLU behind it.
+Means over space become average pooling, hard gates clamped depthwise convolutions, for the same reason.
+"""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from hessprune._modules import split_name
+
+aten = torch.ops.aten
+LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
+WEIGHTED = dict.fromkeys(LAYERS, 0) | {  # layers that can be integer, and the axis of outputs in their weight
+    aten.conv_transpose1d.default: 1,
+    aten.conv_transpose2d.input: 1,
+    aten.conv_transpose3d.input: 1,
+}
+CONVOLUTIONS = {3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}  # by dimensions of the input
+GATES = (aten.hardsigmoid.default, aten.hardsigmoid_.default, aten.hardswish.default, aten.hardswish_.default)
+
+
+def rewrite(module: GraphModule) -> None:
+    """Remove BatchNorm and means over space, in place; the graph is one of evaluation mode."""
+    for node in list(module.graph.nodes):
+        if node.op == "call_module":  # only checks that the inputs look like the example
+            module.graph.erase_node(node)
+        elif node.target is aten.batch_norm.default:
+            _remove_batchnorm(module, node)
+        elif node.target in (aten.mean.dim, aten.adaptive_avg_pool2d.default):
+            _pool(module, node)
+        elif node.target in GATES:
+            _gate(module, node)
+    module.graph.eliminate_dead_code()
+    _drop_unread(module)
+    module.recompile()
+
+
+def tensor_of(module: nn.Module, node: Node) -> Tensor:
+    """Return the parameter or buffer that a `get_attr` node reads."""
+    return operator.attrgetter(str(node.target))(module)
+
+
+def layer_name(node: Node) -> str:
+    """Return the dotted name of the layer that a node computes: where its weight lives, or where it was captured."""
+    if node.target in WEIGHTED and isinstance(node.args[1], Node) and node.args[1].op == "get_attr":
+        return split_name(str(node.args[1].target))[0]
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return stack[-1][0] if stack else node.name
+
+
+def _remove_batchnorm(module: GraphModule, node: Node) -> None:
+    """Put `BN(x) = factor·x + shift` into the layer that computes x, or into a depthwise convolution of its own."""
+    x, weight, bias, mean, variance, _, _, epsilon, _ = _tensors(module, node)
+    factor = (variance.double() + epsilon).rsqrt() * (1 if weight is None else weight)
+    shift = (0 if bias is None else bias) - mean * factor
+    if x.target in LAYERS and len(x.users) == 1:
+        _fold(module, x, factor, shift)
+        node.replace_all_uses_with(x)
+    elif (dims := x.meta["val"].dim()) in CONVOLUTIONS:
+        owner, ones = split_name(str(node.args[4].target))[0], [1] * (dims - 2)  # type: ignore[union-attr]
+        with module.graph.inserting_before(node):
+            new = module.graph.call_function(
+                CONVOLUTIONS[dims], (x, None, None, ones, [0] * (dims - 2), ones, len(factor))
+            )
+        new.meta = dict(node.meta)
+        _set_parameters(module, new, owner, {"weight": factor.reshape(-1, *(1,) * (dims - 1)), "bias": shift}, node)
+        node.replace_all_uses_with(new)
+    else:
+        return
+    module.graph.erase_node(node)
+
+
+def _fold(module: GraphModule, layer: Node, factor: Tensor, shift: Tensor) -> None:
+    """Scale the outputs of a layer and shift them."""
+    _, weight, bias, *_ = (*_tensors(module, layer), None)
+    assert isinstance(weight, Tensor)
+    values = {
+        "weight": weight * factor.reshape(-1, *(1,) * (weight.dim() - 1)),
+        "bias": shift if bias is None else shift + bias * factor,
+    }
+    _set_parameters(module, layer, split_name(str(layer.args[1].target))[0], values, layer)  # type: ignore[union-attr]
+
+
+def _set_parameters(module: GraphModule, node: Node, owner: str, values: dict[str, Tensor], replaced: Node) -> None:
+    """Give a layer new weights under the old names; where other layers read these too, under new ones."""
+    reads, like = [], node.args[0].meta["val"]  # type: ignore[union-attr]
+    for name, value in values.items():
+        parameter = nn.Parameter(value.to(like.dtype))
+        path = f"{owner}.{name}".lstrip(".")
+        while any(other.target == path and set(other.users) - {replaced} for other in module.graph.nodes):
+            path += "_"
+        parent, attribute = split_name(path)
+        module.get_submodule(parent).register_parameter(attribute, parameter)
+        with module.graph.inserting_before(node):
+            reads.append(module.graph.get_attr(path))
+        reads[-1].meta["val"] = like.fake_mode.from_tensor(parameter)
+    node.args = (node.args[0], *reads, *node.args[3:])
+
+
+def _pool(module: GraphModule, node: Node) -> None:
+    """Replace a mean over both axes of space by average pooling and, where these axes go, a flattening."""
+    x, axes, keeps = _pooled(node)
+    shape = x.meta["val"].shape
+    whole = [axis % 4 for axis in axes] in ([2, 3], [3, 2])
+    if len(shape) != 4 or not whole or not all(isinstance(length, int) for length in shape[2:]):
+        return
+    steps = [(aten.avg_pool2d.default, (list(shape[2:]),))] + ([] if keeps else [(aten.flatten.using_ints, (1,))])
+    for function, arguments in steps:
+        with module.graph.inserting_before(node):
+            new = module.graph.call_function(function, (x, *arguments))
+        new.meta = node.meta | {"val": function(x.meta["val"], *arguments)}
+        x = new
+    node.replace_all_uses_with(x)
+    module.graph.erase_node(node)
+
+
+def _pooled(node: Node) -> tuple[Any, list[int], bool]:
+    """Return what is averaged, over which axes, and whether these stay."""
+    arguments: Any = (*node.args, False)
+    if node.target is aten.mean.dim:
+        return arguments[0], list(arguments[1] or ()), bool(arguments[2])
+    return arguments[0], [2, 3] if list(arguments[1]) == [1, 1] else [], True
+
+
+def _gate(module: GraphModule, node: Node) -> None:
+    """Replace hardsigmoid(x) by `min(max(x/6 + ½, 0), 1)`, a depthwise convolution, and hardswish by that times x."""
+    x: Any = node.args[0]
+    if x.meta["val"].dim() != 4:
+        return
+    channels = x.meta["val"].shape[1]
+    module.add_submodule(node.name, nn.Module())
+    with module.graph.inserting_before(node):
+        gate = module.graph.call_function(aten.conv2d.default, (x, None, None, [1, 1], [0, 0], [1, 1], channels))
+        clamped = new = module.graph.call_function(aten.hardtanh.default, (gate, 0.0, 1.0))
+        if node.target in GATES[2:]:
+            new = module.graph.call_function(aten.mul.Tensor, (x, clamped))
+    for part in (gate, clamped, new):
+        part.meta = dict(node.meta)
+    values = {"weight": torch.full((channels, 1, 1, 1), 1 / 6), "bias": torch.full((channels,), 0.5)}
+    _set_parameters(module, gate, node.name, values, node)
+    module.get_submodule(node.name).requires_grad_(False)
+    node.replace_all_uses_with(new)
+    module.graph.erase_node(node)
+
+
+def _tensors(module: nn.Module, node: Node) -> tuple[Any, ...]:
+    """Return the arguments of a node, parameters and buffers by value."""
+    return tuple(
+        tensor_of(module, item).detach() if isinstance(item, Node) and item.op == "get_attr" else item
+        for item in node.args
+    )
+
+
+def _drop_unread(module: GraphModule) -> None:
+    """Delete the parameters and buffers that nothing reads any more."""
+    read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in (*module.named_parameters(remove_duplicate=False), *module.named_buffers())]:
+        if name not in read:
+            parent, attribute = split_name(name)
+            delattr(module.get_submodule(parent), attribute)

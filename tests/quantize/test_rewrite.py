@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hessprune.quantize.rewrite import aten, rewrite
+from tests.quantize.nets import BUILDERS, images, network
+
+REMOVED = {aten.batch_norm.default, aten.mean.dim, aten.hardswish.default, aten.hardsigmoid.default}
+
+
+def captured(model, inputs):
+    return torch.export.export(model.eval(), (inputs,)).module()
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_function_stays_and_what_has_no_integers_goes(name):
+    model, inputs = network(name).double(), images(3).double()
+    graph = captured(model, inputs)
+    rewrite(graph)
+    assert torch.allclose(graph(inputs), model(inputs), atol=1e-10)
+    assert not REMOVED & {node.target for node in graph.graph.nodes}
+    read = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    assert {name for name, _ in graph.named_parameters()} | {name for name, _ in graph.named_buffers()} == read
+
+
+class Shared(nn.Module):
+    """One convolution used twice, each time with a BatchNorm of its own, and one BatchNorm of vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(3, eps=0.1), nn.BatchNorm2d(3, affine=False)])
+        self.linear, self.vectors = nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4)
+        for norm in (*self.norms, self.vectors):
+            nn.init.uniform_(norm.running_mean)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+
+    def forward(self, x):
+        for norm in self.norms:
+            x = norm(self.conv(x))
+        return self.vectors(self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1)))
+
+
+def test_shared_layers_are_folded_apart():
+    torch.manual_seed(0)
+    model, inputs = Shared().eval(), images(3)
+    graph = captured(model, inputs)
+    rewrite(graph)
+    assert torch.allclose(graph(inputs), model(inputs), atol=1e-6)
+    names = {name for name, _ in graph.named_parameters()}
+    assert names == {"conv.weight", "conv.bias", "conv.weight_", "conv.bias_", "linear.weight", "linear.bias"}
+
+
+def test_what_cannot_be_folded_stays():
+    model, inputs = nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)), torch.randn(3, 4)
+    nn.init.uniform_(model[1].running_mean)
+    graph = captured(model, inputs)
+    rewrite(graph)
+    assert torch.equal(graph(inputs), model(inputs))
+    assert aten.batch_norm.default in {node.target for node in graph.graph.nodes}
+    x = torch.randn(2, 3, 4, 4)
+    partial = captured(nn.AdaptiveAvgPool2d(2), x)
+    rewrite(partial)
+    assert torch.equal(partial(x), F.adaptive_avg_pool2d(x, 2))
