@@ -22,6 +22,7 @@ from typing import Any
 from PIL import Image
 
 from hessprune.planning.budget import Budget
+from hessprune.planning.implants import Implant
 from hessprune.planning.ranking import Ranking
 from hessprune.report.comparison import Comparison, best_in_column, stage_title
 from hessprune.run.settings import (
@@ -43,6 +44,7 @@ SECTIONS = {
     "prune": PruneSettings,
     "prune.budget": Budget,
     "prune.ranking": Ranking,
+    "prune.implant": Implant,
     "finetune": FinetuneConfig,
     "export": ExportSettings,
     "report": ReportSettings,

@@ -15,11 +15,13 @@ from hessprune.errors import ArgumentError, DataError, OutputError
 from hessprune.evaluate import evaluate
 from hessprune.models import build_model
 from hessprune.planning.budget import Budget
+from hessprune.planning.implants import Implant
 from hessprune.recipe import parse_recipe
 from hessprune.report import RunReport
 from hessprune.run import decisions
 from hessprune.run.context import open_run
 from hessprune.run.store import StageStore
+from hessprune.terminal import print_report
 
 TINY = {
     "threads": 1,
@@ -180,6 +182,39 @@ def test_compensation_never_raises_the_calibration_loss(finished, settings):
     )
     assert plain.plan.removed == compensated.plan.removed
     assert evaluate(compensated.model, batches).loss < evaluate(plain.model, batches).loss
+
+
+def test_a_run_with_implants_shows_them_in_the_report(finished, settings, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "run")
+    implant, plain = Implant(share=0.4), replace(settings.report, curve=(), baselines=False)
+    finetune = replace(settings.finetune, epochs=0)
+    changed = replace(settings, prune=replace(settings.prune, implant=implant), report=plain, finetune=finetune)
+    report = pipeline.run(changed, tmp_path / "run")
+    units = sum(sum(group.implanted) for group in report.saliency)
+    assert units == sum(len(units) for units in report.plan["implanted"].values()) > 0
+    assert all(layer.kept + layer.implanted <= layer.dense for layer in report.layers)
+    assert any(layer.implanted for layer in report.layers)
+    model = hp.load(tmp_path / "run" / "model", lambda: build_model("digits-resnet", num_classes=10, in_channels=1))
+    assert hp.cost(model, torch.zeros(1, 1, 8, 8)).macs == report.final.macs
+    print_report(report, tmp_path)
+    assert f"{units} implanted" in capsys.readouterr().out
+
+
+def test_prune_implants_what_the_plan_decides():
+    torch.manual_seed(0)
+    body = [nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 8, 3, padding=1), nn.ReLU()]
+    net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    with torch.no_grad():  # most of what the filters see is at their centre
+        for layer in (net[0], net[2]):
+            layer.weight[..., 1, 1] *= 6
+    x = torch.randn(40, 1, 8, 8)
+    batches, options = [(x, net(x).argmax(1))], {"budget": Budget(macs=0.5), "method": "magnitude"}
+    for implant in ("auto", 0.5, Implant(share=0.5, rank=2), Implant(start="zero")):
+        for steps in (1, 2):
+            result = pipeline.prune(net, x[:1], batches, implant=implant, steps=steps, **options)
+            assert result.plan.num_implanted > 0
+            assert hp.cost(result.model, x[:1]) == result.cost_after
+            assert result.cost_after.macs <= 0.5 * result.cost_before.macs
 
 
 def test_prune_refuses_what_it_cannot_do():

@@ -14,7 +14,7 @@ from hessprune.errors import HessPruneError
 from hessprune.report.comparison import Comparison, best_in_column, stage_title
 from hessprune.report.html import COLUMNS, cells, format_count, last_baselines, spoken
 from hessprune.report.inspection import Inspection
-from hessprune.report.run_report import ModelResult, RunReport, headline
+from hessprune.report.run_report import ModelResult, RunReport, headline, zones
 from hessprune.report.saliencies import Saliencies, sparkline
 
 REPORTED_SECONDS = 0.5
@@ -105,6 +105,7 @@ def print_report(report: RunReport, out: object) -> None:
     console = Console(highlight=False)
     console.print(f"\n[bold]{headline(report)}[/]\n")
     console.print(table)
+    console.print(zones(report), end="")
     console.print(f"\nresults in {out}: report.html, report.json, model/" + _onnx(report), soft_wrap=True)
 
 

@@ -6,7 +6,7 @@ import matplotlib as mpl
 import pytest
 
 from hessprune.report import LayerWidth, figures
-from tests.report.values import bare_report, small_report
+from tests.report.values import bare_report, implanted_report, small_report
 
 DRAWINGS = [figures.accuracy_against_cost, figures.network, figures.saliencies, figures.training]
 
@@ -68,3 +68,9 @@ def _height(svg, text):
     tag = re.search(rf"<text([^>]*)>{text}</text>", svg).group(1)
     match = re.search(r'translate\([\d.]+ ([\d.]+)\)|\by="([\d.]+)"', tag)
     return float(match.group(1) or match.group(2))
+
+
+def test_implanted_units_have_a_colour_and_a_count_of_their_own():
+    assert ">1 + 1<" in figures.network(implanted_report()).replace("\n", "")
+    for draw in (figures.network, figures.saliencies):
+        assert draw(implanted_report()).count("var(--green)") > draw(small_report()).count("var(--green)")

@@ -5,7 +5,7 @@ import pytest
 
 from hessprune.report import RunReport, render, write_html
 from hessprune.report.html import format_bytes, format_count
-from tests.report.values import bare_report, small_report
+from tests.report.values import bare_report, implanted_report, small_report
 
 
 class Outline(HTMLParser):
@@ -117,3 +117,10 @@ def test_counts_have_three_digits(value, text):
 )
 def test_sizes_are_binary(value, text):
     assert format_bytes(value) == text
+
+
+def test_implanted_units_are_counted_and_explained_only_where_there_are_any(page):
+    text = Outline(render(implanted_report())).text
+    assert "Units implanted1 of 12" in text
+    assert "a low-rank stand-in of the filter" in text
+    assert "mplanted" not in Outline(page).text

@@ -64,6 +64,14 @@ def small_report() -> RunReport:
     )
 
 
+def implanted_report() -> RunReport:
+    """One unit of `inner` keeps a stand-in."""
+    report = small_report()
+    layers = (report.layers[0], replace(report.layers[1], kept=1, implanted=1), report.layers[2])
+    saliency = (report.saliency[0], replace(report.saliency[1], implanted=(False, True) + (False,) * 6))
+    return replace(report, layers=layers, saliency=saliency)
+
+
 def bare_report() -> RunReport:
     """Only what a report must have."""
     return replace(RunReport(title="Net", models={"dense": result(0.9), "finetuned": result(0.9)}))

@@ -133,7 +133,9 @@ def _draw_layers(axes: Axes, layers: Sequence[LayerWidth]) -> None:
     x = range(len(layers))
     colors = [PALE if layer.group in shared else BLUE for layer in layers]
     axes.bar(x, [layer.dense for layer in layers], width=0.72, facecolor="none", edgecolor=GREY, linewidth=0.9)
-    axes.bar(x, [layer.kept for layer in layers], width=0.72, color=colors, linewidth=0)
+    axes.bar(x, kept := [layer.kept for layer in layers], width=0.72, color=colors, linewidth=0)
+    if any(small := [layer.implanted for layer in layers]):
+        axes.bar(x, small, bottom=kept, width=0.72, color=GREEN, linewidth=0)
     if len(layers) > 24:
         axes.set_xticks([])
         axes.set_xlabel(f"{len(layers)} layers, from input to output")
@@ -141,7 +143,12 @@ def _draw_layers(axes: Axes, layers: Sequence[LayerWidth]) -> None:
     axes.set_xticks(list(x), [layer.name.removesuffix(".weight") for layer in layers], rotation=35, ha="right")
     for position, layer in enumerate(layers):
         axes.annotate(
-            str(layer.kept), (position, layer.dense), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8
+            f"{layer.kept} + {layer.implanted}" if layer.implanted else str(layer.kept),
+            (position, layer.dense),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
         )
 
 
@@ -152,9 +159,11 @@ def _counts(layers: Sequence[LayerWidth]) -> dict[str, int]:
 
 def _draw_strip(axes: Axes, row: int, group: GroupSaliency, floor: float) -> None:
     values = [max(value, floor) for value in group.values]
-    for kept, face, edge in ((False, "none", ORANGE), (True, BLUE, PAPER)):
-        x = [value for value, stays in zip(values, group.kept, strict=True) if stays is kept]
-        axes.scatter(x, [row] * len(x), s=26, facecolor=face, edgecolor=edge, linewidth=0.9, zorder=2 + kept)
+    small = group.implanted or (False,) * len(values)
+    zones = [kept + implanted for kept, implanted in zip(group.kept, small, strict=True)]
+    for zone, (face, edge) in enumerate((("none", ORANGE), (BLUE, PAPER), (GREEN, PAPER))):
+        x = [value for value, own in zip(values, zones, strict=True) if own == zone]
+        axes.scatter(x, [row] * len(x), s=26, facecolor=face, edgecolor=edge, linewidth=0.9, zorder=2 + bool(zone))
 
 
 def _floor(groups: Sequence[GroupSaliency]) -> float:

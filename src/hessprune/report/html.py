@@ -92,18 +92,21 @@ def _sections(report: RunReport) -> Iterator[str]:
     curve = figures.accuracy_against_cost(report)
     yield '<div class="pair">' + _curve_card(curve) + _decision_card(report) + "</div>"
     yield _card("Kept width per layer", _layer_note(report), figures.network(report))
-    yield _card("Saliency of every unit", _SALIENCY_NOTE, figures.saliencies(report))
+    yield _card("Saliency of every unit", _saliency_note(report), figures.saliencies(report))
     yield _card(
         "Training", "The epoch that is kept is the best one on validation, never on test.", figures.training(report)
     )
     yield _settings(report)
 
 
-_SALIENCY_NOTE = (
-    '<i class="swatch dot" style="background:var(--blue)"></i>kept '
-    '<i class="swatch ring"></i>removed. A removed unit may lie right of a kept one '
-    "where the ranking divides by the cost that a unit frees, or where a layer had reached its floor."
-)
+def _saliency_note(report: RunReport) -> str:
+    small = '<i class="swatch dot" style="background:var(--green)"></i>implanted '
+    return (
+        '<i class="swatch dot" style="background:var(--blue)"></i>kept '
+        + (small if any(any(group.implanted) for group in report.saliency) else "")
+        + '<i class="swatch ring"></i>removed. A removed unit may lie right of a kept one '
+        "where the ranking divides by the cost that a unit frees, or where a layer had reached its floor."
+    )
 
 
 def _card(title: str, note: str, content: str) -> str:
@@ -208,7 +211,9 @@ def _decision(report: RunReport) -> Iterator[tuple[str, str]]:
     units = sum(len(group.kept) for group in report.saliency)
     if units:
         yield "Units removed", f"{units - kept} of {units}"
-        untouched = sum(all(group.kept) for group in report.saliency)
+        implanted = sum(sum(group.implanted) for group in report.saliency)
+        yield from (("Units implanted", f"{implanted} of {units}"),) if implanted else ()
+        untouched = sum(all(group.kept) and not any(group.implanted) for group in report.saliency)
         yield "Groups untouched", f"{untouched} of {len(report.saliency)}"
     yield "MACs kept", f"{_grouped(report.final.macs)} ({_percent(report.macs_fraction, 2)})"
 
@@ -230,6 +235,8 @@ def _layer_note(report: RunReport) -> str:
             ' <i class="swatch" style="background:var(--pale)"></i>kept, in layers that share their channels '
             "and so shrink together"
         )
+    if any(layer.implanted for layer in report.layers):
+        note += ' <i class="swatch" style="background:var(--green)"></i>implanted: a low-rank stand-in of the filter'
     return note + "."
 
 

@@ -61,6 +61,9 @@ class LayerWidth:
     group: str
     dense: int
     kept: int
+    """With their full filters."""
+    implanted: int = 0
+    """With a low-rank stand-in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +73,8 @@ class GroupSaliency:
     group: str
     values: tuple[float, ...]
     kept: tuple[bool, ...]
+    implanted: tuple[bool, ...] = ()
+    """Which of the kept ones keep a low-rank stand-in; empty if none does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,6 +175,15 @@ class RunReport:
     def load(cls, path: Path | str) -> "RunReport":
         """Read a report written by `save`."""
         return cls.from_json(read_json(path))
+
+
+def zones(report: RunReport) -> str:
+    """Return how many units are kept, implanted and removed, in one line; empty where none is implanted."""
+    implanted = sum(sum(group.implanted) for group in report.saliency)
+    stays = sum(sum(group.kept) for group in report.saliency)
+    units = sum(len(group.kept) for group in report.saliency)
+    found = f"\nunits: {stays - implanted} kept, {implanted} implanted, {units - stays} removed\n"
+    return found if implanted else ""
 
 
 def headline(report: RunReport) -> str:

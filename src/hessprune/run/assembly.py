@@ -23,7 +23,7 @@ from hessprune.report.run_report import (
 from hessprune.run.context import Decision, Model, Run
 from hessprune.run.settings import as_json
 from hessprune.saliency.values import Saliency
-from hessprune.structure.groups import producers
+from hessprune.structure.groups import Group, producers
 
 _TRAINED = {"dense": "pretrain", "finetuned": "finetune"}
 _PERCENTILES = {"ms": "median", "p10_ms": "p10", "p90_ms": "p90"}
@@ -73,7 +73,7 @@ def assemble(
 
 
 def layer_widths(plan: Plan, order: Sequence[str]) -> tuple[LayerWidth, ...]:
-    """Return dense and kept output channels of every layer that produces units.
+    """Return dense, kept and implanted output channels of every layer that produces units.
 
     Args:
         plan: The decision.
@@ -84,12 +84,15 @@ def layer_widths(plan: Plan, order: Sequence[str]) -> tuple[LayerWidth, ...]:
     for group in plan.groups:
         for piece in producers(group):
             width = len(piece.index[0])
-            dense, stays = width * group.num_units, width * len(kept[group.name])
+            layer = piece.param.removesuffix(".weight")
+            own, small = len(kept[group.name]), len(plan.implanted.get(group.name, ()))
+            if layer not in plan.stand_ins:  # it has no kernel to shrink: all of its filters are full ones
+                own, small = own + small, 0
+            dense, stays, small = width * group.num_units, width * own, width * small
             before = widths.get(piece.param)
             if before is not None:  # a layer whose output is split among groups
-                dense, stays = dense + before.dense, stays + before.kept
-            layer = piece.param.removesuffix(".weight")
-            widths[piece.param] = LayerWidth(name=layer, group=group.name, dense=dense, kept=stays)
+                dense, stays, small = dense + before.dense, stays + before.kept, small + before.implanted
+            widths[piece.param] = LayerWidth(name=layer, group=group.name, dense=dense, kept=stays, implanted=small)
     return tuple(widths[name] for name in order if name in widths)
 
 
@@ -99,10 +102,16 @@ def group_saliencies(plan: Plan, saliency: Saliency) -> tuple[GroupSaliency, ...
         GroupSaliency(
             group=group.name,
             values=tuple(float(f"{value:.6g}") for value in saliency[group.name].tolist()),
-            kept=tuple(unit not in set(plan.removed[group.name]) for unit in range(group.num_units)),
+            kept=_flags(group, plan.removed[group.name], inside=False),
+            implanted=_flags(group, plan.implanted.get(group.name, ())) if group.name in plan.implanted else (),
         )
         for group in plan.groups
     )
+
+
+def _flags(group: Group, units: Sequence[int], *, inside: bool = True) -> tuple[bool, ...]:
+    chosen = set(units)
+    return tuple((unit in chosen) is inside for unit in range(group.num_units))
 
 
 def estimate_of(saliency: Saliency) -> Estimate:
@@ -170,6 +179,7 @@ def _plan_summary(plan: Plan) -> dict[str, Any]:
         "params": [plan.cost_before.params, plan.cost_after.params],
         "provenance": dict(plan.provenance),
         "kept": {name: list(units) for name, units in plan.kept.items()},
+        "implanted": {name: list(units) for name, units in plan.implanted.items()},
         "units": {group.name: group.num_units for group in plan.groups},
     }
 

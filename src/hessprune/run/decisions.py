@@ -11,12 +11,14 @@ from hessprune._files import sha256, write_text
 from hessprune.curvature import TraceOptions
 from hessprune.evaluate import evaluate
 from hessprune.planning.budget import Budget
+from hessprune.planning.implants import Implant
 from hessprune.planning.plan import Plan, fingerprint, make_plan
 from hessprune.run.context import Decision, Model, Run
 from hessprune.run.identity import architecture_of
 from hessprune.run.settings import as_json
 from hessprune.run.stepwise import plan_stepwise
 from hessprune.run.store import Stage, load_saliency, save_saliency
+from hessprune.saliency.implant_losses import implant_losses
 from hessprune.saliency.methods import saliency
 from hessprune.saliency.scores import Settings
 from hessprune.saliency.values import Saliency
@@ -75,25 +77,31 @@ def decide(run: Run, dense: Model, groups: Groups, method: str) -> Decision:
                 steps=prune.steps,
                 settings=scoring_settings(run),
                 ranking=prune.ranking,
+                implant=prune.implant or 0.0,
             )
         write_text(folder / "plan.json", made.to_json())
 
-    inputs = (scored, as_json(prune.budget), as_json(prune.ranking), prune.steps)
+    inputs = (scored, as_json(prune.budget), as_json(prune.ranking), prune.steps, as_json(prune.implant))
     planned = run.store.run(f"3-plan-{method}", plan, *inputs, code=PRUNING_CODE)
     made = Plan.from_json(planned.file("plan.json").read_text("utf-8"))
     return Decision(saliency=values, plan=made, scored=scored, planned=planned)
 
 
 def plan_for(run: Run, model: nn.Module, groups: Groups, values: Saliency, budget: Budget) -> Plan:
-    """Plan with the recipe's ranking."""
-    ranking = run.settings.prune.ranking
-    return make_plan(model, groups, values, budget, example_inputs=run.example, ranking=ranking)
+    """Plan with the recipe's ranking and implants."""
+    prune = run.settings.prune
+    implant = prune.implant or Implant(share=0.0)
+    if implant.share == "auto":
+        values = implant_losses(model, groups, run.batches("calibration"), values, rank=implant.rank)
+    example, ranking = run.example, prune.ranking
+    return make_plan(model, groups, values, budget, example_inputs=example, ranking=ranking, implant=implant)
 
 
 def prune_by(run: Run, model: nn.Module, plan: Plan) -> nn.Module:
     """Apply a plan and, if the recipe says so, let the survivors compensate."""
-    pruned = cut_by(model, plan, run.batches("calibration"), start="fitted")
-    return compensated(model, pruned, plan, run.batches("calibration")) if run.settings.prune.compensate else pruned
+    prune, batches = run.settings.prune, run.batches("calibration")
+    pruned = cut_by(model, plan, batches, start=prune.implant.start if prune.implant else "fitted")
+    return compensated(model, pruned, plan, batches) if prune.compensate else pruned
 
 
 def cut_by(model: nn.Module, plan: Plan, batches: Any, *, start: str) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from hessprune._checks import check_choice, check_range
 from hessprune.errors import ArgumentError
 from hessprune.planning.budget import Budget
+from hessprune.planning.implants import Implant
 from hessprune.planning.ranking import Ranking
 from hessprune.saliency.methods import METHODS
 from hessprune.training.config import FinetuneConfig
@@ -78,6 +79,7 @@ class PruneSettings:
         steps: How often saliencies are measured anew on the way to the budget, each time on the compensated model.
         compensate: Refit the surviving layers to the dense layers' outputs, and re-estimate BatchNorm statistics,
             on the calibration images, where that lowers the loss.
+        implant: Which units keep a low-rank stand-in, and of what form; none if left out.
     """
 
     budget: Budget
@@ -88,6 +90,7 @@ class PruneSettings:
     ranking: Ranking = field(default_factory=Ranking)
     steps: int = 1
     compensate: bool = True
+    implant: Implant | None = None
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)

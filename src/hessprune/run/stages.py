@@ -118,9 +118,8 @@ def curve(run: Run, dense: Model, groups: Groups, decision: Decision) -> list[di
         return [{"method": decision.method, "macs_fraction": kept, "accuracy": accuracy}]
 
     prune = run.settings.prune
-    stage = run.store.run(
-        f"8-curve-{decision.method}", make, decision.scored, list(fractions), as_json(prune.ranking), prune.compensate
-    )
+    inputs = (decision.scored, list(fractions), as_json(prune.ranking), prune.compensate, as_json(prune.implant))
+    stage = run.store.run(f"8-curve-{decision.method}", make, *inputs)
     return read_json(stage.file("curve.json"))
 
 
