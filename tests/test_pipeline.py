@@ -27,7 +27,7 @@ TINY = {
     "threads": 1,
     "data": {"validation_size": 60, "calibration_size": 64, "batch_size": 128},
     "model": {"pretrain": {"epochs": 1, "lr": 0.1, "checkpoint_every_steps": 2}},
-    "prune": {"budget": {"macs": 0.5}},
+    "prune": {"method": "hap", "budget": {"macs": 0.5}},
     "finetune": {"epochs": 1, "lr": 0.05, "checkpoint_every_steps": 2},
     "export": {"onnx": False},
     "report": {"curve": [0.7, 0.01], "latency_repeats": 2},

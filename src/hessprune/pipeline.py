@@ -1,7 +1,7 @@
 """The stages in order: `prune` for a model in memory, `run` for a whole recipe. The one place that imports them all."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hessprune.run.assembly import assemble
 from hessprune.run.decisions import compensated, cut_by, decide
 from hessprune.run.settings import RunSettings
 from hessprune.run.stepwise import plan_stepwise
+from hessprune.saliency.methods import saliency
 from hessprune.saliency.scores import Settings
 from hessprune.saliency.values import Saliency
 from hessprune.structure.find import Ignored, find_groups
@@ -45,13 +46,13 @@ def prune(
     batches: Any,
     *,
     budget: Budget,
-    method: str = "hap",
+    method: str = "joint",
     implant: Share | Implant = 0.0,
     compensate: bool = True,
     ignore: Sequence[Ignored] = (),
     ranking: Ranking | None = None,
     settings: Settings | None = None,
-    steps: int = 1,
+    step: float = 1.0,
     seed: int = 0,
 ) -> PruneResult:
     """Make a smaller model in one call: groups, saliency, plan, surgery.
@@ -63,13 +64,14 @@ def prune(
         budget: What may be left, such as `Budget(macs=0.5)`.
         method: Which saliency decides.
         implant: Share of the units leaving the full zone that keep a low-rank stand-in, the most salient of them;
-            `"auto"` decides unit by unit; an `Implant` also says of what form. With `steps`, in the last step.
+            `"auto"` decides unit by unit; an `Implant` also says of what form. With a `step`, in the last one.
         compensate: Refit the surviving layers to the dense layers' outputs, and re-estimate BatchNorm statistics, each
             where that lowers the loss on calibration samples. No labels are trained on; seconds, not epochs.
         ignore: Layers whose outputs keep their width: modules, module types, or name patterns.
         ranking: Floors, `round_to`, and whether saliency is taken per cost saved.
         settings: Estimator, precision and loss of the saliency; its own seed then counts.
-        steps: How often saliencies are measured anew, each time on the compensated model so far.
+        step: Share of the budgeted quantity to remove before saliencies are measured anew, on the compensated model so
+            far; 1 decides at once.
         seed: For whatever the method draws at random.
 
     Returns:
@@ -95,15 +97,17 @@ def prune(
     check_batches(batches)
     check_finite_parameters(model)
     groups = find_groups(model, example_inputs, ignore)
-    plan, values = plan_stepwise(
+    settings = replace(settings or Settings(seed=seed), compensated=compensate)
+    values = saliency(model, groups, batches, method, settings=settings)
+    plan = plan_stepwise(
         model,
         groups,
         batches,
         budget,
         example_inputs=example_inputs,
-        method=method,
-        steps=steps,
-        settings=settings or Settings(seed=seed),
+        values=values,
+        step=step,
+        settings=settings,
         ranking=ranking,
         implant=implant,
     )

@@ -53,6 +53,7 @@ LAYERS = {
     "pointwise": (nn.Conv1d(4, 3, 1), (4, 6), 18),
     "linear": (nn.Linear(4, 5), (4,), 5),
     "tokens": (nn.Linear(4, 5), (6, 4), 30),
+    "no bias": (nn.Linear(4, 5, bias=False), (4,), 5),
 }
 
 
@@ -78,7 +79,8 @@ def test_predicted_losses_are_the_measured_ones(name):
             {k: v.clone() for k, v in layer.state_dict().items()},
         )
         layer.weight.copy_(kept[0].view_as(layer.weight))
-        layer.bias.add_(kept[1])
+        if layer.bias is not None:
+            layer.bias.add_(kept[1])
         measured = float(F.mse_loss(model(x), dense))
         layer.load_state_dict(old)
         torch.testing.assert_close(float(found.loss[count - 1]), measured, rtol=1e-8, atol=1e-12)
@@ -99,7 +101,7 @@ def refit(layer, rows, gone):
     size = len(weight) // 4
     left = [place for place in range(len(weight)) if place // size not in gone]
     lost = [place for place in range(len(weight)) if place // size in gone]
-    mean = rows.mean(0)
+    mean = rows.mean(0) * (layer.bias is not None)
     covariance = (rows - mean).T @ (rows - mean) / len(rows)
     new = torch.zeros_like(weight)
     if left:

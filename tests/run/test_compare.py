@@ -34,7 +34,7 @@ def test_every_cell_is_there_and_what_is_out_of_reach_is_said(finished):
     out, found = finished
     kinds = {(c.method, c.budget, c.seed, c.compensated) for c in found.cells}
     assert kinds == {(m, 0.6, s, c) for m in ("random", "joint") for s in (0, 1) for c in (False, True)}
-    assert all(0.5 < cell.macs <= 0.6 and cell.epochs == 0 for cell in found.cells)
+    assert all(0.4 < cell.macs <= 0.6 and cell.epochs == 0 for cell in found.cells)
     assert [reason.partition(":")[0] for reason in found.unreachable] == ["random", "joint"]
     assert hp.Comparison.load(out / "comparison.json") == found
     assert {"comparison.html", "comparison.png", "stages"} < {path.name for path in out.iterdir()}

@@ -15,7 +15,7 @@ def test_text_becomes_settings_and_absent_options_keep_their_defaults():
 
 def test_methods_carry_what_differs_from_the_recipe():
     assert parse_method("joint") == {"method": "joint"}
-    assert parse_method("joint:steps=5") == {"method": "joint", "steps": 5}
+    assert parse_method("joint:step=0.2") == {"method": "joint", "step": 0.2}
     asked = {"method": "hap", "estimator": "rademacher", "num_probes": 8}
     assert parse_method("hap:rademacher:probes=8") == asked
 

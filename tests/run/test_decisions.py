@@ -42,7 +42,7 @@ def with_prune(run, **changes):
 
 def test_another_budget_costs_nothing(run, model, groups):
     first = score(run, model, groups, "magnitude")
-    again = score(with_prune(run, compensate=False, steps=3), model, groups, "magnitude")
+    again = score(with_prune(run, compensate=False, step=0.3), model, groups, "magnitude")
     assert (first.folder, again.reused) == (again.folder, True)
     assert list(load_saliency(again.folder)) == [group.name for group in groups]
 
@@ -68,5 +68,5 @@ def test_other_weights_data_settings_groups_or_method_are_measured_anew(run, mod
 
 
 def test_settings_carry_the_number_of_probes(run):
-    assert scoring_settings(run).options is None
-    assert scoring_settings(with_prune(run, num_probes=7)).options.num_probes == 7
+    assert scoring_settings(run, "hap").options is None
+    assert scoring_settings(with_prune(run, num_probes=7), "hap").options.num_probes == 7

@@ -31,23 +31,30 @@ def test_remaining_groups_prune_the_pruned_model(case: type[torch.nn.Module]) ->
 def test_steps_meet_the_budget_and_the_floors(method: str) -> None:
     model = make(Residual)
     groups = hp.find_groups(model, X)
+    values = hp.saliency(model, groups, BATCHES, method)
     ranking = hp.Ranking(min_kept_fraction=0.25)
-    options = {"example_inputs": X, "method": method, "ranking": ranking}
-    plan, first = plan_stepwise(model, groups, BATCHES, hp.Budget(macs=0.6), steps=3, **options)
-    assert plan.cost_after.macs <= 0.6 * plan.cost_before.macs
+    limits: list[hp.Budget] = []
+
+    def remember(limit, plan, go_on):
+        limits.append(limit)
+        return go_on()
+
+    options = {"example_inputs": X, "values": values, "ranking": ranking, "remember": remember}
+    plan = plan_stepwise(model, groups, BATCHES, hp.Budget(macs=0.55), step=0.2, **options)
+    assert limits == [hp.Budget(macs=0.8), hp.Budget(macs=0.6), hp.Budget(macs=0.55)]
+    assert plan.cost_after.macs <= 0.55 * plan.cost_before.macs
     assert all(4 * len(plan.kept[group.name]) >= group.num_units for group in groups)
-    assert [value.shape for value in first.values()] == [(group.num_units,) for group in groups]
-    assert plan.provenance["steps"] == 3
+    assert plan.provenance["step"] == 0.2
     hp.apply_plan(model, plan)
 
 
 def test_one_step_is_make_plan() -> None:
     model = make(Residual)
     groups = hp.find_groups(model, X)
-    plan, values = plan_stepwise(
-        model, groups, BATCHES, hp.Budget(macs=0.6), example_inputs=X, method="magnitude", steps=1
-    )
+    values = hp.saliency(model, groups, BATCHES, "magnitude")
+    options = {"example_inputs": X, "values": values}
+    plan = plan_stepwise(model, groups, BATCHES, hp.Budget(macs=0.6), step=1.0, **options)
     direct = hp.make_plan(model, groups, values, hp.Budget(macs=0.6), example_inputs=X)
     assert plan.removed == direct.removed
-    with pytest.raises(hp.ArgumentError, match="`steps` must be"):
-        plan_stepwise(model, groups, BATCHES, hp.Budget(macs=0.6), example_inputs=X, method="magnitude", steps=0)
+    with pytest.raises(hp.ArgumentError, match="`step` must be"):
+        plan_stepwise(model, groups, BATCHES, hp.Budget(macs=0.6), step=0.0, **options)

@@ -2,38 +2,42 @@ r"""What the loss of units costs once the layers that read them have been refitt
 
 First, one pass over the data measures the covariance of every reading layer's inputs and the curvature of the loss in
 its outputs; from these, units are eliminated one by one (`elimination`), which gives an order and, for every number of
-units gone, the changed weights `ΔW`. Then a second pass measures what these changes really do,
+units gone, the changed weights `ΔW`. Then a second pass measures by how much these changes shift the logits,
 
-    loss(k) = 1/(2N) Σ_n ‖S_nᵀ Σ_layers Σ_t J_{n,t} ΔW_k (x_{n,t} − x̄)‖² ,
+    Δf_n = Σ_layers Σ_t J_{n,t} ΔW (x_{n,t} − x̄) ,
 
-errors at all positions and in all layers that read the units added up before they are squared.
+errors at all positions and in all layers that read the units added up, and what that shift does to the loss beyond its
+gradient: for cross-entropy the divergence of the outputs from what they were. Only the network inside is linearised; a
+quadratic form in the logits would say that confident samples can be moved at no cost, however far.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessprune._modules import sample_rows
-from hessprune._watch.calls import Arguments, Call, Convolution
-from hessprune._watch.regression import columns_of, design, rows_of, weight_from
-from hessprune.curvature.draws import signs
-from hessprune.curvature.elimination import Elimination, inverse
+from hessprune._watch.regression import rows_of, weight_from
+from hessprune.curvature.elimination import Elimination
 from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.options import TraceOptions
-from hessprune.curvature.problem import Effort, Problem, check_finite, pose
+from hessprune.curvature.problem import Effort, Problem, pose
+from hessprune.curvature.readers import Reader, measure_readers
 from hessprune.curvature.results import ParamSlice, Slices  # noqa: F401 - the example needs ParamSlice
-from hessprune.curvature.risk import LossFn, logit_factor
+from hessprune.curvature.risk import LossFn, loss_weight
 
 LEVELS = 24
 """Numbers of removed units at which the effect is measured; in between it is interpolated."""
 CHANGES_BYTES = 2 << 30
 """Memory for changed weights; fewer levels where it would take more."""
-ROWS_PER_SAMPLE = 256
-"""Positions of each sample that count in the covariance of a layer's inputs."""
+COLUMNS = 10
+"""Logits of each sample that are followed through the network, at one backward pass each."""
+BACKWARDS = 2560
+"""Backward passes of single samples in the second pass; samples are left out where it would take more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +62,8 @@ def repaired_losses(
 ) -> dict[str, Repair]:
     """Return for each key its units from least to most needed, and the loss increase after each removal.
 
-    Costs two forward passes, three backward passes, and `O(U K²)` for each layer that reads `K` inputs.
+    Costs one forward and backward pass over all samples, ten backward passes over every second of 512 (the second pass
+    is as long for more), and `O(U K²)` for each layer that reads `K` inputs.
 
     Args:
         model: Any module; it is left as it was.
@@ -66,8 +71,8 @@ def repaired_losses(
         batches: Re-iterable of `(inputs, targets)`.
         loss_fn: A loss that averages; None means cross-entropy.
         precision: `"fp64"`; anything else means fp32.
-        seed: For the draws in logit space.
-        options: Memory limit, and the number of draws of the second pass (2).
+        seed: For a draw in logit space, and the positions at which inputs are looked at.
+        options: Memory limit.
 
     Returns:
         One result per key, on the CPU.
@@ -84,103 +89,10 @@ def repaired_losses(
     options = options or TraceOptions()
     effort = Effort(estimator="rademacher", precision="fp64" if precision == "fp64" else "fp32", options=options)
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
-    layers = _measure_layers(problem, seed)
+    layers, samples = measure_readers(problem, seed)
     paths = _eliminate(problem, layers)
-    losses = _measure_changes(problem, layers, paths, range(options.num_probes or 2), seed)
+    losses = _measure_changes(problem, layers, paths, max(1, samples * COLUMNS // BACKWARDS))
     return {key: _interpolated(path, losses[key]) for key, path in paths.items()}
-
-
-@dataclass(kw_only=True)
-class _Layer:
-    """What one pass learns of a layer that reads units."""
-
-    call: Call
-    weight: Tensor  # of the folded model
-    centred: bool
-    """Whether a bias absorbs the mean of what is lost."""
-    curvature: Tensor | float = 0.0  # (g, O, O)
-    total: Tensor | float = 0.0  # (g, K)
-    squares: Tensor | float = 0.0  # (g, K, K)
-    rows: int = 0
-
-    @property
-    def regression(self) -> bool:
-        """Whether the layer is one regression: its inputs are rows, and it runs once."""
-        return self.rows > 0
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean input, `(g, K)`; zeros where nothing absorbs it."""
-        return self.total / self.rows * self.centred  # type: ignore[operator, return-value]
-
-    def columns(self) -> Tensor:
-        """Return the weight as `(g, K, O)`; where the layer is no regression, all that an input meets is one row."""
-        whole = columns_of(self.call, self.weight) if self.regression else self.weight.flatten(1)[None]
-        return whole.double()
-
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Return the inverse covariance and the curvature; where the layer is no regression, nothing takes over."""
-        if not self.regression:
-            plain = [torch.eye(size).double()[None].to(self.weight.device) for size in self.weight.flatten(1).shape]
-            return plain[0], plain[1]
-        mean = self.mean
-        covariance = self.squares / self.rows - mean[:, :, None] * mean[:, None, :]  # type: ignore[operator]
-        return inverse(covariance), self.curvature  # type: ignore[return-value]
-
-    def places(self, positions: Tensor) -> Tensor:
-        """Return the rows of `columns` that belong to positions `(U, m)` along the input axis, `(U, m')`."""
-        if not (self.regression and isinstance(self.call, Convolution)):
-            return positions
-        size = self.weight[0, 0].numel()
-        return (positions[:, :, None] * size + torch.arange(size, device=positions.device)).flatten(1)
-
-
-class _MomentMode(TapMode):
-    """Adds up covariances of inputs and curvatures of outputs."""
-
-    def __init__(self, problem: Problem, layers: dict[str, _Layer]) -> None:
-        super().__init__(problem.folded, problem.want, 1)
-        self._layers = layers
-
-    def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
-        """Add the inputs of a layer at random positions."""
-        x, weight, bias = (None if tensor is None else tensor.detach() for tensor in arguments)
-        assert x is not None
-        assert weight is not None
-        layer = self._layers.setdefault(name, _Layer(call=call, weight=weight, centred=bias is not None))
-        out = super().on_call(name, call, arguments)
-        if name not in self._want.repeated and not (isinstance(call, Convolution) and call.transposed):
-            count = len(rows_of(call, out))
-            keep = torch.randperm(count)[: min(count, ROWS_PER_SAMPLE * self.samples)].sort().values.to(x.device)
-            rows = design(call, x, weight, keep).transpose(0, 1)
-            layer.total = layer.total + rows.sum(1).double()
-            layer.squares = layer.squares + (rows.mT @ rows).double()
-            layer.rows += len(keep)
-        return out
-
-    def arrive(self, site: Any, x: Tensor, weight: Tensor, delta: Tensor) -> None:  # noqa: ARG002
-        """Add the curvature that one draw shows."""
-        layer = self._layers[site.name]
-        if layer.regression:
-            groups = columns_of(site.call, weight).shape[0]
-            rows = rows_of(site.call, delta).unflatten(1, (groups, -1)).transpose(0, 1)
-            layer.curvature = layer.curvature + (rows.mT @ rows).double()
-
-
-def _measure_layers(problem: Problem, seed: int) -> dict[str, _Layer]:
-    layers: dict[str, _Layer] = {}
-    total = 0.0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for mode, cotangents, weight in _passes(
-            problem, range(1), seed, lambda: _MomentMode(problem, layers), "inputs"
-        ):
-            total += weight
-            for cotangent in cotangents:
-                mode.push_back(cotangent)
-    for layer in layers.values():
-        layer.curvature = layer.curvature / total
-    return layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +106,7 @@ class _Path:
     """For each weight `(levels, numel)`."""
 
 
-def _eliminate(problem: Problem, layers: Mapping[str, _Layer]) -> dict[str, _Path]:
+def _eliminate(problem: Problem, layers: Mapping[str, Reader]) -> dict[str, _Path]:
     pairs = sum(layers[piece.param].weight.numel() for pieces in problem.want.slices.values() for piece in pieces)
     levels = max(4, min(LEVELS, CHANGES_BYTES // max(1, 4 * pairs)))
     statistics = {name: layer.statistics() for name, layer in layers.items()}
@@ -202,7 +114,7 @@ def _eliminate(problem: Problem, layers: Mapping[str, _Layer]) -> dict[str, _Pat
 
 
 def _path(
-    pieces: Any, layers: Mapping[str, _Layer], statistics: Mapping[str, tuple[Tensor, Tensor]], levels: int
+    pieces: Any, layers: Mapping[str, Reader], statistics: Mapping[str, tuple[Tensor, Tensor]], levels: int
 ) -> _Path:
     places: dict[str, list[Tensor]] = {}
     for piece in pieces:
@@ -231,11 +143,11 @@ def _path(
 class _EffectMode(TapMode):
     """Sums over layers what changed weights do to each sample, in the direction of a draw."""
 
-    def __init__(self, problem: Problem, layers: Mapping[str, _Layer], paths: Mapping[str, _Path]) -> None:
+    def __init__(self, problem: Problem, layers: Mapping[str, Reader], paths: Mapping[str, _Path]) -> None:
         super().__init__(problem.folded, problem.want, 1)
         self._layers = layers
         self._paths = paths
-        self.effects: dict[str, Tensor | float] = {}
+        self.effects: dict[str, Tensor] = {}
 
     def arrive(self, site: Any, x: Tensor, weight: Tensor, delta: Tensor) -> None:
         """Multiply per-sample gradients with the changes."""
@@ -244,9 +156,10 @@ class _EffectMode(TapMode):
             gradients = gradients - self._constant(layer, weight, delta)
         for key, path in self._paths.items():
             if site.name in path.changes:
-                self.effects[key] = self.effects.get(key, 0.0) + gradients.flatten(1) @ path.changes[site.name].T
+                effect = gradients.flatten(1) @ path.changes[site.name].T
+                self.effects[key] = self.effects[key] + effect if key in self.effects else effect
 
-    def _constant(self, layer: _Layer, weight: Tensor, delta: Tensor) -> Tensor:
+    def _constant(self, layer: Reader, weight: Tensor, delta: Tensor) -> Tensor:
         """Return the part of the gradients that a mean input accounts for."""
         mean, rows = layer.mean.to(delta.dtype), rows_of(layer.call, delta)
         sums = rows.view(self.samples, -1, len(mean), rows.shape[1] // len(mean)).sum(1)  # (N, g, O)
@@ -255,38 +168,57 @@ class _EffectMode(TapMode):
 
 
 def _measure_changes(
-    problem: Problem, layers: Mapping[str, _Layer], paths: Mapping[str, _Path], draws: range, seed: int
+    problem: Problem, layers: Mapping[str, Reader], paths: Mapping[str, _Path], stride: int
 ) -> dict[str, Tensor]:
-    """Return for each key the loss at its levels."""
-    squares = {key: torch.zeros(len(path.levels), dtype=torch.float64) for key, path in paths.items()}
+    """Return for each key the loss at its levels, measured on every `stride`-th sample."""
+    losses = {key: torch.zeros(len(path.levels), dtype=torch.float64) for key, path in paths.items()}
     total = 0.0
-    for mode, cotangents, weight in _passes(
-        problem, draws, seed, lambda: _EffectMode(problem, layers, paths), "repair"
-    ):
-        total += weight
-        for cotangent in cotangents:
-            mode.effects.clear()
-            mode.push_back(cotangent)
-            for key, effect in mode.effects.items():
-                squares[key] += effect.double().square().sum(0).cpu()
-    return {key: value / (2 * len(draws) * total) for key, value in squares.items()}
-
-
-def _passes(
-    problem: Problem, draws: range, seed: int, make: Any, label: str
-) -> Iterator[tuple[Any, list[Tensor], float]]:
-    """Run every chunk forward in a mode of its own; yield it with one logit vector per draw, and the chunk's weight."""
-    position = 0
-    for inputs, targets in problem.each_batch(label):
-        for rows in problem.chunks(len(targets)):
-            mode = make()
+    for inputs, targets in problem.each_batch("repair"):
+        for rows in torch.arange(0, len(targets), stride, device=problem.device).split(problem.chunk_size):
+            mode = _EffectMode(problem, layers, paths)
             with problem.precision.casting(problem.device):
                 mode.forward(sample_rows(inputs, rows))
-            factor = logit_factor(problem.loss_fn, check_finite(mode.logits), targets[rows])
-            every, size = torch.arange(len(rows), device=rows.device), factor.mass.shape[1]
-            yield mode, [factor.draw(every, signs(seed, draw, position + rows, size)) for draw in draws], factor.weight
+            weight = loss_weight(problem.loss_fn, targets[rows])
+            for key, shifts in _shifts(mode).items():
+                losses[key] += weight * _divergence(problem, mode.logits, targets[rows], shifts)
+            total += weight
             mode.close()
-        position += len(targets)
+    return {key: value / total for key, value in losses.items()}
+
+
+def _shifts(mode: _EffectMode) -> dict[str, Tensor]:
+    """Return by how much the changes at each level shift the logits, `{key: (levels, N, *)}`.
+
+    Of many logits only the highest of each sample are followed; the others go along with these, on average.
+    """
+    logits = mode.logits.flatten(1)
+    chosen = logits.topk(min(COLUMNS, logits.shape[1])).indices
+    found: dict[str, list[Tensor]] = {}
+    for column in chosen.unbind(1):
+        mode.effects.clear()
+        mode.push_back(F.one_hot(column, logits.shape[1]).view(mode.logits.shape))
+        for key, effect in mode.effects.items():
+            found.setdefault(key, []).append(effect)
+    share = logits.gather(1, chosen).softmax(1)
+    return {key: _spread(torch.stack(effects), chosen, share, mode.logits.shape) for key, effects in found.items()}
+
+
+def _spread(effects: Tensor, chosen: Tensor, share: Tensor, shape: torch.Size) -> Tensor:
+    """Put the effects on some logits, `(K, N, levels)`, among all of them, `(levels, N, *)`."""
+    others = torch.einsum("nk,knl->ln", share.to(effects), effects)
+    every = others[:, :, None].repeat(1, 1, shape[1:].numel())
+    every.scatter_(2, chosen.expand(len(every), -1, -1), effects.permute(2, 1, 0))
+    return every.view(-1, *shape)
+
+
+def _divergence(problem: Problem, logits: Tensor, targets: Tensor, shifts: Tensor) -> Tensor:
+    """Return by how much each shift changes the mean loss beyond its gradient, `(levels,)`."""
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        loss = problem.loss(leaf, targets)
+        slope = torch.autograd.grad(loss, leaf)[0]
+    rises = [problem.loss(logits + shift, targets) - loss.detach() - (slope * shift).sum() for shift in shifts]
+    return torch.stack(rises).double().cpu().clamp(min=0)
 
 
 def _interpolated(path: _Path, losses: Tensor) -> Repair:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -116,24 +117,24 @@ def chosen_groups(model: nn.Module, example_inputs: Any, asked: CompareSettings)
 
 
 def _jobs(run: Run, asked: CompareSettings) -> Iterator[tuple[Run, str, float]]:
-    """Yield a run for every draw, method and budget, with the method as asked for and the budget."""
+    """Yield a run for every draw, method, budget and compensation, with method and budget as asked for."""
     for seed in asked.seeds:
         data = run.data.with_calibration(seed)
         for label in asked.methods:
-            for budget in asked.budgets:
-                prune = replace(run.settings.prune, budget=Budget(**{asked.quantity: budget}), **parse_method(label))
+            for budget, compensate in product(asked.budgets, asked.compensate):
+                allowed = Budget(**{asked.quantity: budget})
+                prune = replace(run.settings.prune, budget=allowed, compensate=compensate, **parse_method(label))
                 yield replace(run, data=data, settings=replace(run.settings, seed=seed, prune=prune)), label, budget
 
 
 def _cells(run: Run, asked: CompareSettings, dense: Model, decision: Decision, bar: Bar) -> Iterator[dict[str, Any]]:
-    """Yield everything measured under one decision: with and without compensation, one-shot and fine-tuned."""
+    """Yield everything measured under one decision: one-shot and fine-tuned."""
     kept = {quantity: decision.plan.kept_fraction(quantity) for quantity in ("macs", "params", "units")}
-    for compensated in asked.compensate:
-        job = replace(run, settings=replace(run.settings, prune=replace(run.settings.prune, compensate=compensated)))
-        for lr in (None, *_rates(run, asked)):
-            found = _cell(job, asked, dense, decision, lr)
-            bar.advance(note=f"{decision.method} {decision.plan.budget.value:.0%} {found['accuracy']:.1%}")
-            yield {"compensated": compensated, "epochs": 0 if lr is None else asked.epochs, "lr": lr, **kept, **found}
+    for lr in (None, *_rates(run, asked)):
+        found = _cell(run, asked, dense, decision, lr)
+        bar.advance(note=f"{decision.method} {decision.plan.budget.value:.0%} {found['accuracy']:.1%}")
+        compensated = run.settings.prune.compensate
+        yield {"compensated": compensated, "epochs": 0 if lr is None else asked.epochs, "lr": lr, **kept, **found}
 
 
 def _cell(run: Run, asked: CompareSettings, dense: Model, decision: Decision, lr: float | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hessprune.saliency.methods import METHODS
 
 T = TypeVar("T")
 ESTIMATORS = ("exact", "rademacher", "hutchinson")
-NUMBERS = {"probes": "num_probes", "steps": "steps"}
+NUMBERS = {"probes": ("num_probes", int), "step": ("step", float)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +19,7 @@ class CompareSettings:
 
     Attributes:
         methods: Saliencies by name, with what differs from the recipe behind colons: `"hap:hutchinson:probes=300"`,
-            `"joint:steps=5"`.
+            `"joint:step=0.2"`.
         budgets: Kept shares of `quantity`, in (0, 1].
         quantity: `"macs"`, `"params"`, or `"units"`: the last counts channels alike and ignores what they cost.
         seeds: Each draws its own calibration images from the training images.
@@ -99,8 +99,9 @@ def parse_method(text: str) -> Mapping[str, Any]:
         key, equals, value = option.partition("=")
         if key in ESTIMATORS and not equals:
             changes["estimator"] = key
-        elif key in NUMBERS and value.isdecimal() and int(value) > 0:
-            changes[NUMBERS[key]] = int(value)
+        elif key in NUMBERS and _is_positive(value):
+            field, read = NUMBERS[key]
+            changes[field] = read(value)
         else:
             known = [*ESTIMATORS, *(f"{number}=N" for number in NUMBERS)]
             raise ArgumentError(
@@ -115,3 +116,7 @@ def _items(name: str, text: str, read: Callable[[str], T]) -> tuple[T, ...]:
         return tuple(read(part.strip()) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise ArgumentError(f"`{name}` must be numbers with commas, got {text!r}. Write for example 1,2.") from error
+
+
+def _is_positive(text: str) -> bool:
+    return text.replace(".", "", 1).isdecimal() and float(text) > 0

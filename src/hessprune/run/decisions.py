@@ -1,6 +1,6 @@
 """From a dense model to a pruned one: score, plan, cut."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,14 @@ from hessprune._files import sha256, write_text
 from hessprune.curvature import TraceOptions
 from hessprune.evaluate import evaluate
 from hessprune.planning.budget import Budget
-from hessprune.planning.implants import Implant
-from hessprune.planning.plan import Plan, fingerprint, make_plan
+from hessprune.planning.plan import Plan, fingerprint
 from hessprune.run.context import Decision, Model, Run
 from hessprune.run.identity import architecture_of
 from hessprune.run.settings import as_json
 from hessprune.run.stepwise import plan_stepwise
 from hessprune.run.store import Stage, load_saliency, save_saliency
-from hessprune.saliency.implant_losses import implant_losses
-from hessprune.saliency.methods import saliency
+from hessprune.saliency.methods import COMPENSATING, saliency
 from hessprune.saliency.scores import Settings
-from hessprune.saliency.values import Saliency
 from hessprune.structure.groups import Groups
 from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.compensation import compensate
@@ -40,7 +37,7 @@ def score(run: Run, model: nn.Module, groups: Groups, method: str) -> Stage:
     Kept by content: weights, architecture, groups, images, settings and the code that computes. Any two runs that share
     a folder of stages, whatever their budgets, share their saliencies.
     """
-    settings, batches = scoring_settings(run), run.batches("calibration")
+    settings, batches = scoring_settings(run, method), run.batches("calibration")
     contents = [fingerprint(model), architecture_of(model), sha256(repr(groups)), run.data.calibration.digest().hex()]
     reading = [run.data.mean, run.data.std, run.settings.data.batch_size, run.device.type]
 
@@ -51,50 +48,69 @@ def score(run: Run, model: nn.Module, groups: Groups, method: str) -> Stage:
     return run.store.run(f"2-saliency-{method}", make, *inputs, by_content=True, code=SCORING_CODE)
 
 
-def scoring_settings(run: Run) -> Settings:
+def scoring_settings(run: Run, method: str) -> Settings:
     """Return what the recipe says about measuring saliency."""
     prune = run.settings.prune
     options = None if prune.num_probes is None else TraceOptions(num_probes=prune.num_probes)
-    return Settings(seed=run.settings.seed, estimator=prune.estimator, precision=prune.precision, options=options)
+    return Settings(
+        seed=run.settings.seed,
+        estimator=prune.estimator,
+        precision=prune.precision,
+        options=options,
+        compensated=prune.compensate or method not in COMPENSATING,
+    )
 
 
 def decide(run: Run, dense: Model, groups: Groups, method: str) -> Decision:
     """Score every unit, and plan for the budget."""
-    prune = run.settings.prune
     scored = score(run, dense.model, groups, method)
     values = load_saliency(scored.folder)
+    planned = plan_for(run, dense.model, groups, scored, run.settings.prune.budget)
+    return Decision(saliency=values, plan=read_plan(planned), scored=scored, planned=planned)
 
-    def plan(folder: Path) -> None:
-        made = plan_for(run, dense.model, groups, values, prune.budget)
-        if prune.steps > 1:
-            made, _ = plan_stepwise(
-                dense.model,
-                groups,
-                run.batches("calibration"),
-                prune.budget,
-                example_inputs=run.example,
-                method=method,
-                steps=prune.steps,
-                settings=scoring_settings(run),
-                ranking=prune.ranking,
-                implant=prune.implant or 0.0,
+
+def plan_for(run: Run, model: nn.Module, groups: Groups, scored: Stage, budget: Budget) -> Stage:
+    """Plan with the recipe's ranking and step; `read_plan` reads the stage's folder.
+
+    Steps are kept by content, so plans for several budgets share the way as far as they can.
+    """
+    prune, values = run.settings.prune, load_saliency(scored.folder)
+    method, step = values.provenance["method"], prune.step
+    stages = [scored]
+
+    def remember(limit: Budget, _: Plan | None, make: Callable[[], Plan]) -> Plan:
+        def write(folder: Path) -> None:
+            write_text(folder / "plan.json", make().to_json())
+
+        last = limit == budget
+        asked = (limit, prune.ranking, prune.implant if last else None)
+        name, inputs = "plan" if last else "step", (stages[-1], *map(as_json, asked), step)
+        stages.append(
+            run.store.run(
+                f"3-{name}-{method}", write, *inputs, by_content=budget != prune.budget or not last, code=PRUNING_CODE
             )
-        write_text(folder / "plan.json", made.to_json())
+        )
+        return read_plan(stages[-1])
 
-    inputs = (scored, as_json(prune.budget), as_json(prune.ranking), prune.steps, as_json(prune.implant))
-    planned = run.store.run(f"3-plan-{method}", plan, *inputs, code=PRUNING_CODE)
-    made = Plan.from_json(planned.file("plan.json").read_text("utf-8"))
-    return Decision(saliency=values, plan=made, scored=scored, planned=planned)
+    plan_stepwise(
+        model,
+        groups,
+        run.batches("calibration"),
+        budget,
+        example_inputs=run.example,
+        values=values,
+        step=step,
+        settings=scoring_settings(run, method),
+        ranking=prune.ranking,
+        implant=prune.implant or 0.0,
+        remember=remember,
+    )
+    return stages[-1]
 
 
-def plan_for(run: Run, model: nn.Module, groups: Groups, values: Saliency, budget: Budget) -> Plan:
-    """Plan with the recipe's ranking and implants."""
-    prune = run.settings.prune
-    implant = prune.implant or Implant(share=0.0)
-    if implant.share == "auto":
-        values = implant_losses(model, groups, run.batches("calibration"), values, rank=implant.rank)
-    example, ranking = run.example, prune.ranking
-    return make_plan(model, groups, values, budget, example_inputs=example, ranking=ranking, implant=implant)
+def read_plan(planned: Stage) -> Plan:
+    """Read what `plan_for` left."""
+    return Plan.from_json(planned.file("plan.json").read_text("utf-8"))
 
 
 def prune_by(run: Run, model: nn.Module, plan: Plan) -> nn.Module:

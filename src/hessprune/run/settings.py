@@ -76,25 +76,26 @@ class PruneSettings:
         precision: Of the passes that estimate curvature.
         num_probes: Draws of `"rademacher"` (4 by default) or probes of `"hutchinson"` (300).
         ranking: Floors, rounding, layers to leave alone.
-        steps: How often saliencies are measured anew on the way to the budget, each time on the compensated model.
+        step: Share of the budgeted quantity to remove before saliencies are measured anew, on the compensated model;
+            1 decides at once.
         compensate: Refit the surviving layers to the dense layers' outputs, and re-estimate BatchNorm statistics,
             on the calibration images, where that lowers the loss.
         implant: Which units keep a low-rank stand-in, and of what form; none if left out.
     """
 
     budget: Budget
-    method: str = "hap"
+    method: str = "joint"
     estimator: Literal["exact", "rademacher", "hutchinson"] = "exact"
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     num_probes: int | None = None
     ranking: Ranking = field(default_factory=Ranking)
-    steps: int = 1
+    step: float = 1.0
     compensate: bool = True
     implant: Implant | None = None
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
-        check_range("steps", self.steps, low=1, integer=True)
+        check_range("step", self.step, low=1e-3, high=1)
         if self.num_probes is not None:
             check_range("num_probes", self.num_probes, low=1, integer=True)
 

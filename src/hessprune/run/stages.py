@@ -21,7 +21,7 @@ from hessprune.models import load_weights
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import cost
 from hessprune.run.context import Decision, Model, Run
-from hessprune.run.decisions import plan_for, prune_by
+from hessprune.run.decisions import plan_for, prune_by, read_plan
 from hessprune.run.settings import as_json
 from hessprune.run.store import load_state, save_state
 from hessprune.structure.groups import Groups
@@ -102,7 +102,7 @@ def latencies(run: Run, models: Mapping[str, Model]) -> dict[str, dict[str, Any]
 
 
 def curve(run: Run, dense: Model, groups: Groups, decision: Decision) -> list[dict[str, Any]]:
-    """Return validation accuracy of one method at several budgets, each applied at once and not trained."""
+    """Return validation accuracy of one method at several budgets, not trained."""
     fractions = run.settings.report.curve
 
     def make(folder: Path) -> None:
@@ -110,7 +110,7 @@ def curve(run: Run, dense: Model, groups: Groups, decision: Decision) -> list[di
 
     def at(fraction: float) -> list[dict[str, Any]]:
         try:
-            plan = plan_for(run, dense.model, groups, decision.saliency, Budget(macs=fraction))
+            plan = read_plan(plan_for(run, dense.model, groups, decision.scored, Budget(macs=fraction)))
         except BudgetError:  # below what the floors allow: the curve ends before
             return []
         accuracy = evaluate(prune_by(run, dense.model, plan), run.batches("validation")).accuracy
@@ -118,7 +118,8 @@ def curve(run: Run, dense: Model, groups: Groups, decision: Decision) -> list[di
         return [{"method": decision.method, "macs_fraction": kept, "accuracy": accuracy}]
 
     prune = run.settings.prune
-    inputs = (decision.scored, list(fractions), as_json(prune.ranking), prune.compensate, as_json(prune.implant))
+    asked = (prune.ranking, prune.implant)
+    inputs = (decision.scored, list(fractions), *map(as_json, asked), prune.compensate, prune.step)
     stage = run.store.run(f"8-curve-{decision.method}", make, *inputs)
     return read_json(stage.file("curve.json"))
 

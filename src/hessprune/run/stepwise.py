@@ -2,19 +2,19 @@
 
 Saliencies are local: they hold for small changes. Going to the budget in steps, each on the compensated model of the
 step before, keeps them honest. Every step restarts surgery and compensation from the dense model, so errors do not add
-up.
+up. Steps end at fixed shares of the dense cost, so that plans for several budgets share the way as far as they can.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from hessprune._checks import check_range
-from hessprune._progress import track
+from hessprune.errors import BudgetError
 from hessprune.planning.budget import Budget
-from hessprune.planning.cost import CostModel
 from hessprune.planning.implants import Implant, Share, as_implant
 from hessprune.planning.plan import Plan, make_plan, plan_removing
 from hessprune.planning.ranking import Ranking, removable
@@ -25,9 +25,12 @@ from hessprune.saliency.values import Saliency
 from hessprune.structure.groups import Group
 from hessprune.structure.remaining import remaining_groups
 from hessprune.surgery.apply import apply_plan
-from hessprune.surgery.compensation import compensate
+from hessprune.surgery.compensation import refit
 
-NO_IMPLANT = Implant(share=0.0)
+TRUST = 0.25
+"""Share of a group's units that one step may remove: estimates hold for small changes."""
+Remember = Callable[[Budget, Plan | None, Callable[[], Plan]], Plan]
+"""Given where a step ends, the plan so far and what makes the next one, returns that: made now or before."""
 
 
 def plan_stepwise(
@@ -37,13 +40,14 @@ def plan_stepwise(
     budget: Budget,
     *,
     example_inputs: Any,
-    method: str,
-    steps: int,
+    values: Saliency,
+    step: float,
     settings: Settings | None = None,
     ranking: Ranking | None = None,
     implant: Share | Implant = 0.0,
-) -> tuple[Plan, Saliency]:
-    """Decide in `steps` equal factors of the budget, saliencies measured anew on each compensated model.
+    remember: Remember | None = None,
+) -> Plan:
+    """Go to the budget in steps, saliencies measured anew on each compensated model.
 
     Args:
         model: The dense model; left untouched.
@@ -51,55 +55,151 @@ def plan_stepwise(
         batches: Calibration data.
         budget: What may be left at the end.
         example_inputs: The inputs for which MACs are counted.
-        method: Which saliency decides.
-        steps: How often to look; 1 is `make_plan`.
+        values: Saliencies of the dense model; their method is that of all steps.
+        step: Share of the dense quantity that one step removes; 1 is `make_plan`.
         settings: Seed, estimator, precision and loss of the saliency.
         ranking: Floors, rounding, and whether saliency is taken per cost saved.
         implant: Which units keep a stand-in, of those that leave in the last step.
+        remember: To resume: may return the plan of a step as it was made before.
 
     Returns:
-        The plan for the dense model, and the saliencies of the dense model.
-    """
-    check_range("steps", steps, low=1, integer=True)
-    ranking, total = ranking or Ranking(), CostModel(model, example_inputs, groups).spent(budget.quantity)
-    floors = tuple((group.name, group.num_units - removable(group, ranking)) for group in groups)
-    ranking = replace(ranking, min_kept_units=floors)
-    removed: dict[str, tuple[int, ...]] = {group.name: () for group in groups}
+        The plan for the dense model.
 
-    def decide(current: nn.Module, values: Saliency, limit: Budget, implant: Implant = NO_IMPLANT) -> Plan:
-        """Go on from what is removed so far, down to `limit`."""
-        left = remaining_groups(groups, removed)
-        if implant.share == "auto":
-            values = implant_losses(current, left, batches, values, rank=implant.rank)
-        more = make_plan(current, left, values, limit, example_inputs=example_inputs, ranking=ranking, implant=implant)
-        names = {group.name: _not_in(removed[group.name], group) for group in groups}
-        for group in groups:
-            removed[group.name] += tuple(names[group.name][unit] for unit in more.removed[group.name])
-        return plan_removing(
+    Raises:
+        ArgumentError: `step` is not in (0, 1].
+        BudgetError: The budget is out of reach.
+    """
+    check_range("step", step, low=1e-3, high=1)
+    way = _Way(
+        model=model,
+        groups=groups,
+        batches=batches,
+        example_inputs=example_inputs,
+        values=values,
+        step=step,
+        settings=settings,
+        ranking=ranking or Ranking(),
+        implant=as_implant(implant),
+    )
+    plan = None
+    for limit, share in way.limits(budget):
+
+        def make(plan: Plan | None = plan, limit: Budget = limit, share: float = share) -> Plan:
+            return way.go_on(plan, limit, share, last=limit == budget)
+
+        plan = remember(limit, plan, make) if remember else make()
+    assert plan is not None
+    return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """What all steps share."""
+
+    model: nn.Module
+    groups: Sequence[Group]
+    batches: Any
+    example_inputs: Any
+    values: Saliency
+    step: float
+    settings: Settings | None
+    ranking: Ranking
+    implant: Implant
+
+    def limits(self, budget: Budget) -> list[tuple[Budget, float]]:
+        """Return where each step ends, as a budget and as a kept share: multiples of the step, and the budget itself.
+
+        Raises:
+            BudgetError: The budget is out of reach.
+        """
+        at_once = self._plan(self.model, self.groups, self.values, budget, self.ranking)
+        units, quantity = sum(group.num_units for group in self.groups), budget.quantity
+        total = units if quantity == "units" else getattr(at_once.cost_before, quantity)
+        last = budget.limit(total) / total
+        steps = max(math.ceil(round((1 - last) / self.step, 6)) - 1, 0)
+        shares = [round(1 - self.step * (number + 1), 9) for number in range(steps)]
+        return [*((Budget(**{quantity: share}), share) for share in shares), (budget, last)]
+
+    def go_on(self, plan: Plan | None, limit: Budget, share: float, *, last: bool) -> Plan:
+        """Return the plan of the step that ends at `limit`, after the plan of the steps before it."""
+        removed = {group.name: () for group in self.groups} if plan is None else plan.removed
+        spent = 1.0 if plan is None else plan.kept_fraction(limit.quantity)
+        if plan is None and last:
+            return self._plan(self.model, self.groups, self._judged(self.model, self.groups, last=last), limit)
+        if spent <= share:
+            return self._plan_removing(removed, limit, None)
+        left, current = remaining_groups(self.groups, removed), self.model
+        if plan is not None:
+            current = refit(self.model, apply_plan(self.model, plan, check=False), plan, self.batches)
+        fresh = self._judged(current, left, last=last)
+        part = Budget(**{limit.quantity: math.floor(1e9 * share / spent) / 1e9})  # of what is left
+        if last and self.implant.share:
+            more = self._plan(current, left, fresh, part, self._floored, self.implant)
+        else:
+            more = self._plan_within_trust(current, left, fresh, part)
+        return self._plan_removing(removed, limit, more)
+
+    def _judged(self, current: nn.Module, left: Sequence[Group], *, last: bool) -> Saliency:
+        """Measure saliencies, unless they are known, and what stand-ins would save where the plan decides on them."""
+        values = self.values
+        if current is not self.model:
+            values = saliency(current, left, self.batches, values.provenance["method"], settings=self.settings)
+        if last and self.implant.share == "auto":
+            values = implant_losses(current, left, self.batches, values, rank=self.implant.rank)
+        return values
+
+    def _plan(
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        values: Saliency,
+        budget: Budget,
+        ranking: Ranking | None = None,
+        implant: Implant | None = None,
+    ) -> Plan:
+        return make_plan(
             model,
             groups,
-            removed,
+            values,
             budget,
-            example_inputs=example_inputs,
-            provenance={**more.provenance, "steps": steps},
-            implanted={name: [names[name][unit] for unit in units] for name, units in more.implanted.items()},
-            stand_ins=more.stand_ins,
+            example_inputs=self.example_inputs,
+            ranking=ranking or self.ranking,
+            implant=(self.implant if ranking is None else 0.0) if implant is None else implant,
         )
 
-    current, values = model, saliency(model, groups, batches, method, settings=settings)
-    first = values
-    for step in track(range(1, steps), "pruning steps"):
-        plan = decide(current, values, _between(budget, total, step / steps))
-        current = compensate(model, apply_plan(model, plan, check=False), plan, batches)
-        values = saliency(current, remaining_groups(groups, removed), batches, method, settings=settings)
-    return decide(current, values, budget, as_implant(implant)), first
+    def _plan_within_trust(self, model: nn.Module, groups: Sequence[Group], values: Saliency, budget: Budget) -> Plan:
+        """Plan one step, removing few units of each group if the budget can be met so."""
+        floors = dict(self._floored.min_kept_units)
+        near = {group.name: max(floors[group.name], math.ceil((1 - TRUST) * group.num_units)) for group in groups}
+        try:
+            trusted = replace(self._floored, min_kept_units=tuple(near.items()))
+            return self._plan(model, groups, values, budget, trusted)
+        except BudgetError:
+            return self._plan(model, groups, values, budget, self._floored)
+
+    @property
+    def _floored(self) -> Ranking:
+        """The ranking with its floors counted in units of the dense groups."""
+        floors = ((group.name, group.num_units - removable(group, self.ranking)) for group in self.groups)
+        return replace(self.ranking, min_kept_units=tuple(floors))
+
+    def _plan_removing(self, removed: Mapping[str, Sequence[int]], limit: Budget, more: Plan | None) -> Plan:
+        """Return the plan for the dense model that removes what is given and, of the rest, what `more` says."""
+        names = {group.name: _not_in(removed[group.name], group) for group in self.groups}
+        added = {name: () if more is None else more.removed[name] for name in names}
+        implanted = {} if more is None else more.implanted
+        return plan_removing(
+            self.model,
+            self.groups,
+            {name: (*gone, *(names[name][unit] for unit in added[name])) for name, gone in removed.items()},
+            limit,
+            example_inputs=self.example_inputs,
+            provenance={**self.values.provenance, "ranking": asdict(self.ranking), "step": self.step},
+            implanted={name: [names[name][unit] for unit in units] for name, units in implanted.items()},
+            stand_ins=None if more is None else more.stand_ins,
+        )
 
 
 def _not_in(removed: Sequence[int], group: Group) -> list[int]:
     gone = set(removed)
     return [unit for unit in range(group.num_units) if unit not in gone]
-
-
-def _between(budget: Budget, total: int, share: float) -> Budget:
-    """Return the absolute budget after a share of the way, in equal factors."""
-    return Budget(**{budget.quantity: int(total * (budget.limit(total) / total) ** share)})

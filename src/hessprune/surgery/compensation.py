@@ -82,6 +82,11 @@ def _loss(model: nn.Module, inputs: Any, targets: Tensor, loss_fn: Any) -> float
         return float(loss_fn(logits_of(call_model(model, inputs)), targets))
 
 
+def refit(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any) -> nn.Module:
+    """Return a refitted copy of `pruned` without asking whether that helps: for models that are only looked at."""
+    return _refitted(dense, pruned, plan, _gather(batches, pruned)[0])
+
+
 @torch.no_grad()
 def _refitted(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> nn.Module:
     """Return a copy of `pruned`, refitted on one batch of inputs."""

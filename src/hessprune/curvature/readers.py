@@ -1,0 +1,125 @@
+"""What one pass learns of the layers that read units: moments of their inputs, loss curvature in their outputs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessprune._modules import sample_rows
+from hessprune._watch.calls import Arguments, Call, Convolution
+from hessprune._watch.regression import columns_of, design, rows_of
+from hessprune.curvature.draws import signs
+from hessprune.curvature.elimination import inverse
+from hessprune.curvature.ggn import TapMode
+from hessprune.curvature.problem import Problem, check_finite
+from hessprune.curvature.risk import logit_factor
+
+ROWS_PER_SAMPLE = 256
+"""Positions of each sample that count in the covariance of a layer's inputs."""
+
+
+@dataclass(kw_only=True)
+class Reader:
+    """What one pass learns of a layer that reads units."""
+
+    call: Call
+    weight: Tensor  # of the folded model
+    centred: bool
+    """Whether a bias absorbs the mean of what is lost."""
+    curvature: Tensor | float = 0.0  # (g, O, O)
+    origin: Tensor | None = None  # (g, K): about the mean, so that sums of squares stay small
+    total: Tensor | float = 0.0  # (g, K)
+    squares: Tensor | float = 0.0  # (g, K, K)
+    rows: int = 0
+
+    @property
+    def regression(self) -> bool:
+        """Whether the layer is one regression: its inputs are rows, and it runs once."""
+        return self.rows > 0
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean input, `(g, K)`; zeros where nothing absorbs it."""
+        return (self.origin + self.total / self.rows) * self.centred  # type: ignore[operator, return-value]
+
+    def columns(self) -> Tensor:
+        """Return the weight as `(g, K, O)`; where the layer is no regression, all that an input meets is one row."""
+        whole = columns_of(self.call, self.weight) if self.regression else self.weight.flatten(1)[None]
+        return whole.double()
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Return the inverse covariance and the curvature; where the layer is no regression, nothing takes over."""
+        if not self.regression:
+            plain = [torch.eye(size).double()[None].to(self.weight.device) for size in self.weight.flatten(1).shape]
+            return plain[0], plain[1]
+        offset = (self.total / self.rows)[:, :, None]  # type: ignore[index]
+        covariance = self.squares / self.rows - offset * offset.mT  # type: ignore[operator]
+        if not self.centred:
+            mean = self.origin[:, :, None] + offset  # type: ignore[index]
+            covariance = covariance + mean * mean.mT
+        return inverse(covariance), self.curvature  # type: ignore[return-value]
+
+    def places(self, positions: Tensor) -> Tensor:
+        """Return the rows of `columns` that belong to positions `(U, m)` along the input axis, `(U, m')`."""
+        if not (self.regression and isinstance(self.call, Convolution)):
+            return positions
+        size = self.weight[0, 0].numel()
+        return (positions[:, :, None] * size + torch.arange(size, device=positions.device)).flatten(1)
+
+
+class _ReaderMode(TapMode):
+    """Adds up covariances of inputs and curvatures of outputs."""
+
+    def __init__(self, problem: Problem, layers: dict[str, Reader]) -> None:
+        super().__init__(problem.folded, problem.want, 1)
+        self._layers = layers
+
+    def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+        """Add the inputs of a layer at random positions."""
+        x, weight, bias = (None if tensor is None else tensor.detach() for tensor in arguments)
+        assert x is not None
+        assert weight is not None
+        layer = self._layers.setdefault(name, Reader(call=call, weight=weight, centred=bias is not None))
+        out = super().on_call(name, call, arguments)
+        if name not in self._want.repeated and not (isinstance(call, Convolution) and call.transposed):
+            count = len(rows_of(call, out))
+            keep = torch.randperm(count)[: min(count, ROWS_PER_SAMPLE * self.samples)].sort().values.to(x.device)
+            rows = design(call, x, weight, keep).transpose(0, 1)
+            if layer.origin is None:
+                layer.origin = rows.double().mean(1)
+            rows = rows - layer.origin[:, None].to(rows.dtype)
+            layer.total = layer.total + rows.sum(1).double()
+            layer.squares = layer.squares + (rows.mT @ rows).double()
+            layer.rows += len(keep)
+        return out
+
+    def arrive(self, site: Any, x: Tensor, weight: Tensor, delta: Tensor) -> None:  # noqa: ARG002
+        """Add the curvature that one draw shows."""
+        layer = self._layers[site.name]
+        if layer.regression:
+            groups = columns_of(site.call, weight).shape[0]
+            rows = rows_of(site.call, delta).unflatten(1, (groups, -1)).transpose(0, 1)
+            layer.curvature = layer.curvature + (rows.mT @ rows).double()
+
+
+def measure_readers(problem: Problem, seed: int) -> tuple[dict[str, Reader], int]:
+    """Return what one pass learns of the layers, and the number of samples."""
+    layers: dict[str, Reader] = {}
+    total, position = 0.0, 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for inputs, targets in problem.each_batch("inputs"):
+            for rows in problem.chunks(len(targets)):
+                mode = _ReaderMode(problem, layers)
+                with problem.precision.casting(problem.device):
+                    mode.forward(sample_rows(inputs, rows))
+                factor = logit_factor(problem.loss_fn, check_finite(mode.logits), targets[rows])
+                noise = signs(seed, 0, position + rows, factor.mass.shape[1])
+                mode.push_back(factor.draw(torch.arange(len(rows), device=rows.device), noise))
+                total += factor.weight
+                mode.close()
+            position += len(targets)
+    for layer in layers.values():
+        layer.curvature = layer.curvature / total
+    return layers, position
