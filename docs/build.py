@@ -30,6 +30,7 @@ from hessprune.run.settings import (
     ExportSettings,
     ModelSettings,
     PruneSettings,
+    QuantizeSettings,
     ReportSettings,
     RunSettings,
 )
@@ -46,6 +47,7 @@ SECTIONS = {
     "prune.ranking": Ranking,
     "prune.implant": Implant,
     "finetune": FinetuneConfig,
+    "quantize": QuantizeSettings,
     "export": ExportSettings,
     "report": ReportSettings,
 }
@@ -133,7 +135,9 @@ def stale(*, write: bool) -> list[str]:
 def keep(folder: Path, command: str) -> None:
     """Keep the numbers of a finished run, with what they depend on; of the demo also a picture of its report."""
     report = json.loads((folder / "report.json").read_text("utf-8"))
-    models = {name: report[name] for name in ("dense", "pruned", "finetuned")} | report["baselines"]
+    models = {name: report[name] for name in ("dense", "pruned", "finetuned", "int8") if name in report} | report[
+        "baselines"
+    ]
     record = {
         "title": report["title"],
         "command": command,
@@ -240,6 +244,8 @@ def _meanings(section: type) -> dict[str, str]:
 def _default(item: "dataclasses.Field[Any]", path: str) -> str:
     if path in SECTIONS:
         return "required" if _required(item) else f"see `{path}`"
+    if item.default is dataclasses.MISSING and not _required(item):
+        return "other defaults"
     return "required" if _required(item) else f"`{_yaml(item.default)}`"
 
 

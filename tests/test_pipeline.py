@@ -237,3 +237,25 @@ def _timeless(report):
         for key in ("latency_ms", "latency_p10_ms", "latency_p90_ms"):
             assert result.pop(key) > 0
     return document
+
+
+def test_a_recipe_may_end_in_integers(settings, finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)  # everything up to the fine-tuned model is done
+    quantize = parse_recipe(TINY | {"quantize": {"train": {"epochs": 1, "checkpoint_every_steps": 2}}}).quantize
+    wanted = replace(settings, quantize=quantize)
+    assert wanted.quantize.train.lr == 1e-4
+    with pytest.raises(KeyboardInterrupt), listening(Killer("calibrating", 1)):
+        pipeline.run(wanted, out)
+    report = pipeline.run(wanted, out)
+    assert list(report.models) == ["dense", "pruned", "finetuned", "int8"]
+    assert report.models["int8"].size_bytes == (out / "int8.onnx").stat().st_size
+    assert report.models["int8"].accuracy == evaluate(out / "int8.onnx", _test_batches(wanted, out)).accuracy
+    assert abs(report.models["int8"].accuracy - report.models["finetuned"].accuracy) < 0.05
+    assert report.environment["latency_runtime"] == "onnxruntime"
+    assert [point.epoch for point in report.history["quantize"]] == [0, 1]
+    assert "INT8" in (out / "report.html").read_text("utf-8")
+
+
+def _test_batches(settings, out):
+    return open_run(settings, out, out).batches("test")

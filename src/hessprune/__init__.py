@@ -36,7 +36,7 @@ from hessprune.training import FinetuneConfig, finetune, reestimate_batchnorm
 from hessprune.evaluate import evaluate
 from hessprune.latency import compare_latency, measure_latency
 from hessprune.export import export_onnx
-from hessprune.quantize import QAT_DEFAULTS, QuantizedModel, calibrate, convert_qat, prepare_qat
+from hessprune.quantize import QatConfig, QuantizedModel, calibrate, convert_qat, prepare_qat
 from hessprune.checkpoint import load, save
 from hessprune.pipeline import PruneResult, prune
 from hessprune.report.comparison import Comparison
@@ -93,7 +93,7 @@ __all__ = [
     "calibrate",
     "convert_qat",
     "QuantizedModel",
-    "QAT_DEFAULTS",
+    "QatConfig",
     # whole runs
     "compare",
     "CompareSettings",

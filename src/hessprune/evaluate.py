@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from hessprune._modules import describe, device_of, predict, to_device
 from hessprune._progress import track
 from hessprune._state import evaluation_mode, seeded
 from hessprune.errors import DataError, NumericalError
-from hessprune.latency import Latency, compare_latency, measure_latency
+from hessprune.latency import Latency, OnnxModel, compare_latency, measure_latency
 
 __all__ = ["Evaluation", "Latency", "LossFn", "compare_latency", "evaluate", "measure_latency"]
 
@@ -35,7 +36,7 @@ class Evaluation:
     num_samples: int
 
 
-def evaluate(model: nn.Module, batches: Iterable[Any], *, loss_fn: LossFn | None = None) -> Evaluation:
+def evaluate(model: nn.Module | str | Path, batches: Iterable[Any], *, loss_fn: LossFn | None = None) -> Evaluation:
     """Measure accuracy and mean loss in evaluation mode, in one pass over `batches`.
 
     With logits z of shape (N, C, *K) and targets y of shape (N, *K), both are means over the M positions whose target
@@ -43,7 +44,7 @@ def evaluate(model: nn.Module, batches: Iterable[Any], *, loss_fn: LossFn | None
     (N, C, *K) are class probabilities; their label is the most probable class. Leaves mode and random state untouched.
 
     Args:
-        model: The model, on any device.
+        model: The model, on any device, or the path of an ONNX file.
         batches: Re-iterable of (inputs, targets).
         loss_fn: `(logits, targets) → mean loss of the batch`; cross-entropy by default.
 
@@ -51,7 +52,9 @@ def evaluate(model: nn.Module, batches: Iterable[Any], *, loss_fn: LossFn | None
         Accuracy, loss and the number of samples.
 
     Raises:
+        ArgumentError: The path is not that of an ONNX file.
         DataError: The batches are empty or one-shot, do not fit the model, or hold labels out of range.
+        MissingDependencyError: A path is given and ONNX Runtime is not installed.
         NumericalError: Some logits are NaN or infinite.
 
     Example:
@@ -61,6 +64,7 @@ def evaluate(model: nn.Module, batches: Iterable[Any], *, loss_fn: LossFn | None
     """
     correct = positions = num_samples = 0
     total_loss = 0.0
+    model = model if isinstance(model, nn.Module) else OnnxModel(model)
     device = device_of(model)
     with seeded(0), evaluation_mode(model), torch.no_grad():
         check_batches(batches)

@@ -144,6 +144,23 @@ def _onnx_call(path: Path, inputs: Any, num_threads: int) -> Callable[[], Any]:
     return lambda: session.run(None, feed)
 
 
+class OnnxModel(nn.Module):
+    """An ONNX file as a module: called on tensors, it returns the first output of ONNX Runtime.
+
+    Args:
+        path: The file.
+        num_threads: CPU threads of ONNX Runtime.
+    """
+
+    def __init__(self, path: Path | str, num_threads: int = 1) -> None:
+        super().__init__()
+        self._session = onnx_session(Path(path), num_threads)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run the file."""
+        return torch.from_numpy(self._session.run(None, onnx_feed(self._session, kwargs or args))[0])
+
+
 def onnx_session(path: Path, num_threads: int = 1) -> Any:
     """Open an ONNX file in ONNX Runtime on the CPU, with its own thread pool and without its chatter.
 

@@ -16,9 +16,10 @@ from hessprune.planning.cost import Cost
 from hessprune.planning.implants import Implant, Share, as_implant
 from hessprune.planning.plan import Plan
 from hessprune.planning.ranking import Ranking
+from hessprune.quantize.qat import check_target
 from hessprune.report.html import write_html
 from hessprune.report.run_report import RunReport
-from hessprune.run import context, stages
+from hessprune.run import context, integers, stages
 from hessprune.run.assembly import assemble
 from hessprune.run.decisions import compensated, cut_by, decide
 from hessprune.run.settings import RunSettings
@@ -124,7 +125,8 @@ def run(settings: RunSettings, out: Path | str, *, data_root: Path | str = ".") 
 
     Args:
         settings: What to do.
-        out: Receives `report.html`, `report.json`, `model/`, `model.onnx` and the finished `stages/`.
+        out: Receives `report.html`, `report.json`, `model/`, `model.onnx`, `int8.onnx` and the finished
+            `stages/`.
         data_root: What relative paths of the settings refer to.
 
     Returns:
@@ -155,23 +157,34 @@ def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
     others = {f"{method}-pruned": pruned[method] for method in job.baselines}
     others |= {f"{method}-finetuned": tuned[method] for method in job.baselines if method in tuned}
     measured = {name: stages.measure(job, name, model) for name, model in (models | others).items()}
+    files: dict[str, Path] = {}
+    if settings.quantize is not None:
+        int8 = integers.quantize(job, tuned[own], settings.quantize)
+        files = integers.onnx_files(job, dense, tuned[own], int8)
+        measured["int8"] = integers.measure_file(job, int8, measured["finetuned"])
+        models["int8"] = int8
     report = assemble(
         job,
         decisions[own],
         models,
         measured=measured,
-        latency=stages.latencies(job, models),
+        latency=stages.latencies(job, models, files),
         curve=[point for decision in decisions.values() for point in stages.curve(job, dense, groups, decision)],
     )
 
     checkpoint.save(tuned[own].model, decisions[own].plan, out / "model")
     if settings.export.onnx:
-        stages.export(job, tuned[own], out / "model.onnx")
+        stages.deliver(stages.export(job, "finetuned", tuned[own]), out / "model.onnx")
+    if "int8" in files:
+        stages.deliver(files["int8"], out / "int8.onnx")
     return report
 
 
 def _check_extras(settings: RunSettings) -> None:
     """Fail before the work, not after it, where a package for the last stages is missing."""
     optional_import("matplotlib", "report")
-    if settings.export.onnx:
+    if settings.export.onnx or settings.quantize is not None:
         optional_import("onnxruntime", "export")
+    if settings.quantize is not None:
+        check_target(settings.quantize.target)
+        optional_import("torchao.quantization.pt2e", "quantize")

@@ -129,14 +129,7 @@ def test_training_improves_a_calibrated_model_freezes_ranges_and_resumes(tmp_pat
     with torch.no_grad():
         for quantizer in qat._activation_quantizers(ready).values():
             quantizer.set_range(0.3 * quantizer.low, 0.3 * quantizer.high)  # something to repair
-    config = hp.FinetuneConfig(
-        epochs=3,
-        lr=1e-3,
-        distill_weight=1.0,
-        freeze_ranges_at=0.5,
-        reestimate_batchnorm=False,
-        checkpoint_every_steps=1,
-    )
+    config = hp.QatConfig(epochs=3, lr=1e-3, distill_weight=1.0, checkpoint_every_steps=1)
     whole = hp.finetune(ready, data, data, config=config, teacher=parent)
     assert error_of(whole.model, parent) < error_of(ready, parent)
     quantizers = qat._activation_quantizers(whole.model).values()
@@ -165,7 +158,7 @@ def test_training_improves_a_calibrated_model_freezes_ranges_and_resumes(tmp_pat
 
 
 def test_the_default_settings_are_those_of_the_paper():
-    assert (hp.QAT_DEFAULTS.lr, hp.QAT_DEFAULTS.weight_decay) == (1e-4, 1e-4)
+    assert (hp.QatConfig().lr, hp.QatConfig(epochs=1).weight_decay) == (1e-4, 1e-4)
 
 
 def test_other_targets():

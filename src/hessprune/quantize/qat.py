@@ -4,6 +4,7 @@ import copy
 import fnmatch
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -35,10 +36,24 @@ if TYPE_CHECKING:
 Target = Literal["onnxruntime", "x86-inductor", "openvino"]
 TARGETS = {"onnxruntime": "onnxruntime", "x86-inductor": "torchao", "openvino": "openvino"}  # and the package it needs
 
-QAT_DEFAULTS = FinetuneConfig(
-    epochs=10, lr=1e-4, weight_decay=1e-4, distill_weight=0.5, freeze_ranges_at=0.5, reestimate_batchnorm=False
-)
-"""How EHAP trains a fake-quantised network, for `finetune`; change it by `dataclasses.replace`."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QatConfig(FinetuneConfig):
+    """How to train a fake-quantised network with `finetune`: as `FinetuneConfig`, with the defaults of EHAP.
+
+    Half of the loss comes from the outputs of the float model, which `finetune` wants as `teacher`.
+
+    References:
+        Chong, Gupta and Chen (2023), Resource-efficient quantized deep learning via Hessian-aware pruning,
+            arXiv:2306.07030.
+    """
+
+    epochs: int = 10
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
+    distill_weight: float = 0.5
+    freeze_ranges_at: float = 0.5
+    reestimate_batchnorm: bool = False
 
 
 def prepare_qat(
@@ -92,7 +107,7 @@ def prepare_qat(
     check_choice("activations", activations, ("asymmetric", "symmetric"))
     check_range("weight_bits", weight_bits, low=7, high=8, integer=True)
     _check_float(model)
-    _check_target(target)
+    check_target(target)
     torchao = _torchao()
     with evaluation_mode(model), seeded(0), torch.no_grad(), progress_bar("preparing for INT8", 2) as bar:
         graph = _float_graph(copy.deepcopy(model), to_device(example_inputs, device_of(model)))
@@ -106,9 +121,7 @@ def prepare_qat(
     return quantized(prepared, stage="prepared", target=target, fp32_layers=left)
 
 
-def calibrate(
-    model: QuantizedModel, batches: Iterable[Any], *, method: Literal["mse", "minmax"] = "mse"
-) -> QuantizedModel:
+def calibrate(model: nn.Module, batches: Iterable[Any], *, method: Literal["mse", "minmax"] = "mse") -> QuantizedModel:
     """Return a copy of a prepared model whose activation ranges fit `batches`.
 
     With h the histogram of the values that a quantiser q sees, `"mse"` takes the range [a, b] with the least
@@ -134,7 +147,7 @@ def calibrate(
         >>> torch.allclose(calibrated(x), layer(x), atol=0.05)
         True
     """
-    _check_stage(model, "prepared", "Call hp.prepare_qat first, and hp.convert_qat last.")
+    model = _prepared(model, "Call hp.prepare_qat first, and hp.convert_qat last.")
     check_choice("method", method, ("mse", "minmax"))
     check_batches(batches)
     from hessprune.quantize.ranges import Extremes, Histogram  # needs torchao, which made the model
@@ -153,7 +166,7 @@ def calibrate(
     return model
 
 
-def convert_qat(model: QuantizedModel) -> QuantizedModel:
+def convert_qat(model: nn.Module) -> QuantizedModel:
     """Return a copy of a prepared model with integer weights, ready for `export_onnx` (or `torch.compile`).
 
     It returns what the prepared model returns in evaluation mode, up to the rounding of biases.
@@ -173,7 +186,7 @@ def convert_qat(model: QuantizedModel) -> QuantizedModel:
         >>> sorted({str(value.dtype) for value in int8.state_dict().values()} & {"torch.int8", "torch.float32"})
         ['torch.float32', 'torch.int8']
     """
-    _check_stage(model, "prepared", "Pass what hp.prepare_qat returned.")
+    model = _prepared(model, "Pass what hp.prepare_qat returned.")
     missing = [name for name, quantizer in _activation_quantizers(model).items() if not quantizer.is_calibrated]
     if missing:
         raise ArgumentError(
@@ -280,13 +293,21 @@ def _check_float(model: nn.Module) -> None:
     check_finite_parameters(model)
 
 
-def _check_stage(model: nn.Module, stage: str, remedy: str) -> None:
+def _prepared(model: nn.Module, remedy: str) -> QuantizedModel:
+    """Return the model if it is a prepared one."""
+    if isinstance(model, QuantizedModel) and model.stage == "prepared":
+        return model
     found = model.stage if isinstance(model, QuantizedModel) else type(model).__name__
-    if found != stage:
-        raise ArgumentError(f"`model` must be a {stage} model, got a {found} one. {remedy}")
+    raise ArgumentError(f"`model` must be a prepared model, got a {found} one. {remedy}")
 
 
-def _check_target(target: str) -> None:
+def check_target(target: str) -> None:
+    """Raise unless a target is known and installed.
+
+    Raises:
+        ArgumentError: It is not known.
+        MissingDependencyError: Its package is missing.
+    """
     check_choice("target", target, TARGETS)
     package = TARGETS[target]
     if importlib.util.find_spec(package) is None:

@@ -11,7 +11,7 @@ from hessprune._files import write_text
 from hessprune.report.run_report import ModelResult, RunReport, format_points, headline
 
 COLUMNS = ("Accuracy", "Loss", "MACs", "Parameters", "Size", "Latency")
-_STAGE_NAMES = {"finetuned": "Pruned and fine-tuned"}
+_STAGE_NAMES = {"finetuned": "Pruned and fine-tuned", "int8": "INT8"}
 
 
 def write_html(report: RunReport, path: Path | str) -> Path:

@@ -25,9 +25,9 @@ from hessprune.run.settings import as_json
 from hessprune.saliency.values import Saliency
 from hessprune.structure.groups import Group, producers
 
-_TRAINED = {"dense": "pretrain", "finetuned": "finetune"}
+_TRAINED = {"dense": "pretrain", "finetuned": "finetune", "int8": "quantize"}
 _PERCENTILES = {"ms": "median", "p10_ms": "p10", "p90_ms": "p90"}
-_PACKAGES = ("hessprune", "torch", "numpy", "safetensors", "onnx", "onnxruntime", "matplotlib")
+_PACKAGES = ("hessprune", "torch", "numpy", "safetensors", "onnx", "onnxruntime", "torchao", "matplotlib")
 
 
 def assemble(
@@ -188,6 +188,8 @@ def _seeds(run: Run) -> dict[str, int]:
     settings = run.settings
     seeds = {"run": settings.seed, "finetune": settings.finetune.seed + settings.seed}
     pretrain = settings.model.pretrain
+    if settings.quantize is not None:
+        seeds["quantize"] = settings.quantize.train.seed + settings.seed
     return seeds if pretrain is None else seeds | {"pretrain": pretrain.seed + settings.seed}
 
 
@@ -215,7 +217,7 @@ def _notes(run: Run, latency: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...
     count = len(run.data.calibration)
     notes = [
         f"Accuracy and loss: {len(run.data.test)} test images, looked at once.",
-        f"Latency: {first['batch_size']} image on {first['num_threads']} thread in {first['runtime']}, "
+        f"Latency: {_plural(first['batch_size'], 'image')} on {first['num_threads']} thread in {first['runtime']}, "
         f"median of {run.settings.report.latency_repeats} (10–90 %).",
     ]
     if run.settings.prune.compensate:
@@ -223,7 +225,15 @@ def _notes(run: Run, latency: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...
             "After pruning, by any method, layers are refitted to the dense ones by least squares, and BatchNorm is "
             f"re-estimated on {count} training images, where that lowers the loss."
         )
+    if run.settings.quantize is not None:
+        notes.append(
+            "INT8 is measured as the file runs in ONNX Runtime; its size is that of the file, weights and graph."
+        )
     return tuple(notes)
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _cpu_name() -> str:

@@ -12,8 +12,8 @@ from torch import nn
 
 PACKAGE = Path(__file__).parents[1]
 CODE = (
-    *("data", "models", "structure", "curvature", "saliency", "planning", "surgery", "training"),
-    *("evaluate", "latency", "export", "checkpoint", "run/decisions", "run/stages", "run/stepwise"),
+    *("data", "models", "structure", "curvature", "saliency", "planning", "surgery", "training", "quantize"),
+    *("evaluate", "latency", "export", "checkpoint", "run/decisions", "run/stages", "run/integers", "run/stepwise"),
 )
 """The parts of the package that decide numbers; the foundation, whose names begin with `_`, always counts."""
 

@@ -9,6 +9,7 @@ from hessprune.errors import ArgumentError
 from hessprune.planning.budget import Budget
 from hessprune.planning.implants import Implant
 from hessprune.planning.ranking import Ranking
+from hessprune.quantize.qat import QatConfig, Target
 from hessprune.saliency.methods import METHODS
 from hessprune.training.config import FinetuneConfig
 
@@ -101,6 +102,26 @@ class PruneSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizeSettings:
+    """How the fine-tuned model becomes `int8.onnx`; the fine-tuned model teaches it.
+
+    Attributes:
+        target: The runtime that quantisers are placed for.
+        activations: `asymmetric` (uint8) or `symmetric` (int8).
+        weight_bits: 7 for x86 processors without VNNI, whose kernels overflow with 8.
+        keep_fp32: Patterns of the names of layers that stay in FP32.
+        train: Training with rounding: the keys of `finetune` with the defaults epochs 10, lr 1e-4, weight_decay 1e-4,
+            distill_weight 0.5, freeze_ranges_at 0.5; of 0 epochs, activation ranges are calibrated and that is all.
+    """
+
+    target: Target = "onnxruntime"
+    activations: Literal["asymmetric", "symmetric"] = "asymmetric"
+    weight_bits: Literal[7, 8] = 7
+    keep_fp32: tuple[str, ...] = ()
+    train: QatConfig = field(default_factory=QatConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ExportSettings:
     """What is written beside the model folder.
 
@@ -119,18 +140,21 @@ class ReportSettings:
         title: What the headline calls the network; its name by default.
         baselines: Magnitude and random at the same budget: not at all, in one step, or also fine-tuned alike.
         curve: Shares of the MACs at which every method is applied, without training, for accuracy against cost.
-        latency_repeats: Timed forward passes of each model, one image on one thread.
+        latency_repeats: Timed forward passes of each model on one thread.
+        latency_batch_size: Images in each of them.
     """
 
     title: str | None = None
     baselines: bool | Literal["finetuned"] = True
     curve: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
     latency_repeats: int = 50
+    latency_batch_size: int = 1
 
     def __post_init__(self) -> None:
         for fraction in self.curve:
             check_range("curve", fraction, low=0.01, high=1)
-        check_range("latency_repeats", self.latency_repeats, low=1, integer=True)
+        for name in ("latency_repeats", "latency_batch_size"):
+            check_range(name, getattr(self, name), low=1, integer=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +169,7 @@ class RunSettings:
         device: Where the work is done; `"auto"` takes an accelerator where torch sees one.
         data: The images.
         finetune: How the pruned network is trained.
+        quantize: Integers at the end, if given; all models are then timed in ONNX Runtime.
         export: Further files.
         report: What is compared.
     """
@@ -156,6 +181,7 @@ class RunSettings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataSettings = field(default_factory=DataSettings)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    quantize: QuantizeSettings | None = None
     export: ExportSettings = field(default_factory=ExportSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
 

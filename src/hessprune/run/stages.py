@@ -89,15 +89,18 @@ def measure(run: Run, name: str, model: Model) -> dict[str, Any]:
     return read_json(stage.file("result.json"))
 
 
-def latencies(run: Run, models: Mapping[str, Model]) -> dict[str, dict[str, Any]]:
-    """Time all models in turns: one image, one thread."""
-    repeats = run.settings.report.latency_repeats
+def latencies(run: Run, models: Mapping[str, Model], files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Time all models in turns on one thread; those that have an ONNX file as that file."""
+    repeats, number = run.settings.report.latency_repeats, run.settings.report.latency_batch_size
 
     def make(folder: Path) -> None:
-        timed = compare_latency({name: item.model for name, item in models.items()}, run.example, repeats=repeats)
+        images = next(iter(run.data.batches("test", number, shuffle=False)))[0]
+        timed = compare_latency(
+            {name: files.get(name, item.model) for name, item in models.items()}, images, repeats=repeats
+        )
         write_json(folder / "latency.json", {name: asdict(value) for name, value in timed.items()})
 
-    stage = run.store.run("7-latency", make, *[item.stage for item in models.values()], repeats)
+    stage = run.store.run("7-latency", make, *[item.stage for item in models.values()], sorted(files), repeats, number)
     return read_json(stage.file("latency.json"))
 
 
@@ -124,13 +127,18 @@ def curve(run: Run, dense: Model, groups: Groups, decision: Decision) -> list[di
     return read_json(stage.file("curve.json"))
 
 
-def export(run: Run, model: Model, path: Path) -> None:
-    """Write the model as ONNX, checked against torch."""
+def export(run: Run, name: str, model: Model) -> Path:
+    """Return an ONNX file of the model, checked against torch."""
     stage = run.store.run(
-        "9-onnx", lambda folder: export_onnx(model.model, run.example, folder / path.name), model.stage
+        f"9-onnx-{name}", lambda folder: export_onnx(model.model, run.example, folder / "model.onnx"), model.stage
     )
+    return stage.file("model.onnx")
+
+
+def deliver(file: Path, path: Path) -> None:
+    """Copy a stage's file to where the user looks for it."""
     with replacing(path) as temporary:
-        shutil.copyfile(stage.file(path.name), temporary)
+        shutil.copyfile(file, temporary)
 
 
 def trained(
