@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hessprune import pipeline
-from hessprune.cli import app
+from hessprune.cli import app, main
 from hessprune.errors import DataError
 
 runner = CliRunner()
@@ -178,3 +178,27 @@ def test_reading_the_command_line_imports_nothing_heavy():
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["inspect"], "error: Missing argument 'model'. Try 'hessprune inspect --help'.\n"),
+        (["inspect", "resnet20", "--num-classes", "ten"], r"error: Invalid value for '--num-classes': .*\n"),
+        (["insect"], r"error: No such command 'insect'\..*\n"),
+    ],
+)
+def test_wrong_usage_is_one_line_too(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["hessprune", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert re.fullmatch(message, capsys.readouterr().err)
+
+
+def test_help_ends_well(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["hessprune", "inspect", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    assert "Example" in capsys.readouterr().out

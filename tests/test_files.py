@@ -3,6 +3,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hessprune import _files
 from hessprune.errors import DataError, OutputError
@@ -97,3 +99,16 @@ def test_json_without_nan(tmp_path):
 
 def test_sha256_of_text_is_that_of_its_bytes():
     assert _files.sha256("é") == _files.sha256("é".encode())
+
+
+def test_a_disk_that_fills_while_weights_are_written_is_one_clear_error(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"output must be writable, got .*File too large"):  # noqa: SIM117
+            with _files.replacing(tmp_path / "a.safetensors") as path:
+                save_file({"a": torch.zeros(1000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())

@@ -52,7 +52,7 @@ def test_overrides_win_and_create_sections(tmp_path):
         ({"prune": {"method": "happ", "budget": {"macs": 0.5}}}, r"`method` must be one of.*Did you mean 'hap'\?"),
         ({"prune": {"step": 0, "budget": {"macs": 0.5}}}, r"`step` must be"),
         ({"prune": {}}, r"`prune\.budget` must be given"),
-        ({"prune": 3}, r"`prune`: should be a dictionary.*got 3"),
+        ({"prune": 3}, r"`prune` must be a section of keys, got 3"),
         ({"model": {}}, r"`model` must have either `weights` or `pretrain`, got neither"),
         ({"model": {"weights": "w", "pretrain": {}}}, r"either `weights` or `pretrain`, got both"),
         ({"data": {"mean": [0.5]}}, r"`mean` and `std` must be given together"),

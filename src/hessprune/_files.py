@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from hessprune.errors import DataError, OutputError
 
 
@@ -54,7 +56,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
         temporary.replace(target)
     except OutputError:
         raise
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps what the operating system says
         raise OutputError(_refusal(target, error)) from error
     finally:
         _discard(temporary)
@@ -130,8 +132,8 @@ def sha256(data: bytes | str) -> str:
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
-def _refusal(path: Path, error: OSError) -> str:
-    reason = error.strerror or error
+def _refusal(path: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or error
     return f"output must be writable, got '{path}' ({reason}). Free the disk or choose another folder."
 
 

@@ -4,6 +4,7 @@ Imports that take long are made inside the commands, so that `--help` answers at
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_UsageError: Any = typer.BadParameter.__bases__[0]  # click's own, which typer carries under a private name
 
 Out = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="out/<recipe>")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -163,5 +166,12 @@ def _show_json(value: Any) -> None:
 
 
 def main() -> None:
-    """Run the command line; the entry point of the `hessprune` script."""
-    app()
+    """Run the command line, the entry point of the `hessprune` script; wrong usage is one line, as all wrong input."""
+    try:
+        status = app(standalone_mode=False)
+    except _UsageError as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "hessprune"
+        sys.stderr.write(f"error: {error.format_message().rstrip('.')}. Try '{command} --help'.\n")
+        status = 2
+    sys.exit(status if isinstance(status, int) else 0)

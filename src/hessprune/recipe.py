@@ -127,6 +127,8 @@ def _problem(item: Mapping[str, Any]) -> str:
     path = ".".join(str(part) for part in item["loc"]) or "recipe"
     if item["type"] == "value_error":
         return f"`{path}`: {item['ctx']['error']}"
+    if item["type"] == "dataclass_type":
+        return f"`{path}` must be a section of keys, got {item['input']!r}."
     if item["type"] == "missing":
         return f"`{path}` must be given. Add it to the recipe."
     return f"`{path}`: {item['msg'].removeprefix('Input ')}, got {item['input']!r}."

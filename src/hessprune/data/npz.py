@@ -22,7 +22,7 @@ def read_npz(root: Path) -> OfficialSplits:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"archive {str(path)!r} cannot be read ({error}). Write it with numpy.savez.") from error
-    num_classes = int(train.labels.max()) + 1 if len(train) else 0
+    num_classes = max(int(train.labels.max()) + 1, 1) if len(train) else 0
     return OfficialSplits(name=path.stem, train=train, test=test, num_classes=num_classes)
 
 

@@ -44,7 +44,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
     except Exception as error:  # broken bytes fail inside the parsers with whatever they trip over
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise CheckpointError(
             f"checkpoint {str(path)!r} cannot be read ({reason}): it is truncated, no weights file, or holds more "
             "than plain tensors. Copy it again, or save its state_dict as safetensors."

@@ -53,6 +53,7 @@ def compare(
 
     Raises:
         ArgumentError: A setting is out of range, or `ignore` matches nothing.
+        BudgetError: Every budget is out of reach.
         DataError: The data are missing, or do not fit the model.
         UnsupportedModelError: The model cannot be captured, or has no units of the asked-for kind.
     """
@@ -85,6 +86,8 @@ def _compare(run: Run, asked: CompareSettings) -> Comparison:
                 Cell(method=label, budget=budget, seed=job.settings.seed, **found)
                 for found in _cells(job, asked, dense, decision, bar)
             ]
+    if not cells:
+        raise BudgetError(f"`budgets` must be reachable by one method at least: {next(iter(unreachable))}")
     return Comparison(
         title=run.settings.report.title or run.settings.model.name,
         quantity=asked.quantity,
