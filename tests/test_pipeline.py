@@ -210,8 +210,8 @@ def test_prune_implants_what_the_plan_decides():
     x = torch.randn(40, 1, 8, 8)
     batches, options = [(x, net(x).argmax(1))], {"budget": Budget(macs=0.5), "method": "magnitude"}
     for implant in ("auto", 0.5, Implant(share=0.5, rank=2), Implant(start="zero")):
-        for steps in (1, 2):
-            result = pipeline.prune(net, x[:1], batches, implant=implant, steps=steps, **options)
+        for step in (1.0, 0.3):
+            result = pipeline.prune(net, x[:1], batches, implant=implant, step=step, **options)
             assert result.plan.num_implanted > 0
             assert hp.cost(result.model, x[:1]) == result.cost_after
             assert result.cost_after.macs <= 0.5 * result.cost_before.macs
