@@ -1,14 +1,9 @@
 """Claims: one backward pass ranks units almost as the exact trace does, and both cost a few training steps.
 
 n = 336 lossless CIFAR-10 images, pretrained ResNet-20 and ResNet-56, all output channels. Times are the shortest of
-interleaved rounds; ratios are within one run. Peers run on a sequential network that all of them support, and are
-skipped by name where they are not installed (pip install --no-deps pyhessian backpack-for-pytorch
-curvlinops-for-pytorch).
+interleaved rounds; ratios are within one run.
 """
 
-import contextlib
-import time
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -18,7 +13,7 @@ from torch import Tensor, nn
 from hessprune.curvature import TraceOptions, TraceResult, block_traces, has_bf16
 from support.claims import Claims, arguments, interleaved, spearman
 from support.hap import PlainHap
-from support.networks import channels, images, joined, plain_network, pretrained, saliency, weights
+from support.networks import channels, images, joined, pretrained, saliency
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -28,8 +23,7 @@ def main() -> None:
     batches = [images(options.data_root)]
     for depth in (20,) if options.quick else (20, 56):
         against_a_training_step(claims, f"resnet{depth}", pretrained(depth, options.data_root), batches, options.quick)
-    against_peers(claims, batches, options.quick)
-    claims.write(options.out)
+        claims.write(options.out)
 
 
 def trace(
@@ -54,7 +48,7 @@ def against_a_training_step(claims: Claims, name: str, model: nn.Module, batches
             "rademacher": lambda: trace(model, batches, "rademacher", 1),
             "exact": lambda: trace(model, batches, "exact"),
         },
-        2 if quick else 5,
+        2 if quick else 4,
     )
     exact, one_draw = trace(model, batches, "exact"), trace(model, batches, "rademacher", 1)
     claims.at_least(
@@ -92,81 +86,6 @@ def probe_times(model: nn.Module, batches: Batches, repeats: int, probes: int) -
     }
     times = interleaved(runs, repeats)
     return {"plain": times["plain"], "ours": (times["many"] - times["one"]) / probes}
-
-
-def against_peers(claims: Claims, batches: Batches, quick: bool) -> None:
-    """Show 5: the same quantity on the same data, on a network that the peer supports.
-
-    Peers that draw 100 products draw fewer of them in a quick run, and their time is scaled up.
-    """
-    model, inputs, targets = plain_network(), *batches[0]
-    exact = joined(trace(model, batches, "exact").values)
-    products = 5 if quick else 100
-    peers = {
-        "BackPACK DiagGGNExact": ("exact", 1, lambda: backpack_diagonal(model, inputs, targets, "DiagGGNExact")),
-        "BackPACK DiagGGNMC": ("rademacher", 1, lambda: backpack_diagonal(model, inputs, targets, "DiagGGNMC")),
-        "curvlinops GGN diagonal": ("exact", 100 / products, lambda: curvlinops_diagonal(model, batches, products)),
-        "PyHessian whole trace": ("exact", 100 / products, lambda: pyhessian_trace(model, inputs, targets, products)),
-    }
-    for name, (estimator, factor, run) in peers.items():
-        try:
-            theirs, seconds = timed(run)
-        except ImportError as error:
-            claims.add(f"{name} / ours", f"peer not installed: {error}", ">= 3", holds=None)
-            continue
-        ours = interleaved({"": lambda e=estimator: trace(model, batches, e, 1)}, 2 if quick else 5)[""]
-        difference = float((theirs - (exact if theirs.dim() else exact.sum())).abs().sum() / exact.sum())
-        title = f"{name} / ours {estimator} (differs by {difference:.1%})"
-        claims.at_least(title, seconds * factor / ours, 3, peer=seconds * factor)
-
-
-def timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """Return a peer's result and its seconds; its first call is also its only one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        started = time.perf_counter()
-        return run(), time.perf_counter() - started
-
-
-def backpack_diagonal(model: nn.Module, inputs: Tensor, targets: Tensor, extension: str) -> Tensor:
-    """Return the diagonal Gauss–Newton matrix summed over each channel, by BackPACK."""
-    import copy
-
-    import backpack
-    from backpack import extensions
-
-    model = backpack.extend(copy.deepcopy(model))
-    loss = backpack.extend(nn.CrossEntropyLoss())(model(inputs), targets)
-    with backpack.backpack(getattr(extensions, extension)()):
-        loss.backward()
-    attribute = {"DiagGGNExact": "diag_ggn_exact", "DiagGGNMC": "diag_ggn_mc"}[extension]
-    return torch.cat([getattr(value, attribute).flatten(1).sum(1) for value in weights(model).values()]).double()
-
-
-def curvlinops_diagonal(model: nn.Module, batches: Batches, products: int) -> Tensor:
-    """Return the same by curvlinops: Hutchinson's estimate of the diagonal."""
-    import curvlinops
-
-    tensors = weights(model)
-    operator = curvlinops.GGNLinearOperator(model, nn.CrossEntropyLoss(), list(tensors.values()), batches)
-    diagonal = torch.as_tensor(curvlinops.hutchinson_diag(operator, num_matvecs=products))
-    sizes = [value.numel() for value in tensors.values()]
-    parts = zip(diagonal.detach().split(sizes), tensors.values(), strict=True)
-    return torch.cat([part.view_as(value).flatten(1).sum(1) for part, value in parts]).double()
-
-
-def pyhessian_trace(model: nn.Module, inputs: Tensor, targets: Tensor, products: int) -> Tensor:
-    """Return the trace of the whole Hessian, by PyHessian at its default effort.
-
-    Its tolerance is switched off: it is compared with a signed quantity, so that a negative estimate stops the loop.
-    """
-    import copy
-
-    import pyhessian
-
-    with contextlib.redirect_stdout(None):
-        computer = pyhessian.hessian(copy.deepcopy(model), nn.CrossEntropyLoss(), data=(inputs, targets), cuda=False)
-        return torch.tensor(computer.trace(maxIter=products, tol=float("-inf"))).mean().double()
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: LossFn | No
     folded.model.to(precision.dtype)
     want = wanted(model, slices, folded)
     per_sample = bytes_per_sample(folded, want, effort.estimator, precision)
-    chunk = chunk_size(per_sample, effort.options, device)
+    chunk = chunk_size(per_sample, effort.options, device, effort.estimator)
     default = 0.0 if precision.dtype == torch.float64 else DEFAULT_TOLERANCE[effort.estimator]
     return Problem(
         folded=folded,
