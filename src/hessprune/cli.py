@@ -70,7 +70,7 @@ def inspect(
     from hessprune import terminal
     from hessprune.report.inspection import inspect_model
 
-    with terminal.session():
+    with terminal.session(brief=True):
         found = inspect_model(
             model, input_shape=input_shape, num_classes=num_classes, weights=weights, ignore=tuple(ignore or ())
         )
@@ -168,7 +168,7 @@ def _show_json(value: Any) -> None:
 def main() -> None:
     """Run the command line, the entry point of the `hessprune` script; wrong usage is one line, as all wrong input."""
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="hessprune", standalone_mode=False)
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "hessprune"

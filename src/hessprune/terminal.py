@@ -1,5 +1,6 @@
 """What the command line shows: progress bars, tables, and errors in one line."""
 
+import gc
 import sys
 import time
 from collections.abc import Iterator
@@ -71,16 +72,20 @@ class TerminalProgress:
 
 
 @contextmanager
-def session(resumable: bool = False) -> Iterator[None]:
+def session(resumable: bool = False, brief: bool = False) -> Iterator[None]:
     """Draw progress; turn errors of the library into one line and exit code 2, an interrupt into advice.
 
     Args:
         resumable: Whether the same command continues after an interrupt.
+        brief: Whether it is over in seconds: then no garbage is collected, which saves a tenth of them.
 
     Raises:
         SystemExit: In place of the errors above.
     """
+    collecting = gc.isenabled()
     try:
+        if brief:
+            gc.disable()
         with TerminalProgress() as progress, listening(progress):
             yield
     except HessPruneError as error:
@@ -90,6 +95,9 @@ def session(resumable: bool = False) -> Iterator[None]:
         advice = ": nothing is lost, the same command continues" if resumable else ""
         sys.stderr.write(f"interrupted{advice}\n")
         raise SystemExit(130) from error
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def print_report(report: RunReport, out: object) -> None:
