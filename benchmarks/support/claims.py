@@ -47,13 +47,17 @@ class Claims:
 NEEDED = ("cifar10_raw_subset.npz", "weights")
 
 
-def arguments(docstring: str | None) -> argparse.Namespace:
-    """Parse what every script takes; one clear line where the data are missing."""
+def arguments(
+    docstring: str | None, more: Callable[[argparse.ArgumentParser], object] | None = None
+) -> argparse.Namespace:
+    """Parse what every script takes, and `more`; one clear line where the data are missing."""
     parser = argparse.ArgumentParser(description=(docstring or "").split("\n\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="a short run: at most 60 s on 2 cores")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"), help=f"holds {', '.join(NEEDED)}")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    if more is not None:
+        more(parser)
     options = parser.parse_args()
     missing = [name for name in NEEDED if not (options.data_root / name).exists()]
     if missing:
