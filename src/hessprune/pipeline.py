@@ -10,6 +10,7 @@ from torch import nn
 from hessprune import checkpoint
 from hessprune._checks import check_batches, check_finite_parameters, optional_import
 from hessprune._files import writable_folder
+from hessprune._quiet import quiet
 from hessprune._state import torch_threads
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import Cost
@@ -187,4 +188,5 @@ def _check_extras(settings: RunSettings) -> None:
         optional_import("onnxruntime", "export")
     if settings.quantize is not None:
         check_target(settings.quantize.target)
-        optional_import("torchao.quantization.pt2e", "quantize")
+        with quiet():  # what its import has to say about kernels for other machines
+            optional_import("torchao.quantization.pt2e", "quantize")
