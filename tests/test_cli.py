@@ -36,7 +36,7 @@ def test_the_demo_leaves_everything_it_promises(demo):
     out, result = demo
     assert result.exit_code == 0, result.output
     names = {path.name for path in out.iterdir()}
-    assert names == {"report.html", "report.json", "model", "model.onnx", "recipe.yaml", "stages"}
+    assert names == {"report.html", "report.json", "model", "model.onnx", "int8.onnx", "recipe.yaml", "stages"}
     assert "Digits ResNet: half the MACs" in result.stdout
     assert "Pruned and fine-tuned" in " ".join(result.stdout.split())
     assert "error" not in result.stderr
