@@ -1,15 +1,18 @@
 """Modules by name: call them on any kind of inputs, cut their tensors, keep their attributes true."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hessprune._state import drop_caches
+from hessprune._state import drop_caches, evaluation_mode
 from hessprune.errors import DataError, HessPruneError
+
+T = TypeVar("T")
 
 # What a forward pass may raise through no fault of its inputs.
 _OTHER_CAUSES = (HessPruneError, torch.OutOfMemoryError, torch.AcceleratorError)
@@ -136,6 +139,16 @@ def empty_copy(model: nn.Module) -> nn.Module:
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     return copy.deepcopy(model, memo)
+
+
+def dry_run(model: nn.Module, inputs: Any, run: Callable[[nn.Module, Any], T]) -> T:
+    """Return `run(copy, inputs)` in evaluation mode: without arithmetic, unless the forward needs real numbers."""
+    with torch.no_grad(), evaluation_mode(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return run(empty_copy(model), to_device(inputs, "meta"))
+        except (RuntimeError, NotImplementedError):  # what the meta device answers to questions about values
+            return run(copy.deepcopy(model), inputs)
 
 
 def shared_copy(model: nn.Module) -> nn.Module:

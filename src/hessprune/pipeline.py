@@ -17,7 +17,7 @@ from hessprune.planning.cost import Cost
 from hessprune.planning.implants import Implant, Share, as_implant
 from hessprune.planning.plan import Plan
 from hessprune.planning.ranking import Ranking
-from hessprune.quantize.qat import check_target
+from hessprune.quantize.targets import check_target
 from hessprune.report.html import write_html
 from hessprune.report.run_report import RunReport
 from hessprune.run import context, integers, stages

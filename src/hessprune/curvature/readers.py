@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hessprune._modules import sample_rows
+from hessprune._state import seeded
 from hessprune._watch.calls import Arguments, Call, Convolution
 from hessprune._watch.regression import columns_of, design, rows_of
 from hessprune.curvature.draws import signs
@@ -107,8 +108,7 @@ def measure_readers(problem: Problem, seed: int) -> tuple[dict[str, Reader], int
     """Return what one pass learns of the layers, and the number of samples."""
     layers: dict[str, Reader] = {}
     total, position = 0.0, 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         for inputs, targets in problem.each_batch("inputs"):
             for rows in problem.chunks(len(targets)):
                 mode = _ReaderMode(problem, layers)

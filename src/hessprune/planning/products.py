@@ -1,7 +1,5 @@
 """The products of one forward, recorded without arithmetic: which parameter each reads, and what it costs."""
 
-import copy
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
-from hessprune._modules import call_model, empty_copy, remove_slices, to_device
-from hessprune._state import evaluation_mode
+from hessprune._modules import call_model, dry_run, remove_slices
 from hessprune.structure.groups import Group
 
 
@@ -47,12 +44,7 @@ class Product:
 
 def record_products(model: nn.Module, example_inputs: Any, removed: Sequence[Group] = ()) -> list[Product]:
     """Return the products of one forward in evaluation mode, without the first unit of the groups `removed`."""
-    with torch.no_grad(), evaluation_mode(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return _run(empty_copy(model), to_device(example_inputs, "meta"), removed)
-        except (RuntimeError, NotImplementedError):  # the forward needs real numbers
-            return _run(copy.deepcopy(model), example_inputs, removed)
+    return dry_run(model, example_inputs, lambda empty, inputs: _run(empty, inputs, removed))
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:

@@ -2,9 +2,7 @@
 
 import copy
 import fnmatch
-import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -24,36 +22,14 @@ from hessprune._modules import device_of, predict, split_name, to_device
 from hessprune._progress import progress_bar, track
 from hessprune._quiet import quiet
 from hessprune._state import evaluation_mode, seeded
-from hessprune.errors import ArgumentError, MissingDependencyError, UnsupportedModelError
+from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.export import batch_axes, capture, resized
 from hessprune.quantize.model import QuantizedModel, quantized
 from hessprune.quantize.rewrite import WEIGHTED, layer_name, rewrite, tensor_of
-from hessprune.training.config import FinetuneConfig
+from hessprune.quantize.targets import Target, check_target
 
 if TYPE_CHECKING:
     from hessprune.quantize.ranges import ActivationQuantizer, Watch
-
-Target = Literal["onnxruntime", "x86-inductor", "openvino"]
-TARGETS = {"onnxruntime": "onnxruntime", "x86-inductor": "torchao", "openvino": "openvino"}  # and the package it needs
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QatConfig(FinetuneConfig):
-    """How to train a fake-quantised network with `finetune`: as `FinetuneConfig`, with the defaults of EHAP.
-
-    Half of the loss comes from the outputs of the float model, which `finetune` wants as `teacher`.
-
-    References:
-        Chong, Gupta and Chen (2023), Resource-efficient quantized deep learning via Hessian-aware pruning,
-            arXiv:2306.07030.
-    """
-
-    epochs: int = 10
-    lr: float = 1e-4
-    weight_decay: float = 1e-4
-    distill_weight: float = 0.5
-    freeze_ranges_at: float = 0.5
-    reestimate_batchnorm: bool = False
 
 
 def prepare_qat(
@@ -299,21 +275,6 @@ def _prepared(model: nn.Module, remedy: str) -> QuantizedModel:
         return model
     found = model.stage if isinstance(model, QuantizedModel) else type(model).__name__
     raise ArgumentError(f"`model` must be a prepared model, got a {found} one. {remedy}")
-
-
-def check_target(target: str) -> None:
-    """Raise unless a target is known and installed.
-
-    Raises:
-        ArgumentError: It is not known.
-        MissingDependencyError: Its package is missing.
-    """
-    check_choice("target", target, TARGETS)
-    package = TARGETS[target]
-    if importlib.util.find_spec(package) is None:
-        raise MissingDependencyError(
-            f"`target` {target!r} needs the package `{package}`, which is not installed. Run: pip install {package}"
-        )
 
 
 def _torchao() -> Any:

@@ -82,14 +82,10 @@ def plan_for(run: Run, model: nn.Module, groups: Groups, scored: Stage, budget: 
         def write(folder: Path) -> None:
             write_text(folder / "plan.json", make().to_json())
 
-        last = limit == budget
+        last, own = limit == budget, limit == budget == prune.budget
         asked = (limit, prune.ranking, prune.implant if last else None)
-        name, inputs = "plan" if last else "step", (stages[-1], *map(as_json, asked), step)
-        stages.append(
-            run.store.run(
-                f"3-{name}-{method}", write, *inputs, by_content=budget != prune.budget or not last, code=PRUNING_CODE
-            )
-        )
+        name, inputs = "plan" if own else "step", (stages[-1], *map(as_json, asked), step)
+        stages.append(run.store.run(f"3-{name}-{method}", write, *inputs, by_content=not own, code=PRUNING_CODE))
         return read_plan(stages[-1])
 
     plan_stepwise(

@@ -9,7 +9,8 @@ from hessprune.errors import ArgumentError
 from hessprune.planning.budget import Budget
 from hessprune.planning.implants import Implant
 from hessprune.planning.ranking import Ranking
-from hessprune.quantize.qat import QatConfig, Target
+from hessprune.quantize.config import QatConfig
+from hessprune.quantize.targets import Target
 from hessprune.saliency.methods import METHODS
 from hessprune.training.config import FinetuneConfig
 

@@ -82,7 +82,7 @@ def plan_stepwise(
         implant=as_implant(implant),
     )
     plan = None
-    for limit, share in way.limits(budget):
+    for limit, share in way.limits(budget) if step < 1 else [(budget, 0.0)]:
 
         def make(plan: Plan | None = plan, limit: Budget = limit, share: float = share) -> Plan:
             return way.go_on(plan, limit, share, last=limit == budget)

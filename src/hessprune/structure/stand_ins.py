@@ -1,17 +1,13 @@
 """Which layers can carry stand-ins for the units of which group."""
 
-import copy
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from hessprune._modules import call_model, empty_copy, split_name, to_device
+from hessprune._modules import call_model, dry_run, split_name
 from hessprune._stand_ins import obstacle
-from hessprune._state import evaluation_mode
 from hessprune._watch.calls import Arguments, Call
 from hessprune._watch.recording import CallMode, slow_attention, weight_names
 from hessprune.structure.groups import Group, producers
@@ -46,12 +42,7 @@ def stand_in_layers(
 
 def _called_as_modules(model: nn.Module, inputs: Any) -> set[str]:
     """Return the weights of modules that are used by calling their module, and in no other way."""
-    with torch.no_grad(), evaluation_mode(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return _watch(empty_copy(model), to_device(inputs, "meta"))
-        except (RuntimeError, NotImplementedError):  # the forward needs real numbers
-            return _watch(copy.deepcopy(model), inputs)
+    return dry_run(model, inputs, _watch)
 
 
 def _watch(model: nn.Module, inputs: Any) -> set[str]:
