@@ -1,8 +1,10 @@
 """The command line: each command reads its arguments, calls one function, and shows what it returns.
 
-Imports that take long are made inside the commands, so that `--help` answers at once.
+Imports that take long are made inside the commands, so that `--help` waits for torch alone.
 """
 
+import atexit
+import gc
 import json
 import sys
 from pathlib import Path
@@ -167,6 +169,8 @@ def _show_json(value: Any) -> None:
 
 def main() -> None:
     """Run the command line, the entry point of the `hessprune` script; wrong usage is one line, as all wrong input."""
+    # Python ends with a search for cycles through every object of torch, up to a second: the process gives all back.
+    atexit.register(gc.freeze)
     try:
         status = app(prog_name="hessprune", standalone_mode=False)
     except _UsageError as error:
