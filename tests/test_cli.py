@@ -1,3 +1,5 @@
+import atexit
+import gc
 import json
 import os
 import re
@@ -194,6 +196,15 @@ def test_wrong_usage_is_one_line_too(words, message, monkeypatch, capsys):
         main()
     assert stopped.value.code == 2
     assert re.fullmatch(message, capsys.readouterr().err)
+
+
+def test_the_process_ends_without_a_last_search_for_garbage(monkeypatch):
+    at_exit = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    monkeypatch.setattr(sys, "argv", ["hessprune", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert at_exit == [gc.freeze]
 
 
 def test_help_ends_well(monkeypatch, capsys):

@@ -4,7 +4,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hessprune.planning.cost import CostModel, cost
-from hessprune.planning.products import count_macs
+from hessprune.planning.products import count_macs, record_products
 from hessprune.structure.find import find_groups
 from tests.cases import AWKWARD, Plain, image, make, paper_model
 
@@ -15,6 +15,23 @@ def test_macs_agree_with_torchs_own_counter(case: type[nn.Module]) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(x)
     assert cost(model, x).macs == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_batchnorm_is_dry_in_every_form(options: dict[str, bool], layout: torch.memory_format) -> None:
+    class Needy(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * float(x.sum())  # needs real numbers, so nothing is dry
+
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, **options), nn.Conv2d(4, 5, 2, stride=2)]
+    x = torch.ones(2, 3, 7, 6).to(memory_format=layout)
+    assert record_products(nn.Sequential(*layers), x) == record_products(Needy(*layers), x)
+
+
+def test_batchnorm_of_the_wrong_width_still_fails() -> None:
+    with pytest.raises(RuntimeError, match="should contain 4 elements not 8"):
+        cost(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(8)), torch.zeros(1, 3, 7, 7))
 
 
 def test_published_costs_of_resnet56() -> None:
