@@ -13,6 +13,9 @@ from typer.testing import CliRunner
 from hessprune import pipeline
 from hessprune.cli import app, main
 from hessprune.errors import DataError
+from hessprune.planning.cost import Cost
+from hessprune.report.inspection import GroupRow, Inspection
+from hessprune.terminal import print_inspection
 
 runner = CliRunner()
 QUICK = [
@@ -87,10 +90,23 @@ def test_inspect_leaves_ignored_layers_alone():
 def test_inspect_shows_groups_and_reasons():
     result = runner.invoke(app, ["inspect", "digits-resnet", "--input-shape", "1,8,8"])
     assert result.exit_code == 0, result.output
-    text = " ".join(result.stdout.split())
-    assert "6 groups, 224 units" in text
-    assert "conv1" in text
-    assert re.search(r"frozen because .*: .*linear.weight dim 0", text)
+    text = re.sub(" +", " ", result.stdout)
+    assert "digits-resnet on float32 (1, 1, 8, 8): " in text
+    assert "\n6 groups, 224 units\n" in text
+    assert re.search(r"\nlayer1.0.conv1 16 18.4 k 290 layer1.0.conv2 *\n", text)
+    assert re.search(r"\nconv1 \+ 1 16 .* layer1.0.conv1 \+ 2 *\n", text)
+    assert re.search(r"\nfrozen because the model returns it: linear.weight dim 0, linear.bias dim 0\n$", text)
+
+
+def test_what_goes_into_a_pipe_keeps_its_lines_whole(capsys):
+    names = (f"encoder.{'layers.' * 30}linear1", f"encoder.{'layers.' * 30}linear2")
+    row = GroupRow(name=names[0], units=3, macs=4, params=5, producers=names[:1], consumers=names[1:])
+    why = {"the source code fixes its size [here]": ("a.weight dim 0",)}
+    cost = Cost(macs=1, params=1, bytes=4)
+    print_inspection(Inspection(model="net", inputs="float32 (1, 3)", cost=cost, groups=(row,), frozen=why))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert f"{names[0]} 3 4 5 {names[1]}" in lines
+    assert "frozen because the source code fixes its size [here]: a.weight dim 0" in lines
 
 
 def test_inspect_prints_json():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -110,7 +111,7 @@ def print_report(report: RunReport, out: object) -> None:
         _add_model(table, report, name, result, style="bold" if result is report.final else None)
     for name, result, _ in last_baselines(report):
         _add_model(table, report, name, result, style="dim")
-    console = Console(highlight=False)
+    console = _console()
     console.print(f"\n[bold]{headline(report)}[/]\n")
     console.print(table)
     console.print(zones(report), end="")
@@ -119,25 +120,29 @@ def print_report(report: RunReport, out: object) -> None:
 
 def print_inspection(inspection: Inspection) -> None:
     """Print the groups of a model, what one unit of each costs, and what is frozen and why."""
-    console = Console(highlight=False)
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
-    for name, justify in (("group", "left"), ("units", "right"), ("MACs/unit", "right"), ("params/unit", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    table.add_column("emitted by → read by")
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    table.add_column("group, emitted by", overflow="fold")
+    for name in ("units", "MACs/unit", "params/unit"):
+        table.add_column(name, justify="right")
+    table.add_column("read by", overflow="fold")
     for row in inspection.groups:
-        tied = f"{_first(row.producers)} → {_first(row.consumers)}"
-        table.add_row(row.name, str(row.units), format_count(row.macs), format_count(row.params), tied)
+        numbers = str(row.units), format_count(row.macs), format_count(row.params)
+        readers = _and_more(row.consumers[0], row.consumers) if row.consumers else "nothing"
+        table.add_row(_and_more(row.name, row.producers), *numbers, readers)
+    console = _console()
     size = f"{len(inspection.groups)} groups, {inspection.units} units"
-    console.print(f"[bold]{inspection.model}[/]: {inspection.cost}; {size}\n")
+    console.print(f"[bold]{inspection.model}[/] on {inspection.inputs}: {inspection.cost}\n{size}\n", soft_wrap=True)
     console.print(table)
+    if inspection.frozen:
+        console.print()
     for reason, axes in inspection.frozen.items():
         shown = ", ".join(axes[:6]) + (f" and {len(axes) - 6} more" if len(axes) > 6 else "")
-        console.print(f"\n[dim]frozen because {reason}:[/] {shown}", soft_wrap=True)
+        console.print(f"[dim]frozen because {escape(reason)}:[/] {shown}", soft_wrap=True)
 
 
 def print_comparison(comparison: Comparison, out: object) -> None:
     """Print one table for each way to recover: a row for each method, a column for each budget."""
-    console = Console(highlight=False)
+    console = _console()
     console.print(f"\n[bold]{comparison.title}[/]: {comparison.dense['accuracy']:.1%} before pruning", soft_wrap=True)
     for stage in comparison.stages:
         rows = comparison.rows(*stage)
@@ -159,7 +164,7 @@ def print_comparison(comparison: Comparison, out: object) -> None:
 
 def print_saliencies(found: Saliencies, top: int, out: object) -> None:
     """Print the least and the most salient units of every group, and how all of them are spread."""
-    console = Console(highlight=False)
+    console = _console()
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
     for name, justify in (("group", "left"), ("units", "right"), ("least salient", "left"), ("most salient", "left")):
         table.add_column(name, justify=justify, no_wrap=name == "group")  # type: ignore[arg-type]
@@ -183,6 +188,14 @@ def _onnx(report: RunReport) -> str:
     return ", model.onnx" if report.settings.get("export", {}).get("onnx") else ""
 
 
-def _first(names: tuple[str, ...]) -> str:
-    """Name the first layer, and count the others."""
-    return (names[0] if names else "nothing") + (f" + {len(names) - 1}" if len(names) > 1 else "")
+def _and_more(name: str, names: tuple[str, ...]) -> str:
+    """Name one layer, and count the others."""
+    return f"{name} [dim]+ {len(names) - 1}[/]" if len(names) > 1 else name
+
+
+def _console() -> Console:
+    """Return a console that breaks lines for a reader, but not for a file or a pipe."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1000
+    return console

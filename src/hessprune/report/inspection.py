@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hessprune._modules import describe
 from hessprune.errors import ArgumentError
 from hessprune.models import build_model, load_weights
 from hessprune.planning.cost import Cost, CostModel
@@ -32,6 +33,8 @@ class Inspection:
     """The prunable groups of a model, its cost, and the frozen axes by reason."""
 
     model: str
+    inputs: str
+    """Dtypes and shapes that the cost refers to."""
     cost: Cost
     groups: tuple[GroupRow, ...]
     frozen: Mapping[str, tuple[str, ...]]
@@ -85,6 +88,7 @@ def inspection_of(name: str, model: nn.Module, example_inputs: Any, ignore: tupl
         frozen.setdefault(item.reason, []).append(f"{item.param} dim {item.dim}")
     return Inspection(
         model=name,
+        inputs=describe(example_inputs),
         cost=costs.dense,
         groups=tuple(_row(group, round(macs[group.name]), round(params[group.name])) for group in groups),
         frozen={reason: tuple(names) for reason, names in frozen.items()},
