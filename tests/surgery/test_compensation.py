@@ -98,6 +98,47 @@ def test_redundant_channels_are_replaced_exactly(kind: str) -> None:
     assert after < 0.01 * before
 
 
+class Stream(nn.Module):
+    """Two blocks with the same features; only the last layer of the second can give what the first one loses."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+        self.first, self.second = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+        self.last, self.out = nn.Conv2d(6, 8, 1, bias=not norm), nn.Conv2d(6, 8, 1, bias=not norm)
+        self.norm = nn.BatchNorm2d(8) if norm else nn.Identity()
+        with torch.no_grad():
+            self.first.weight[:, 4:] = 0  # reads channels that no block changes
+            self.second.load_state_dict(self.first.state_dict())
+            self.last.weight[:4] = self.out.weight[:4] = 0
+            if not norm:
+                self.last.bias[:4] = self.out.bias[:4] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.last(torch.relu(self.first(x)))
+        x = x + self.norm(self.out(torch.relu(self.second(x))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_end_of_a_block_makes_up_for_what_the_stream_lost(norm: bool) -> None:
+    model, data = make(lambda: Stream(norm)), batches()
+    if norm:
+        with torch.no_grad():  # channels 0 to 3 of the second block give nothing
+            model.norm.bias[:4] = model.norm.weight[:4] * model.norm.running_mean[:4]
+            model.norm.bias[:4] /= (model.norm.running_var[:4] + model.norm.eps).sqrt()
+    groups = hp.find_groups(model, data[0][0])
+    facts = {"example_inputs": data[0][0], "provenance": {}}
+    plan = plan_removing(model, groups, {"first": (0, 1, 2, 3)}, hp.Budget(macs=0.9), **facts)
+    pruned = hp.apply_plan(model, plan)
+    teacher = [(x, model(x).detach()) for x, _ in data]
+    repaired = compensate(model, pruned, plan, teacher, loss_fn=nn.MSELoss())
+    x = data[0][0]
+    before, after = (float((net(x) - model(x)).detach().abs().max()) for net in (pruned, repaired))
+    assert after < 1e-3 * before
+
+
 @pytest.mark.parametrize("case", [Plain, Residual, Grouped, Inverted, Flatten, Shared, Tokens])
 def test_the_outputs_come_nearer_and_nothing_else_changes(case: type[nn.Module]) -> None:
     model, data = make(case), batches()
