@@ -1,0 +1,53 @@
+"""Peak memory, measured in processes of their own."""
+
+import multiprocessing
+import resource
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+
+def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `function` returns in a fresh process."""
+    context = multiprocessing.get_context("forkserver")  # it imports once, for all of them
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, function, *arguments))
+    process.start()
+    sender.close()  # so that a child that dies is an error here, not a wait
+    answer = receiver.recv()
+    process.join()
+    return answer
+
+
+def _answer(sender: Connection, function: Callable[..., Any], *arguments: Any) -> None:
+    sender.send(function(*arguments))
+
+
+class Peak:
+    """Watches the resident set from a thread, since the system's own high-water mark also counts start-up."""
+
+    def __init__(self) -> None:
+        self._before = self._highest = resident()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stopped.is_set():
+            self._highest = max(self._highest, resident())
+            time.sleep(0.001)
+
+    def stop(self) -> int:
+        """Return by how many bytes the resident set grew at most."""
+        self._stopped.set()
+        self._thread.join()
+        return self._highest - self._before
+
+
+def resident() -> int:
+    """Return the resident set in bytes."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
