@@ -34,6 +34,7 @@ from hessprune.run.settings import (
     ReportSettings,
     RunSettings,
 )
+from hessprune.timing import LatencyTarget
 from hessprune.training.config import FinetuneConfig
 
 DOCS = Path(__file__).parent
@@ -46,6 +47,7 @@ SECTIONS = {
     "prune.budget": Budget,
     "prune.ranking": Ranking,
     "prune.implant": Implant,
+    "prune.latency": LatencyTarget,
     "finetune": FinetuneConfig,
     "quantize": QuantizeSettings,
     "export": ExportSettings,

@@ -15,7 +15,7 @@ LEVELS = {
     2: ("saliency", "planning.cost"),
     3: ("planning",),
     4: ("surgery",),
-    5: ("training", "quantize", "evaluate", "latency", "export", "checkpoint"),
+    5: ("training", "quantize", "evaluate", "latency", "timing", "export", "checkpoint"),
     6: ("report", "pipeline", "run"),
     7: ("recipe", "cli", "terminal"),
 }

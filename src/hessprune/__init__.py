@@ -25,6 +25,7 @@ from hessprune.saliency import Saliency, Settings, hessian_trace, implant_losses
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import Cost, cost
 from hessprune.planning.implants import Implant
+from hessprune.planning.latency_table import LatencyTable
 from hessprune.planning.plan import Plan, make_plan
 from hessprune.planning.ranking import Ranking
 from hessprune.planning.removal import removal_for
@@ -37,6 +38,7 @@ from hessprune.evaluate import evaluate
 from hessprune.latency import compare_latency, measure_latency
 from hessprune.export import export_onnx
 from hessprune.quantize import QatConfig, QuantizedModel, calibrate, convert_qat, prepare_qat
+from hessprune.timing import LatencyTarget, latency_table
 from hessprune.checkpoint import load, save
 from hessprune.pipeline import PruneResult, prune
 from hessprune.report.comparison import Comparison
@@ -73,6 +75,10 @@ __all__ = [
     "make_plan",
     "Plan",
     "removal_for",
+    # latency tables
+    "latency_table",
+    "LatencyTable",
+    "LatencyTarget",
     # surgery and checkpoints
     "apply_plan",
     "verify",

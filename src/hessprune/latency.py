@@ -1,6 +1,7 @@
 """Latency: measured, never guessed from the cost; medians over repeats, and models compared in turns."""
 
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -89,6 +90,21 @@ def compare_latency(
         >>> sorted(compare_latency({"a": nn.Linear(4, 2), "b": nn.Linear(4, 1)}, torch.zeros(8, 4), repeats=3))
         ['a', 'b']
     """
+    rounds = latency_rounds(models, example_inputs, num_threads=num_threads, warmup=warmup, repeats=repeats)
+    return {
+        name: _summary(model, [times[name] for times in rounds], example_inputs, num_threads)
+        for name, model in models.items()
+    }
+
+
+def latency_rounds(
+    models: Mapping[str, nn.Module | str | Path], example_inputs: Any, *, num_threads: int, warmup: int, repeats: int
+) -> list[dict[str, float]]:
+    """Return the milliseconds of every model in every round of `compare_latency`.
+
+    Raises:
+        ArgumentError: As there.
+    """
     check_range("num_threads", num_threads, low=1, integer=True)
     check_range("warmup", warmup, low=0, integer=True)
     check_range("repeats", repeats, low=1, integer=True)
@@ -97,11 +113,7 @@ def compare_latency(
         for _ in range(warmup):
             for call in calls.values():
                 call()
-        rounds = [{name: call() for name, call in calls.items()} for _ in track(range(repeats), "measuring latency")]
-    return {
-        name: _summary(model, [times[name] for times in rounds], example_inputs, num_threads)
-        for name, model in models.items()
-    }
+        return [{name: call() for name, call in calls.items()} for _ in track(range(repeats), "measuring latency")]
 
 
 def _timed_call(model: nn.Module | str | Path, inputs: Any, num_threads: int) -> Callable[[], float]:
@@ -112,13 +124,18 @@ def _timed_call(model: nn.Module | str | Path, inputs: Any, num_threads: int) ->
     moved = to_device(inputs, device_of(model))
     with evaluation_mode(model):
         predict(model, moved, "example_inputs")
-    clock = _cuda_clock_ms if device_of(model).type == "cuda" else _wall_clock_ms
+    clock = clock_of(device_of(model))
 
     def timed() -> float:
         with evaluation_mode(model):
             return clock(lambda: call_model(model, moved))
 
     return timed
+
+
+def clock_of(device: torch.device) -> Callable[[Callable[[], Any]], float]:
+    """Return what runs a function on a device and says how many milliseconds that took."""
+    return _cuda_clock_ms if device.type == "cuda" else _wall_clock_ms
 
 
 def _wall_clock_ms(run: Callable[[], Any]) -> float:
@@ -161,8 +178,13 @@ class OnnxModel(nn.Module):
         return torch.from_numpy(self._session.run(None, onnx_feed(self._session, kwargs or args))[0])
 
 
-def onnx_session(path: Path, num_threads: int = 1) -> Any:
+def onnx_session(path: Path | bytes, num_threads: int = 1, *, profile: Path | None = None) -> Any:
     """Open an ONNX file in ONNX Runtime on the CPU, with its own thread pool and without its chatter.
+
+    Args:
+        path: The file, or its content.
+        num_threads: CPU threads.
+        profile: How the name of the file begins into which it writes when each operator ran, if it is to.
 
     Raises:
         ArgumentError: There is no such file, or it is not ONNX.
@@ -172,10 +194,16 @@ def onnx_session(path: Path, num_threads: int = 1) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
     options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, os.fspath(profile)
     try:
         return runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own classes, none of them importable by a stable name
-        raise ArgumentError(f"`model` must be a module or an ONNX file, got '{path}' ({error}).") from error
+        raise ArgumentError(f"`model` must be a module or an ONNX file, got {_shown(path)} ({error}).") from error
+
+
+def _shown(path: Path | bytes) -> str:
+    return f"{len(path)} bytes" if isinstance(path, bytes) else f"'{path}'"
 
 
 def onnx_feed(session: Any, inputs: Any) -> dict[str, Any]:
@@ -191,6 +219,16 @@ def onnx_feed(session: Any, inputs: Any) -> dict[str, Any]:
     if len(names) != len(tensors):
         raise DataError(f"`example_inputs` must hold {len(names)} tensors ({', '.join(names)}), got {len(tensors)}.")
     return dict(zip(names, tensors, strict=True))
+
+
+def cpu_name() -> str:
+    """Return the name of the processor."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text("utf-8", "replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _summary(model: nn.Module | str | Path, times_ms: list[float], inputs: Any, num_threads: int) -> Latency:

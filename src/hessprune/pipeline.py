@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from hessprune._quiet import quiet
 from hessprune._state import torch_threads
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import Cost
-from hessprune.planning.implants import Implant, Share, as_implant
-from hessprune.planning.plan import Plan
+from hessprune.planning.implants import Implant, Share, as_implant, check_no_stand_ins
+from hessprune.planning.latency_table import LatencyTable
+from hessprune.planning.plan import Plan, make_plan
 from hessprune.planning.ranking import Ranking
 from hessprune.quantize.targets import check_target
 from hessprune.report.html import write_html
@@ -29,6 +31,8 @@ from hessprune.saliency.methods import saliency
 from hessprune.saliency.scores import Settings
 from hessprune.saliency.values import Saliency
 from hessprune.structure.find import Ignored, find_groups
+from hessprune.timing.table import table_for, with_measured_latency
+from hessprune.timing.target import LatencyTarget
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +59,7 @@ def prune(
     ranking: Ranking | None = None,
     settings: Settings | None = None,
     step: float = 1.0,
+    latency: LatencyTarget | LatencyTable | None = None,
     seed: int = 0,
 ) -> PruneResult:
     """Make a smaller model in one call: groups, saliency, plan, surgery.
@@ -74,6 +79,8 @@ def prune(
         settings: Estimator, precision and loss of the saliency; its own seed then counts.
         step: Share of the budgeted quantity to remove before saliencies are measured anew, on the compensated model so
             far; 1 decides at once.
+        latency: For a budget of time: runtime, threads and batch size, on which a table is measured, or one that was
+            measured before. Plans are measured too, and the table is corrected by them.
         seed: For whatever the method draws at random.
 
     Returns:
@@ -96,11 +103,16 @@ def prune(
         (48, 24)
     """
     implant = as_implant(implant)
+    check_no_stand_ins(implant, budget)
     check_batches(batches)
     check_finite_parameters(model)
     groups = find_groups(model, example_inputs, ignore)
     settings = replace(settings or Settings(seed=seed), compensated=compensate)
     values = saliency(model, groups, batches, method, settings=settings)
+    table = None
+    if budget.is_latency:
+        plan_with = partial(make_plan, model, groups, values, budget, example_inputs=example_inputs, ranking=ranking)
+        table = table_for(model, groups, example_inputs, latency, lambda found: plan_with(latency=found))
     plan = plan_stepwise(
         model,
         groups,
@@ -112,7 +124,10 @@ def prune(
         settings=settings,
         ranking=ranking,
         implant=implant,
+        latency=table,
     )
+    if table is not None:
+        plan = with_measured_latency(plan, model, example_inputs)
     smaller = cut_by(model, plan, batches, start=implant.start)
     if compensate:
         smaller = compensated(model, smaller, plan, batches)

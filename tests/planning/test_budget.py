@@ -24,7 +24,7 @@ def test_between_a_fraction_and_a_count() -> None:
 
 @pytest.mark.parametrize(("given", "found"), [({}, "none"), ({"macs": 0.5, "params": 0.5}, "macs and params")])
 def test_exactly_one_quantity(given: dict[str, float], found: str) -> None:
-    with pytest.raises(BudgetError, match=f"exactly one of macs, params, latency_ms, units, got {found}"):
+    with pytest.raises(BudgetError, match=f"exactly one of macs, params, latency_ms, latency_us, units, got {found}"):
         Budget(**given)
 
 

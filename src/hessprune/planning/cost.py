@@ -1,5 +1,6 @@
 """What a model costs, measured; and what it will cost as an exact function of the units removed."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from hessprune.errors import BudgetError
+from hessprune.planning.budget import LATENCY
+from hessprune.planning.latency_table import LatencyTable
 from hessprune.planning.products import Product, record_products, size_changes
 from hessprune.structure.groups import Group
 
@@ -67,11 +71,14 @@ class CostModel:
         example_inputs: Any,
         groups: Iterable[Group] = (),
         stand_ins: Mapping[str, int | None] | None = None,
+        latency: LatencyTable | None = None,
     ) -> None:
         groups = list(groups)
+        self.latency = latency
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self._groups = {group.name: number for number, group in enumerate(groups)}
-        self._num_units = sum(group.num_units for group in groups)
+        self._units = {group.name: group.num_units for group in groups}
+        self._num_units = sum(self._units.values())
         self._set_axes(state, groups)
         products = record_products(model, example_inputs)
         irregular = self._irregular(products, record_products(model, example_inputs, groups), list(state))
@@ -151,8 +158,14 @@ class CostModel:
         quantity: str,
         num_removed: Mapping[str, int] | None = None,
         num_implanted: Mapping[str, int] | None = None,
-    ) -> int:
-        """Return one quantity of the cost, or the number of `units` left, after `num_removed` are gone."""
+    ) -> float:
+        """Return one quantity of the cost, or the number of `units` left, after `num_removed` are gone.
+
+        Raises:
+            BudgetError: Time is asked for, and there is no latency table.
+        """
+        if quantity in LATENCY:
+            return LATENCY[quantity] * self._table().ms(num_removed)
         if quantity == "units":
             return self._num_units - sum((num_removed or {}).values())
         return getattr(self(num_removed or {}, num_implanted), quantity)
@@ -168,6 +181,21 @@ class CostModel:
             one_more = counts + (np.arange(len(counts)) == number)
             saved[number] += self._irregular_macs(counts) - self._irregular_macs(one_more)
         return {name: float(saved[number]) for name, number in self._groups.items()}
+
+    def num_leaving(self, quantity: str, group: str, num_removed: int, step: int) -> int:
+        """Return how many units of a group go where `num_removed` may and kept ones come in multiples of `step`."""
+        if quantity in LATENCY:
+            return self._table().rounded(group, num_removed, step)
+        units = self._units[group]
+        return max(units - math.ceil((units - num_removed) / step) * step, 0)
+
+    def _table(self) -> LatencyTable:
+        if self.latency is None:
+            raise BudgetError(
+                "`Budget(latency_ms=…)` needs a latency table. Pass latency=hp.latency_table(model, groups, "
+                "example_inputs), or call hp.prune, which measures one."
+            )
+        return self.latency
 
     def _counts(self, num_removed: Mapping[str, int]) -> np.ndarray:
         counts = np.zeros(len(self._groups))

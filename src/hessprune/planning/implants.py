@@ -56,6 +56,19 @@ def as_implant(value: "Share | Implant") -> Implant:
     return value if isinstance(value, Implant) else Implant(share=value)
 
 
+def check_no_stand_ins(implant: Implant, budget: Budget) -> None:
+    """Refuse stand-ins with a budget of time.
+
+    Raises:
+        ArgumentError: Both are asked for.
+    """
+    if implant and budget.is_latency:
+        raise ArgumentError(
+            f"`implant` must be 0 with `{budget}`, got {implant.share!r}: stand-ins are layers of their own, which the "
+            "latency table does not time. Bound macs or params instead."
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """What implanting each unit costs, as shares of removing it; groups that cannot have stand-ins are absent."""

@@ -14,7 +14,8 @@ from hessprune.errors import ArgumentError, BudgetError
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import CostModel
 from hessprune.planning.implants import Options
-from hessprune.planning.ranking import Ranking, out_of_reach, removable, rounded
+from hessprune.planning.ranking import Ranking, out_of_reach, removable, rounding
+from hessprune.planning.steps import take_steps
 from hessprune.planning.zones import IMPLANTED, KEPT, REMOVED, Zones
 from hessprune.structure.groups import Group
 
@@ -51,7 +52,10 @@ def select_jointly(
         ArgumentError: `interactions` has the wrong shape or is not finite.
     """
     greedy = _Greedy(groups, saliency, interactions, costs, budget=budget, ranking=ranking, options=options)
-    greedy.run()
+    if budget.is_latency:
+        greedy.run_in_steps()
+    else:
+        greedy.run()
     greedy.swap()
     return greedy.zones()
 
@@ -71,6 +75,7 @@ class _Greedy:
         options: Options | None,
     ) -> None:
         self.groups, self.costs, self.budget, self.ranking = groups, costs, budget, ranking
+        self.leaving = rounding(costs, budget, ranking)
         sizes = [group.num_units for group in groups]
         self.owner = np.repeat(np.arange(len(groups)), sizes)
         self.start = np.concatenate([[0], np.cumsum(sizes)])
@@ -111,6 +116,31 @@ class _Greedy:
                 self.available[group] &= self.zone[group] == IMPLANTED
         self.zone = self._zones_now()
 
+    def run_in_steps(self) -> None:
+        """Let units leave in steps of time until the budget is met."""
+        counts = take_steps(
+            self.groups,
+            self.costs,
+            budget=self.budget,
+            ranking=self.ranking,
+            losses=lambda number: self._next_of(number)[1],
+            take=self._take,
+        )
+        for group, gone in zip(self.groups, map(list, self.order), strict=True):
+            for unit in gone[counts[group.name] :]:
+                self._restore(unit)
+
+    def _next_of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the kept units of a group, the cheapest first, and what the first one, two, … of them add."""
+        units = np.arange(self.start[number], self.start[number + 1])[self.available[self._units(number)]]
+        units = units[np.argsort(self.increase[units], kind="stable")]
+        among = np.tril(self.pairwise[np.ix_(units, units)]).sum(1)
+        return units, (self.increase[units] + among).cumsum()
+
+    def _take(self, number: int, amount: int) -> None:
+        for unit in self._next_of(number)[0][:amount].tolist():
+            self._remove(unit)
+
     def _price(self) -> np.ndarray:
         """Loss increase per cost saved of every unit's next step."""
         loss = np.where(self.zone == IMPLANTED, 1 - self.loss, np.where(self.worth, self.loss, 1))
@@ -146,7 +176,7 @@ class _Greedy:
         for number, group in enumerate(self.groups):
             gone = [unit for unit in self.order[number] if self.zone[unit] == REMOVED]
             zone = self.zone.copy()
-            zone[gone[rounded(group, len(gone), self.ranking) :]] = KEPT
+            zone[gone[self.leaving(group, len(gone)) :]] = KEPT
             parts.append(zone[self._units(number)])
         return Zones.of(self.groups, parts)
 
@@ -182,13 +212,13 @@ class _Greedy:
     def _units(self, number: int) -> slice:
         return slice(int(self.start[number]), int(self.start[number + 1]))
 
-    def _spent(self) -> int:
+    def _spent(self) -> float:
         zone = self._zones_now()
         removed = np.bincount(self.owner[zone == REMOVED], minlength=len(self.groups))
         implanted = np.bincount(self.owner[zone == IMPLANTED], minlength=len(self.groups))
         names = [group.name for group in self.groups]
         pairs = zip(self.groups, removed.tolist(), strict=True)
-        counts = {group.name: rounded(group, number, self.ranking) for group, number in pairs}
+        counts = {group.name: self.leaving(group, number) for group, number in pairs}
         return self.costs.spent(self.budget.quantity, counts, dict(zip(names, implanted.tolist(), strict=True)))
 
     def _saved(self) -> np.ndarray:

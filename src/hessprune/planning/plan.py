@@ -1,6 +1,5 @@
 """The plan: which units of which slices are kept, implanted and removed, and where that decision came from."""
 
-import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -10,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hessprune.errors import ArgumentError, BudgetError, CheckpointError
-from hessprune.planning.budget import Budget
+from hessprune.errors import CheckpointError
+from hessprune.planning.budget import LATENCY, Budget
 from hessprune.planning.cost import Cost, CostModel
-from hessprune.planning.implants import Implant, Share, as_implant, implant_options
+from hessprune.planning.implants import Implant, Share, as_implant, check_no_stand_ins, implant_options
 from hessprune.planning.inputs import InputSpec, describe_inputs
 from hessprune.planning.joint import select_jointly
+from hessprune.planning.latency_table import LatencyTable
 from hessprune.planning.packing import group_from_json, group_to_json
-from hessprune.planning.ranking import Ranking, select
+from hessprune.planning.ranking import Ranking, not_ignored, select
+from hessprune.planning.steps import select_in_steps
 from hessprune.planning.zones import Zones, select_zones
 from hessprune.structure.groups import Group, check_per_unit
 from hessprune.structure.stand_ins import stand_in_layers
@@ -69,7 +70,10 @@ class Plan:
         return [group.name for group in self.groups]
 
     def kept_fraction(self, quantity: str) -> float:
-        """Return the share of `macs`, `params`, `bytes` or `units` that is left."""
+        """Return the share of `macs`, `params`, `bytes` or `units` that is left, or, as predicted, of `latency_ms`."""
+        if quantity in LATENCY:
+            facts = self.provenance["latency"]
+            return facts["predicted_ms"] / facts["dense_ms"]
         if quantity == "units":
             return 1 - self.num_removed / max(sum(group.num_units for group in self.groups), 1)
         return getattr(self.cost_after, quantity) / max(getattr(self.cost_before, quantity), 1)
@@ -143,6 +147,7 @@ def make_plan(
     example_inputs: Any,
     ranking: Ranking | None = None,
     implant: Share | Implant = 0.0,
+    latency: LatencyTable | None = None,
 ) -> Plan:
     """Decide which units go, and which keep a stand-in, so that the model meets the budget.
 
@@ -156,6 +161,7 @@ def make_plan(
         ranking: Floors, rounding, and whether saliency is taken per cost saved.
         implant: Share of the units that leave the full zone which keep a low-rank stand-in, the most salient of them;
             `"auto"` decides unit by unit and needs a saliency from `implant_losses`; or an `Implant` with its form.
+        latency: For a budget of time, what predicts it: see `latency_table`.
 
     Returns:
         The plan with the largest cost that meets the budget along the global ranking.
@@ -163,19 +169,16 @@ def make_plan(
     Raises:
         BudgetError: The budget is out of reach (the message says what is reachable).
         ArgumentError: Saliencies are missing, mis-shaped or not finite, `ignored_layers` matches no group, or implants
-            are asked for where no layer can have them.
+            are asked for where no layer can have them, or together with a budget of time.
     """
     ranking = ranking or Ranking()
-    if budget.quantity == "latency_ms":
-        raise BudgetError(
-            "`Budget(latency_ms=…)` needs a latency table, which this version does not measure. Use macs=."
-        )
     per_unit = check_per_unit(saliency, groups, "saliency")
     ranking = _resolved(ranking, saliency)
     free = not_ignored(groups, ranking.ignored_layers)
     implant = as_implant(implant)
+    check_no_stand_ins(implant, budget)
     carriers = stand_in_layers(model, free, example_inputs, rank=implant.rank) if implant else {}
-    costs = CostModel(model, example_inputs, groups, _layers(carriers, implant.rank))
+    costs = CostModel(model, example_inputs, groups, _layers(carriers, implant.rank), latency)
     options = None
     if implant:
         losses = getattr(saliency, "implant_losses", None)
@@ -188,7 +191,8 @@ def make_plan(
     elif options:
         zones = select_zones(free, per_unit, costs, budget=budget, ranking=ranking, options=options)
     else:
-        zones = Zones(removed=select(free, per_unit, costs, budget=budget, ranking=ranking), implanted={})
+        choose = select_in_steps if budget.is_latency else select
+        zones = Zones(removed=choose(free, per_unit, costs, budget=budget, ranking=ranking), implanted={})
     facts = {**getattr(saliency, "provenance", {}), "ranking": asdict(ranking), **_origin(model)}
     facts |= {"implant": asdict(implant)} if implant else {}
     stand_ins = _layers({name: carriers[name] for name, units in zones.implanted.items() if units}, implant.rank)
@@ -205,6 +209,7 @@ def plan_removing(
     provenance: Mapping[str, Any],
     implanted: Mapping[str, Sequence[int]] | None = None,
     stand_ins: Mapping[str, int | None] | None = None,
+    latency: LatencyTable | None = None,
 ) -> Plan:
     """Return the plan that removes (and implants) given units, whatever decided on them.
 
@@ -217,6 +222,7 @@ def plan_removing(
         provenance: Where the decision came from; JSON values.
         implanted: Units to implant, by group name.
         stand_ins: The layers that hold their stand-ins, each with its rank; all that can, with 1×1 filters, if None.
+        latency: What predicts the time of the model that is left.
 
     Returns:
         The plan, with its exact cost.
@@ -225,7 +231,7 @@ def plan_removing(
     if stand_ins is None:
         own = [group for group in groups if group.name in implanted]
         stand_ins = _layers(stand_in_layers(model, own, example_inputs), None) if own else {}
-    costs = CostModel(model, example_inputs, groups, stand_ins)
+    costs = CostModel(model, example_inputs, groups, stand_ins, latency)
     zones = Zones(removed={name: tuple(units) for name, units in removed.items()}, implanted=implanted)
     inputs, facts = describe_inputs(example_inputs), {**provenance, **_origin(model)}
     return _plan(costs, groups, zones, budget, inputs=inputs, facts=facts, stand_ins=stand_ins)
@@ -238,12 +244,13 @@ def _plan(
     budget: Budget,
     *,
     inputs: InputSpec,
-    facts: Mapping[str, Any],
+    facts: dict[str, Any],
     stand_ins: Mapping[str, int | None],
 ) -> Plan:
     removed = {group.name: tuple(sorted(zones.removed.get(group.name, ()))) for group in groups}
     implanted = {name: units for name, units in zones.implanted.items() if units}
-    counts = ({name: len(units) for name, units in zone.items()} for zone in (removed, implanted))
+    counts = [{name: len(units) for name, units in zone.items()} for zone in (removed, implanted)]
+    timing = {} if costs.latency is None else {"latency": costs.latency.facts(counts[0])}
     return Plan(
         groups=tuple(groups),
         removed=removed,
@@ -251,7 +258,7 @@ def _plan(
         cost_before=costs.dense,
         cost_after=costs(*counts),
         inputs=inputs,
-        provenance=json.loads(json.dumps(facts)),  # as it will be read back
+        provenance=json.loads(json.dumps(facts | timing)),  # as it will be read back
         implanted=implanted,
         stand_ins=stand_ins,
     )
@@ -278,14 +285,6 @@ def _resolved(ranking: Ranking, saliency: Mapping[str, Tensor]) -> Ranking:
     if ranking.per_cost is not None:
         return ranking
     return Ranking(**{**asdict(ranking), "per_cost": getattr(saliency, "per_cost", True)})
-
-
-def not_ignored(groups: Sequence[Group], patterns: Sequence[str]) -> list[Group]:
-    """Return the groups that no pattern names."""
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(group.name, pattern) for group in groups):
-            raise ArgumentError(f"`ignored_layers` must match group names, got {pattern!r}. See `find_groups`.")
-    return [group for group in groups if not any(fnmatch.fnmatchcase(group.name, pattern) for pattern in patterns)]
 
 
 def fingerprint(model: nn.Module) -> str:

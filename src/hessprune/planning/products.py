@@ -21,6 +21,8 @@ class Product:
 
     owner: str
     """The parameter that it reads (empty for a product of two activations)."""
+    operator: str
+    """Name of the ATen operator."""
     formula: Callable[..., int]
     leaves: tuple[Any, ...]
     """Arguments and result; tensors by their shape."""
@@ -115,7 +117,8 @@ class _Recorder(TorchDispatchMode):
             leaves, spec = tree_flatten((args, kwargs, out))
             shapes = tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves)
             owner = next((owner for owner in owners if owner), "")
-            self.products.append(Product(owner=owner, formula=formula, leaves=shapes, spec=spec))
+            name = func._overloadpacket.__name__
+            self.products.append(Product(owner=owner, operator=name, formula=formula, leaves=shapes, spec=spec))
         return out
 
 

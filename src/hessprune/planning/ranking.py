@@ -1,16 +1,18 @@
 """One global ranking: the least saliency per cost saved goes first, until the budget is met."""
 
+import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from hessprune._checks import check_range
-from hessprune.errors import BudgetError
+from hessprune.errors import ArgumentError, BudgetError
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import CostModel
+from hessprune.planning.latency_table import unit_step
 from hessprune.structure.groups import Group
 
 
@@ -49,14 +51,14 @@ def select(
         BudgetError: Removing all that may go is not enough; the message says what is reachable.
     """
     limit = budget.limit(costs.spent(budget.quantity))
-    order = _orders(groups, saliency)
+    order, leaving = _orders(groups, saliency), rounding(costs, budget, ranking)
     candidates = _candidates(groups, saliency, costs, budget, ranking)
 
     def removed(length: int) -> dict[str, int]:
-        counts = np.bincount(candidates[:length], minlength=len(groups))
-        return {group.name: rounded(group, int(counts[number]), ranking) for number, group in enumerate(groups)}
+        counts = np.bincount(candidates[:length], minlength=len(groups)).tolist()
+        return {group.name: leaving(group, count) for group, count in zip(groups, counts, strict=True)}
 
-    def spent(length: int) -> int:
+    def spent(length: int) -> float:
         return costs.spent(budget.quantity, removed(length))
 
     low, high = 0, len(candidates)
@@ -86,6 +88,14 @@ def _candidates(
     return np.concatenate(owners)[np.argsort(np.concatenate(scores), kind="stable")]
 
 
+def not_ignored(groups: Sequence[Group], patterns: Sequence[str]) -> list[Group]:
+    """Return the groups that no pattern names."""
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(group.name, pattern) for group in groups):
+            raise ArgumentError(f"`ignored_layers` must match group names, got {pattern!r}. See `find_groups`.")
+    return [group for group in groups if not any(fnmatch.fnmatchcase(group.name, pattern) for pattern in patterns)]
+
+
 def removable(group: Group, ranking: Ranking) -> int:
     """Return how many units of a group may go at most."""
     floor = math.ceil(ranking.min_kept_fraction * group.num_units - 1e-9)
@@ -93,20 +103,23 @@ def removable(group: Group, ranking: Ranking) -> int:
     return max(group.num_units - floor, 0)
 
 
-def rounded(group: Group, num_removed: int, ranking: Ranking) -> int:
-    """Keep a multiple of `round_to` channels by removing fewer units than ranked."""
-    pieces = group.slices_with_role("producer") or group.slices
-    width = len(pieces[0].index[0])
-    step = ranking.round_to // math.gcd(ranking.round_to, width)
-    kept = math.ceil((group.num_units - num_removed) / step) * step
-    return max(group.num_units - kept, 0)
+def rounding(costs: CostModel, budget: Budget, ranking: Ranking) -> Callable[[Group, int], int]:
+    """Return how many units of a group go where so many are ranked: fewer, to keep a multiple of `round_to` channels.
+
+    For a budget of time, groups also stop only at widths that are worth it.
+    """
+    return lambda group, num_ranked: costs.num_leaving(
+        budget.quantity, group.name, num_ranked, unit_step(group, ranking.round_to)
+    )
 
 
-def out_of_reach(budget: Budget, reachable: int, dense: int, ranking: Ranking) -> str:
+def out_of_reach(budget: Budget, reachable: float, dense: float, ranking: Ranking) -> str:
     """Say what is reachable."""
     least = math.ceil(1000 * reachable / dense) / 1000
+    time = "; narrower layers do not measure as faster" if budget.is_latency else ""
+    left = f"{budget.quantity} = {round(reachable, 3):,}"
     return (
-        f"`{budget}` must be reachable, but removing every unit that may go leaves {budget.quantity} = {reachable:,}, "
+        f"`{budget}` must be reachable, but removing every unit that may go leaves {left}, "
         f"{reachable / dense:.3f} of the dense model (min_kept_fraction={ranking.min_kept_fraction:g}, "
-        f"round_to={ranking.round_to}). Ask for at least {budget.quantity}={least:g}."
+        f"round_to={ranking.round_to}{time}). Ask for at least {budget.quantity}={least:g}."
     )

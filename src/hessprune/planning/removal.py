@@ -8,13 +8,20 @@ from torch import Tensor, nn
 
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import CostModel
-from hessprune.planning.plan import not_ignored
-from hessprune.planning.ranking import Ranking, select
+from hessprune.planning.latency_table import LatencyTable
+from hessprune.planning.ranking import Ranking, not_ignored, select
+from hessprune.planning.steps import select_in_steps
 from hessprune.structure.groups import Group, check_per_unit
 
 
 def removal_for(
-    model: nn.Module, groups: Sequence[Group], budget: Budget, *, example_inputs: Any, ranking: Ranking | None = None
+    model: nn.Module,
+    groups: Sequence[Group],
+    budget: Budget,
+    *,
+    example_inputs: Any,
+    ranking: Ranking | None = None,
+    latency: LatencyTable | None = None,
 ) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
     """Return the function from saliencies to the units that `make_plan` would remove.
 
@@ -27,6 +34,7 @@ def removal_for(
         budget: What may be left.
         example_inputs: The inputs for which MACs are counted; shapes only.
         ranking: Floors, rounding, and whether saliency is taken per cost saved.
+        latency: For a budget of time, what predicts it.
 
     Returns:
         A function of `{group name: (U,)}` that returns one boolean tensor `(U,)` by group: True for what goes.
@@ -40,10 +48,12 @@ def removal_for(
         {'0': tensor([False,  True,  True, False])}
     """
     ranking = ranking or Ranking()
-    free, costs = not_ignored(groups, ranking.ignored_layers), CostModel(model, example_inputs, groups)
+    free = not_ignored(groups, ranking.ignored_layers)
+    costs = CostModel(model, example_inputs, groups, latency=latency)
 
     def removed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        chosen = select(free, check_per_unit(values, groups, "values"), costs, budget=budget, ranking=ranking)
+        choose = select_in_steps if budget.is_latency else select
+        chosen = choose(free, check_per_unit(values, groups, "values"), costs, budget=budget, ranking=ranking)
         return {group.name: _mask(group, chosen.get(group.name, ())) for group in groups}
 
     return removed

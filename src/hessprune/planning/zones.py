@@ -1,6 +1,6 @@
 """Three zones from one ranking: units leave the full zone for an implant, or for good, least loss per cost first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from hessprune.errors import BudgetError
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import CostModel
 from hessprune.planning.implants import Options
-from hessprune.planning.ranking import Ranking, out_of_reach, removable, rounded
+from hessprune.planning.ranking import Ranking, out_of_reach, removable, rounding
 from hessprune.structure.groups import Group
 
 KEPT, IMPLANTED, REMOVED = range(3)
@@ -33,7 +33,7 @@ class Zones:
 
         return cls(removed=units(REMOVED), implanted=units(IMPLANTED))
 
-    def spent(self, costs: CostModel, quantity: str) -> int:
+    def spent(self, costs: CostModel, quantity: str) -> float:
         """Return what is left of a cost."""
         counts = ({name: len(units) for name, units in zone.items()} for zone in (self.removed, self.implanted))
         return costs.spent(quantity, *counts)
@@ -68,9 +68,10 @@ def select_zones(
     """
     limit = budget.limit(dense := costs.spent(budget.quantity))
     steps = _steps(groups, saliency, costs, budget=budget, ranking=ranking, options=options)
+    leaving = rounding(costs, budget, ranking)
 
     def zones(length: int) -> Zones:
-        return Zones.of(groups, _taken(groups, steps, length, ranking, options))
+        return Zones.of(groups, _taken(groups, steps, length, options, leaving))
 
     low, high = 0, len(steps.unit)
     if (least := zones(high).spent(costs, budget.quantity)) > limit:
@@ -130,7 +131,9 @@ def _prices(price: np.ndarray, group: str, order: np.ndarray, options: Options) 
     return [(IMPLANTED, implanting), (REMOVED, removing)]
 
 
-def _taken(groups: Sequence[Group], steps: _Steps, length: int, ranking: Ranking, options: Options) -> list[np.ndarray]:
+def _taken(
+    groups: Sequence[Group], steps: _Steps, length: int, options: Options, leaving: Callable[[Group, int], int]
+) -> list[np.ndarray]:
     """Return the zones of all units after the first steps; what rounding gives back stays whole."""
     group, unit, zone = steps.group[:length], steps.unit[:length], steps.zone[:length].copy()
     able = np.isin(group, [number for number, item in enumerate(groups) if item.name in options.loss]).nonzero()[0]
@@ -141,6 +144,6 @@ def _taken(groups: Sequence[Group], steps: _Steps, length: int, ranking: Ranking
         mine = group == number
         own[unit[mine]] = zone[mine]  # of two steps the later one counts
         gone = unit[mine & (zone == REMOVED)]
-        own[gone[rounded(item, len(gone), ranking) :]] = KEPT
+        own[gone[leaving(item, len(gone)) :]] = KEPT
         result.append(own)
     return result

@@ -4,12 +4,12 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from hessprune.data.dataset import SPLITS
+from hessprune.latency import cpu_name
 from hessprune.planning.plan import Plan
 from hessprune.report.run_report import (
     CurvePoint,
@@ -156,7 +156,7 @@ def versions() -> dict[str, str]:
 def environment() -> dict[str, Any]:
     """Return the hardware and its use, as far as numbers depend on it."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
@@ -234,12 +234,3 @@ def _notes(run: Run, latency: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...
 
 def _plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text("utf-8", "replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -1,6 +1,7 @@
 """From a dense model to a pruned one: score, plan, cut."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from hessprune._files import sha256, write_text
 from hessprune.curvature import TraceOptions
 from hessprune.evaluate import evaluate
 from hessprune.planning.budget import Budget
-from hessprune.planning.plan import Plan, fingerprint
+from hessprune.planning.latency_table import LatencyTable
+from hessprune.planning.plan import Plan, fingerprint, make_plan
 from hessprune.run.context import Decision, Model, Run
 from hessprune.run.identity import architecture_of
 from hessprune.run.settings import as_json
@@ -23,12 +25,16 @@ from hessprune.structure.groups import Groups
 from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.compensation import compensate
 from hessprune.surgery.fitting import fit_stand_ins
+from hessprune.timing.table import latency_table, settled, with_measured_latency
+from hessprune.timing.target import LatencyTarget
 from hessprune.training.batchnorm import reestimate_batchnorm
 
 SCORING_CODE = ("data", "structure", "curvature", "saliency")
 """What computes saliencies: a change anywhere else leaves them valid."""
 PRUNING_CODE = (*SCORING_CODE, "planning", "surgery", "training/batchnorm", "evaluate", "run/decisions", "run/stepwise")
 """What computes pruned models."""
+TIMING_CODE = ("structure", "planning", "timing", "latency", "export", "quantize")
+"""What measures latency tables."""
 
 
 def score(run: Run, model: nn.Module, groups: Groups, method: str) -> Stage:
@@ -76,11 +82,15 @@ def plan_for(run: Run, model: nn.Module, groups: Groups, scored: Stage, budget: 
     """
     prune, values = run.settings.prune, load_saliency(scored.folder)
     method, step = values.provenance["method"], prune.step
-    stages = [scored]
+    timed = latency_for(run, model, groups, scored, budget) if budget.is_latency else None
+    stages = [scored] if timed is None else [scored, timed]
 
     def remember(limit: Budget, _: Plan | None, make: Callable[[], Plan]) -> Plan:
         def write(folder: Path) -> None:
-            write_text(folder / "plan.json", make().to_json())
+            plan = make()
+            if timed is not None and limit == budget:
+                plan = with_measured_latency(plan, model, run.example)
+            write_text(folder / "plan.json", plan.to_json())
 
         last, own = limit == budget, limit == budget == prune.budget
         asked = (limit, prune.ranking, prune.implant if last else None)
@@ -99,9 +109,46 @@ def plan_for(run: Run, model: nn.Module, groups: Groups, scored: Stage, budget: 
         settings=scoring_settings(run, method),
         ranking=prune.ranking,
         implant=prune.implant or 0.0,
+        latency=None if timed is None else read_table(timed),
         remember=remember,
     )
     return stages[-1]
+
+
+def latency_for(run: Run, model: nn.Module, groups: Groups, scored: Stage, budget: Budget) -> Stage:
+    """Measure a latency table, and correct it on what this method plans; `read_table` reads the stage's folder.
+
+    The table itself is kept by content and shared by all methods and budgets.
+    """
+    prune, values, target = run.settings.prune, load_saliency(scored.folder), latency_target(run)
+    contents = [architecture_of(model), sha256(repr(groups)), list(run.example.shape), run.device.type]
+    machine = target.facts(target.batch_size or 1, run.device.type)
+
+    def measure(folder: Path) -> None:
+        found = latency_table(model, groups, run.example, target)
+        write_text(folder / "latency.json", found.to_json())
+
+    def correct(folder: Path) -> None:
+        plan_with = partial(make_plan, model, groups, values, budget, example_inputs=run.example, ranking=prune.ranking)
+        found = settled(read_table(table), model, run.example, lambda known: plan_with(latency=known))
+        write_text(folder / "latency.json", found.to_json())
+
+    table = run.store.run("3-latency", measure, *contents, machine, by_content=True, code=TIMING_CODE)
+    asked = (table, scored, as_json(budget), as_json(prune.ranking))
+    name = f"3-latency-{values.provenance['method']}"
+    return run.store.run(name, correct, *asked, by_content=True, code=(*PRUNING_CODE, *TIMING_CODE))
+
+
+def latency_target(run: Run) -> LatencyTarget:
+    """Return where the recipe counts milliseconds: where the report does, unless it says otherwise."""
+    settings = run.settings
+    runtime = "torch" if settings.quantize is None else "onnxruntime-int8"
+    return settings.prune.latency or LatencyTarget(runtime=runtime, batch_size=settings.report.latency_batch_size)
+
+
+def read_table(timed: Stage) -> LatencyTable:
+    """Read what `latency_for` left."""
+    return LatencyTable.from_json(timed.file("latency.json").read_text("utf-8"))
 
 
 def read_plan(planned: Stage) -> Plan:

@@ -13,7 +13,17 @@ from torch import nn
 PACKAGE = Path(__file__).parents[1]
 CODE = (
     *("data", "models", "structure", "curvature", "saliency", "planning", "surgery", "training", "quantize"),
-    *("evaluate", "latency", "export", "checkpoint", "run/decisions", "run/stages", "run/integers", "run/stepwise"),
+    *(
+        "evaluate",
+        "latency",
+        "timing",
+        "export",
+        "checkpoint",
+        "run/decisions",
+        "run/stages",
+        "run/integers",
+        "run/stepwise",
+    ),
 )
 """The parts of the package that decide numbers; the foundation, whose names begin with `_`, always counts."""
 

@@ -7,11 +7,12 @@ from typing import Any, Literal
 from hessprune._checks import check_choice, check_range
 from hessprune.errors import ArgumentError
 from hessprune.planning.budget import Budget
-from hessprune.planning.implants import Implant
+from hessprune.planning.implants import Implant, check_no_stand_ins
 from hessprune.planning.ranking import Ranking
 from hessprune.quantize.config import QatConfig
 from hessprune.quantize.targets import Target
 from hessprune.saliency.methods import METHODS
+from hessprune.timing.target import LatencyTarget
 from hessprune.training.config import FinetuneConfig
 
 
@@ -83,6 +84,7 @@ class PruneSettings:
         compensate: Refit the surviving layers to the dense layers' outputs, and re-estimate BatchNorm statistics,
             on the calibration images, where that lowers the loss.
         implant: Which units keep a low-rank stand-in, and of what form; none if left out.
+        latency: Where the milliseconds of a budget of time are measured; as in the report if left out.
     """
 
     budget: Budget
@@ -94,8 +96,10 @@ class PruneSettings:
     step: float = 1.0
     compensate: bool = True
     implant: Implant | None = None
+    latency: LatencyTarget | None = None
 
     def __post_init__(self) -> None:
+        check_no_stand_ins(self.implant or Implant(share=0.0), self.budget)
         check_choice("method", self.method, METHODS)
         check_range("step", self.step, low=1e-3, high=1)
         if self.num_probes is not None:

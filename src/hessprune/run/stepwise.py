@@ -14,8 +14,9 @@ from torch import nn
 
 from hessprune._checks import check_range
 from hessprune.errors import BudgetError
-from hessprune.planning.budget import Budget
+from hessprune.planning.budget import LATENCY, Budget
 from hessprune.planning.implants import Implant, Share, as_implant
+from hessprune.planning.latency_table import LatencyTable
 from hessprune.planning.plan import Plan, make_plan, plan_removing
 from hessprune.planning.ranking import Ranking, removable
 from hessprune.saliency.implant_losses import implant_losses
@@ -45,6 +46,7 @@ def plan_stepwise(
     settings: Settings | None = None,
     ranking: Ranking | None = None,
     implant: Share | Implant = 0.0,
+    latency: LatencyTable | None = None,
     remember: Remember | None = None,
 ) -> Plan:
     """Go to the budget in steps, saliencies measured anew on each compensated model.
@@ -60,6 +62,7 @@ def plan_stepwise(
         settings: Seed, estimator, precision and loss of the saliency.
         ranking: Floors, rounding, and whether saliency is taken per cost saved.
         implant: Which units keep a stand-in, of those that leave in the last step.
+        latency: For a budget of time, what predicts it.
         remember: To resume: may return the plan of a step as it was made before.
 
     Returns:
@@ -80,6 +83,7 @@ def plan_stepwise(
         settings=settings,
         ranking=ranking or Ranking(),
         implant=as_implant(implant),
+        latency=latency,
     )
     plan = None
     for limit, share in way.limits(budget) if step < 1 else [(budget, 0.0)]:
@@ -105,6 +109,7 @@ class _Way:
     settings: Settings | None
     ranking: Ranking
     implant: Implant
+    latency: LatencyTable | None
 
     def limits(self, budget: Budget) -> list[tuple[Budget, float]]:
         """Return where each step ends, as a budget and as a kept share: multiples of the step, and the budget itself.
@@ -113,8 +118,13 @@ class _Way:
             BudgetError: The budget is out of reach.
         """
         at_once = self._plan(self.model, self.groups, self.values, budget, self.ranking)
-        units, quantity = sum(group.num_units for group in self.groups), budget.quantity
-        total = units if quantity == "units" else getattr(at_once.cost_before, quantity)
+        quantity = budget.quantity
+        if quantity == "units":
+            total = sum(group.num_units for group in self.groups)
+        elif budget.is_latency:
+            total = at_once.provenance["latency"]["dense_ms"] * LATENCY[quantity]
+        else:
+            total = getattr(at_once.cost_before, quantity)
         last = budget.limit(total) / total
         steps = max(math.ceil(round((1 - last) / self.step, 6)) - 1, 0)
         shares = [round(1 - self.step * (number + 1), 9) for number in range(steps)]
@@ -165,7 +175,15 @@ class _Way:
             example_inputs=self.example_inputs,
             ranking=ranking or self.ranking,
             implant=(self.implant if ranking is None else 0.0) if implant is None else implant,
+            latency=self._latency_of(groups),
         )
+
+    def _latency_of(self, groups: Sequence[Group]) -> LatencyTable | None:
+        """Return what predicts the time of the model that has these groups, which may have lost units before."""
+        if self.latency is None:
+            return None
+        pairs = zip(self.groups, groups, strict=True)
+        return self.latency.after({dense.name: dense.num_units - group.num_units for dense, group in pairs})
 
     def _plan_within_trust(self, model: nn.Module, groups: Sequence[Group], values: Saliency, budget: Budget) -> Plan:
         """Plan one step, removing few units of each group if the budget can be met so."""
@@ -197,6 +215,7 @@ class _Way:
             provenance={**self.values.provenance, "ranking": asdict(self.ranking), "step": self.step},
             implanted={name: [names[name][unit] for unit in units] for name, units in implanted.items()},
             stand_ins=None if more is None else more.stand_ins,
+            latency=self.latency,
         )
 
 
