@@ -19,13 +19,15 @@ from hessprune._checks import (
     optional_import,
 )
 from hessprune._modules import device_of, predict, split_name, to_device
-from hessprune._progress import progress_bar, track
+from hessprune._progress import progress_bar
 from hessprune._quiet import quiet
 from hessprune._state import evaluation_mode, seeded
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.export import batch_axes, capture, resized
+from hessprune.quantize.graph import activation_quantizers, run_all, weights_read
 from hessprune.quantize.model import QuantizedModel, quantized
-from hessprune.quantize.rewrite import WEIGHTED, layer_name, rewrite, tensor_of
+from hessprune.quantize.rewrite import WEIGHTED, layer_name, rewrite
+from hessprune.quantize.rounding import round_weights
 from hessprune.quantize.targets import Target, check_target
 
 if TYPE_CHECKING:
@@ -97,25 +99,42 @@ def prepare_qat(
     return quantized(prepared, stage="prepared", target=target, fp32_layers=left)
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any], *, method: Literal["mse", "minmax"] = "mse") -> QuantizedModel:
-    """Return a copy of a prepared model whose activation ranges fit `batches`.
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    method: Literal["mse", "minmax"] = "mse",
+    rounding: Literal["second-order", "nearest"] = "second-order",
+) -> QuantizedModel:
+    """Return a copy of a prepared model whose activation ranges and rounded weights fit `batches`.
 
     With h the histogram of the values that a quantiser q sees, `"mse"` takes the range [a, b] with the least
     `Σ h(x)·(q(x) − x)²`, among shares of the observed range; `"minmax"` takes the observed range itself. Values pass
-    unrounded meanwhile. Two passes over the data, one for `"minmax"`. That is all the training there is for
-    post-training quantisation; `finetune` is better.
+    unrounded meanwhile.
+
+    Weights are then put on their grids. With ΔW the change of a layer's weights and G the Gram matrix of its inputs,
+    the Hessian of the squared error of its outputs, `"second-order"` keeps `tr(ΔW G ΔWᵀ)` small: the error of each
+    weight is made up for by the weights not yet rounded. `"nearest"` leaves the weights to their quantisers.
+
+    Three passes over the data, one less for `"minmax"` and for `"nearest"` each; more for very wide layers. That is all
+    there is to post-training quantisation; `finetune` is better.
 
     Args:
         model: What `prepare_qat` returned.
         batches: Re-iterable of (inputs, targets); some hundred samples do. The targets are not read.
-        method: What to minimise.
+        method: How the ranges of activations are chosen.
+        rounding: How weights are rounded.
 
     Returns:
         A new prepared model, in evaluation mode.
 
     Raises:
-        ArgumentError: The model is not a prepared one, or the method is unknown.
+        ArgumentError: The model is not a prepared one, or a choice is unknown.
         DataError: The batches are empty or one-shot, or do not fit the model.
+
+    References:
+        Frantar, Ashkboos, Hoefler and Alistarh (2023), GPTQ: accurate post-training quantization for generative
+            pre-trained transformers, arXiv:2210.17323, Section 3.3.
 
     Example:
         >>> layer, x = nn.Linear(4, 2), torch.linspace(-1, 1, 256).reshape(64, 4)
@@ -125,11 +144,12 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, method: Literal["mse"
     """
     model = _prepared(model, "Call hp.prepare_qat first, and hp.convert_qat last.")
     check_choice("method", method, ("mse", "minmax"))
+    check_choice("rounding", rounding, ("second-order", "nearest"))
     check_batches(batches)
     from hessprune.quantize.ranges import Extremes, Histogram  # needs torchao, which made the model
 
     model = copy.deepcopy(model).eval()
-    quantizers = _activation_quantizers(model)
+    quantizers = activation_quantizers(model)
     extremes = {quantizer: Extremes() for quantizer in quantizers.values()}
     _watch(model, batches, extremes)
     ranges = {quantizer: (seen.low, seen.high) for quantizer, seen in extremes.items()}
@@ -139,6 +159,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, method: Literal["mse"
         ranges = {quantizer: seen.best_range(quantizer) for quantizer, seen in histograms.items()}
     for quantizer, (low, high) in ranges.items():
         quantizer.set_range(low, high)
+    if rounding == "second-order":
+        round_weights(model, batches)
     return model
 
 
@@ -163,14 +185,15 @@ def convert_qat(model: nn.Module) -> QuantizedModel:
         ['torch.float32', 'torch.int8']
     """
     model = _prepared(model, "Pass what hp.prepare_qat returned.")
-    missing = [name for name, quantizer in _activation_quantizers(model).items() if not quantizer.is_calibrated]
+    missing = [name for name, quantizer in activation_quantizers(model).items() if not quantizer.is_calibrated]
     if missing:
         raise ArgumentError(
             f"activations must be calibrated before conversion, got {len(missing)} without a range, in {missing[0]!r} "
             "first. Call hp.calibrate(model, batches), or train it."
         )
     model = copy.deepcopy(model).eval()
-    _measure_weights(model)
+    for quantizer, weight in weights_read(model):
+        quantizer(weight)  # which sets its scale
     with quiet():
         converted = _torchao().convert_pt2e(model)
     return quantized(converted, stage="converted", target=model.target, fp32_layers=model.fp32_layers)
@@ -229,38 +252,13 @@ def _operator_name(node: Node) -> str:
     return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
-def _activation_quantizers(model: nn.Module) -> dict[str, "ActivationQuantizer"]:
-    """Return every quantiser of a value, with the operator that it follows."""
-    from hessprune.quantize.ranges import ActivationQuantizer  # needs torchao, which made the model
-
-    assert isinstance(model, GraphModule)
-    found: dict[ActivationQuantizer, str] = {}
-    for node in model.graph.nodes:
-        module = model.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(module, ActivationQuantizer):
-            found.setdefault(module, layer_name(node.args[0]))
-    return {f"{position}: {name}": module for position, (module, name) in enumerate(found.items())}
-
-
 def _watch(model: nn.Module, batches: Iterable[Any], watches: "Mapping[ActivationQuantizer, Watch]") -> None:
     """Run the batches while values pass the quantisers unrounded, each seen by its watch."""
     for quantizer, watch in watches.items():
         quantizer.watch = watch
-    with seeded(0), torch.no_grad():
-        for inputs, _ in track(batches, "calibrating"):
-            predict(model, to_device(inputs, device_of(model)))
+    run_all(model, batches, "calibrating")
     for quantizer in watches:
         quantizer.watch = None
-
-
-def _measure_weights(model: QuantizedModel) -> None:
-    """Let every weight's quantiser see the weight as it is now."""
-    from hessprune.quantize.ranges import WeightQuantizer  # needs torchao, which made the model
-
-    for node in model.graph.nodes:
-        module = model.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(module, WeightQuantizer) and node.args[0].op == "get_attr":
-            module(tensor_of(model, node.args[0]))
 
 
 def _check_float(model: nn.Module) -> None:
