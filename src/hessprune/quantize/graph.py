@@ -27,21 +27,15 @@ class Use:
         param: Dotted name of the weight.
         node: The operator; it reads a value, the rounded weight and the bias.
         weight: The weight's quantiser.
-        inputs: The quantiser of the values it reads, if there is one.
-        outputs: The quantiser behind the kernel, if there is one.
+        values: The nodes that quantise what it reads and returns, except what is rounded whether or not this layer is:
+            operands and results of additions, products and means.
     """
 
     layer: str
     param: str
     node: Node
     weight: "WeightQuantizer"
-    inputs: Node | None
-    outputs: Node | None
-
-    @property
-    def values(self) -> tuple[Node, ...]:
-        """The nodes that quantise what comes in and goes out."""
-        return tuple(node for node in (self.inputs, self.outputs) if node is not None)
+    values: tuple[Node, ...]
 
     def run(self, x: Tensor, weight: Tensor) -> Tensor:
         """Apply the layer without its bias."""
@@ -56,18 +50,27 @@ def uses(model: GraphModule) -> list[Use]:
     for node in model.graph.nodes:
         if node.target in WEIGHTED and isinstance(read := node.args[1], Node) and read.op == "call_module":
             param = str(read.args[0].target)  # type: ignore[union-attr]
-            behind = [user for user in end(node).users if quantizer_of(model, user) is not None]
+            around = (source(node.args[0]), *end(node).users)  # type: ignore[arg-type]
             found.append(
                 Use(
                     layer=split_name(param)[0],
                     param=param,
                     node=node,
                     weight=model.get_submodule(str(read.target)),  # type: ignore[arg-type]
-                    inputs=before if quantizer_of(model, before := source(node.args[0])) is not None else None,
-                    outputs=behind[0] if behind else None,
+                    values=tuple(value for value in around if quantizer_of(model, value) and _is_spared(value)),
                 )
             )
     return found
+
+
+def _is_spared(value: Node) -> bool:
+    """Return whether a value would stay as it is if the layers around it did."""
+    from hessprune.quantize.quantizer import ACTIVATIONS, BINARY, UNARY  # needs torchao, which made the model
+
+    maker = value.args[0]
+    while isinstance(maker, Node) and maker.target in ACTIVATIONS:
+        maker = maker.args[0]
+    return not {node.target for node in (maker, *value.users) if isinstance(node, Node)} & {*BINARY, *UNARY}
 
 
 def quantizer_of(model: GraphModule, node: Node) -> "ActivationQuantizer | None":

@@ -41,7 +41,7 @@ def prepare_qat(
     target: Target = "onnxruntime",
     activations: Literal["asymmetric", "symmetric"] = "asymmetric",
     weight_bits: Literal[7, 8] = 7,
-    keep_fp32: Sequence[str] = (),
+    keep_fp32: Sequence[str] | Mapping[str, str] = (),
 ) -> QuantizedModel:
     """Return a copy of `model` in which weights and activations are rounded to the grid of INT8.
 
@@ -58,7 +58,8 @@ def prepare_qat(
             ONNX Runtime then keeps every ReLU in floats.
         weight_bits: On x86 CPUs without VNNI the integer kernels add two products in 16 bits, which overflows with
             8-bit weights and never with 7. 8 is exact on CPUs with VNNI, on ARM and on GPUs.
-        keep_fp32: Patterns of the names of layers that stay in FP32.
+        keep_fp32: Patterns of the names of layers that stay in FP32, if with reasons: as a mapping. What
+            `choose_fp32_layers` returns is one.
 
     Returns:
         The prepared model, in evaluation mode; `calibrate` it next.
@@ -92,7 +93,7 @@ def prepare_qat(
         bar.advance(1, "captured")
         kept = _kept_layers(graph, keep_fp32)
         left = _fp32_layers(graph, kept)
-        quantizer = _quantizer(target, activations, weight_bits, kept)
+        quantizer = _quantizer(target, activations, weight_bits, list(kept))
         with quiet():
             prepared = torchao.prepare_qat_pt2e(graph, quantizer)
         bar.advance(1, "placed")
@@ -220,21 +221,30 @@ def _quantizer(target: str, activations: str, weight_bits: int, kept: Sequence[s
         return quantizer.FusionQuantizer(activation, weight, kept)
 
 
-def _kept_layers(graph: GraphModule, patterns: Sequence[str]) -> list[str]:
-    """Return the layers that patterns name."""
+def _kept_layers(graph: GraphModule, patterns: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """Return the layers that patterns name, each with the reason."""
+    if isinstance(patterns, str):
+        raise ArgumentError(
+            f"`keep_fp32` must be a list of patterns, got {patterns!r}. Write [{patterns!r}], or pass what "
+            "hp.choose_fp32_layers(model, example_inputs, batches) returns."
+        )
     names = list(dict.fromkeys(layer_name(node) for node in graph.graph.nodes if node.target in WEIGHTED))
+    kept: dict[str, str] = {}
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
+        named = fnmatch.filter(names, pattern)
+        if not named:
             raise ArgumentError(
                 f"`keep_fp32` must name layers of the model, got {pattern!r}.{nearest(pattern, names)} "
                 f"Known: {', '.join(names)}."
             )
-    return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+        reason = patterns[pattern] if isinstance(patterns, Mapping) else "kept on request"
+        kept = dict.fromkeys(named, reason) | kept
+    return {name: kept[name] for name in names if name in kept}
 
 
-def _fp32_layers(graph: GraphModule, kept: Sequence[str]) -> dict[str, str]:
+def _fp32_layers(graph: GraphModule, kept: Mapping[str, str]) -> dict[str, str]:
     """Return the layers that stay as they are, with the reason."""
-    left = dict.fromkeys(kept, "kept on request")
+    left = dict(kept)
     names = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
     for node in graph.graph.nodes:
         if node.op == "get_attr" and node.target in names:
