@@ -41,7 +41,7 @@ def test_the_runtime_runs_integers_and_returns_what_torch_returns(name, pruned, 
     path = hp.export_onnx(int8, images(2), tmp_path / "int8.onnx")
     found = operators(path)
     floats = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "Add", "Mul", "AveragePool", "Concat", "ReduceMean"}
-    assert not floats & set(found), found
+    assert not (floats | {"Pad", "Slice"}) & set(found), found
     assert found["QLinearAdd"] == {"resnet": 3, "preresnet": 3, "inverted": 1}.get(name, 0)
     assert found["QGemm"] == 1
     session = onnx_session(path)
