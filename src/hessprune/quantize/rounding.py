@@ -6,6 +6,7 @@ ignores all of G but its diagonal.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ DAMPING = 0.01
 def round_weights(model: GraphModule, batches: Iterable[Any]) -> None:
     """Put the weights of a graph with activation ranges on their grids, in place; the grids stay."""
     for portion in _portions(model):
-        with spying(model, {use.node: gram.add for gram in portion for use in gram.uses}):
+        with spying(model, {use.node: partial(gram.add, use) for gram in portion for use in gram.uses}):
             run_all(model, batches, "rounding")
         for gram in portion:
             gram.round_weight()
@@ -117,9 +118,9 @@ class _Gram:
         arguments = self.uses[0].node.args
         return int(arguments[6]) if len(arguments) > 6 else 1  # type: ignore[arg-type]
 
-    def add(self, out: Tensor, x: Tensor) -> None:
+    def add(self, use: Use, out: Tensor, x: Tensor) -> None:
         """Take in a batch at random positions."""
-        node = self.uses[0].node
+        node = use.node
         reading = read_call(READABLE[node.target], (x, self._weight, None, *node.args[3:]), {})  # type: ignore[index]
         assert reading is not None
         (x, *_), make = reading

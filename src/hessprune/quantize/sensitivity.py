@@ -242,7 +242,8 @@ def _by_measuring(model: QuantizedModel, layers: list[_Layer], batches: Iterable
     found = {}
     for name in track(list(names), "measuring sensitivity"):
         own = [layer for layer in layers if layer.use.layer == name]
-        quantizers = {quantizer_of(model, node) for layer in own for node in layer.use.values}
+        around = {quantizer_of(model, node) for layer in own for node in layer.use.values}
+        quantizers = [quantizer for quantizer in around if quantizer is not None]
         changes = {layer.use.param: layer for layer in own}.values()
         for layer in changes:
             layer.weight.add_(layer.change)

@@ -110,9 +110,9 @@ class QuantizeSettings:
         target: The runtime that quantisers are placed for.
         activations: `asymmetric` (uint8) or `symmetric` (int8).
         weight_bits: 7 for x86 processors without VNNI, whose kernels overflow with 8.
-        keep_fp32: Patterns of the names of layers that stay in FP32, or `auto`: the most sensitive ones, as few as
-            hold the tolerance.
-        tolerance: With `auto`, points of accuracy on the validation images that INT8 may lose before it is trained.
+        keep_fp32: Patterns of the names of layers that stay in FP32, or `"auto"`: the most sensitive ones, as few
+            as hold the tolerance.
+        tolerance: With `"auto"`, points of accuracy on the validation images that INT8 may lose before it is trained.
         train: Training with rounding: the keys of `finetune` with the defaults epochs 10, lr 1e-4, weight_decay 1e-4,
             distill_weight 0.5, freeze_ranges_at 0.5; of 0 epochs, activation ranges are calibrated and that is all.
     """
