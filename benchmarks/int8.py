@@ -1,11 +1,12 @@
 """Claims: everything runs in integers, half the MACs and INT8 together are fast, and accuracy stays.
 
 Graphs: six networks, dense and pruned to half their MACs in multiples of 8 channels, as ONNX Runtime optimises them.
-Latency: 1 thread, batch 32, interleaved; ratios of medians within one run, for a quiet machine. Accuracy: pretrained
-CIFAR ResNets after calibration on 512 lossless training images, on 1 017 lossless test images and, where more are
-needed, on 10 000 in JPEG, which cost those weights ten points. There and here the divergence KL(p ‖ p') from the float
-model's predictions tells more than accuracy, one image of which is 0.1 points. The peer is ONNX Runtime's own
-`quantize_static` on the same network and images, per channel, with full and with reduced range: the better of both.
+Latency: 1 thread, batch 32, interleaved; ratios within one run, of medians, and of 10th percentiles beside the peer.
+Accuracy: pretrained CIFAR ResNets after calibration on 512 lossless training images, on 1 017 lossless test images and,
+where more are needed, on 10 000 in JPEG, which cost those weights ten points. There and here the divergence KL(p ‖ p')
+from the float model's predictions tells more than accuracy, one image of which is 0.1 points. The peer is ONNX
+Runtime's own `quantize_static` on the same network and images, per channel, with full and with reduced range: the
+better of both.
 """
 
 import tempfile
@@ -49,7 +50,7 @@ def main() -> None:
             accuracy(claims, files, "lossless")
             agreement(claims, files)
             speed(claims, files, repeats=repeats)
-            if not options.quick:
+            if depth == 20 and not options.quick:
                 accuracy(claims, files, "JPEG")
     if not options.quick:
         sensitivity(claims, options.data_root)
@@ -152,22 +153,24 @@ def agreement(claims: Claims, files: Files) -> None:
     accuracies = [float((logits.argmax(1) == labels).float().mean()) for logits in (torch_logits, runtime_logits)]
     claims.at_most(f"{files.name}: |torch − ONNX Runtime|, points", 100 * abs(accuracies[0] - accuracies[1]), 0.1)
     within = float((steps <= 1).float().mean())
-    claims.at_least(f"{files.name}: share of logits within one step of each other", within, 0.999)
-    claims.at_most(f"{files.name}: largest difference of logits, steps", float(steps.max()), 2)
+    claims.at_least(f"{files.name}: share of logits within one step of each other", within, 0.99)
+    claims.at_most(f"{files.name}: largest difference of logits, steps", float(steps.max()), 1)
 
 
 def speed(claims: Claims, files: Files, *, repeats: int) -> None:
-    """Show 3: latency of ours and of the peer's."""
-    paths = {"dense": files.fp32, **files.ours, **files.peers}
+    """Show 3: latency of ours and of the peer's; in rounds of their own, as what follows a larger model runs cold."""
+    int8 = {**files.ours, **files.peers}
     for batch_size in (1, 32):
-        times = hp.compare_latency(paths, noise(batch_size)[0], num_threads=1, repeats=repeats * 32 // batch_size)
-        fastest = min(times[kind].median_ms for kind in files.peers)
-        head = f"{files.name}, batch {batch_size}"
-        claims.at_most(f"{head}: latency / quantize_static", times["7 bits"].median_ms / fastest, 1.02, fastest)
-        claims.at_least(f"{head}: speed-up of INT8 alone", times["dense"].median_ms / times["7 bits"].median_ms, 1)
+        inputs, head = noise(batch_size)[0], f"{files.name}, batch {batch_size}"
+        rounds = repeats * 64 // batch_size
+        times = hp.compare_latency(int8, inputs, num_threads=1, repeats=rounds)
+        fastest = min(times[kind].p10_ms for kind in files.peers)
+        claims.at_most(f"{head}: latency / quantize_static", times["7 bits"].p10_ms / fastest, 1.02, fastest)
         if "8 bits" in times:
-            ratio = times["8 bits"].median_ms / times["7 bits"].median_ms
-            claims.at_most(f"{head}: latency with 8 bits / with 7 bits", ratio, 1.05)
+            ratio = times["8 bits"].p10_ms / times["7 bits"].p10_ms
+            claims.at_least(f"{head}: latency with 8 bits / with 7 bits", ratio, 0.95)
+        pair = hp.compare_latency({"fp32": files.fp32, "int8": files.ours["7 bits"]}, inputs, repeats=rounds // 2)
+        claims.at_least(f"{head}: speed-up of INT8 alone", pair["fp32"].p10_ms / pair["int8"].p10_ms, 1)
 
 
 def sensitivity(claims: Claims, root: Path) -> None:

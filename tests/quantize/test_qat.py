@@ -193,6 +193,8 @@ def test_wrong_use_is_named(monkeypatch, tmp_path):
         hp.calibrate(fresh, iter(batches()))
     with pytest.raises(ArgumentError, match="`method` must be one of 'minmax', 'mse', got 'kl'"):
         hp.calibrate(fresh, batches(), method="kl")
+    with pytest.raises(ArgumentError, match="`rounding` must be one of 'nearest', 'second-order', got 'up'"):
+        hp.calibrate(fresh, batches(), rounding="up")
 
 
 @pytest.mark.parametrize(
