@@ -18,7 +18,7 @@ from hessprune.planning.budget import Budget
 from hessprune.planning.implants import Implant
 from hessprune.recipe import parse_recipe
 from hessprune.report import RunReport
-from hessprune.run import decisions
+from hessprune.run import decisions, integers
 from hessprune.run.context import open_run
 from hessprune.run.store import StageStore
 from hessprune.terminal import print_report
@@ -255,6 +255,33 @@ def test_a_recipe_may_end_in_integers(settings, finished, tmp_path):
     assert report.environment["latency_runtime"] == "onnxruntime"
     assert [point.epoch for point in report.history["quantize"]] == [0, 1]
     assert "INT8" in (out / "report.html").read_text("utf-8")
+    assert report.notes[-1] == "Layers of it left in FP32: none."
+
+
+def test_a_recipe_may_leave_the_choice_of_fp32_layers_to_their_sensitivity(settings, finished, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    seen = {}
+
+    def choose(model, example_inputs, batches, **options):
+        seen.update(options, images=sum(len(labels) for _, labels in batches))
+        return {"conv1": "sensitivity 0.031: 62% of the loss of rounding"}
+
+    monkeypatch.setattr(integers, "choose_fp32_layers", choose)
+    section = {"keep_fp32": "auto", "tolerance": 0.3, "weight_bits": 8, "train": {"epochs": 0}}
+    quantize = parse_recipe(TINY | {"quantize": section}).quantize
+    report = pipeline.run(replace(settings, quantize=quantize), out)
+    assert seen["tolerance"] == 0.3
+    assert seen["scheme"] == hp.Scheme(weight_bits=8)
+    data = open_run(settings, out, out).data
+    assert (sum(len(labels) for _, labels in seen["validation"]), seen["images"]) == (
+        len(data.validation),
+        len(data.calibration),
+    )
+    assert report.notes[-1] == ("Layers of it left in FP32: conv1 (sensitivity 0.031: 62% of the loss of rounding).")
+    assert report.settings["quantize"]["keep_fp32"] == "auto"
+    with pytest.raises(ArgumentError, match="`tolerance` must be a number from 0 to 100, got -1"):
+        replace(quantize, tolerance=-1)
 
 
 def _test_batches(settings, out):

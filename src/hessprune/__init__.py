@@ -37,7 +37,8 @@ from hessprune.training import FinetuneConfig, finetune, reestimate_batchnorm
 from hessprune.evaluate import evaluate
 from hessprune.latency import compare_latency, measure_latency
 from hessprune.export import export_onnx
-from hessprune.quantize import QatConfig, QuantizedModel, calibrate, convert_qat, prepare_qat
+from hessprune.quantize import QatConfig, QuantizedModel, Scheme, calibrate, convert_qat, prepare_qat
+from hessprune.quantize import LayerSensitivity, choose_fp32_layers, quantization_sensitivity
 from hessprune.timing import LatencyTarget, latency_table
 from hessprune.checkpoint import load, save
 from hessprune.pipeline import PruneResult, prune
@@ -100,6 +101,10 @@ __all__ = [
     "convert_qat",
     "QuantizedModel",
     "QatConfig",
+    "quantization_sensitivity",
+    "LayerSensitivity",
+    "choose_fp32_layers",
+    "Scheme",
     # whole runs
     "compare",
     "CompareSettings",

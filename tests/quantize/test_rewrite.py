@@ -7,6 +7,7 @@ from hessprune.quantize.rewrite import aten, rewrite
 from tests.quantize.nets import BUILDERS, images, network
 
 REMOVED = {aten.batch_norm.default, aten.mean.dim, aten.hardswish.default, aten.hardsigmoid.default}
+REMOVED |= {aten.pad.default, aten.slice.Tensor}
 
 
 def captured(model, inputs):
@@ -63,3 +64,28 @@ def test_what_cannot_be_folded_stays():
     partial = captured(nn.AdaptiveAvgPool2d(2), x)
     rewrite(partial)
     assert torch.equal(partial(x), F.adaptive_avg_pool2d(x, 2))
+
+
+@pytest.mark.parametrize(
+    ("forward", "left"),
+    [
+        (lambda x: F.pad(x[:, :, ::2, ::3], (0, 0, 0, 0, 1, 2)), set()),
+        (lambda x: F.pad(x, (0, 0, 0, 0, 0, 2)), set()),
+        (lambda x: F.pad(x[:, :, 1::2], (0, 0, 0, 0, 1, 0)), {aten.slice.Tensor}),
+        (lambda x: F.pad(x[:, :2, ::2], (0, 0, 0, 0, 1, 0)), {aten.slice.Tensor}),
+        (lambda x: F.pad(x, (1, 0, 0, 0, 1, 0)), {aten.pad.default}),
+        (lambda x: F.pad(x, (0, 0, 0, 0, -1, 0)), {aten.pad.default}),
+        (lambda x: F.pad(x, (0, 0, 0, 0, 1, 0), value=2.0), {aten.pad.default}),
+    ],
+)
+def test_shortcuts_of_zeros_become_convolutions(forward, left):
+    class Shortcut(nn.Module):
+        def forward(self, x):
+            return forward(x)
+
+    x = torch.randn(2, 3, 7, 5)
+    graph = captured(Shortcut(), x)
+    rewrite(graph)
+    assert torch.equal(graph(x), forward(x))
+    assert {node.target for node in graph.graph.nodes} & {aten.pad.default, aten.slice.Tensor} == left
+    assert not any(parameter.requires_grad for parameter in graph.parameters())

@@ -1,8 +1,19 @@
-"""How a fake-quantised network is trained."""
+"""How a network becomes INT8: the grids, and how it is trained with them."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+from hessprune.quantize.targets import Target
 from hessprune.training.config import FinetuneConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scheme:
+    """The grids of `prepare_qat`, for what prepares models by itself: the arguments of the same names."""
+
+    target: Target = "onnxruntime"
+    activations: Literal["asymmetric", "symmetric"] = "asymmetric"
+    weight_bits: Literal[7, 8] = 7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

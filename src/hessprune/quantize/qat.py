@@ -19,13 +19,15 @@ from hessprune._checks import (
     optional_import,
 )
 from hessprune._modules import device_of, predict, split_name, to_device
-from hessprune._progress import progress_bar, track
+from hessprune._progress import progress_bar
 from hessprune._quiet import quiet
 from hessprune._state import evaluation_mode, seeded
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.export import batch_axes, capture, resized
+from hessprune.quantize.graph import activation_quantizers, run_all, weights_read
 from hessprune.quantize.model import QuantizedModel, quantized
-from hessprune.quantize.rewrite import WEIGHTED, layer_name, rewrite, tensor_of
+from hessprune.quantize.rewrite import WEIGHTED, layer_name, rewrite
+from hessprune.quantize.rounding import round_weights
 from hessprune.quantize.targets import Target, check_target
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def prepare_qat(
     target: Target = "onnxruntime",
     activations: Literal["asymmetric", "symmetric"] = "asymmetric",
     weight_bits: Literal[7, 8] = 7,
-    keep_fp32: Sequence[str] = (),
+    keep_fp32: Sequence[str] | Mapping[str, str] = (),
 ) -> QuantizedModel:
     """Return a copy of `model` in which weights and activations are rounded to the grid of INT8.
 
@@ -56,7 +58,8 @@ def prepare_qat(
             ONNX Runtime then keeps every ReLU in floats.
         weight_bits: On x86 CPUs without VNNI the integer kernels add two products in 16 bits, which overflows with
             8-bit weights and never with 7. 8 is exact on CPUs with VNNI, on ARM and on GPUs.
-        keep_fp32: Patterns of the names of layers that stay in FP32.
+        keep_fp32: Patterns of the names of layers that stay in FP32, if with reasons: as a mapping. What
+            `choose_fp32_layers` returns is one.
 
     Returns:
         The prepared model, in evaluation mode; `calibrate` it next.
@@ -90,32 +93,49 @@ def prepare_qat(
         bar.advance(1, "captured")
         kept = _kept_layers(graph, keep_fp32)
         left = _fp32_layers(graph, kept)
-        quantizer = _quantizer(target, activations, weight_bits, kept)
+        quantizer = _quantizer(target, activations, weight_bits, list(kept))
         with quiet():
             prepared = torchao.prepare_qat_pt2e(graph, quantizer)
         bar.advance(1, "placed")
     return quantized(prepared, stage="prepared", target=target, fp32_layers=left)
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any], *, method: Literal["mse", "minmax"] = "mse") -> QuantizedModel:
-    """Return a copy of a prepared model whose activation ranges fit `batches`.
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    method: Literal["mse", "minmax"] = "mse",
+    rounding: Literal["second-order", "nearest"] = "second-order",
+) -> QuantizedModel:
+    """Return a copy of a prepared model whose activation ranges and rounded weights fit `batches`.
 
     With h the histogram of the values that a quantiser q sees, `"mse"` takes the range [a, b] with the least
     `Σ h(x)·(q(x) − x)²`, among shares of the observed range; `"minmax"` takes the observed range itself. Values pass
-    unrounded meanwhile. Two passes over the data, one for `"minmax"`. That is all the training there is for
-    post-training quantisation; `finetune` is better.
+    unrounded meanwhile.
+
+    Weights are then put on their grids. With ΔW the change of a layer's weights and G the Gram matrix of its inputs,
+    the Hessian of the squared error of its outputs, `"second-order"` keeps `tr(ΔW G ΔWᵀ)` small: the error of each
+    weight is made up for by the weights not yet rounded. `"nearest"` leaves the weights to their quantisers.
+
+    Three passes over the data, one less for `"minmax"` and for `"nearest"` each; more for very wide layers. That is all
+    there is to post-training quantisation; `finetune` is better.
 
     Args:
         model: What `prepare_qat` returned.
         batches: Re-iterable of (inputs, targets); some hundred samples do. The targets are not read.
-        method: What to minimise.
+        method: How the ranges of activations are chosen.
+        rounding: How weights are rounded.
 
     Returns:
         A new prepared model, in evaluation mode.
 
     Raises:
-        ArgumentError: The model is not a prepared one, or the method is unknown.
+        ArgumentError: The model is not a prepared one, or a choice is unknown.
         DataError: The batches are empty or one-shot, or do not fit the model.
+
+    References:
+        Frantar, Ashkboos, Hoefler and Alistarh (2023), GPTQ: accurate post-training quantization for generative
+            pre-trained transformers, arXiv:2210.17323, Section 3.3.
 
     Example:
         >>> layer, x = nn.Linear(4, 2), torch.linspace(-1, 1, 256).reshape(64, 4)
@@ -125,11 +145,12 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, method: Literal["mse"
     """
     model = _prepared(model, "Call hp.prepare_qat first, and hp.convert_qat last.")
     check_choice("method", method, ("mse", "minmax"))
+    check_choice("rounding", rounding, ("second-order", "nearest"))
     check_batches(batches)
     from hessprune.quantize.ranges import Extremes, Histogram  # needs torchao, which made the model
 
     model = copy.deepcopy(model).eval()
-    quantizers = _activation_quantizers(model)
+    quantizers = activation_quantizers(model)
     extremes = {quantizer: Extremes() for quantizer in quantizers.values()}
     _watch(model, batches, extremes)
     ranges = {quantizer: (seen.low, seen.high) for quantizer, seen in extremes.items()}
@@ -139,6 +160,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, method: Literal["mse"
         ranges = {quantizer: seen.best_range(quantizer) for quantizer, seen in histograms.items()}
     for quantizer, (low, high) in ranges.items():
         quantizer.set_range(low, high)
+    if rounding == "second-order":
+        round_weights(model, batches)
     return model
 
 
@@ -163,14 +186,15 @@ def convert_qat(model: nn.Module) -> QuantizedModel:
         ['torch.float32', 'torch.int8']
     """
     model = _prepared(model, "Pass what hp.prepare_qat returned.")
-    missing = [name for name, quantizer in _activation_quantizers(model).items() if not quantizer.is_calibrated]
+    missing = [name for name, quantizer in activation_quantizers(model).items() if not quantizer.is_calibrated]
     if missing:
         raise ArgumentError(
             f"activations must be calibrated before conversion, got {len(missing)} without a range, in {missing[0]!r} "
             "first. Call hp.calibrate(model, batches), or train it."
         )
     model = copy.deepcopy(model).eval()
-    _measure_weights(model)
+    for quantizer, weight in weights_read(model):
+        quantizer(weight)  # which sets its scale
     with quiet():
         converted = _torchao().convert_pt2e(model)
     return quantized(converted, stage="converted", target=model.target, fp32_layers=model.fp32_layers)
@@ -197,21 +221,30 @@ def _quantizer(target: str, activations: str, weight_bits: int, kept: Sequence[s
         return quantizer.FusionQuantizer(activation, weight, kept)
 
 
-def _kept_layers(graph: GraphModule, patterns: Sequence[str]) -> list[str]:
-    """Return the layers that patterns name."""
+def _kept_layers(graph: GraphModule, patterns: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """Return the layers that patterns name, each with the reason."""
+    if isinstance(patterns, str):
+        raise ArgumentError(
+            f"`keep_fp32` must be a list of patterns, got {patterns!r}. Write [{patterns!r}], or pass what "
+            "hp.choose_fp32_layers(model, example_inputs, batches) returns."
+        )
     names = list(dict.fromkeys(layer_name(node) for node in graph.graph.nodes if node.target in WEIGHTED))
+    kept: dict[str, str] = {}
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
+        named = fnmatch.filter(names, pattern)
+        if not named:
             raise ArgumentError(
                 f"`keep_fp32` must name layers of the model, got {pattern!r}.{nearest(pattern, names)} "
                 f"Known: {', '.join(names)}."
             )
-    return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+        reason = patterns[pattern] if isinstance(patterns, Mapping) else "kept on request"
+        kept = dict.fromkeys(named, reason) | kept
+    return {name: kept[name] for name in names if name in kept}
 
 
-def _fp32_layers(graph: GraphModule, kept: Sequence[str]) -> dict[str, str]:
+def _fp32_layers(graph: GraphModule, kept: Mapping[str, str]) -> dict[str, str]:
     """Return the layers that stay as they are, with the reason."""
-    left = dict.fromkeys(kept, "kept on request")
+    left = dict(kept)
     names = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
     for node in graph.graph.nodes:
         if node.op == "get_attr" and node.target in names:
@@ -229,38 +262,13 @@ def _operator_name(node: Node) -> str:
     return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
-def _activation_quantizers(model: nn.Module) -> dict[str, "ActivationQuantizer"]:
-    """Return every quantiser of a value, with the operator that it follows."""
-    from hessprune.quantize.ranges import ActivationQuantizer  # needs torchao, which made the model
-
-    assert isinstance(model, GraphModule)
-    found: dict[ActivationQuantizer, str] = {}
-    for node in model.graph.nodes:
-        module = model.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(module, ActivationQuantizer):
-            found.setdefault(module, layer_name(node.args[0]))
-    return {f"{position}: {name}": module for position, (module, name) in enumerate(found.items())}
-
-
 def _watch(model: nn.Module, batches: Iterable[Any], watches: "Mapping[ActivationQuantizer, Watch]") -> None:
     """Run the batches while values pass the quantisers unrounded, each seen by its watch."""
     for quantizer, watch in watches.items():
         quantizer.watch = watch
-    with seeded(0), torch.no_grad():
-        for inputs, _ in track(batches, "calibrating"):
-            predict(model, to_device(inputs, device_of(model)))
+    run_all(model, batches, "calibrating")
     for quantizer in watches:
         quantizer.watch = None
-
-
-def _measure_weights(model: QuantizedModel) -> None:
-    """Let every weight's quantiser see the weight as it is now."""
-    from hessprune.quantize.ranges import WeightQuantizer  # needs torchao, which made the model
-
-    for node in model.graph.nodes:
-        module = model.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(module, WeightQuantizer) and node.args[0].op == "get_attr":
-            module(tensor_of(model, node.args[0]))
 
 
 def _check_float(model: nn.Module) -> None:

@@ -21,7 +21,7 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-from hessprune.quantize.rewrite import WEIGHTED, aten, layer_name
+from hessprune.quantize.rewrite import MOVES, WEIGHTED, aten, layer_name
 
 BINARY = (aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor)
 UNARY = (aten.avg_pool2d.default, aten.sigmoid.default)
@@ -155,7 +155,7 @@ def _share(model: GraphModule, values: set[Node]) -> dict[Node, Node]:
         return node
 
     for node in reversed(model.graph.nodes):
-        if node in values and node.target in MOVING:
+        if node in values and (node.target in MOVING or MOVES in node.meta):
             for x in map(source, moved(node)):
                 values.add(x)
                 first, second = sorted((find(node), find(x)), key=order.__getitem__)

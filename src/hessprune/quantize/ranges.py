@@ -56,6 +56,7 @@ class Quantizer(FakeQuantizeBase):
         super().__init__()
         assert not is_dynamic
         self.dtype, self.qscheme, self.quant_min, self.quant_max = dtype, qscheme, quant_min, quant_max
+        self.rounds = True  # where False, values pass as they are
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Return x on the grid."""
@@ -85,6 +86,8 @@ class WeightQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the weight on its grid."""
+        if not self.rounds:
+            return x
         largest = x.detach().abs().transpose(0, self.ch_axis).flatten(1).amax(1)
         self.scale = (largest / self.quant_max).clamp(min=torch.finfo(torch.float32).eps)
         scale, zero = self.calculate_qparams()
@@ -118,6 +121,7 @@ class ActivationQuantizer(Quantizer):
         """Return x on the grid."""
         if self.watch is not None:
             self.watch(x.detach())
+        if self.watch is not None or not self.rounds:
             return x
         if self.training and bool(self.observer_enabled):
             self._follow(*x.detach().aminmax())

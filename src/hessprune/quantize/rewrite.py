@@ -2,10 +2,12 @@
 
 BatchNorm goes into the convolution or linear layer in front of it. Where there is none (pre-activation networks, dense
 connections) it becomes a 1×1 depthwise convolution, which runtimes run in integers together with the ReLU behind it.
-Means over space become average pooling, hard gates clamped depthwise convolutions, for the same reason.
+Means over space become average pooling, hard gates clamped depthwise convolutions, zeros for missing channels of every
+other pixel a 1×1 convolution, for the same reason.
 """
 
 import operator
+import sys
 from typing import Any
 
 import torch
@@ -24,6 +26,9 @@ WEIGHTED = dict.fromkeys(LAYERS, 0) | {  # layers that can be integer, and the a
 CONVOLUTIONS = {3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}  # by dimensions of the input
 GATES = (aten.hardsigmoid.default, aten.hardsigmoid_.default, aten.hardswish.default, aten.hardswish_.default)
 
+PADS = (aten.pad.default, aten.constant_pad_nd.default)
+MOVES = "moves"  # mark, in a node's `meta`, of a layer whose outputs are inputs and zeros
+
 
 def rewrite(module: GraphModule) -> None:
     """Remove BatchNorm and means over space, in place; the graph is one of evaluation mode."""
@@ -36,6 +41,8 @@ def rewrite(module: GraphModule) -> None:
             _pool(module, node)
         elif node.target in GATES:
             _gate(module, node)
+        elif node.target in PADS:
+            _pad(module, node)
     module.graph.eliminate_dead_code()
     _drop_unread(module)
     module.recompile()
@@ -91,7 +98,7 @@ def _set_parameters(module: GraphModule, node: Node, owner: str, values: dict[st
     """Give a layer new weights under the old names; where other layers read these too, under new ones."""
     reads, like = [], node.args[0].meta["val"]  # type: ignore[union-attr]
     for name, value in values.items():
-        parameter = nn.Parameter(value.to(like.dtype))
+        parameter = nn.Parameter(value.to(like.device, like.dtype))
         path = f"{owner}.{name}".lstrip(".")
         while any(other.target == path and set(other.users) - {replaced} for other in module.graph.nodes):
             path += "_"
@@ -147,6 +154,45 @@ def _gate(module: GraphModule, node: Node) -> None:
     module.get_submodule(node.name).requires_grad_(False)
     node.replace_all_uses_with(new)
     module.graph.erase_node(node)
+
+
+def _pad(module: GraphModule, node: Node) -> None:
+    """Replace channels of zeros around a sampled image, as in shortcuts of option A, by a 1×1 convolution."""
+    x, strides = _sampled(node.args[0])
+    before, after = _channels_of_zeros(node)
+    if not before + after or x.meta["val"].dim() != 4 or not isinstance(channels := x.meta["val"].shape[1], int):
+        return
+    module.add_submodule(node.name, nn.Module())
+    with module.graph.inserting_before(node):
+        new = module.graph.call_function(aten.conv2d.default, (x, None, None, strides, [0, 0], [1, 1], 1))
+    new.meta = node.meta | {MOVES: True}
+    one = torch.eye(channels)[:, :, None, None]
+    weight = torch.cat([one.new_zeros(before, *one.shape[1:]), one, one.new_zeros(after, *one.shape[1:])])
+    _set_parameters(module, new, node.name, {"weight": weight, "bias": torch.zeros(len(weight))}, node)
+    module.get_submodule(node.name).requires_grad_(False)
+    node.replace_all_uses_with(new)
+    module.graph.erase_node(node)
+
+
+def _sampled(node: Any) -> tuple[Node, list[int]]:
+    """Follow slices that keep every so-manieth row and column up to the image; return it, and the steps."""
+    steps = [1, 1]
+    while node.target is aten.slice.Tensor:
+        x, axis, start, stop, step = (*node.args, *(0, 0, sys.maxsize, 1)[len(node.args) - 1 :])
+        if (start or 0) != 0 or stop != sys.maxsize or (axis not in (2, 3) and step != 1):
+            break
+        if axis in (2, 3):
+            steps[axis - 2] *= step
+        node = x
+    return node, steps
+
+
+def _channels_of_zeros(node: Node) -> tuple[int, int]:
+    """Return how many a padding puts before and behind, if that is all it does, else none."""
+    amounts, *rest = node.args[1:]
+    amounts = list(amounts)  # type: ignore[arg-type]
+    plain = len(amounts) == 6 and not any(amounts[:4]) and min(amounts) >= 0 and rest in ([], ["constant"], [0], [0.0])
+    return (amounts[4], amounts[5]) if plain and not node.kwargs else (0, 0)
 
 
 def _tensors(module: nn.Module, node: Node) -> tuple[Any, ...]:

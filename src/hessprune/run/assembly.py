@@ -2,12 +2,13 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 import torch
 
+from hessprune._files import read_json
 from hessprune.data.dataset import SPLITS
 from hessprune.latency import cpu_name
 from hessprune.planning.plan import Plan
@@ -68,7 +69,7 @@ def assemble(
         environment=environment() | _latency_setting(latency),
         data=_data(run),
         data_fingerprint=run.data.fingerprint,
-        notes=_notes(run, latency),
+        notes=(*_notes(run, latency), *_fp32_notes(models)),
     )
 
 
@@ -230,6 +231,14 @@ def _notes(run: Run, latency: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...
             "INT8 is measured as the file runs in ONNX Runtime; its size is that of the file, weights and graph."
         )
     return tuple(notes)
+
+
+def _fp32_notes(models: Mapping[str, Model]) -> Iterator[str]:
+    """Name the layers of the INT8 model that are none, and why."""
+    if "int8" in models:
+        left = read_json(models["int8"].stage.file("quantize.json"))["fp32_layers"]
+        named = "; ".join(f"{name} ({reason})" for name, reason in left.items())
+        yield f"Layers of it left in FP32: {named or 'none'}."
 
 
 def _plural(number: int, noun: str) -> str:

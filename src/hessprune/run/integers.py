@@ -1,7 +1,7 @@
 """The last stages of a run: from the fine-tuned model to integers that ONNX Runtime runs."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from hessprune._files import read_json, write_json
 from hessprune.evaluate import evaluate
 from hessprune.export import export_onnx
 from hessprune.latency import OnnxModel
-from hessprune.quantize import calibrate, convert_qat, prepare_qat
+from hessprune.quantize import calibrate, choose_fp32_layers, convert_qat, prepare_qat
 from hessprune.run.context import Model, Run
 from hessprune.run.settings import QuantizeSettings, as_json
 from hessprune.run.stages import export
@@ -32,7 +32,7 @@ def quantize(run: Run, parent: Model, settings: QuantizeSettings) -> Model:
             target=settings.target,
             activations=settings.activations,
             weight_bits=settings.weight_bits,
-            keep_fp32=settings.keep_fp32,
+            keep_fp32=_kept(run, parent, settings),
         )
         calibrated = calibrate(prepared, run.batches("calibration"))
         trained = finetune(
@@ -51,6 +51,20 @@ def quantize(run: Run, parent: Model, settings: QuantizeSettings) -> Model:
     stage = run.store.run("8-int8", make, parent.stage, as_json(settings), as_json(section), *run.data_key)
     return Model(
         model=OnnxModel(stage.file(FILE)), stage=stage, history=read_json(stage.file("quantize.json"))["history"]
+    )
+
+
+def _kept(run: Run, parent: Model, settings: QuantizeSettings) -> Sequence[str] | Mapping[str, str]:
+    """Return what the recipe keeps in FP32, or what accuracy on the validation images demands."""
+    if settings.keep_fp32 != "auto":
+        return settings.keep_fp32
+    return choose_fp32_layers(
+        parent.model,
+        run.example,
+        run.batches("calibration"),
+        tolerance=settings.tolerance,
+        validation=run.batches("validation"),
+        scheme=settings.scheme,
     )
 
 

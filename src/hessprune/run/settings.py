@@ -9,7 +9,7 @@ from hessprune.errors import ArgumentError
 from hessprune.planning.budget import Budget
 from hessprune.planning.implants import Implant, check_no_stand_ins
 from hessprune.planning.ranking import Ranking
-from hessprune.quantize.config import QatConfig
+from hessprune.quantize.config import QatConfig, Scheme
 from hessprune.quantize.targets import Target
 from hessprune.saliency.methods import METHODS
 from hessprune.timing.target import LatencyTarget
@@ -114,7 +114,9 @@ class QuantizeSettings:
         target: The runtime that quantisers are placed for.
         activations: `asymmetric` (uint8) or `symmetric` (int8).
         weight_bits: 7 for x86 processors without VNNI, whose kernels overflow with 8.
-        keep_fp32: Patterns of the names of layers that stay in FP32.
+        keep_fp32: Patterns of the names of layers that stay in FP32, or `"auto"`: the most sensitive ones, as few
+            as hold the tolerance.
+        tolerance: With `"auto"`, points of accuracy on the validation images that INT8 may lose before it is trained.
         train: Training with rounding: the keys of `finetune` with the defaults epochs 10, lr 1e-4, weight_decay 1e-4,
             distill_weight 0.5, freeze_ranges_at 0.5; of 0 epochs, activation ranges are calibrated and that is all.
     """
@@ -122,8 +124,17 @@ class QuantizeSettings:
     target: Target = "onnxruntime"
     activations: Literal["asymmetric", "symmetric"] = "asymmetric"
     weight_bits: Literal[7, 8] = 7
-    keep_fp32: tuple[str, ...] = ()
+    keep_fp32: tuple[str, ...] | Literal["auto"] = ()
+    tolerance: float = 0.5
     train: QatConfig = field(default_factory=QatConfig)
+
+    def __post_init__(self) -> None:
+        check_range("tolerance", self.tolerance, low=0, high=100)
+
+    @property
+    def scheme(self) -> Scheme:
+        """The grids."""
+        return Scheme(target=self.target, activations=self.activations, weight_bits=self.weight_bits)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
