@@ -4,6 +4,7 @@ With scale s, zero point z and integers from a to b, `q(x) = s·(clamp(round(x/s
 inside the range and 0 outside. Weights take their range from themselves, activations from what they were shown.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -58,13 +59,13 @@ class Quantizer(FakeQuantizeBase):
         self.dtype, self.qscheme, self.quant_min, self.quant_max = dtype, qscheme, quant_min, quant_max
         self.rounds = True  # where False, values pass as they are
 
+    @abstractmethod
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Return x on the grid."""
-        raise NotImplementedError
 
+    @abstractmethod
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Return scale and zero point."""
-        raise NotImplementedError
 
 
 class WeightQuantizer(Quantizer):
