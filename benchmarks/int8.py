@@ -31,7 +31,7 @@ from hessprune.data.dataset import Split
 from hessprune.latency import OnnxModel
 from hessprune.models import build_model
 from support.claims import Claims, arguments, spearman
-from support.networks import MEAN, STD, pretrained
+from support.networks import MEAN, STD, noise, pretrained, warmed
 
 FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "Add", "Mul", "AveragePool", "Concat", "ReduceMean", "Pad"}
 NETWORKS = {"resnet20": 9, "preresnet29": 9, "vgg16-bn": 0, "densenet40": 0, "mobilenet-tiny": 3, "resnet56": 27}
@@ -261,19 +261,6 @@ def operators(path: Path) -> Counter[str]:
     options.optimized_model_filepath = str(path.with_suffix(".optimised.onnx"))
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
-
-
-def warmed(model: nn.Module) -> nn.Module:
-    """Give BatchNorm statistics that fit its inputs."""
-    with torch.no_grad():
-        model.train()(noise(64)[0])
-    return model.eval()
-
-
-def noise(number: int) -> tuple[Tensor, Tensor]:
-    """Return normal images, for what does not depend on their content."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(number, 3, 32, 32, generator=generator), torch.arange(number) % 10
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from hessprune.models import build_model
 from hessprune.run.decisions import compensated
 from hessprune.timing.table import measured_share, timing
 from support.claims import Claims, arguments
-from support.networks import MEAN, STD, pretrained
+from support.networks import MEAN, STD, pretrained, warmed
 
 CASES = (
     ("resnet56", "torch", 0.5, (1, 8)),
@@ -121,13 +121,6 @@ def as_fast(network: Network, saliency: Mapping[str, Tensor], share: float, watc
             break
         low, high = (low, middle) if measured > share else (middle, high)
     return best
-
-
-def warmed(model: nn.Module) -> nn.Module:
-    """Give BatchNorm statistics that fit its inputs."""
-    with torch.no_grad():
-        model.train()(torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
-    return model.eval()
 
 
 if __name__ == "__main__":
