@@ -154,9 +154,12 @@ class Factor(Interactions):
     """
 
     phi: Tensor
-    """`(r, U)`: float32, or float64."""
+    """`(r, U)`: float32, or float64; a unit's column lies in one piece of memory."""
     absolute: bool = False
     batch = 128
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "phi", self.phi.T.contiguous().T)
 
     @property
     def num_units(self) -> int:
@@ -165,7 +168,7 @@ class Factor(Interactions):
 
     def rows(self, units: Units) -> Tensor:
         """Return the rows of some units, `(n, U)`, multiplied in the precision of `Φ`."""
-        return self._signed(self.phi[:, _indices(units)].T @ self.phi)
+        return self._signed(self.phi.T[_indices(units)] @ self.phi)
 
     def block(self, units: Units, columns: Units) -> Tensor:
         """Return some rows and columns in float64, `(n, m)`."""
@@ -179,21 +182,19 @@ class Factor(Interactions):
 
     def diagonal(self) -> Tensor:
         """Return the diagonal in float64, `(U,)`."""
-        return sum(
-            (part.double().square().sum(0) for part in self.phi.split(256)), torch.zeros(self.num_units).double()
-        )
+        return torch.cat([part.double().square().sum(0) for part in self.phi.split(1024, 1)])
 
     def select(self, units: Tensor) -> "Factor":
         """Return the interactions among some units."""
-        return self if _is_every(units) else replace(self, phi=self.phi[:, units])
+        return self if _is_every(units) else replace(self, phi=self.phi.T[units].T)
 
     def spread(self, owned: Tensor) -> "Factor":
         """Return the interactions among more units, zero but where `owned`."""
         if bool(owned.all()):
             return self
-        full = self.phi.new_zeros(len(self.phi), len(owned))
-        full[:, owned] = self.phi
-        return replace(self, phi=full)
+        full = self.phi.new_zeros(len(owned), len(self.phi))
+        full[owned] = self.phi.T
+        return replace(self, phi=full.T)
 
     def abs(self) -> "Factor":
         """Return the absolute values."""
@@ -213,7 +214,7 @@ class Factor(Interactions):
         first = int(index[0]) if len(index) else 0
         if torch.equal(index, torch.arange(first, first + len(index))):
             return self.phi[:, first : first + len(index)].double()
-        return self.phi[:, index].double()
+        return self.phi.T[index].double().T
 
     def _signed(self, product: Tensor) -> Tensor:
         return product.abs_() if self.absolute else product

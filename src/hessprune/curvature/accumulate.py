@@ -47,7 +47,7 @@ class DenseSum:
 class FactorSum:
     """`Σ φ φᵀ` as a factor of at most `capacity` rows, `(r, U)`.
 
-    Memory is the buffer and, when it is full, its Gram matrix in float64. For `n` rows in all this takes about
+    Memory is the buffer twice, or once and its Gram matrix in float64. For `n` rows in all this takes about
     `6 n r U` operations and `2 n / r` eigendecompositions of size `r = capacity`.
     """
 

@@ -59,6 +59,7 @@ def select_jointly(
     greedy.swap()
     return greedy.zones()
 
+
 HELD = 16
 """How many batches of rows are held for later."""
 
