@@ -4,10 +4,6 @@ n = 336 lossless CIFAR-10 images (84 in a quick run) in one batch, pretrained Re
 process of its own; its figure is how far the resident set grew at most beyond what the model and the images take.
 """
 
-import multiprocessing
-import resource
-import threading
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -16,6 +12,7 @@ import torch
 from hessprune.curvature import TraceOptions, block_traces
 from support.claims import Claims, arguments
 from support.hap import PlainHap
+from support.memory import Peak, in_a_process, resident
 from support.networks import channels, images, pretrained
 
 LIMIT = 64 << 20
@@ -27,7 +24,7 @@ def main() -> None:
     for depth in (20,) if options.quick else (20, 56):
         name = f"resnet{depth}"
         peak = {
-            run: in_a_process(run, depth, options.data_root, options.threads, number)
+            run: in_a_process(measure, run, depth, options.data_root, options.threads, number)
             for run in ("plain", "exact", "rademacher", "limited exact", "limited rademacher", "batch by batch")
         }
         print(name, {run: f"{size / 2**20:.0f} MB" for run, size in peak.items()})
@@ -37,18 +34,6 @@ def main() -> None:
         growth = peak["batch by batch"] / peak["exact"]
         claims.at_most(f"{name}: {number // 16} batches of 16 / one batch of all", growth, 1.2)
     claims.write(options.out)
-
-
-def in_a_process(*run: object) -> int:
-    """Return the bytes by which the resident set grew in a fresh process."""
-    context = multiprocessing.get_context("forkserver")  # it imports once, for all of them
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(sender, *run))
-    process.start()
-    sender.close()  # so that a child that dies is an error here, not a wait
-    size = receiver.recv()
-    process.join()
-    return size
 
 
 def measure(sender: Connection, run: str, depth: int, root: Path, threads: int, number: int) -> None:
@@ -66,32 +51,6 @@ def measure(sender: Connection, run: str, depth: int, root: Path, threads: int, 
         options = TraceOptions(num_probes=1, memory_limit=limit)
         block_traces(model, channels(model), batches, estimator=estimator, options=options)
     sender.send(peak.stop() - before)
-
-
-class Peak:
-    """Watches the resident set from a thread, since the system's own high-water mark also counts start-up."""
-
-    def __init__(self) -> None:
-        self._highest, self._stopped = resident(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._stopped.is_set():
-            self._highest = max(self._highest, resident())
-            time.sleep(0.001)
-
-    def stop(self) -> int:
-        """Return the highest value seen."""
-        self._stopped.set()
-        self._thread.join()
-        return self._highest
-
-
-def resident() -> int:
-    """Return the resident set in bytes."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize()
 
 
 if __name__ == "__main__":

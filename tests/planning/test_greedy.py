@@ -145,6 +145,28 @@ def test_the_predicted_cost_is_the_counted_one(case: type[nn.Module]) -> None:
     assert counted.macs <= 0.6 * plan.cost_before.macs
 
 
+@pytest.mark.parametrize("implant", ["auto", 0.3])
+def test_implants_weigh_a_factor_as_they_weigh_its_matrix(implant: float | str) -> None:
+    model = make(Residual)
+    groups = hp.find_groups(model, X)
+    phi = features(groups)
+    values = by_group(phi.square().sum(0) / 2, groups)
+    losses = {name: value * torch.linspace(0.1, 0.9, len(value)) for name, value in values.items()}
+    plans = [
+        hp.make_plan(
+            model,
+            groups,
+            Saliency(values, provenance={}, interactions=interactions, implant_losses=losses),
+            hp.Budget(macs=0.6),
+            example_inputs=X,
+            implant=implant,
+        )
+        for interactions in (phi.T @ phi, Factor(phi))
+    ]
+    assert plans[0].num_implanted
+    assert (plans[0].removed, plans[0].implanted) == (plans[1].removed, plans[1].implanted)
+
+
 def chain(width: int = 40) -> tuple[nn.Module, Groups, CostModel]:
     net = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
     groups = hp.find_groups(net, torch.zeros(1, 3))

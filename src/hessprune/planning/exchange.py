@@ -62,7 +62,9 @@ class Exchange:
         pairwise = self._block(number)[np.ix_(np.searchsorted(pool, gone), np.searchsorted(pool, kept))]
         change = self.increase[kept][None, :] - self.increase[gone][:, None] - pairwise
         best = np.unravel_index(change.argmin(), change.shape)
-        if change[best] >= -1e-12 * max(1e-300, float(np.abs(self.increase[gone]).sum())):
+        # Less than that is rounding, also where increases cancel; following it could go on for ever.
+        scale = float(np.abs(self.increase[gone]).sum() + np.abs(self.diagonal[gone]).sum())
+        if change[best] >= -1e-12 * max(1e-300, scale):
             return False
         self._exchange(number, int(gone[best[0]]), int(kept[best[1]]))
         return True
