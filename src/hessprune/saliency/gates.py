@@ -1,6 +1,7 @@
 """Criteria from activation × gradient: Taylor, SOSP-H, SOSP-I, and the joint criterion."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from hessprune._interactions import Factor, Interactions
 from hessprune.curvature.correlation import Correlation, gate_correlation
 from hessprune.curvature.direction import weight_curvature
+from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.results import ParamSlice
 from hessprune.saliency.scores import Scores, Settings
 from hessprune.structure.groups import Group, Role
@@ -21,7 +23,7 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Se
         Molchanov et al. (2017), Pruning Convolutional Neural Networks for Resource Efficient Inference,
         arXiv 1611.06440.
     """
-    found, keys = _correlation(model, groups, batches, settings, "consumer")
+    found, keys = _correlation(model, groups, batches, _first_order(settings), "consumer")
     return Scores(values=_split(found.absolute_gradient, keys, groups))
 
 
@@ -31,8 +33,7 @@ def sosp_h(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Se
     References:
         Nonnenmacher et al. (2022), SOSP, arXiv 2110.11395.
     """
-    slices = role_slices(groups, "producer")
-    found = gate_correlation(model, slices, batches, loss_fn=settings.loss_fn, precision=settings.precision)
+    found, slices = _correlation(model, groups, batches, _first_order(settings), "producer")
     second = weight_curvature(model, slices, batches, loss_fn=settings.loss_fn, precision=settings.precision)
     first = _split(found.gradient.abs(), slices, groups)
     return Scores(
@@ -70,9 +71,14 @@ def role_slices(groups: Sequence[Group], role: Role) -> dict[str, list[ParamSlic
     return {name: pieces for name, pieces in slices.items() if pieces}
 
 
+def _first_order(settings: Settings) -> Settings:
+    """Return settings under which all curvature is left out: only the gradient is computed."""
+    return replace(settings, options=replace(settings.options or TraceOptions(), tolerance=1.0))
+
+
 def _correlation(
     model: nn.Module, groups: Sequence[Group], batches: Any, settings: Settings, role: Role
-) -> tuple[Correlation, Mapping[str, Any]]:
+) -> tuple[Correlation, dict[str, list[ParamSlice]]]:
     slices, options = role_slices(groups, role), settings.options
     found = gate_correlation(
         model, slices, batches, loss_fn=settings.loss_fn, precision=settings.precision, options=options
