@@ -1,4 +1,4 @@
-"""Joint selection takes a minute for 20 000 units, in a fraction of the memory of their matrix of interactions.
+"""Joint selection takes about a minute for 20 000 units, in a fraction of the memory of their matrix of interactions.
 
 Synthetic: 40 linear layers of 500 units each, `r` = 4 096 rows of features (512 in a quick run) with a falling
 spectrum, a budget that removes half of all units, one thread; seconds are processor time, memory is how far the
@@ -28,6 +28,7 @@ from support.networks import images, pretrained
 LAYERS, WIDTH = 40, 500
 UNITS = LAYERS * WIDTH
 MATRIX = 8 * UNITS**2
+SHORT = 256
 
 
 def main() -> None:
@@ -92,8 +93,7 @@ def real(claims: Claims, options: Namespace) -> list[dict[str, Any]]:
     """Compare factors with the matrix on a network that both can hold."""
     depth, number = (20, 64) if options.quick else (56, 256)
     name, model, data = f"resnet{depth}", pretrained(depth, options.data_root), images(options.data_root, number)
-    few = 256 if options.quick else 512
-    whole, factor, short = (planned(model, data, rows) for rows in (None, 4096, few))
+    whole, factor, short = (planned(model, data, rows) for rows in (None, 4096, SHORT))
     q = whole["interactions"]
     rows = []
     for found in (whole, factor, short):
@@ -105,9 +105,9 @@ def real(claims: Claims, options: Namespace) -> list[dict[str, Any]]:
     claims.at_most(f"{name}: processor seconds of the plan, {len(q)} units", whole["seconds"], 5)
     shared = len(whole["removed"] & factor["removed"]) / len(whole["removed"])
     claims.at_least(f"{name}: share of units that factor and matrix both remove", shared, 0.99)
-    claims.at_most(f"{name}: share of the trace that {few} rows leave out", short["dropped"], 0.01)
+    claims.at_most(f"{name}: share of the trace that {SHORT} rows leave out", short["dropped"], 0.01)
     ratio = rows[2]["increase"] / rows[0]["increase"]
-    claims.at_most(f"{name}: estimated loss increase, {few} rows / matrix", ratio, 1.1)
+    claims.at_most(f"{name}: estimated loss increase, {SHORT} rows / matrix", ratio, 1.1)
     return rows
 
 
