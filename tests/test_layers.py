@@ -10,7 +10,18 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "hessprune"
 LEVELS = {
-    0: ("errors", "_checks", "_files", "_modules", "_progress", "_quiet", "_stand_ins", "_state", "_watch"),
+    0: (
+        "errors",
+        "_checks",
+        "_files",
+        "_interactions",
+        "_modules",
+        "_progress",
+        "_quiet",
+        "_stand_ins",
+        "_state",
+        "_watch",
+    ),
     1: ("structure", "curvature", "data", "models"),
     2: ("saliency", "planning.cost"),
     3: ("planning",),

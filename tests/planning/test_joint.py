@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hessprune._interactions import Factor
 from hessprune.errors import ArgumentError, BudgetError
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import CostModel
@@ -104,6 +105,10 @@ def test_wrong_interactions() -> None:
         select_jointly(groups, saliency, q[:3, :3], costs, budget=Budget(params=0.5), ranking=LOOSE)
     with pytest.raises(ArgumentError, match="must be finite"):
         select_jointly(groups, saliency, q * np.nan, costs, budget=Budget(params=0.5), ranking=LOOSE)
+    with pytest.raises(ArgumentError, match=r"must have shape \(12, 12\), one row per unit, got \(5, 5\)"):
+        select_jointly(groups, saliency, Factor(q[:, :5]), costs, budget=Budget(params=0.5), ranking=LOOSE)
+    with pytest.raises(ArgumentError, match="must be finite"):
+        select_jointly(groups, saliency, Factor(q * np.inf), costs, budget=Budget(params=0.5), ranking=LOOSE)
 
 
 def test_saved_next_is_the_exact_difference() -> None:

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from hessprune._interactions import Factor
 from hessprune.run.store import StageStore, load_saliency, save_saliency
 from hessprune.saliency.values import Saliency
 
@@ -92,3 +93,14 @@ def test_a_saliency_survives_with_all_that_belongs_to_it(extra, tmp_path):
     else:
         assert torch.equal(again.interactions, extra)
         assert all(torch.equal(again.standard_error[name], errors[name]) for name in values)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_factor_of_interactions_survives(absolute, tmp_path):
+    phi = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    saved = Saliency({"a": torch.zeros(3).double()}, provenance={}, interactions=Factor(phi, absolute))
+    save_saliency(saved, tmp_path)
+    again = load_saliency(tmp_path).interactions
+    assert isinstance(again, Factor)
+    assert again.absolute == absolute
+    assert torch.equal(again.phi, phi)

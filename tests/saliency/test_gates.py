@@ -1,11 +1,14 @@
 """Criteria from gates against dense derivatives in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hessprune as hp
+from hessprune._interactions import Factor
 from hessprune.saliency import Settings
 from hessprune.structure.groups import Group, Role
 from tests.cases import (
@@ -13,6 +16,7 @@ from tests.cases import (
     ChunkCat,
     Flatten,
     Grouped,
+    Inverted,
     Norms,
     Plain,
     Residual,
@@ -78,6 +82,45 @@ def test_sosp_i_against_the_dense_gauss_newton_form(case: type[nn.Module]) -> No
     gradient = torch.func.grad(lambda g: F.cross_entropy(logits(g), Y))(gates)
     torch.testing.assert_close(found.interactions, expected, rtol=1e-9, atol=1e-14)
     torch.testing.assert_close(flat(found), gradient.abs() + expected.diagonal() / 2, rtol=1e-9, atol=1e-14)
+
+
+def as_factor(rows: int) -> Settings:
+    return replace(SETTINGS, options=hp.TraceOptions(interaction_rows=rows))
+
+
+@pytest.mark.parametrize("method", ["joint", "sosp-i"])
+@pytest.mark.parametrize("case", [Plain, Residual, ChunkCat, Grouped, Inverted])
+def test_a_factor_of_all_rows_is_the_matrix_and_gives_its_plan(case: type[nn.Module], method: str) -> None:
+    model, x = make(case), image(batch=3)
+    groups, batches = hp.find_groups(model, x), [(x[:1], Y[:1]), (x[1:], Y[1:])]
+    whole = hp.saliency(model, groups, batches, method, settings=SETTINGS)
+    factor = hp.saliency(model, groups, batches, method, settings=as_factor(100))
+    assert isinstance(factor.interactions, Factor)
+    assert factor.interactions.absolute == (method == "sosp-i")
+    assert (factor.provenance["interaction_rows"], factor.provenance["interactions_dropped"]) == (9, 0)
+    assert "interaction_rows" not in whole.provenance
+    torch.testing.assert_close(factor.interactions.dense(), whole.interactions, rtol=1e-9, atol=1e-14)
+    assert torch.equal(flat(factor), flat(whole))
+    plans = [
+        hp.make_plan(model, groups, found, hp.Budget(macs=0.5), example_inputs=x[:1]).removed
+        for found in (whole, factor)
+    ]
+    assert plans[0] == plans[1]
+
+
+def test_a_short_factor_says_what_it_leaves_out_and_keeps_the_diagonal() -> None:
+    model, x = make(Residual), image(batch=30)
+    groups, batches = hp.find_groups(model, x), [(x, Y.repeat(10))]
+    whole = hp.saliency(model, groups, batches, "joint", settings=SETTINGS)
+    short = hp.saliency(model, groups, batches, "joint", settings=as_factor(12))
+    assert isinstance(whole.interactions, Tensor)
+    assert isinstance(short.interactions, Factor)
+    error = whole.interactions - short.interactions.dense()
+    share = float(error.trace() / whole.interactions.trace())
+    assert 0 < share < 0.5
+    assert short.provenance["interactions_dropped"] == pytest.approx(share, rel=1e-9)
+    assert float(torch.linalg.eigvalsh(error)[0]) > -1e-10
+    torch.testing.assert_close(flat(short), flat(whole), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("case", [Plain, Residual, ChunkCat, Grouped, Norms])

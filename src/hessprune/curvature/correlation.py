@@ -3,7 +3,8 @@ r"""How removals interact: the Gauss–Newton form of the loss in multiplicative
 A gate multiplies a unit where it is read, at the inputs of its consumers, so that removing the unit is exactly moving
 its gate from 1 to 0; or it multiplies the unit's producing weights, which is SOSP-I's `θ_s`. Either way the
 derivative of the logits in the gate is activation times gradient, `∂f_n/∂g_u = Σ_t (∂f_n/∂a_{u,t}) a_{u,t}`. Pushing
-the columns of `S_n` (with `S_n S_nᵀ` the loss Hessian in the logits) back gives rows of `Φ`, and `Q = Φᵀ Φ / W`.
+the columns of `S_n` (with `S_n S_nᵀ` the loss Hessian in the logits) back gives rows of `Φ`, and `Q = Φᵀ Φ / W`: the
+whole matrix where units are few, else a factor of bounded size.
 """
 
 import time
@@ -13,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hessprune._interactions import Interactions
 from hessprune._modules import sample_rows
 from hessprune._watch.calls import Arguments, Call, Convolution
+from hessprune.curvature.accumulate import new_sum
 from hessprune.curvature.exact import choose_columns
 from hessprune.curvature.ggn import TapMode, in_autocast
 from hessprune.curvature.options import TraceOptions
@@ -27,8 +30,12 @@ from hessprune.curvature.risk import LossFn, logit_factor
 class Correlation:
     """First and second derivatives of the mean loss in all gates, units of all keys one after another."""
 
-    quadratic: Tensor
-    """`Q`, `(U, U)` in float64: the Gauss–Newton Hessian in the gates."""
+    quadratic: Interactions
+    """`Q`, `(U, U)`: the Gauss–Newton Hessian in the gates."""
+    diagonal: Tensor
+    """`(U,)`: its diagonal, exact also where `quadratic` is not."""
+    dropped: float
+    """`Tr(Q − quadratic) / Tr(Q)`: 0 unless a factor had to leave rows out."""
     gradient: Tensor
     """`(U,)`: derivative of the loss in each gate; removing a unit changes the loss by minus this, to first order."""
     absolute_gradient: Tensor
@@ -49,8 +56,11 @@ def gate_correlation(
 ) -> Correlation:
     """Return `Q = Φᵀ Φ / W` and the gradient for one gate per unit.
 
-    Costs one forward pass and at most one backward pass per class and sample chunk (input gradients only), and one
-    product of `(N C, U)` matrices; memory is `U²` and one chunk.
+    Costs one forward pass and at most one backward pass per class and sample chunk (input gradients only). Up to 4 096
+    units `Q` is the matrix: one product of `(N C, U)` matrices, memory `8 U²` and one chunk. Beyond, or where the
+    options give `interaction_rows`, it is a factor of `r` rows: memory `4 r U`, `4 r²` and one chunk, and about
+    `6 r U` operations for each of `N C` rows if these are more than `r` (4 096). What that leaves out is positive
+    semi-definite, and its share of the trace is returned.
 
     Args:
         model: Any module; it is left as it was.
@@ -62,7 +72,7 @@ def gate_correlation(
         options: Memory limit, and the share of the loss curvature that may be left out.
 
     Returns:
-        The derivatives, on the CPU in float64.
+        The derivatives, on the CPU in float64 (a factor: in float32 unless all is in double).
 
     References:
         Nonnenmacher et al. (2022), SOSP, arXiv 2110.11395, for gates at the producers.
@@ -73,17 +83,19 @@ def gate_correlation(
         >>> x = torch.tensor([[3.0]])
         >>> found = gate_correlation(model, {"x": [gate]}, [(x, torch.tensor([0]))], precision="fp64")
         >>> w, p = model.weight.detach().double()[:, 0], model(x).softmax(1)[0].double()
-        >>> torch.allclose(found.quadratic[0, 0], 9 * (w[0] - w[1]) ** 2 * p[0] * p[1])
+        >>> torch.allclose(found.quadratic.dense()[0, 0], 9 * (w[0] - w[1]) ** 2 * p[0] * p[1])
         True
     """
     started = time.perf_counter()
     effort = Effort(estimator="exact", precision=precision, options=options or TraceOptions())
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
-    total = _Sums(problem.want.num_units)
+    total = _Sums(problem.want.num_units, effort.options.interaction_rows)
     for inputs, targets in problem.each_batch("gate correlations"):
         _add_batch(problem, inputs, targets, total)
     return Correlation(
-        quadratic=total.quadratic / total.weight,
+        quadratic=total.quadratic.result(total.weight),
+        diagonal=total.diagonal / total.weight,
+        dropped=total.quadratic.dropped / max(float(total.diagonal.sum()), 1e-300),
         gradient=total.gradient / total.weight,
         absolute_gradient=total.absolute / total.weight,
         num_samples=total.num_samples,
@@ -95,9 +107,9 @@ def gate_correlation(
 class _Sums:
     """What is added up over samples, on the CPU in float64."""
 
-    def __init__(self, size: int) -> None:
-        self.quadratic = torch.zeros(size, size, dtype=torch.float64)
-        self.gradient, self.absolute = torch.zeros(2, size, dtype=torch.float64)
+    def __init__(self, size: int, max_rows: int | None) -> None:
+        self.quadratic = new_sum(size, max_rows)
+        self.gradient, self.absolute, self.diagonal = torch.zeros(3, size, dtype=torch.float64)
         self.weight, self.num_samples, self.num_backwards = 0.0, 0, 0
 
 
@@ -112,22 +124,16 @@ def _add_batch(problem: Problem, inputs: Any, targets: Tensor, total: _Sums) -> 
         with problem.precision.casting(problem.device):
             tap.forward(sample_rows(inputs, rows))
         first = _push(problem, tap, slope[rows])
-        features = [_push(problem, tap, factor.columns(rows, column)) for column in index.unbind(1)]
-        tap.close()
         total.gradient += first.sum(0).cpu()
         total.absolute += first.abs().sum(0).cpu()
-        total.quadratic += _outer(features, problem).cpu()
-        total.num_backwards += 1 + len(features)
+        for column in index.unbind(1):
+            phi = _push(problem, tap, factor.columns(rows, column))
+            total.diagonal += phi.square().sum(0).cpu()
+            total.quadratic.add(phi.to(problem.precision.dtype))
+        tap.close()
+        total.num_backwards += 1 + index.shape[1]
     total.weight += factor.weight
     total.num_samples += len(logits)
-
-
-def _outer(features: list[Tensor], problem: Problem) -> Tensor:
-    """`Φᵀ Φ` of one chunk, multiplied in single precision unless all is in double."""
-    if not features:
-        return torch.zeros((), dtype=torch.float64)
-    phi = torch.cat(features).to(problem.precision.dtype)
-    return (phi.T @ phi).double()
 
 
 def _push(problem: Problem, tap: "GateMode", cotangent: Tensor) -> Tensor:

@@ -23,11 +23,16 @@ class TraceOptions:
     """Bytes for activations and gradients; samples are pushed through in chunks that fit."""
     chunk_size: int | None = None
     """Samples in a chunk; None: as many as the processor's cache holds."""
+    interaction_rows: int | None = None
+    """Hold interactions of removals as a factor of at most so many rows, from 2; None: 4 096, and the whole matrix
+    where there are no more units than that."""
     first_sample: int = 0
     """Position of the first sample in the whole data, where `batches` are a part of them."""
 
     def __post_init__(self) -> None:
         check_range("first_sample", self.first_sample, low=0, integer=True)
+        if self.interaction_rows is not None:
+            check_range("interaction_rows", self.interaction_rows, low=2, integer=True)
         for name in ("num_probes", "memory_limit", "chunk_size"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), low=1, integer=True)

@@ -113,6 +113,22 @@ class CostModel:
         sizes = iter(self._dense_sizes() - counts @ self._changes)
         return sum(product.macs([next(sizes) for _ in product.sizes]) for product in self._irregular_products)
 
+    def _irregular_saved(self, counts: np.ndarray) -> np.ndarray:
+        """Return what one more unit of each group saves in the irregular products that it changes."""
+        saved = np.zeros(len(counts))
+        if not self._irregular_products:
+            return saved
+        sizes = self._dense_sizes() - counts @ self._changes
+        start = 0
+        for product in self._irregular_products:
+            own = slice(start, start + len(product.sizes))
+            changing = np.flatnonzero(self._changes[:, own].any(1))
+            now = product.macs(sizes[own].tolist()) if len(changing) else 0
+            for number in changing:
+                saved[number] += now - product.macs((sizes[own] - self._changes[number, own]).tolist())
+            start = own.stop
+        return saved
+
     def _dense_sizes(self) -> np.ndarray:
         return np.concatenate([np.zeros(0), *(product.sizes for product in self._irregular_products)])
 
@@ -127,6 +143,8 @@ class CostModel:
         for number, group in enumerate(groups):
             for piece in group.slices:
                 self._per_unit[number, rows[piece.param], piece.dim] += len(piece.index[0])
+        self._touching, self._touched = np.nonzero(self._per_unit.any(2))
+        self._less = self._per_unit[self._touching, self._touched]
 
     def _stand_in_numel(self, counts: np.ndarray, implanted: np.ndarray) -> np.ndarray:
         """Return how many more elements the stand-ins' layers hold than if the implanted units had kept their filters.
@@ -175,11 +193,12 @@ class CostModel:
         if quantity == "units":
             return dict.fromkeys(self._groups, 1.0)
         counts = self._counts(num_removed or {})
-        sizes = self._sizes - np.tensordot(counts, self._per_unit, axes=1)
-        saved = (sizes.prod(1) - np.clip(sizes - self._per_unit, 0, None).prod(2)) @ self._weights[quantity]
-        for number in np.flatnonzero(self._changes.any(1)) if quantity == "macs" else ():
-            one_more = counts + (np.arange(len(counts)) == number)
-            saved[number] += self._irregular_macs(counts) - self._irregular_macs(one_more)
+        sizes = (self._sizes - np.tensordot(counts, self._per_unit, axes=1))[self._touched]
+        change = sizes.prod(1) - np.clip(sizes - self._less, 0, None).prod(1)
+        weighted = change * self._weights[quantity][self._touched]
+        saved = np.bincount(self._touching, weighted, minlength=len(counts))
+        if quantity == "macs":
+            saved = saved + self._irregular_saved(counts)
         return {name: float(saved[number]) for name, number in self._groups.items()}
 
     def num_leaving(self, quantity: str, group: str, num_removed: int, step: int) -> int:

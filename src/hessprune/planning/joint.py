@@ -5,14 +5,17 @@ increase of one more unit is `a_j + Σ_{i∈M} B_ij`. With `a = ½ diag Q` and `
 with `a = |g| + ½ diag |Q|` and `B = |Q|` the greedy of SOSP-I.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from hessprune._interactions import Interactions, as_interactions
 from hessprune.errors import ArgumentError, BudgetError
 from hessprune.planning.budget import Budget
 from hessprune.planning.cost import CostModel
+from hessprune.planning.exchange import exchange
 from hessprune.planning.implants import Options
 from hessprune.planning.ranking import Ranking, out_of_reach, removable, rounding
 from hessprune.planning.steps import take_steps
@@ -23,7 +26,7 @@ from hessprune.structure.groups import Group
 def select_jointly(
     groups: Sequence[Group],
     saliency: Mapping[str, Tensor],
-    interactions: Tensor,
+    interactions: Tensor | Interactions,
     costs: CostModel,
     *,
     budget: Budget,
@@ -38,14 +41,16 @@ def select_jointly(
     Args:
         groups: All groups, in the order in which `interactions` counts their units.
         saliency: `a`, the loss increase of each unit alone: `{group name: (U_g,)}`.
-        interactions: `B`, `(U, U)` over the units of all groups; the diagonal is not used.
+        interactions: `B`, `(U, U)` over the units of all groups, whole or as a `Factor`; the diagonal is not used.
         costs: Exact cost of what is left.
         budget: What may be left.
         ranking: Floors, rounding, and whether increases are taken per cost saved.
         options: What implanting costs; None removes only.
 
     Returns:
-        The removed and the implanted units of each group. Takes O(U) per removal, O(U²) memory.
+        The removed and the implanted units of each group. A removal takes O(U), and with a factor of `r` rows
+        `2 r U` operations, most of them in products of many rows at once; exchanges take O(U_g²) per group and turn,
+        and up to 1 024 units of each side of a group `8 U_g²` bytes.
 
     Raises:
         BudgetError: Removing all that may go is not enough.
@@ -60,6 +65,10 @@ def select_jointly(
     return greedy.zones()
 
 
+HELD = 16
+"""How many batches of rows are held for later."""
+
+
 class _Greedy:
     """The state of the selection: who is where, and what removing each other unit would add."""
 
@@ -67,7 +76,7 @@ class _Greedy:
         self,
         groups: Sequence[Group],
         saliency: Mapping[str, Tensor],
-        interactions: Tensor,
+        interactions: Tensor | Interactions,
         costs: CostModel,
         *,
         budget: Budget,
@@ -79,11 +88,13 @@ class _Greedy:
         sizes = [group.num_units for group in groups]
         self.owner = np.repeat(np.arange(len(groups)), sizes)
         self.start = np.concatenate([[0], np.cumsum(sizes)])
-        self.pairwise = _checked(interactions, int(self.start[-1]))
+        self.interactions = _checked(interactions, int(self.start[-1]))
+        self.rows = _Rows(self.interactions)
         self.increase = np.concatenate([saliency[group.name].numpy() for group in groups]).astype(float)
         self.available = np.ones(len(self.owner), dtype=bool)
         self.order: list[list[int]] = [[] for _ in groups]
         self.zone = np.full(len(self.owner), KEPT)
+        self.saved: np.ndarray | None = None
         self._set_options(options)
 
     def _set_options(self, options: Options | None) -> None:
@@ -98,7 +109,12 @@ class _Greedy:
         self.worth = np.zeros(len(self.owner), dtype=bool)
         if options and options.share == "auto" and worth:
             self.worth[self.able] = np.concatenate(worth)
+        # Shares of a removal that each unit's next step loses and saves.
+        self.step_loss = np.where(self.worth, self.loss, 1.0)
+        self.step_saving = np.maximum(np.where(self.worth, self.saving, 1.0), 1e-12)
+        self.tally = _Tally(self.groups, self.leaving)
         self.sequence: list[int] = []
+        self.passed = 0
 
     def run(self) -> None:
         """Let units leave one by one until the budget is met."""
@@ -109,12 +125,14 @@ class _Greedy:
             if not self.available.any():
                 dense = self.costs.spent(self.budget.quantity)
                 raise BudgetError(out_of_reach(self.budget, self._spent(), dense, self.ranking))
-            unit = int(np.where(self.available, self._price(), np.inf).argmin())
-            self._leave(unit)
+            price = np.where(self.available, self._price(), np.inf)
+            unit = int(price.argmin())
+            self._leave(unit, price)
             group = self._units(self.owner[unit])
             if (self.zone[group] != KEPT).sum() >= allowed[self.owner[unit]]:
                 self.available[group] &= self.zone[group] == IMPLANTED
-        self.zone = self._zones_now()
+        # Of a given share, the last units that left are the implanted ones.
+        self.zone[self.sequence[self.passed :]] = IMPLANTED
 
     def run_in_steps(self) -> None:
         """Let units leave in steps of time until the budget is met."""
@@ -134,109 +152,133 @@ class _Greedy:
         """Return the kept units of a group, the cheapest first, and what the first one, two, … of them add."""
         units = np.arange(self.start[number], self.start[number + 1])[self.available[self._units(number)]]
         units = units[np.argsort(self.increase[units], kind="stable")]
-        among = np.tril(self.pairwise[np.ix_(units, units)]).sum(1)
+        index = torch.from_numpy(units)
+        among = np.tril(self.interactions.block(index, index).numpy(), -1).sum(1)
         return units, (self.increase[units] + among).cumsum()
 
     def _take(self, number: int, amount: int) -> None:
         for unit in self._next_of(number)[0][:amount].tolist():
-            self._remove(unit)
+            self._leave(unit, np.where(self.available, self.increase, np.inf))
+
+    def _restore(self, unit: int) -> None:
+        own, number = self.increase[unit], int(self.owner[unit])
+        self.increase -= self.interactions.rows([unit]).numpy()[0]
+        self.increase[unit] = own
+        self.order[number].remove(unit)
+        self.tally.move(number, REMOVED, KEPT)
+        self.zone[unit] = KEPT
 
     def _price(self) -> np.ndarray:
         """Loss increase per cost saved of every unit's next step."""
-        loss = np.where(self.zone == IMPLANTED, 1 - self.loss, np.where(self.worth, self.loss, 1))
-        saved = np.where(self.zone == IMPLANTED, 1 - self.saving, np.where(self.worth, self.saving, 1))
-        return loss * self.increase / (np.maximum(saved, 1e-12) * self._saved())
+        return self.step_loss * self.increase / (self.step_saving * self._saved()[self.owner])
 
-    def _leave(self, unit: int) -> None:
+    def _leave(self, unit: int, price: np.ndarray) -> None:
         """Take the next step of a unit: into an implant where that is worth it, else out."""
+        row, own = self.rows.take(unit, price), self.increase[unit]
+        self.increase += self.step_loss[unit] * row
+        self.increase[unit] = own
+        number = int(self.owner[unit])
         if self.zone[unit] == KEPT and self.worth[unit]:
             self.zone[unit] = IMPLANTED
-            self.increase += self.loss[unit] * self.pairwise[unit]
+            self.step_loss[unit] = 1 - self.loss[unit]
+            self.step_saving[unit] = max(1 - self.saving[unit], 1e-12)
+            self.tally.move(number, KEPT, IMPLANTED)
             return
-        self.sequence.append(unit)
-        self._remove(unit, 1 - self.loss[unit] if self.zone[unit] == IMPLANTED else 1.0)
+        self.order[number].append(unit)
+        self.available[unit] = False
+        self.saved = None
+        self.tally.move(number, int(self.zone[unit]), REMOVED)
+        self.zone[unit] = REMOVED
+        if self.options and self.able[unit]:
+            self._share_out(unit)
 
-    def _zones_now(self) -> np.ndarray:
-        """Return the zones; of a given share, the last units that left are the implanted ones."""
-        zone = self.zone.copy()
-        if self.options:
-            able = [unit for unit in self.sequence if self.able[unit]]
-            zone[able[len(able) - self.options.num_by_share(len(able)) :]] = IMPLANTED
-        return zone
+    def _share_out(self, unit: int) -> None:
+        """Count the last of those that left as implanted, as many as a given share says."""
+        self.sequence.append(unit)
+        self.tally.move(int(self.owner[unit]), REMOVED, IMPLANTED)
+        whole = len(self.sequence) - self.options.num_by_share(len(self.sequence)) if self.options else 0
+        for earlier in self.sequence[self.passed : whole]:
+            self.tally.move(int(self.owner[earlier]), IMPLANTED, REMOVED)
+        self.passed = max(whole, self.passed)
 
     def swap(self) -> None:
         """Exchange a removed for a kept unit of the same group while that lowers the estimate; costs do not change."""
-        improved = True
-        while improved:
-            improved = sum(self._swap_within(number) for number in range(len(self.groups))) > 0
+        exchange(self.interactions, self.increase, self.zone, self.order, self.start)
 
     def zones(self) -> Zones:
         """The decision; where rounding gives units back, the last ones removed return."""
         parts = []
         for number, group in enumerate(self.groups):
             gone = [unit for unit in self.order[number] if self.zone[unit] == REMOVED]
-            zone = self.zone.copy()
-            zone[gone[self.leaving(group, len(gone)) :]] = KEPT
-            parts.append(zone[self._units(number)])
+            self.zone[gone[self.leaving(group, len(gone)) :]] = KEPT
+            parts.append(self.zone[self._units(number)])
         return Zones.of(self.groups, parts)
-
-    def _swap_within(self, number: int) -> bool:
-        gone = np.array(self.order[number], dtype=int)
-        units = np.arange(self.start[number], self.start[number + 1])
-        kept = units[self.zone[units] == KEPT]
-        if not len(gone) or not len(kept):
-            return False
-        # Putting i back saves its marginal increase given the others; j then costs what it would without i.
-        change = self.increase[kept][None, :] - self.increase[gone][:, None] - self.pairwise[np.ix_(gone, kept)]
-        best = np.unravel_index(change.argmin(), change.shape)
-        if change[best] >= -1e-12 * max(1e-300, float(np.abs(self.increase[gone]).sum())):
-            return False
-        back, out = int(gone[best[0]]), int(kept[best[1]])
-        zone = self.zone[back]
-        self._restore(back)
-        self._remove(out)
-        self.zone[out] = zone
-        return True
-
-    def _remove(self, unit: int, amount: float = 1.0) -> None:
-        self.increase += amount * self.pairwise[unit]
-        self.order[self.owner[unit]].append(unit)
-        self.available[unit] = False
-        self.zone[unit] = REMOVED
-
-    def _restore(self, unit: int) -> None:
-        self.increase -= self.pairwise[unit]
-        self.order[self.owner[unit]].remove(unit)
-        self.zone[unit] = KEPT
 
     def _units(self, number: int) -> slice:
         return slice(int(self.start[number]), int(self.start[number + 1]))
 
     def _spent(self) -> float:
-        zone = self._zones_now()
-        removed = np.bincount(self.owner[zone == REMOVED], minlength=len(self.groups))
-        implanted = np.bincount(self.owner[zone == IMPLANTED], minlength=len(self.groups))
-        names = [group.name for group in self.groups]
-        pairs = zip(self.groups, removed.tolist(), strict=True)
-        counts = {group.name: self.leaving(group, number) for group, number in pairs}
-        return self.costs.spent(self.budget.quantity, counts, dict(zip(names, implanted.tolist(), strict=True)))
+        return self.costs.spent(self.budget.quantity, self.tally.removed, self.tally.implanted)
 
     def _saved(self) -> np.ndarray:
-        """Cost that one more unit saves now, for every unit (1 where cost is not asked for)."""
+        """Cost that one more unit of each group saves now (1 where cost is not asked for)."""
         if self.ranking.per_cost is False:
-            return np.ones(len(self.owner))
-        counts = {group.name: len(gone) for group, gone in zip(self.groups, self.order, strict=True)}
-        saved = self.costs.saved_next(self.budget.quantity, counts)
-        return np.maximum(np.array([saved[group.name] for group in self.groups]), 1e-12)[self.owner]
+            return np.ones(len(self.groups))
+        if self.saved is None:
+            counts = {group.name: len(gone) for group, gone in zip(self.groups, self.order, strict=True)}
+            saved = self.costs.saved_next(self.budget.quantity, counts)
+            self.saved = np.maximum(np.array([saved[group.name] for group in self.groups]), 1e-12)
+        return self.saved
 
 
-def _checked(interactions: Tensor, size: int) -> np.ndarray:
-    """Return `B` as an array with an empty diagonal."""
-    if interactions.shape != (size, size):
-        shape = tuple(interactions.shape)
-        raise ArgumentError(f"`interactions` must have shape ({size}, {size}), one row per unit, got {shape}.")
-    pairwise = interactions.detach().cpu().numpy().copy()
-    if not np.isfinite(pairwise).all():
+class _Tally:
+    """How many units of each group are removed, after rounding, and implanted."""
+
+    def __init__(self, groups: Sequence[Group], leaving: Callable[[Group, int], int]) -> None:
+        self.groups, self.leaving = groups, leaving
+        self.counts = [[0, 0, 0] for _ in groups]
+        self.removed: dict[str, int] = {}
+        self.implanted: dict[str, int] = {}
+
+    def move(self, number: int, origin: int, zone: int) -> None:
+        """Count one unit of a group that went from one zone to another."""
+        group, counts = self.groups[number], self.counts[number]
+        counts[origin] -= 1
+        counts[zone] += 1
+        self.removed[group.name] = self.leaving(group, counts[REMOVED])
+        self.implanted[group.name] = counts[IMPLANTED]
+
+
+class _Rows:
+    """Rows of the interactions, with those of the units that will probably leave next fetched along."""
+
+    def __init__(self, interactions: Interactions) -> None:
+        self.interactions = interactions
+        self.held: dict[int, np.ndarray] = {}
+
+    def take(self, unit: int, price: np.ndarray) -> np.ndarray:
+        """Return the row of a unit, and forget it."""
+        if unit not in self.held:
+            self._fetch(unit, price)
+        return self.held.pop(unit)
+
+    def _fetch(self, unit: int, price: np.ndarray) -> None:
+        size = min(self.interactions.batch, len(price))
+        if len(self.held) > HELD * size:
+            cheapest = sorted(self.held, key=price.__getitem__)[: HELD * size // 2]
+            self.held = {other: self.held[other] for other in cheapest}
+        nearest = np.argpartition(price, size - 1)[:size] if size > 1 else np.zeros(0, dtype=int)
+        others = nearest[price[nearest] < np.inf].tolist()
+        wanted = [unit, *(other for other in others if other != unit and other not in self.held)]
+        rows = self.interactions.rows(wanted).numpy()
+        self.held.update((other, row.copy()) for other, row in zip(wanted, rows, strict=True))  # not views: each goes
+
+
+def _checked(interactions: Tensor | Interactions, size: int) -> Interactions:
+    """Return `B`, known to fit."""
+    found = as_interactions(interactions)
+    if found.shape != (size, size):
+        raise ArgumentError(f"`interactions` must have shape ({size}, {size}), one row per unit, got {found.shape}.")
+    if not found.is_finite():
         raise ArgumentError("`interactions` must be finite. Check the data and the model's weights.")
-    np.fill_diagonal(pairwise, 0)
-    return pairwise
+    return found

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hessprune._interactions import as_interactions
 from hessprune.errors import CheckpointError
 from hessprune.planning.budget import LATENCY, Budget
 from hessprune.planning.cost import Cost, CostModel
@@ -185,8 +186,7 @@ def make_plan(
         options = implant_options(free, per_unit, losses, costs, budget=budget, carriers=carriers, share=implant.share)
     interactions = getattr(saliency, "interactions", None)
     if interactions is not None:
-        own = _rows_of(free, groups)
-        pairwise = interactions[own][:, own]
+        pairwise = as_interactions(interactions).select(_rows_of(free, groups))
         zones = select_jointly(free, per_unit, pairwise, costs, budget=budget, ranking=ranking, options=options)
     elif options:
         zones = select_zones(free, per_unit, costs, budget=budget, ranking=ranking, options=options)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hessprune._files import read_json, replacing, sha256, writable_folder, write_json
+from hessprune._interactions import as_interactions, interactions_from
 from hessprune._progress import progress_bar
 from hessprune.errors import DataError
 from hessprune.run.identity import CODE, code_of
@@ -99,7 +100,7 @@ def save_saliency(values: Saliency, folder: Path) -> None:
     tensors = {f"value:{name}": value for name, value in values.items()}
     tensors |= {f"error:{name}": value for name, value in (values.standard_error or {}).items()}
     tensors |= {f"implant:{name}": value for name, value in (values.implant_losses or {}).items()}
-    tensors |= {} if values.interactions is None else {"interactions": values.interactions}
+    tensors |= {} if values.interactions is None else as_interactions(values.interactions).tensors()
     with replacing(folder / "saliency.safetensors") as path:
         save_file({name: value.contiguous() for name, value in tensors.items()}, path)
     facts = {"provenance": values.provenance, "per_cost": values.per_cost, "groups": list(values)}
@@ -116,7 +117,7 @@ def load_saliency(folder: Path) -> Saliency:
         provenance=facts["provenance"],
         per_cost=facts["per_cost"],
         standard_error=errors or None,
-        interactions=tensors.get("interactions"),
+        interactions=interactions_from(tensors),
         implant_losses=losses or None,
     )
 

@@ -1,13 +1,16 @@
 """Criteria from activation × gradient: Taylor, SOSP-H, SOSP-I, and the joint criterion."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hessprune._interactions import Factor, Interactions
 from hessprune.curvature.correlation import Correlation, gate_correlation
 from hessprune.curvature.direction import weight_curvature
+from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.results import ParamSlice
 from hessprune.saliency.scores import Scores, Settings
 from hessprune.structure.groups import Group, Role
@@ -20,7 +23,7 @@ def taylor(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Se
         Molchanov et al. (2017), Pruning Convolutional Neural Networks for Resource Efficient Inference,
         arXiv 1611.06440.
     """
-    found, keys = _correlation(model, groups, batches, settings, "consumer")
+    found, keys = _correlation(model, groups, batches, _first_order(settings), "consumer")
     return Scores(values=_split(found.absolute_gradient, keys, groups))
 
 
@@ -30,8 +33,7 @@ def sosp_h(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Se
     References:
         Nonnenmacher et al. (2022), SOSP, arXiv 2110.11395.
     """
-    slices = role_slices(groups, "producer")
-    found = gate_correlation(model, slices, batches, loss_fn=settings.loss_fn, precision=settings.precision)
+    found, slices = _correlation(model, groups, batches, _first_order(settings), "producer")
     second = weight_curvature(model, slices, batches, loss_fn=settings.loss_fn, precision=settings.precision)
     first = _split(found.gradient.abs(), slices, groups)
     return Scores(
@@ -46,9 +48,8 @@ def sosp_i(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Se
         Nonnenmacher et al. (2022), SOSP, arXiv 2110.11395.
     """
     found, keys = _correlation(model, groups, batches, settings, "producer")
-    absolute = found.quadratic.abs()
-    alone = found.gradient.abs() + absolute.diagonal() / 2
-    return Scores(values=_split(alone, keys, groups), interactions=_spread(absolute, keys, groups))
+    alone = found.gradient.abs() + found.diagonal / 2
+    return _scores(alone, found.quadratic.abs(), found, keys, groups)
 
 
 def joint(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Settings) -> Scores:
@@ -58,8 +59,7 @@ def joint(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Set
     effects cancel are recognised as cheap together.
     """
     found, keys = _correlation(model, groups, batches, settings, "consumer")
-    alone = found.quadratic.diagonal() / 2
-    return Scores(values=_split(alone, keys, groups), interactions=_spread(found.quadratic, keys, groups))
+    return _scores(found.diagonal / 2, found.quadratic, found, keys, groups)
 
 
 def role_slices(groups: Sequence[Group], role: Role) -> dict[str, list[ParamSlice]]:
@@ -71,24 +71,33 @@ def role_slices(groups: Sequence[Group], role: Role) -> dict[str, list[ParamSlic
     return {name: pieces for name, pieces in slices.items() if pieces}
 
 
+def _first_order(settings: Settings) -> Settings:
+    """Return settings under which all curvature is left out: only the gradient is computed."""
+    return replace(settings, options=replace(settings.options or TraceOptions(), tolerance=1.0))
+
+
 def _correlation(
     model: nn.Module, groups: Sequence[Group], batches: Any, settings: Settings, role: Role
-) -> tuple[Correlation, Mapping[str, Any]]:
-    slices = role_slices(groups, role)
-    return gate_correlation(model, slices, batches, loss_fn=settings.loss_fn, precision=settings.precision), slices
+) -> tuple[Correlation, dict[str, list[ParamSlice]]]:
+    slices, options = role_slices(groups, role), settings.options
+    found = gate_correlation(
+        model, slices, batches, loss_fn=settings.loss_fn, precision=settings.precision, options=options
+    )
+    return found, slices
+
+
+def _scores(
+    alone: Tensor, together: Interactions, found: Correlation, keys: Mapping[str, Any], groups: Sequence[Group]
+) -> Scores:
+    """Lay units of the measured groups out over all groups; say what a factor leaves out."""
+    owned = torch.cat([torch.full((group.num_units,), group.name in keys) for group in groups])
+    facts = {}
+    if isinstance(together, Factor):
+        facts = {"interaction_rows": len(together.phi), "interactions_dropped": found.dropped}
+    return Scores(values=_split(alone, keys, groups), interactions=together.spread(owned).simplest(), facts=facts)
 
 
 def _split(flat: Tensor, keys: Mapping[str, Any], groups: Sequence[Group]) -> dict[str, Tensor]:
     """Cut `(U,)` over the measured groups into one tensor per group; a group without gates costs nothing."""
     parts = dict(zip(keys, flat.split([group.num_units for group in groups if group.name in keys]), strict=True))
     return {group.name: parts.get(group.name, torch.zeros(group.num_units).double()) for group in groups}
-
-
-def _spread(square: Tensor, keys: Mapping[str, Any], groups: Sequence[Group]) -> Tensor:
-    """Put rows and columns of unmeasured groups into `(U, U)` as zeros."""
-    owned = torch.cat([torch.full((group.num_units,), group.name in keys) for group in groups])
-    if bool(owned.all()):
-        return square
-    full = torch.zeros(len(owned), len(owned), dtype=square.dtype)
-    full[owned.nonzero(), owned.nonzero().T] = square
-    return full

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hessprune._interactions import Interactions
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
@@ -18,7 +20,7 @@ class Settings:
     compensated: bool = True
     """Whether the survivors will be refitted; `joint` then judges removals by what is left to pay after that."""
     options: Any = None
-    """`TraceOptions`: number of probes, stopping rule, memory limit."""
+    """`TraceOptions`: number of probes, stopping rule, memory limit, rows of a factor of interactions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +29,8 @@ class Scores:
 
     values: Mapping[str, Tensor]
     standard_error: Mapping[str, Tensor] | None = None
-    interactions: Tensor | None = None
-    """`(U, U)` over the units of all groups: what removing one adds to the cost of removing another."""
+    interactions: Tensor | Interactions | None = None
+    """`(U, U)` over the units of all groups: what removing one adds to the cost of removing another; whole, or as a
+    `Factor`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """For the provenance."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hessprune._interactions import Interactions
 from hessprune.structure.groups import ByGroup
 
 
@@ -13,7 +14,8 @@ class Saliency(ByGroup[Tensor]):
 
     A dict for every purpose. Beside it stand `provenance` (method, estimator, seed, data seen), which goes into the
     plan; `per_cost`, whether a ranking should divide by the cost saved unless told otherwise; `standard_error`;
-    `interactions`, `(U, U)` over all units in order, where the method knows how removals interact; and, from
+    `interactions`, `(U, U)` over all units in order, where the method knows how removals interact: a tensor, or beyond
+    4 096 units a `Factor` with `.rows(units)`, `.block(units, columns)`, `.diagonal()` and `.dense()`; and, from
     `hessprune.implant_losses`, the loss increase where a unit keeps a low-rank stand-in.
     """
 
@@ -24,7 +26,7 @@ class Saliency(ByGroup[Tensor]):
         provenance: Mapping[str, Any],
         per_cost: bool = True,
         standard_error: Mapping[str, Tensor] | None = None,
-        interactions: Tensor | None = None,
+        interactions: Tensor | Interactions | None = None,
         implant_losses: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(values)

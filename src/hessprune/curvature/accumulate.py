@@ -1,0 +1,105 @@
+r"""Adding up `Q = Σ φ φᵀ` over many rows `φ`, whole or as a factor with a bounded number of rows.
+
+The factor keeps rows as they are while they fit into a buffer. When it is full, it is turned to the eigenvectors of
+its small Gram matrix `Φ Φᵀ`, and the half of them with the least eigenvalues is let go. What is let go is positive
+semi-definite, so every entry of `Q` is off by at most its trace, which is known exactly.
+"""
+
+import torch
+from torch import Tensor
+
+from hessprune._interactions import Dense, Factor, Interactions
+
+DENSE_UNITS = 4096
+"""Up to so many units the whole matrix is held: 134 MB."""
+FACTOR_ROWS = 4096
+"""Most rows of a factor: for 20 000 units 328 MB."""
+_FLUSH = 512
+_COLUMNS = 2048
+
+
+class DenseSum:
+    """`Σ φ φᵀ`, `(U, U)` on the CPU in float64; rows are multiplied in their own precision, some hundred at a time."""
+
+    def __init__(self, num_units: int) -> None:
+        self._total = torch.zeros(num_units, num_units, dtype=torch.float64)
+        self._waiting: list[Tensor] = []
+        self.dropped = 0.0
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows `(n, U)`."""
+        self._waiting.append(rows)
+        if sum(map(len, self._waiting)) >= _FLUSH:
+            self._flush()
+
+    def result(self, weight: float) -> Interactions:
+        """Return the sum over `weight`."""
+        self._flush()
+        return Dense(self._total.div_(weight))
+
+    def _flush(self) -> None:
+        if self._waiting:
+            rows = torch.cat(self._waiting)
+            self._total += (rows.T @ rows).double().cpu()
+            self._waiting = []
+
+
+class FactorSum:
+    """`Σ φ φᵀ` as a factor of at most `capacity` rows, `(r, U)`.
+
+    Memory is the buffer twice, or once and its Gram matrix in float64. For `n` rows in all this takes about
+    `6 n r U` operations and `2 n / r` eigendecompositions of size `r = capacity`.
+    """
+
+    def __init__(self, num_units: int, capacity: int) -> None:
+        self._num_units, self._capacity, self._filled = num_units, capacity, 0
+        self._buffer = torch.zeros(0, num_units)
+        self.dropped = 0.0
+        """Trace of what was let go, before any division."""
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows `(n, U)`."""
+        for part in rows.split(max(1, self._capacity - self._capacity // 2)):
+            if self._filled + len(part) > self._capacity:
+                self._compress()
+            self._reserve(self._filled + len(part), part)
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+
+    def result(self, weight: float) -> Interactions:
+        """Return the sum over `weight`."""
+        return Factor(self._buffer[: self._filled].mul_(weight**-0.5).cpu())
+
+    def _reserve(self, rows: int, like: Tensor) -> None:
+        """Make room: a fourth of the capacity at first, then all of it."""
+        if rows > len(self._buffer):
+            size = self._capacity if rows > self._capacity // 4 else max(1, self._capacity // 4)
+            grown = like.new_empty(size, self._num_units)
+            grown[: self._filled] = self._buffer[: self._filled]
+            self._buffer = grown
+
+    def _compress(self) -> None:
+        """Keep the main half of the directions, in place."""
+        full = self._buffer[: self._filled]
+        kept = self._capacity // 2
+        before = _trace(full)
+        gram = sum(
+            ((part @ part.T).double() for part in full.split(_COLUMNS, 1)), full.new_zeros((), dtype=torch.float64)
+        )
+        main = torch.linalg.eigh(gram)[1][:, -kept:].T.to(full.dtype)
+        for part in full.split(_COLUMNS, 1):
+            part[:kept] = main @ part
+        self._filled = kept
+        self.dropped += max(0.0, before - _trace(full[:kept]))
+
+
+def _trace(rows: Tensor) -> float:
+    """`Tr(ΦᵀΦ)` in float64, without a copy of `Φ` in float64."""
+    return sum(float(part.double().square().sum()) for part in rows.split(256))
+
+
+def new_sum(num_units: int, max_rows: int | None) -> DenseSum | FactorSum:
+    """Return an empty sum: whole for few units unless the number of rows is given, else a factor."""
+    if max_rows is None and num_units <= DENSE_UNITS:
+        return DenseSum(num_units)
+    return FactorSum(num_units, max_rows or FACTOR_ROWS)
