@@ -113,7 +113,7 @@ def draw(curves: dict[str, Curve], path: Path) -> None:
             axes.annotate(f"{p['probes']:.0f}" if p["probes"] else "", (p["seconds"], p["spearman"] - 0.07))
     axes.set(xscale="log", xlabel="seconds", ylabel="rank correlation with the exact saliency", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="center right")
+    axes.legend(frameon=False, loc="center left")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
