@@ -20,8 +20,8 @@ from hessprune.quantize.rewrite import LAYERS, aten
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # function, arguments, keyword arguments
 
 
-def integer_forward(model: GraphModule) -> Callable[..., Any]:
-    """Return a forward for modules with the buffers of `model`, which it reads from the module it is called with."""
+def integer_graph(model: GraphModule) -> GraphModule:
+    """Return a graph that computes in integers; it shares the buffers of `model`."""
     with quiet():
         graph = copy.deepcopy(model.graph)
     for node in list(graph.nodes):
@@ -31,7 +31,7 @@ def integer_forward(model: GraphModule) -> Callable[..., Any]:
         if node.target is aten.linear.default and (call := _layer(node, None)):  # its result is used in floats
             _replace(node, call)
     graph.eliminate_dead_code()
-    return type(GraphModule(model, graph)).forward
+    return GraphModule(model, graph)
 
 
 def _kernel(quantizer: Node) -> Call | None:
@@ -45,7 +45,7 @@ def _kernel(quantizer: Node) -> Call | None:
         return None
     if node.target in LAYERS:
         return _layer(node, grid)
-    if node.target not in (*BINARY, aten.avg_pool2d.default):
+    if node.target not in (*BINARY, aten.avg_pool2d.default) or len(node.args) > 6:  # a mean with a divisor of its own
         return None
     number = 2 if node.target in BINARY else 1
     read = [found for x in node.args[:number] if (found := _read(x))]

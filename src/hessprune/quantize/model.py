@@ -11,7 +11,7 @@ from torch.fx.graph import PythonCode
 
 from hessprune._quiet import quiet
 from hessprune._state import switch_graphs
-from hessprune.quantize.exact import integer_forward
+from hessprune.quantize.exact import integer_graph
 
 _FACTS = "hessprune"  # the key of our entries in `GraphModule.meta`, which copies take along
 
@@ -73,8 +73,8 @@ def _choosing(simulated: Callable[..., Any]) -> Callable[..., Any]:
         facts = self.meta.get(_FACTS, {})
         if facts.get("stage") != "converted" or facts["target"] == "x86-inductor" or torch.compiler.is_compiling():
             return simulated(self, *args, **kwargs)
-        integer = integer or integer_forward(self)
-        return integer(self, *args, **kwargs)
+        integer = integer or type(integer_graph(self)).forward
+        return integer(self, *args, **kwargs)  # with the buffers that `self` has now
 
     return forward
 
