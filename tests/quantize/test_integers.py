@@ -99,7 +99,7 @@ def test_convolutions(groups, draw):
         weight = draw.integers(-64, 65, (16, 16 // groups, 3, 3)).astype(np.int8)
         bias = draw.integers(-3000, 3000, 16).astype(np.int32)
         scale = draw.uniform(0.001, 0.01, 16).astype(np.float32)
-        weights = tuple(map(torch.from_numpy, (weight, scale, bias)))
+        weights = (torch.from_numpy(weight), torch.from_numpy(scale), torch.from_numpy(bias))
         arguments = ([1, 1], [1, 1], [1, 1], groups)
         found = integers.layer(aten.conv2d.default, x, weights, arguments=arguments, grids=(own, out))
         constants = [None, *of(own), weight, scale, np.zeros(16, np.int8), *of(out), bias]
@@ -111,7 +111,7 @@ def test_linear_layers_whose_sums_fit_float32_or_do_not(length, draw):
     x, weight = integer(draw, 8, length), draw.integers(-20, 65, (5, length)).astype(np.int8)
     scale, bias = draw.uniform(0.001, 0.01, 5).astype(np.float32), draw.integers(-99, 99, 5).astype(np.int32)
     own, out = grid(draw)._replace(zero=3), grid(draw, finest=20, coarsest=40)
-    weights = tuple(map(torch.from_numpy, (weight, scale, bias)))
+    weights = (torch.from_numpy(weight), torch.from_numpy(scale), torch.from_numpy(bias))
     sums = (x.long() - own.zero) @ weights[0].long().T + weights[2]
     assert (int(sums.abs().max()) >= 2**24) == (length > 64)
     floats = integers.layer(aten.linear.default, x, weights, arguments=(), grids=(own, None))

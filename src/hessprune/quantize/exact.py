@@ -76,20 +76,17 @@ def _read(x: Any) -> tuple[Node, Grid] | None:
 
     while isinstance(x, Node) and x.target in UNCHANGED and True not in x.args:
         x = x.args[0]
-    return (x.args[0], _grid(x)) if _calls(x, "dequantize_per_tensor") else None
+    return (x.args[0], _grid(x)) if _calls(x, "dequantize_per_tensor") else None  # type: ignore[return-value]
 
 
 def _is_dropped(activation: Node, grid: Grid) -> bool:
-    """Return whether ONNX Runtime leaves an activation to the quantiser behind it, which clamps."""
-    low, high = (float(torch.tensor(grid.scale * (limit - grid.zero), dtype=torch.float32)) for limit in grid.limits)
+    """Return whether the quantiser behind an activation clamps as much, as ONNX Runtime then leaves it to that."""
+    bounds: tuple[Any, ...] = (0.0, float("inf"))
     if "relu6" in str(activation.target):
-        least, largest = 0.0, 6.0
+        bounds = (0.0, 6.0)
     elif "hardtanh" in str(activation.target):
-        least, largest = (*activation.args[1:], *(-1.0, 1.0)[len(activation.args) - 1 :])
-    else:
-        return grid.zero == grid.limits[0]
-    gap = torch.finfo(torch.float32).eps
-    return least - low <= gap and high - largest <= gap
+        bounds = (*activation.args[1:], *(-1.0, 1.0)[len(activation.args) - 1 :])
+    return tuple(integers.quantize(torch.tensor(bounds), grid).tolist()) == grid.limits
 
 
 def _grid(node: Node) -> Grid:
