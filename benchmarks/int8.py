@@ -145,7 +145,10 @@ def accuracy(claims: Claims, files: Files, kind: str) -> None:
 
 
 def agreement(claims: Claims, files: Files) -> None:
-    """Show 4: torch and ONNX Runtime on 1 000 images; steps are 255ths of the range of logits."""
+    """Show 4: torch and ONNX Runtime on 1 000 images; steps are 255ths of the range of logits.
+
+    Both compute in integers, by the same formulas where the processor has AVX2, and are then equal bit for bit.
+    """
     test = list(images_of("test", files.root))
     labels = torch.cat([targets for _, targets in test])[:1000]
     torch_logits, runtime_logits = (logits_of(model, test)[:1000] for model in (files.int8, files.ours["7 bits"]))

@@ -43,8 +43,8 @@ def export_onnx(
         path: File to write, usually `….onnx`; its folder is created.
         dynamic_batch: Accept any batch size, not only the example's.
         check: Compare with torch, which needs ONNX Runtime.
-        tolerance: Largest difference, relative to the largest output; 1e-4 by default, and 0.1 for quantised models,
-            where a value that rounds the other way moves all after it by whole steps.
+        tolerance: Largest difference, relative to the largest output; 1e-4 by default, and 0.1 for quantised models:
+            where kernels of a processor round a tie the other way, all after it moves by whole steps.
 
     Returns:
         The path.

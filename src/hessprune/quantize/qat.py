@@ -168,7 +168,8 @@ def calibrate(
 def convert_qat(model: nn.Module) -> QuantizedModel:
     """Return a copy of a prepared model with integer weights, ready for `export_onnx` (or `torch.compile`).
 
-    It returns what the prepared model returns in evaluation mode, up to the rounding of biases.
+    It computes in the integers that ONNX Runtime computes in, bit for bit on x86 with AVX2, and returns what the
+    prepared model returns in evaluation mode, up to the rounding of biases and of values midway between two steps.
 
     Args:
         model: Calibrated or trained.
