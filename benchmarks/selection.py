@@ -52,7 +52,7 @@ def main() -> None:
     options, claims = arguments(__doc__), Claims()
     for depth in (20,) if options.quick else (20, 56):
         name, case = f"resnet{depth}", load(depth, options.data_root)
-        scoring(claims, name, case, repeats=2 if options.quick else 3)
+        scoring(claims, name, case, repeats=1 if options.quick else 3)
         choosing(claims, name, case)
         sizes = {run: in_a_process(peak, run, depth, options.data_root, options.threads) for run in ("step", *METHODS)}
         for label in METHODS:
@@ -82,7 +82,7 @@ def choosing(claims: Claims, name: str, case: Case) -> None:
     """Time the choice itself, from saliencies to a plan: greedy with swaps where removals interact."""
     for label in ("sosp-i", "joint", "joint with compensation"):
         scores = case.score(label)
-        seconds = interleaved({label: lambda scores=scores: plan(case, scores)}, 2)[label]
+        seconds = interleaved({label: lambda scores=scores: plan(case, scores)}, 1)[label]
         claims.at_most(f"{name}: seconds from {label} to a plan", seconds, 5)
 
 

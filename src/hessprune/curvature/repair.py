@@ -11,6 +11,7 @@ gradient: for cross-entropy the divergence of the outputs from what they were. O
 quadratic form in the logits would say that confident samples can be moved at no cost, however far.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,7 @@ def repaired_losses(
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
     layers, samples = measure_readers(problem, seed)
     paths = _eliminate(problem, layers)
-    losses = _measure_changes(problem, layers, paths, max(1, samples * COLUMNS // BACKWARDS))
+    losses = _measure_changes(problem, layers, paths, stride=math.ceil(samples * COLUMNS / BACKWARDS))
     return {key: _interpolated(path, losses[key]) for key, path in paths.items()}
 
 
