@@ -56,6 +56,13 @@ def test_the_rate_that_validates_best_counts_whatever_it_does_on_test():
     assert (row.lr, row.accuracy, row.num_draws) == (0.03, 0.8, 2)
 
 
+def test_a_rate_is_judged_on_the_draws_that_all_rates_had():
+    tried = [cell("hap", 0.8, lr=0.03, valid=0.6), cell("hap", 0.9, lr=0.1, valid=0.5)]
+    later = [cell("hap", 0.7, seed=seed, lr=0.03, valid=0.3) for seed in (1, 2)]
+    row = comparison(*tried, *later).rows(2, False)["hap", 0.5]
+    assert (row.lr, row.num_draws) == (0.03, 3)
+
+
 def test_stages_and_best():
     whole = comparison(*CELLS, cell("hap", 0.8, lr=0.1, valid=0.8))
     assert whole.stages == ((0, False), (2, False))

@@ -21,6 +21,27 @@ RECIPE = parse_recipe({
     "prune": {"budget": {"macs": 0.5}},
     "finetune": {"lr": 0.01},
 })
+
+
+class Counter:
+    """Counts what the bar of the comparison promises and does."""
+
+    def __init__(self):
+        self.handles, self.total, self.done = 0, None, 0
+
+    def start(self, label, total):
+        self.handles += 1
+        if label == "comparing":
+            self.own, self.total = self.handles, total
+        return self.handles
+
+    def advance(self, handle, steps, note):
+        self.done += steps if handle == self.own else 0
+
+    def finish(self, handle):
+        pass
+
+
 ASKED = hp.CompareSettings(methods=("random", "joint"), budgets=(0.6, 0.01), seeds=(0, 1))
 
 
@@ -79,6 +100,18 @@ def test_fine_tuning_tries_every_rate_and_keeps_the_best_on_validation(finished)
     best = max(tuned.cells[1:], key=lambda cell: cell.validation_accuracy)
     assert (row.lr, row.accuracy) == (best.lr, best.accuracy)
     assert "450 test images" in tuned.notes[0]
+
+
+def test_later_draws_only_use_the_rate_that_won_on_the_first(finished):
+    asked = hp.CompareSettings(methods=("magnitude",), budgets=(0.5,), seeds=(0, 1), compensate=(True,))
+    counter = Counter()
+    with listening(counter):
+        tuned = hp.compare(RECIPE, finished[0], comparison=replace(asked, epochs=1, lrs=(0.01, 1e-9), split="test"))
+    first = [cell for cell in tuned.cells if cell.seed == 0 and cell.epochs]
+    best = max(first, key=lambda cell: cell.validation_accuracy)
+    assert [(cell.seed, cell.lr) for cell in tuned.cells[3:]] == [(1, None), (1, best.lr)]
+    assert tuned.rows(1, True)["magnitude", 0.5].num_draws == 2
+    assert counter.done == counter.total == len(tuned.cells)
 
 
 def test_inner_channels_spare_the_residual_stream():

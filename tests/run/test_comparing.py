@@ -16,6 +16,8 @@ def test_text_becomes_settings_and_absent_options_keep_their_defaults():
 def test_methods_carry_what_differs_from_the_recipe():
     assert parse_method("joint") == {"method": "joint"}
     assert parse_method("joint:step=0.2") == {"method": "joint", "step": 0.2}
+    half = {"method": "hap", "estimator": "hutchinson", "precision": "bf16"}
+    assert parse_method("hap:hutchinson:bf16") == half
     asked = {"method": "hap", "estimator": "rademacher", "num_probes": 8}
     assert parse_method("hap:rademacher:probes=8") == asked
 

@@ -139,9 +139,14 @@ def best_in_column(rows: Mapping[tuple[str, float], Row]) -> Iterator[tuple[str,
 
 
 def _best_rate(cells: list[Cell]) -> list[Cell]:
-    """Keep the cells of the learning rate with the highest mean validation accuracy."""
+    """Keep the cells of the learning rate with the highest mean validation accuracy, over the draws that all had."""
     rates = {rate: [cell for cell in cells if cell.lr == rate] for rate in dict.fromkeys(cell.lr for cell in cells)}
-    return max(rates.values(), key=lambda own: statistics.fmean(cell.validation_accuracy or 0 for cell in own))
+    shared = set.intersection(*({cell.seed for cell in own} for own in rates.values()))
+
+    def validated(own: list[Cell]) -> float:
+        return statistics.fmean(cell.validation_accuracy or 0 for cell in own if cell.seed in shared)
+
+    return max(rates.values(), key=validated)
 
 
 def _row(cells: list[Cell], quantity: str) -> Row:

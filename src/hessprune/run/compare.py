@@ -74,6 +74,7 @@ def _compare(run: Run, asked: CompareSettings) -> Comparison:
     dense = dense_model(run)
     groups = chosen_groups(dense.model, run.example, asked)
     cells: list[Cell] = []
+    rates: dict[tuple[str, float, bool], float | None] = {}
     unreachable: dict[str, None] = {}
     with progress_bar("comparing", _num_cells(asked)) as bar:
         for job, label, budget in _jobs(run, asked):
@@ -82,10 +83,15 @@ def _compare(run: Run, asked: CompareSettings) -> Comparison:
             except BudgetError as error:  # below what the floors allow: the table says so and goes on
                 unreachable[f"{label}: {error}"] = None
                 continue
-            cells += [
+            row = (label, budget, job.settings.prune.compensate)
+            tried = (rates[row],) if row in rates else _rates(run, asked)
+            own = [
                 Cell(method=label, budget=budget, seed=job.settings.seed, **found)
-                for found in _cells(job, asked, dense, decision, bar)
+                for found in _cells(job, asked, dense, decision, bar, (None, *tried))
             ]
+            if tried:
+                rates[row] = max(own[1:], key=lambda cell: cell.validation_accuracy or 0).lr
+            cells += own
     if not cells:
         raise BudgetError(f"`budgets` must be reachable by one method at least: {next(iter(unreachable))}")
     return Comparison(
@@ -130,10 +136,12 @@ def _jobs(run: Run, asked: CompareSettings) -> Iterator[tuple[Run, str, float]]:
                 yield replace(run, data=data, settings=replace(run.settings, seed=seed, prune=prune)), label, budget
 
 
-def _cells(run: Run, asked: CompareSettings, dense: Model, decision: Decision, bar: Bar) -> Iterator[dict[str, Any]]:
-    """Yield everything measured under one decision: one-shot and fine-tuned."""
+def _cells(
+    run: Run, asked: CompareSettings, dense: Model, decision: Decision, bar: Bar, rates: tuple[float | None, ...]
+) -> Iterator[dict[str, Any]]:
+    """Yield everything measured under one decision: fine-tuned at each rate, one-shot where it is None."""
     kept = {quantity: decision.plan.kept_fraction(quantity) for quantity in ("macs", "params", "units")}
-    for lr in (None, *_rates(run, asked)):
+    for lr in rates:
         found = _cell(run, asked, dense, decision, lr)
         bar.advance(note=f"{decision.method} {decision.plan.budget.value:.0%} {found['accuracy']:.1%}")
         compensated = run.settings.prune.compensate
@@ -186,8 +194,9 @@ def _rates(run: Run, asked: CompareSettings) -> tuple[float, ...]:
 
 
 def _num_cells(asked: CompareSettings) -> int:
-    tuned = max(len(asked.lrs), 1) if asked.epochs else 0
-    return len(asked.seeds) * len(asked.methods) * len(asked.budgets) * len(asked.compensate) * (1 + tuned)
+    first, later = (1 + max(len(asked.lrs), 1), 2) if asked.epochs else (1, 1)
+    each = len(asked.methods) * len(asked.budgets) * len(asked.compensate)
+    return each * (first + later * (len(asked.seeds) - 1))
 
 
 def _plain(value: Any) -> Any:

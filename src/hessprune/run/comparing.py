@@ -10,6 +10,7 @@ from hessprune.saliency.methods import METHODS
 
 T = TypeVar("T")
 ESTIMATORS = ("exact", "rademacher", "hutchinson")
+PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 NUMBERS = {"probes": ("num_probes", int), "step": ("step", float)}
 
 
@@ -19,7 +20,7 @@ class CompareSettings:
 
     Attributes:
         methods: Saliencies by name, with what differs from the recipe behind colons: `"hap:hutchinson:probes=300"`,
-            `"joint:step=0.2"`.
+            `"joint:step=0.2"`, `"hap:hutchinson:bf16"`.
         budgets: Kept shares of `quantity`, in (0, 1].
         quantity: `"macs"`, `"params"`, or `"units"`: the last counts channels alike and ignores what they cost.
         seeds: Each draws its own calibration images from the training images.
@@ -27,7 +28,8 @@ class CompareSettings:
         channels: `"all"`, or `"inner"`: only units that a single layer emits, which spares the residual stream.
         ignore: Name patterns of layers whose outputs keep their width.
         epochs: Fine-tune every pruned model for so long, as the recipe says; 0 leaves it at one-shot.
-        lrs: Peak learning rates to try; for each method and budget the one that validates best counts.
+        lrs: Peak learning rates to try on the first draw; for each method and budget the one that validates best
+            counts, and later draws use no other.
         split: Where accuracy is measured: `"validation"` or `"test"`.
     """
 
@@ -99,11 +101,13 @@ def parse_method(text: str) -> Mapping[str, Any]:
         key, equals, value = option.partition("=")
         if key in ESTIMATORS and not equals:
             changes["estimator"] = key
+        elif key in PRECISIONS and not equals:
+            changes["precision"] = key
         elif key in NUMBERS and _is_positive(value):
             field, read = NUMBERS[key]
             changes[field] = read(value)
         else:
-            known = [*ESTIMATORS, *(f"{number}=N" for number in NUMBERS)]
+            known = [*ESTIMATORS, *PRECISIONS, *(f"{number}=N" for number in NUMBERS)]
             raise ArgumentError(
                 f"option of method {name!r} must be one of {', '.join(known)}, got {option!r}.{nearest(option, known)}"
             )
