@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import hessprune as hp
 from hessprune.planning.plan import Plan, plan_removing
 from hessprune.surgery.compensation import compensate
-from hessprune.surgery.least_squares import STRENGTHS, Moments, ridge
+from hessprune.surgery.least_squares import BLOCK, ROWS, STRENGTHS, Moments, ridge
 from tests.cases import AWKWARD, Flatten, Grouped, Inverted, Plain, Residual, Shared, Tokens, image, make
 
 Y = torch.arange(40) % 4
@@ -29,6 +29,21 @@ def plan_for(model: nn.Module, x: Tensor, fraction: float = 0.7) -> Plan:
     generator = torch.Generator().manual_seed(0)
     saliency = {group.name: torch.rand(group.num_units, generator=generator) for group in groups}
     return hp.make_plan(model, groups, saliency, hp.Budget(params=fraction), example_inputs=x)
+
+
+def test_moments_are_those_of_centred_rows_whatever_the_portions():
+    generator = torch.Generator().manual_seed(0)
+    rows, groups, size = 2 * ROWS + 7, 2, BLOCK + 3
+    x = 3 + torch.randn(rows, groups, size, generator=generator, dtype=torch.float64)
+    y = torch.randn(rows, groups, 2, generator=generator, dtype=torch.float64)
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    own, plain_x, plain_y = Moments.of(x, y).about(mean_x, mean_y), x - mean_x, y - mean_y
+    assert torch.allclose(own.xx, torch.einsum("rgk,rgl->gkl", plain_x, plain_x), rtol=1e-10, atol=1e-9)
+    assert torch.allclose(own.xy, torch.einsum("rgk,rgo->gko", plain_x, plain_y), rtol=1e-10, atol=1e-9)
+    assert torch.allclose(own.yy, plain_y.square().sum((0, 2)), rtol=1e-10)
+    assert torch.allclose(own.x, torch.zeros_like(own.x), atol=1e-9)
+    halves = Moments.of(x[:9], y[:9]) + Moments.of(x[9:], y[9:])
+    assert torch.allclose(halves.about(mean_x, mean_y).xx, own.xx, rtol=1e-10, atol=1e-9)
 
 
 def test_ridge_against_the_normal_equations() -> None:
