@@ -113,7 +113,7 @@ def compare(
     data_root: DataRoot = Path(),
     overrides: Overrides = None,
     methods: Annotated[
-        str | None, typer.Option(help="Such as random,hap,hap:hutchinson:probes=300,joint:step=0.2")
+        str | None, typer.Option(help="Such as random,hap:hutchinson:probes=300,joint,joint:implant")
     ] = None,
     budgets: Annotated[str | None, typer.Option(help="Kept shares, such as 0.75,0.5")] = None,
     quantity: Annotated[str | None, typer.Option(help="What budgets are shares of: macs, params or units.")] = None,

@@ -1,6 +1,7 @@
 import pytest
 
 from hessprune.errors import ArgumentError
+from hessprune.planning.implants import Implant
 from hessprune.run.comparing import CompareSettings, parse_method
 
 
@@ -16,6 +17,8 @@ def test_text_becomes_settings_and_absent_options_keep_their_defaults():
 def test_methods_carry_what_differs_from_the_recipe():
     assert parse_method("joint") == {"method": "joint"}
     assert parse_method("joint:step=0.2") == {"method": "joint", "step": 0.2}
+    assert parse_method("joint:implant") == {"method": "joint", "implant": Implant()}
+    assert parse_method("joint:implant=zero") == {"method": "joint", "implant": Implant(start="zero")}
     half = {"method": "hap", "estimator": "hutchinson", "precision": "bf16"}
     assert parse_method("hap:hutchinson:bf16") == half
     asked = {"method": "hap", "estimator": "rademacher", "num_probes": 8}
@@ -28,6 +31,7 @@ def test_methods_carry_what_differs_from_the_recipe():
         ({"methods": "happ"}, r"`methods` must be one of .*got 'happ'. Did you mean 'hap'\?"),
         ({"methods": "hap:hutchison"}, r"option of method 'hap' .*got 'hutchison'. Did you mean 'hutchinson'\?"),
         ({"methods": "hap:probes=0"}, r"option of method 'hap' .*got 'probes=0'"),
+        ({"methods": "hap:implant=none"}, r"option of method 'hap' .*got 'implant=none'"),
         ({"methods": "hap,hap"}, r"`methods` must name at least one and none twice"),
         ({"methods": ""}, r"`methods` must name at least one and none twice, got \[\]"),
         ({"budgets": "0"}, r"`budgets` must be kept shares in \(0, 1\], got 0"),

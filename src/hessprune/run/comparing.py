@@ -6,11 +6,18 @@ from typing import Any, Literal, TypeVar
 
 from hessprune._checks import check_choice, check_range, nearest
 from hessprune.errors import ArgumentError
+from hessprune.planning.implants import Implant
 from hessprune.saliency.methods import METHODS
 
 T = TypeVar("T")
 ESTIMATORS = ("exact", "rademacher", "hutchinson")
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
+IMPLANTS = {
+    "implant": Implant(),
+    "implant=fitted": Implant(start="fitted"),
+    "implant=centre": Implant(start="centre"),
+    "implant=zero": Implant(start="zero"),
+}
 NUMBERS = {"probes": ("num_probes", int), "step": ("step", float)}
 
 
@@ -20,7 +27,7 @@ class CompareSettings:
 
     Attributes:
         methods: Saliencies by name, with what differs from the recipe behind colons: `"hap:hutchinson:probes=300"`,
-            `"joint:step=0.2"`, `"hap:hutchinson:bf16"`.
+            `"hap:hutchinson:bf16"`, `"joint:step=0.2"`, `"joint:implant"`, `"joint:implant=zero"`.
         budgets: Kept shares of `quantity`, in (0, 1].
         quantity: `"macs"`, `"params"`, or `"units"`: the last counts channels alike and ignores what they cost.
         seeds: Each draws its own calibration images from the training images.
@@ -103,11 +110,13 @@ def parse_method(text: str) -> Mapping[str, Any]:
             changes["estimator"] = key
         elif key in PRECISIONS and not equals:
             changes["precision"] = key
+        elif option in IMPLANTS:
+            changes["implant"] = IMPLANTS[option]
         elif key in NUMBERS and _is_positive(value):
             field, read = NUMBERS[key]
             changes[field] = read(value)
         else:
-            known = [*ESTIMATORS, *PRECISIONS, *(f"{number}=N" for number in NUMBERS)]
+            known = [*ESTIMATORS, *PRECISIONS, *IMPLANTS, *(f"{number}=N" for number in NUMBERS)]
             raise ArgumentError(
                 f"option of method {name!r} must be one of {', '.join(known)}, got {option!r}.{nearest(option, known)}"
             )
