@@ -217,5 +217,5 @@ def _notes(run: Run, asked: CompareSettings) -> tuple[str, ...]:
     if asked.channels == "inner":
         notes.append("Only channels that a single layer emits are pruned; the residual stream is spared.")
     if len(asked.lrs) > 1 and asked.epochs:
-        notes.append("Of several learning rates, the one with the best mean validation accuracy counts.")
+        notes.append("Of several learning rates, the one that validates best on the first draw counts.")
     return tuple(notes)
