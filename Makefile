@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 BENCH = $(BIN)/python $$script --data-root $(DATA) --out out/bench/$$(basename $$script .py).json
 
-.PHONY: demo test check bench bench-gpu docs reproduce-oneshot clean
+.PHONY: demo test check bench bench-gpu docs reproduce-oneshot reproduce-finetuned clean
 
 # torch first and alone, so that nothing else gets to choose its build.
 $(STAMP): pyproject.toml constraints.txt
@@ -37,18 +37,29 @@ docs: $(STAMP)  ## the tables and pictures that README and docs/ show
 	$(BIN)/python docs/build.py
 
 # Which units go, and what the survivors do about it: hours on one core, and resumable by the cell.
-METHODS ?= random,magnitude,bn_scale,taylor,hap,hap:hutchinson,sosp-h,sosp-i,joint
-ONESHOT = $(BIN)/hessprune compare recipes/cifar10-lossless.yaml --data-root $(DATA) --methods $(METHODS) --split test
-RESNET56 = --set model.name=resnet56 --set model.weights=weights/resnet56-4bfd9763.th
+COMPARE = $(BIN)/hessprune compare recipes/$(1).yaml --data-root $(DATA) --split test --set threads=1
+METHODS = random,magnitude,bn_scale,taylor,hap,$(1),sosp-h,sosp-i,joint
+ONESHOT20 = $(call COMPARE,cifar10-lossless) --methods $(call METHODS,hap:hutchinson)
+# 300 probes of the deeper network take their time: half precision ranks alike.
+ONESHOT56 = $(call COMPARE,cifar10-lossless) --methods $(call METHODS,hap:hutchinson:bf16) \
+	--set model.name=resnet56 --set model.weights=weights/resnet56-4bfd9763.th
 INNER = --channels inner --quantity units --budgets 0.7,0.6,0.5,0.4
 ALL = --budgets 0.75,0.6,0.5,0.4
 
-reproduce-oneshot: $(STAMP)  ## the tables of docs/oneshot.md; DATA=folder with the images and weights
-	$(ONESHOT) $(INNER) --out out/oneshot/resnet20-inner
-	$(ONESHOT) $(ALL) --out out/oneshot/resnet20-all
-	$(ONESHOT) $(RESNET56) $(INNER) --out out/oneshot/resnet56-inner
-	$(ONESHOT) $(RESNET56) $(ALL) --out out/oneshot/resnet56-all
-	$(BIN)/python docs/build.py --oneshot out/oneshot
+reproduce-oneshot: $(STAMP)  ## the one-shot tables of docs/oneshot.md; DATA=folder with the images and weights
+	$(ONESHOT20) $(INNER) --out out/oneshot/resnet20-inner
+	$(ONESHOT20) $(ALL) --out out/oneshot/resnet20-all
+	$(ONESHOT56) $(INNER) --out out/oneshot/resnet56-inner
+	$(ONESHOT56) $(ALL) --out out/oneshot/resnet56-all
+	$(BIN)/python docs/build.py --comparisons out/oneshot
+
+FINETUNED = $(call COMPARE,cifar10-resnet56) --budgets 0.5,0.35 --epochs 2 --lrs 0.03,0.1 \
+	--set finetune.precision=bf16 --set model.name=resnet20 --set model.weights=weights/resnet20-12fca82f.th
+
+reproduce-finetuned: $(STAMP)  ## the tables of docs/oneshot.md after two epochs of fine-tuning
+	$(FINETUNED) --no-compensate --methods random,magnitude,hap,sosp-h,sosp-i --out out/finetuned/resnet20-plain
+	$(FINETUNED) --compensate --methods joint,joint:implant --out out/finetuned/resnet20-compensated
+	$(BIN)/python docs/build.py --comparisons out/finetuned
 
 clean:
 	rm -rf .venv out build dist

@@ -2,7 +2,7 @@
 
 Run: python docs/build.py [--check]
      python docs/build.py --record out/demo --command "hessprune demo"
-     python docs/build.py --oneshot out/oneshot
+     python docs/build.py --comparisons out/oneshot
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import typing
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +98,27 @@ def benchmark_tables() -> str:
     return "\n\n".join(tables) or "None is committed yet."
 
 
-def oneshot_tables() -> str:
-    """Return picture and tables of every committed comparison."""
-    parts = [_comparison(path) for path in sorted((DOCS / "results" / "oneshot").glob("*.json"))]
+def comparison_tables(kind: str) -> str:
+    """Return picture and tables of every committed comparison of one kind."""
+    parts = [_comparison(path) for path in sorted((DOCS / "results" / kind).glob("*.json"))]
     return "\n\n".join(parts) or "None is committed yet."
 
 
 BUILT = {
-    ("oneshot.md", "oneshot"): oneshot_tables,
+    ("oneshot.md", "oneshot"): partial(comparison_tables, "oneshot"),
+    ("oneshot.md", "finetuned"): partial(comparison_tables, "finetuned"),
     ("recipes.md", "keys"): recipe_tables,
     ("benchmarks.md", "claims"): benchmark_tables,
     ("../README.md", "summary"): summary_rows,
     ("../README.md", "demo"): demo_rows,
 }
+VARIANTS = {
+    "inner": "inner channels",
+    "all": "all channels",
+    "plain": "as published, fine-tuned",
+    "compensated": "compensated, fine-tuned",
+}
+"""What the second part of a comparison's name says."""
 
 
 def filled(text: str, marker: str, body: str) -> str:
@@ -152,13 +161,14 @@ def keep(folder: Path, command: str) -> None:
         take_picture(folder / "report.html", DOCS / "images" / "report.png")
 
 
-def keep_oneshot(folder: Path) -> None:
-    """Keep numbers and picture of every comparison below a folder, under the comparison's name."""
+def keep_comparisons(folder: Path) -> None:
+    """Keep numbers and picture of every comparison below a folder, under the names of both."""
+    kept = DOCS / "results" / folder.name
+    kept.mkdir(exist_ok=True)
     for path in sorted(folder.glob("*/comparison.json")):
         name = path.parent.name
-        (DOCS / "results" / "oneshot").mkdir(exist_ok=True)
-        shutil.copyfile(path, DOCS / "results" / "oneshot" / f"{name}.json")
-        shutil.copyfile(path.with_suffix(".png"), DOCS / "images" / f"oneshot-{name}.png")
+        shutil.copyfile(path, kept / f"{name}.json")
+        shutil.copyfile(path.with_suffix(".png"), DOCS / "images" / f"{folder.name}-{name}.png")
 
 
 def take_picture(page: Path, picture: Path) -> None:
@@ -175,13 +185,11 @@ def take_picture(page: Path, picture: Path) -> None:
 
 def _comparison(path: Path) -> str:
     """Return one comparison: what it is, its picture, and a table for each way to recover."""
-    found, name = Comparison.load(path), path.stem
-    network, channels = name.split("-")
+    found, kind, name = Comparison.load(path), path.parent.name, path.stem
+    network, what = name.split("-")
     quantity = {"units": "channels", "macs": "MACs", "params": "parameters"}[found.quantity]
-    head = (
-        f"## {network.replace('resnet', 'ResNet-')}, {channels} channels: {found.dense['accuracy']:.1%} before pruning"
-    )
-    lines = [head, "", *found.notes, "", f"![{name}](images/oneshot-{name}.png)"]
+    head = f"### {network.replace('resnet', 'ResNet-')}, {VARIANTS[what]}: {found.dense['accuracy']:.1%} before pruning"
+    lines = [head, "", *found.notes, "", f"![{name}](images/{kind}-{name}.png)"]
     for stage in found.stages:
         rows = found.rows(*stage)
         best = set(best_in_column(rows))
@@ -277,12 +285,12 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing, fail if a page is out of date")
     parser.add_argument("--record", type=Path, metavar="FOLDER", help="take the numbers of this finished run")
     parser.add_argument("--command", default="hessprune demo", help="what made that run")
-    parser.add_argument("--oneshot", type=Path, metavar="FOLDER", help="take the comparisons below this folder")
+    parser.add_argument("--comparisons", type=Path, metavar="FOLDER", help="take the comparisons below this folder")
     arguments = parser.parse_args()
     if arguments.record:
         keep(arguments.record, arguments.command)
-    if arguments.oneshot:
-        keep_oneshot(arguments.oneshot)
+    if arguments.comparisons:
+        keep_comparisons(arguments.comparisons)
     pages = stale(write=not arguments.check)
     print(f"{'out of date' if arguments.check else 'rewritten'}: {', '.join(dict.fromkeys(pages)) or 'nothing'}")
     sys.exit(1 if arguments.check and pages else 0)
