@@ -42,6 +42,7 @@ def test_the_demo_leaves_everything_it_promises(demo):
     assert result.exit_code == 0, result.output
     names = {path.name for path in out.iterdir()}
     assert names == {"report.html", "report.json", "model", "model.onnx", "int8.onnx", "recipe.yaml", "stages"}
+    assert result.stdout.rstrip().endswith("report.html, report.json, model/, model.onnx, int8.onnx")
     assert "Digits ResNet: half the MACs" in result.stdout
     assert "Pruned and fine-tuned" in " ".join(result.stdout.split())
     assert "error" not in result.stderr

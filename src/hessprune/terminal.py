@@ -185,7 +185,9 @@ def _add_model(table: Table, report: RunReport, name: str, result: ModelResult, 
 
 
 def _onnx(report: RunReport) -> str:
-    return ", model.onnx" if report.settings.get("export", {}).get("onnx") else ""
+    """Name the exported files."""
+    asked = (report.settings.get("export", {}).get("onnx"), report.settings.get("quantize"))
+    return "".join(f", {name}" for name, wanted in zip(("model.onnx", "int8.onnx"), asked, strict=True) if wanted)
 
 
 def _and_more(name: str, names: tuple[str, ...]) -> str:
