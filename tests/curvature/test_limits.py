@@ -10,6 +10,7 @@ from torch import nn
 from hessprune._progress import listening
 from hessprune._watch.recording import CallMode
 from hessprune.curvature import ParamSlice, TraceOptions, Until, block_traces, has_bf16, lowest
+from hessprune.curvature.memory import chunk_size
 from hessprune.curvature.precision import Precision, resolve
 from tests.curvature.nets import Residual, all_rows, batches_of, build
 
@@ -162,6 +163,14 @@ def test_any_memory_limit_that_holds_one_sample_gives_the_same(estimator):
     assert tight.peak_bytes <= limit < free.peak_bytes
     for key in free.values:
         torch.testing.assert_close(tight.values[key], free.values[key], rtol=1e-8, atol=1e-12)
+
+
+def test_chunks_fit_the_cache_as_a_whole_and_layer_by_layer():
+    free, kind = TraceOptions(), {"device": CPU, "estimator": "rademacher"}
+    assert chunk_size(1 << 20, 1 << 10, free, **kind) == 192
+    assert chunk_size(1 << 10, 1 << 20, free, **kind) == 8
+    assert chunk_size(1 << 30, 1 << 30, free, **kind) == 4
+    assert chunk_size(1 << 10, 1 << 20, TraceOptions(chunk_size=99), **kind) == 99
 
 
 @pytest.mark.parametrize("estimator", ["exact", "rademacher", "hutchinson"])

@@ -1,6 +1,7 @@
 """One use of a weight: a convolution or a linear map reduced to what its derivatives need."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,11 +51,40 @@ class Convolution:
         return self._backward(delta, x, weight, self.groups, input_wanted=False)
 
     def sample_gradients(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Return every sample's weight gradient `(N, *weight.shape)`: one convolution with the samples as groups."""
+        """Return every sample's weight gradient `(N, *weight.shape)`: one convolution with the samples as groups.
+
+        Blocked kernels want the input channels of a group in eights; few or odd ones cost more than copies of patches.
+        """
         n = x.shape[0]
+        if weight.shape[1] % 8 and self.groups == 1 and not self.transposed:
+            return (delta.flatten(2) @ self.patches(x, weight).transpose(1, 2)).view(n, *weight.shape)
         apart = weight.new_empty(()).expand(n * weight.shape[0], *weight.shape[1:])
         delta, x = (t.reshape(1, n * t.shape[1], *t.shape[2:]) for t in (delta, x))
         return self._backward(delta, x, apart, n * self.groups, input_wanted=False).view(n, *weight.shape)
+
+    def patches(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the input patches `(N, K, T)` of a convolution that is not transposed."""
+        rank = weight.dim() - 2
+        if any(self.padding):
+            x = F.pad(x, [side for side in reversed(self.padding) for _ in range(2)])
+        for axis, (k, s, d) in enumerate(zip(weight.shape[2:], self.stride, self.dilation, strict=True), start=2):
+            x = x.unfold(axis, d * (k - 1) + 1, s)[..., ::d]
+        order = [0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank)]
+        return x.permute(order).reshape(x.shape[0], -1, math.prod(x.shape[2 : 2 + rank]))
+
+    def output_size(self, x: Tensor, weight: Tensor) -> Ints:
+        """Return the positions of the output along each axis, for a convolution that is not transposed."""
+        sizes = zip(x.shape[2:], weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+
+    def offsets(self, axis: int, x: Tensor, weight: Tensor) -> Iterator[tuple[slice, slice]]:
+        """Yield, for each position of the kernel along `axis`, the outputs and the inputs that meet there."""
+        outputs, inputs, stride = self.output_size(x, weight)[axis], x.shape[2 + axis], self.stride[axis]
+        for k in range(weight.shape[2 + axis]):
+            at = k * self.dilation[axis] - self.padding[axis]  # the input that the first output meets
+            first, last = max(0, -(at // stride)), min(outputs, (inputs - 1 - at) // stride + 1)
+            start, number = first * stride + at, max(0, last - first)
+            yield slice(first, first + number), slice(start, start + number * stride, stride)
 
     def output_scale(self, scale: Tensor, weight: Tensor) -> Tensor:
         """Spread one number per output channel over the weight, broadcastable to its shape."""

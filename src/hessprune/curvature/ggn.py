@@ -17,7 +17,7 @@ from hessprune._modules import call_model, logits_of
 from hessprune._watch.calls import Arguments, Call, Convolution
 from hessprune._watch.recording import CallMode, slow_attention, weight_names
 from hessprune.curvature.folding import Folded
-from hessprune.curvature.per_sample import geometry_of, gram_norms, patch_gram
+from hessprune.curvature.per_sample import Geometry, geometry_of, gram_norms, patch_gram
 from hessprune.curvature.readout import Wanted
 
 
@@ -79,19 +79,20 @@ class TapMode(CallMode):
         if name in self._want.repeated:
             gradients = self._gradients(site, x, weight, delta)
             self._sums[name] = gradients + self._sums[name] if name in self._sums else gradients
-        elif axes == (output_axis(site.call),) and self._prefers_gram(site, x, weight, delta):
+        elif axes == (output_axis(site.call),) and (geometry := self._gram_geometry(site, x, weight, delta)):
             if site.gram is None:
-                site.gram = patch_gram(site.call, x, weight)
+                site.gram = patch_gram(site.call, x, weight, geometry)
             norms, factor = gram_norms(site.call, site.gram, delta), self._want.factors.get(name)
             self._rows[name, axes[0]] = norms if factor is None else norms * factor.flatten()
         else:
             self._take(name, self._gradients(site, x, weight, delta))
 
-    def _prefers_gram(self, site: "_Site", x: Tensor, weight: Tensor, delta: Tensor) -> bool:
+    def _gram_geometry(self, site: "_Site", x: Tensor, weight: Tensor, delta: Tensor) -> Geometry | None:
+        """Return the sizes of a use where Gram matrices pay."""
         if weight.dtype.itemsize < 4 or (delta.shape[0] != self.samples and isinstance(site.call, Convolution)):
-            return False
+            return None
         geometry = geometry_of(site.call, x, weight, delta)
-        return geometry is not None and geometry.prefers_gram(self._columns)
+        return geometry if geometry is not None and geometry.prefers_gram(self._columns) else None
 
     def _gradients(self, site: "_Site", x: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
         """Return per-sample gradients; frames of one sample that the model treats as a batch are added up."""

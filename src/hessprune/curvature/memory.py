@@ -1,5 +1,7 @@
 """How much memory a sample takes, and how many samples fit."""
 
+import math
+
 import torch
 
 from hessprune.curvature.folding import Folded
@@ -11,12 +13,20 @@ from hessprune.errors import ArgumentError
 
 _CACHE_BYTES = {"exact": 192 << 20, "rademacher": 192 << 20, "hutchinson": 576 << 20}
 """On a CPU what a chunk works on should stay near the last-level cache (24 to 84 CIFAR images do best)."""
+_LAYER_BYTES = 8 << 20
+"""On a CPU the input and output of one layer should stay in the last-level cache, however few layers there are."""
 _RETAINED = {"exact": 1.0, "rademacher": 1.0, "hutchinson": 3.0}
 """Copies of the activations that an estimator keeps: a graph, or the graph of a gradient and its tangents."""
 _MARGIN = 1.15
 """For what kernels allocate for themselves (measured)."""
 _COLUMNS = 10
 """Columns assumed when asking whether a layer keeps Gram matrices."""
+
+
+def largest_layer(folded: Folded, precision: Precision) -> int:
+    """Return the bytes of one sample's input and output of the layer where they are largest."""
+    shapes = ((use.input_shape, use.output_shape) for use in folded.recording.uses)
+    return max((sum(map(math.prod, pair)) // 2 for pair in shapes), default=0) * precision.dtype.itemsize
 
 
 def bytes_per_sample(folded: Folded, want: Wanted, estimator: str, precision: Precision) -> int:
@@ -30,8 +40,8 @@ def bytes_per_sample(folded: Folded, want: Wanted, estimator: str, precision: Pr
     return int(_MARGIN * (activations * _RETAINED[estimator] + (kept + working) * width))
 
 
-def chunk_size(per_sample: int, options: TraceOptions, device: torch.device, estimator: str) -> int:
-    """Return how many samples to push through at once.
+def chunk_size(per_sample: int, layer: int, options: TraceOptions, *, device: torch.device, estimator: str) -> int:
+    """Return how many samples to push through at once, given the bytes of one sample and of its largest layer.
 
     Raises:
         ArgumentError: Not even one sample fits the memory limit.
@@ -42,6 +52,7 @@ def chunk_size(per_sample: int, options: TraceOptions, device: torch.device, est
             f"`memory_limit` must hold the activations of one sample, about {per_sample} bytes, got {limit}. "
             "Raise it, or use smaller inputs."
         )
-    fitting = max(4, _CACHE_BYTES[estimator] // max(per_sample, 1)) if device.type == "cpu" else 1 << 20
+    cached = min(_CACHE_BYTES[estimator] // max(per_sample, 1), _LAYER_BYTES // max(layer, 1))
+    fitting = max(4, cached) if device.type == "cpu" else 1 << 20
     chunk = options.chunk_size or fitting
     return chunk if limit is None else min(chunk, limit // per_sample)

@@ -7,21 +7,23 @@ patches,
     ‖g_{n,o}‖² = Σ_{t,t'} δ_{n,o,t} (a_{n,t}·a_{n,t'}) δ_{n,o,t'} ,
 
 which all output channels and all columns of the loss Hessian share. The first order costs `T·O·K` multiplications for
-each column, the second `T²·O`, after `T²·I` once (`T` positions, `K` entries of a patch).
+each column, the second `T²·O`, after `T²·I` once (`T` positions, `K` entries of a patch), or `T²·K` where the input has
+far more positions than the output.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from hessprune._watch.calls import Call, Convolution, Linear
 from hessprune._watch.recording import Use
 
-_GRAM_BUILD = 6.0
-"""Cost of building a patch Gram matrix, in units of its quadratic form per output channel and position (measured)."""
+_ENTRY = 64
+"""Cost of passing over one entry of a gradient or of a Gram matrix of positions, in multiplications (measured)."""
+_PAYS = 1.5
+"""A Gram matrix is kept for further columns, so it must be faster by so much."""
 _GRAM_LIMIT = 1 << 10
 """Largest number of positions for which a Gram matrix is considered, so that it stays smaller than the activations."""
 
@@ -33,8 +35,17 @@ class Geometry:
     positions: int
     outputs: int
     patch: int
+    inputs: int
+    """Positions of the input."""
+    channels: int
+    """Channels of the input."""
     gradient: int
     """Entries of one sample's weight gradient."""
+
+    @property
+    def shifts(self) -> bool:
+        """Return whether the Gram matrix of the input's positions costs less than the patches, in time and memory."""
+        return self.inputs**2 < self.positions * min(self.patch, self.positions * self.patch // self.channels)
 
     def prefers_gram(self, columns: float) -> bool:
         """Return whether the Gram order costs less over that many columns."""
@@ -42,8 +53,10 @@ class Geometry:
             return True
         if self.positions > _GRAM_LIMIT:
             return False
-        direct = columns * self.outputs * self.patch
-        return self.positions * (columns * self.outputs + _GRAM_BUILD * self.patch / 9) < direct
+        squared = self.positions**2
+        build = self.inputs**2 * (self.channels + _ENTRY) if self.shifts else squared * self.patch
+        direct = columns * self.outputs * self.patch * (self.positions + _ENTRY)
+        return _PAYS * (build + columns * squared * self.outputs) < direct
 
 
 def geometry_of(call: Call, x: Tensor, weight: Tensor, delta: Tensor) -> Geometry | None:
@@ -59,19 +72,41 @@ def sizes_of(use: Use, weight: Tensor) -> Geometry:
 
 
 def _geometry(call: Call, inputs: Sequence[int], outputs: Sequence[int], weight: Tensor, samples: int) -> Geometry:
-    channels = -1 if isinstance(call, Linear) else 1
-    positions = math.prod(outputs) // (samples * outputs[channels])
+    axis = -1 if isinstance(call, Linear) else 1
+    positions, met = (math.prod(shape) // (samples * shape[axis]) for shape in (outputs, inputs))
     patch = inputs[-1] if isinstance(call, Linear) else weight[0].numel()
-    return Geometry(positions=positions, outputs=outputs[channels], patch=patch, gradient=weight.numel())
+    return Geometry(
+        positions=positions,
+        outputs=outputs[axis],
+        patch=patch,
+        inputs=met,
+        channels=inputs[axis],
+        gradient=weight.numel(),
+    )
 
 
-def patch_gram(call: Call, x: Tensor, weight: Tensor) -> Tensor:
+def patch_gram(call: Call, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Return the Gram matrices of every sample's patches, `(N, T, T)`."""
     if isinstance(call, Linear):
         rows = call.by_sample(x)
         return rows @ rows.transpose(1, 2)
-    patches = _patches(call, x, weight)
+    if geometry.shifts:
+        return _shifted_gram(call, x, weight)
+    patches = call.patches(x, weight)
     return patches.transpose(1, 2) @ patches
+
+
+def _shifted_gram(call: Convolution, x: Tensor, weight: Tensor) -> Tensor:
+    """Return the same from the Gram matrix of the input's own positions: patches overlap, its entries are shared."""
+    rank, rows = x.dim() - 2, x.flatten(2)
+    gram = (rows.transpose(1, 2) @ rows).view(len(x), *x.shape[2:] * 2)
+    for axis, size in enumerate(call.output_size(x, weight)):
+        before, between = [slice(None)] * (1 + axis), [slice(None)] * (rank - 1)
+        total = gram.new_zeros([size if a in (1 + axis, 1 + axis + rank) else n for a, n in enumerate(gram.shape)])
+        for out, into in call.offsets(axis, x, weight):
+            total[*before, out, *between, out] += gram[*before, into, *between, into]
+        gram = total
+    return gram.view(len(x), math.prod(gram.shape[1 : 1 + rank]), -1)
 
 
 def gram_norms(call: Call, gram: Tensor, delta: Tensor) -> Tensor:
@@ -80,17 +115,3 @@ def gram_norms(call: Call, gram: Tensor, delta: Tensor) -> Tensor:
     if gram.shape[-1] == 1:
         return rows.squeeze(2).square() * gram.flatten(1)
     return ((rows @ gram) * rows).sum(2)
-
-
-def _patches(call: Convolution, x: Tensor, weight: Tensor) -> Tensor:
-    """Return the input patches `(N, K, T)` of a convolution of any dimension."""
-    if weight[0, 0].numel() == 1 and set(call.stride) == {1} and not any(call.padding):
-        return x.flatten(2)
-    if weight.dim() == 4:
-        return F.unfold(x, weight.shape[2:], call.dilation, call.padding, call.stride)
-    x = F.pad(x, [side for side in reversed(call.padding) for _ in range(2)])
-    for axis, (k, s, d) in enumerate(zip(weight.shape[2:], call.stride, call.dilation, strict=True), start=2):
-        x = x.unfold(axis, d * (k - 1) + 1, s)[..., ::d]
-    rank = weight.dim() - 2
-    order = [0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank)]
-    return x.permute(order).reshape(x.shape[0], weight[0].numel(), -1)

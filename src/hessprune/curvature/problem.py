@@ -15,7 +15,7 @@ from hessprune._modules import call_model, device_of, logits_of, sample_rows, to
 from hessprune._progress import track
 from hessprune.curvature.folding import Folded, fold_batchnorm
 from hessprune.curvature.ggn import TapMode
-from hessprune.curvature.memory import bytes_per_sample, chunk_size
+from hessprune.curvature.memory import bytes_per_sample, chunk_size, largest_layer
 from hessprune.curvature.options import DEFAULT_TOLERANCE, TraceOptions
 from hessprune.curvature.precision import Precision, resolve
 from hessprune.curvature.readout import Wanted, wanted
@@ -138,7 +138,8 @@ def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: LossFn | No
     folded.model.to(precision.dtype)
     want = wanted(model, slices, folded)
     per_sample = bytes_per_sample(folded, want, effort.estimator, precision)
-    chunk = chunk_size(per_sample, effort.options, device, effort.estimator)
+    layer = largest_layer(folded, precision)
+    chunk = chunk_size(per_sample, layer, effort.options, device=device, estimator=effort.estimator)
     default = 0.0 if precision.dtype == torch.float64 else DEFAULT_TOLERANCE[effort.estimator]
     return Problem(
         folded=folded,
