@@ -82,6 +82,8 @@ def summary_rows() -> str:
         dense, final = record["models"]["dense"], record["models"]["finetuned"]
         what = f"{record['title']}, {final['macs'] / dense['macs']:.0%} of the MACs"
         lines.append(f"| {what} | accuracy {dense['accuracy']:.1%} → {final['accuracy']:.1%} | `{record['command']}` |")
+    for kind in ("oneshot", "finetuned"):
+        lines += [_headline(path) for path in sorted((DOCS / "results" / kind).glob("*.json"))]
     for path, claims in _benchmarks():
         held = sum(claim["holds"] is True for claim in claims)
         lines.append(f"| {_claim(path)} | {held} of {len(claims)} figures on target | `{_command(path)}` |")
@@ -115,8 +117,8 @@ BUILT = {
 VARIANTS = {
     "inner": "inner channels",
     "all": "all channels",
-    "plain": "as published, fine-tuned",
-    "compensated": "compensated, fine-tuned",
+    "plain": "all channels, as published",
+    "compensated": "all channels",
 }
 """What the second part of a comparison's name says."""
 
@@ -183,12 +185,33 @@ def take_picture(page: Path, picture: Path) -> None:
     Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)  # a third of the size
 
 
+def _headline(path: Path) -> str:
+    """Return the row of a comparison: at half the budget, the three best methods and `random`."""
+    found = Comparison.load(path)
+    rows = {m: row for (m, budget), row in found.rows(*found.stages[-1]).items() if budget == 0.5}
+    best = sorted(rows, key=lambda method: -rows[method].accuracy)
+    best = [*best[:3], *(["random"] if "random" in best[3:] else [])]
+    shown = ", ".join(f"`{method}` {rows[method]}" for method in best)
+    what = f"{_title(path)}, half of the {_quantity(found)}, {stage_title(*found.stages[-1])}"
+    accuracies = f"{100 * found.dense['accuracy']:.1f} → {shown} %"
+    return f"| {what} | accuracy {accuracies} | `make reproduce-{path.parent.name}` |"
+
+
+def _title(path: Path) -> str:
+    """Say what was compared, from the comparison's name."""
+    network, what = path.stem.split("-")
+    return f"{network.replace('resnet', 'ResNet-')}, {VARIANTS[what]}"
+
+
+def _quantity(found: Comparison) -> str:
+    return {"units": "channels", "macs": "MACs", "params": "parameters"}[found.quantity]
+
+
 def _comparison(path: Path) -> str:
     """Return one comparison: what it is, its picture, and a table for each way to recover."""
     found, kind, name = Comparison.load(path), path.parent.name, path.stem
-    network, what = name.split("-")
-    quantity = {"units": "channels", "macs": "MACs", "params": "parameters"}[found.quantity]
-    head = f"### {network.replace('resnet', 'ResNet-')}, {VARIANTS[what]}: {found.dense['accuracy']:.1%} before pruning"
+    quantity = _quantity(found)
+    head = f"### {_title(path)}: {found.dense['accuracy']:.1%} before pruning"
     lines = [head, "", *found.notes, "", f"![{name}](images/{kind}-{name}.png)"]
     for stage in found.stages:
         rows = found.rows(*stage)
