@@ -170,7 +170,8 @@ def keep_comparisons(folder: Path) -> None:
     for path in sorted(folder.glob("*/comparison.json")):
         name = path.parent.name
         shutil.copyfile(path, kept / f"{name}.json")
-        shutil.copyfile(path.with_suffix(".png"), DOCS / "images" / f"{folder.name}-{name}.png")
+        if len(Comparison.load(path).budgets) > 1:  # a picture of single points says less than the table
+            shutil.copyfile(path.with_suffix(".png"), DOCS / "images" / f"{folder.name}-{name}.png")
 
 
 def take_picture(page: Path, picture: Path) -> None:
@@ -212,7 +213,9 @@ def _comparison(path: Path) -> str:
     found, kind, name = Comparison.load(path), path.parent.name, path.stem
     quantity = _quantity(found)
     head = f"### {_title(path)}: {found.dense['accuracy']:.1%} before pruning"
-    lines = [head, "", *found.notes, "", f"![{name}](images/{kind}-{name}.png)"]
+    lines = [head, "", *found.notes]
+    if len(found.budgets) > 1:
+        lines += ["", f"![{name}](images/{kind}-{name}.png)"]
     for stage in found.stages:
         rows = found.rows(*stage)
         best = set(best_in_column(rows))

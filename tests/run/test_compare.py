@@ -111,6 +111,7 @@ def test_later_draws_only_use_the_rate_that_won_on_the_first(finished):
     best = max(first, key=lambda cell: cell.validation_accuracy)
     assert [(cell.seed, cell.lr) for cell in tuned.cells[3:]] == [(1, None), (1, best.lr)]
     assert tuned.rows(1, True)["magnitude", 0.5].num_draws == 2
+    assert tuned.cells[-1].loss != best.loss  # the same plan, but a training of its own
     assert counter.done == counter.total == len(tuned.cells)
 
 
