@@ -74,3 +74,17 @@ def test_implanted_units_have_a_colour_and_a_count_of_their_own():
     assert ">1 + 1<" in figures.network(implanted_report()).replace("\n", "")
     for draw in (figures.network, figures.saliencies):
         assert draw(implanted_report()).count("var(--green)") > draw(small_report()).count("var(--green)")
+
+
+def test_every_stage_of_training_has_a_column_and_no_accuracy_is_above_one():
+    report = small_report()
+    flat = tuple(replace(epoch, validation_accuracy=1.0) for epoch in report.history["finetune"])
+    svg = figures.training(replace(report, history={"pretrain": flat, "finetune": flat, "quantize": flat}))
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>|<!-- ([^>]*) -->", svg)
+    shown = [first or second for first, second in texts]
+    for title in ("Training", "Fine-tuning", "Training with rounding"):
+        assert shown.count(title) == 1
+    assert shown.count("loss") == shown.count("validation accuracy") == 1
+    percents = [float(text.split()[0]) for text in shown if text.endswith("%")]
+    assert percents
+    assert max(percents) <= 100

@@ -63,16 +63,19 @@ def saliencies(report: RunReport) -> str:
 
 
 def training(report: RunReport) -> str:
-    """Draw loss and validation accuracy of every training stage against the epoch."""
+    """Draw loss and validation accuracy of every training stage against the epoch: one column for each stage."""
     stages = {name: epochs for name, epochs in report.history.items() if len(epochs) > 1}
     if not stages:
         return ""
-    with new_figure(9.6, 2.5) as figure:
-        for column, quantity in enumerate(("loss", "accuracy")):
-            for row, (name, epochs) in enumerate(stages.items()):
-                axes = figure.add_subplot(1, 2 * len(stages), 1 + 2 * row + column)
-                _draw_epochs(axes, epochs, quantity)
-                axes.set_title(f"{_spoken(name)}: {quantity}", color=INK)
+    with new_figure(9.6, 4.2) as figure:
+        grid = figure.subplots(2, len(stages), squeeze=False)
+        for (name, epochs), (above, below) in zip(stages.items(), grid.T, strict=True):
+            _draw_losses(above, epochs)
+            above.set_title(_spoken(name), color=INK)
+            _draw_accuracy(below, epochs)
+        for row, quantity in zip(grid, ("loss", "validation accuracy"), strict=True):
+            row[0].set_ylabel(quantity)
+        figure.align_ylabels()
         return as_svg(figure, "Training curves")
 
 
@@ -172,21 +175,31 @@ def _floor(groups: Sequence[GroupSaliency]) -> float:
     return min(positive, default=1.0) / 2
 
 
-def _draw_epochs(axes: Axes, epochs: Sequence[EpochPoint], quantity: str) -> None:
-    x = [epoch.epoch for epoch in epochs]
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_xlabel("epoch")
-    if quantity == "accuracy":
-        axes.plot(x, [epoch.validation_accuracy for epoch in epochs], color=BLUE)
-        axes.yaxis.set_major_formatter(PERCENT)
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        return
+def _draw_losses(axes: Axes, epochs: Sequence[EpochPoint]) -> None:
     trained = [(epoch.epoch, epoch.train_loss) for epoch in epochs if epoch.train_loss is not None]
     axes.plot(*zip(*trained, strict=True), color=ORANGE, label="train")
-    axes.plot(x, [epoch.validation_loss for epoch in epochs], color=BLUE, label="validation")
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.plot(
+        [epoch.epoch for epoch in epochs], [epoch.validation_loss for epoch in epochs], color=BLUE, label="validation"
+    )
+    _set_ticks(axes)
     axes.legend(frameon=False, fontsize=8.5, labelcolor="linecolor", handlelength=1.2)
 
 
+def _draw_accuracy(axes: Axes, epochs: Sequence[EpochPoint]) -> None:
+    axes.plot([epoch.epoch for epoch in epochs], [epoch.validation_accuracy for epoch in epochs], color=BLUE)
+    low, high = axes.get_ylim()
+    high = min(high, 1.002)  # no accuracy is higher; a line on the edge should be whole
+    axes.set_ylim(min(low, high - 0.02), high)
+    axes.set_xlabel("epoch")
+    _set_ticks(axes)
+    axes.yaxis.set_major_formatter(PERCENT)
+
+
+def _set_ticks(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+
+
 def _spoken(name: str) -> str:
-    return {"pretrain": "Training", "finetune": "Fine-tuning"}.get(name, name)
+    names = {"pretrain": "Training", "finetune": "Fine-tuning", "quantize": "Training with rounding"}
+    return names.get(name, name)

@@ -32,6 +32,17 @@ def render(report: RunReport) -> str:
     )
 
 
+def format_latency(milliseconds: float) -> str:
+    """Write a time with three digits, below a tenth of a millisecond in microseconds.
+
+    Example:
+        >>> format_latency(0.03124), format_latency(0.5), format_latency(72.13), format_latency(1234.5)
+        ('31.2 µs', '0.500 ms', '72.1 ms', '1234 ms')
+    """
+    value, unit = (1000 * milliseconds, "µs") if milliseconds < 0.1 else (milliseconds, "ms")
+    return f"{value:#.3g} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+
+
 def format_count(value: float) -> str:
     """Return a count with three significant digits and its unit.
 
@@ -167,7 +178,7 @@ def spoken(name: str) -> str:
 
 def cells(result: ModelResult, dense: ModelResult) -> list[tuple[str, str]]:
     """Return one row of the table: for each of `COLUMNS` the number, and how it compares with the dense model."""
-    latency = "–" if result.latency_ms is None else f"{result.latency_ms:.2f} ms"
+    latency = "–" if result.latency_ms is None else format_latency(result.latency_ms)
     row = [
         (_percent(result.accuracy), format_points(100 * (result.accuracy - dense.accuracy))),
         (f"{result.loss:.3f}", f"{result.loss - dense.loss:+.3f}".replace("-", "−")),
@@ -189,7 +200,7 @@ def _latency_note(result: ModelResult, dense: ModelResult) -> str:
         return f"{dense.latency_ms / result.latency_ms:.2f} × as fast"
     if result.latency_p10_ms is None or result.latency_p90_ms is None:
         return ""
-    return f"{result.latency_p10_ms:.2f}–{result.latency_p90_ms:.2f}"
+    return f"{format_latency(result.latency_p10_ms)} – {format_latency(result.latency_p90_ms)}"
 
 
 def _decision_card(report: RunReport) -> str:
