@@ -110,7 +110,9 @@ def draw(curves: dict[str, Curve], path: Path) -> None:
     for name, curve in curves.items():
         axes.plot([p["seconds"] for p in curve], [p["spearman"] for p in curve], marker="o", label=name)
         for p in curve[:: len(curve) - 1 or 1]:
-            axes.annotate(f"{p['probes']:.0f}" if p["probes"] else "", (p["seconds"], p["spearman"] - 0.07))
+            axes.annotate(
+                f"{p['probes']:.0f}" if p["probes"] else "", (p["seconds"], p["spearman"] - 0.07), ha="center"
+            )
     axes.set(xscale="log", xlabel="seconds", ylabel="rank correlation with the exact saliency", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="center left")
