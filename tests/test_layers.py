@@ -19,6 +19,7 @@ LEVELS = {
         "_progress",
         "_quiet",
         "_stand_ins",
+        "_sums",
         "_state",
         "_watch",
     ),

@@ -5,7 +5,6 @@ all replaced filters of a layer (linear ones too) share `r` filters of the full 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from hessprune._modules import call_model, device_of, to_device
 from hessprune._progress import track
 from hessprune._state import evaluation_mode
+from hessprune._sums import Sums
 
 CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 """Layers that can have a stand-in, and over how many axes their kernel slides; with a `rank`, linear layers can too."""
@@ -95,62 +95,23 @@ def outputs(layer: Any, out: Tensor) -> Tensor:
     return rows if layer.bias is None else rows - layer.bias
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sums:
-    """Moments of rows `x (R, K)` and `y (R, O)`, in float64."""
+def low_rank_fit(sums: Sums, rank: int | None) -> Tensor:
+    """Minimise `‖y − x W‖² + λ ‖W‖²` over `W (K, O)` of at most that rank.
 
-    count: int
-    x: Tensor  # (K,)
-    y: Tensor  # (O,)
-    xx: Tensor  # (K, K)
-    xy: Tensor  # (K, O)
-    yy: Tensor  # (O,)
+    The best `W` of rank `r` is the unrestricted one projected on the `r` directions in which its outputs vary most.
+    """
+    strength = RIDGE * sums.xx.diagonal().mean().clamp(min=1e-30)
+    ridge = strength * torch.eye(len(sums.xx), dtype=sums.xx.dtype, device=sums.xx.device)
+    weight = torch.linalg.solve(sums.xx + ridge, sums.xy)
+    if rank is None:
+        return weight
+    main = torch.linalg.eigh(weight.T @ sums.xx @ weight).eigenvectors[:, -rank:]
+    return weight @ main @ main.T
 
-    @classmethod
-    def of(cls, x: Tensor, y: Tensor) -> "Sums":
-        """Sum over rows."""
-        x, y = x.double(), y.double()
-        return cls(count=len(x), x=x.sum(0), y=y.sum(0), xx=x.T @ x, xy=x.T @ y, yy=y.square().sum(0))
 
-    def __add__(self, other: "Sums") -> "Sums":
-        """Sums over both sets of rows."""
-        return Sums(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
-
-    def select(self, inputs: Tensor, wanted: Tensor) -> "Sums":
-        """Restrict to some columns of `x` and of `y`."""
-        xx = self.xx[inputs][:, inputs]
-        xy, yy = self.xy[inputs][:, wanted], self.yy[wanted]
-        return Sums(count=self.count, x=self.x[inputs], y=self.y[wanted], xx=xx, xy=xy, yy=yy)
-
-    def centred(self) -> "Sums":
-        """Take the means out."""
-        x, y = self.x / self.count, self.y / self.count
-        return Sums(
-            count=self.count,
-            x=0 * x,
-            y=0 * y,
-            xx=self.xx - self.count * torch.outer(x, x),
-            xy=self.xy - self.count * torch.outer(x, y),
-            yy=self.yy - self.count * y.square(),
-        )
-
-    def solve(self, rank: int | None) -> Tensor:
-        """Minimise `‖y − x W‖² + λ ‖W‖²` over `W (K, O)` of at most that rank.
-
-        The best `W` of rank `r` is the unrestricted one projected on the `r` directions in which its outputs vary most.
-        """
-        strength = RIDGE * self.xx.diagonal().mean().clamp(min=1e-30)
-        ridge = strength * torch.eye(len(self.xx), dtype=self.xx.dtype, device=self.xx.device)
-        weight = torch.linalg.solve(self.xx + ridge, self.xy)
-        if rank is None:
-            return weight
-        main = torch.linalg.eigh(weight.T @ self.xx @ weight).eigenvectors[:, -rank:]
-        return weight @ main @ main.T
-
-    def unexplained(self, weight: Tensor) -> Tensor:
-        """Return the share of each output's square that `x W` leaves over, `(O,)` in [0, 1]."""
-        error = self.yy - 2 * (weight * self.xy).sum(0) + (weight * (self.xx @ weight)).sum(0)
-        return (error / self.yy.clamp(min=1e-30)).clamp(0, 1)
+def unexplained(sums: Sums, weight: Tensor) -> Tensor:
+    """Return the share of each output's square that `x W` leaves over, `(O,)` in [0, 1]."""
+    return (sums.error(weight) / sums.yy.clamp(min=1e-30)).clamp(0, 1)
 
 
 @torch.no_grad()

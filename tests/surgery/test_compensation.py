@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import hessprune as hp
+from hessprune._sums import Sums
 from hessprune.planning.plan import Plan, plan_removing
 from hessprune.surgery.compensation import compensate
-from hessprune.surgery.least_squares import BLOCK, ROWS, STRENGTHS, Moments, ridge
+from hessprune.surgery.least_squares import STRENGTHS, ridge, solve
 from tests.cases import AWKWARD, Flatten, Grouped, Inverted, Plain, Residual, Shared, Tokens, image, make
 
 Y = torch.arange(40) % 4
@@ -31,27 +32,12 @@ def plan_for(model: nn.Module, x: Tensor, fraction: float = 0.7) -> Plan:
     return hp.make_plan(model, groups, saliency, hp.Budget(params=fraction), example_inputs=x)
 
 
-def test_moments_are_those_of_centred_rows_whatever_the_portions():
-    generator = torch.Generator().manual_seed(0)
-    rows, groups, size = 2 * ROWS + 7, 2, BLOCK + 3
-    x = 3 + torch.randn(rows, groups, size, generator=generator, dtype=torch.float64)
-    y = torch.randn(rows, groups, 2, generator=generator, dtype=torch.float64)
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    own, plain_x, plain_y = Moments.of(x, y).about(mean_x, mean_y), x - mean_x, y - mean_y
-    assert torch.allclose(own.xx, torch.einsum("rgk,rgl->gkl", plain_x, plain_x), rtol=1e-10, atol=1e-9)
-    assert torch.allclose(own.xy, torch.einsum("rgk,rgo->gko", plain_x, plain_y), rtol=1e-10, atol=1e-9)
-    assert torch.allclose(own.yy, plain_y.square().sum((0, 2)), rtol=1e-10)
-    assert torch.allclose(own.x, torch.zeros_like(own.x), atol=1e-9)
-    halves = Moments.of(x[:9], y[:9]) + Moments.of(x[9:], y[9:])
-    assert torch.allclose(halves.about(mean_x, mean_y).xx, own.xx, rtol=1e-10, atol=1e-9)
-
-
 def test_ridge_against_the_normal_equations() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y, old = (
         torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((60, 2, 5), (60, 2, 3), (2, 5, 3))
     )
-    fit = Moments.of(x, y).solve(0.1, old)
+    fit = solve(Sums.of(x, y), 0.1, old)
     for group in range(2):
         design, wanted, start = x[:, group], y[:, group], old[group]
         gram = design.T @ design
@@ -61,7 +47,7 @@ def test_ridge_against_the_normal_equations() -> None:
         )
         torch.testing.assert_close(fit[group], expected, rtol=1e-10, atol=1e-12)
     residual = torch.stack([y[:, g] - x[:, g] @ fit[g] for g in range(2)])
-    assert Moments.of(x, y).error(fit) == pytest.approx(float(residual.square().sum()), rel=1e-10)
+    torch.testing.assert_close(Sums.of(x, y).error(fit), residual.square().sum(1), rtol=1e-10, atol=0)
 
 
 def test_ridge_keeps_the_old_weights_where_nothing_helps() -> None:

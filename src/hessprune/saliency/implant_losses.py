@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hessprune._checks import check_batches
 from hessprune._modules import split_name
-from hessprune._stand_ins import layer_sums
+from hessprune._stand_ins import layer_sums, low_rank_fit, unexplained
 from hessprune.saliency.values import Saliency
 from hessprune.structure.groups import Group, producers
 from hessprune.structure.stand_ins import stand_in_layers
@@ -55,10 +55,10 @@ def implant_losses(
     check_batches(batches)
     carriers = stand_in_layers(model, groups, next(iter(batches))[0], rank=rank)
     layers = {layer: rank for names in carriers.values() for layer in names}
-    unexplained = {}
+    lost = {}
     for layer, sums in layer_sums(model, layers, batches).items():
         own = sums.centred()
-        unexplained[layer] = own.unexplained(own.solve(rank)).cpu()
+        lost[layer] = unexplained(own, low_rank_fit(own, rank)).cpu()
     by_name = {group.name: group for group in groups}
     return Saliency(
         saliency,
@@ -67,18 +67,18 @@ def implant_losses(
         standard_error=getattr(saliency, "standard_error", None),
         interactions=getattr(saliency, "interactions", None),
         implant_losses={
-            name: _share(by_name[name], layers, unexplained) * saliency[name].double().cpu()
+            name: _share(by_name[name], layers, lost) * saliency[name].double().cpu()
             for name, layers in carriers.items()
         },
     )
 
 
-def _share(group: Group, layers: Sequence[str], unexplained: Mapping[str, Tensor]) -> Tensor:
+def _share(group: Group, layers: Sequence[str], lost: Mapping[str, Tensor]) -> Tensor:
     """Mean over a group's producing slices of the share of each unit that a stand-in leaves unexplained, `(U,)`."""
     pieces = list(producers(group))
     total = torch.zeros(group.num_units, dtype=torch.float64)
     for piece in pieces:
         layer = split_name(piece.param)[0]
         if layer in layers and piece.dim == 0:
-            total += unexplained[layer][piece.positions()].mean(1)
+            total += lost[layer][piece.positions()].mean(1)
     return total / len(pieces)

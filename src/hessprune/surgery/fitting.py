@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from hessprune._checks import check_batches
 from hessprune._modules import device_of, to_device
-from hessprune._stand_ins import Sums, layer_sums
+from hessprune._stand_ins import layer_sums, low_rank_fit
+from hessprune._sums import Sums
 from hessprune._watch.recording import record
 from hessprune.planning.plan import Plan
 from hessprune.surgery.arrangement import origins
@@ -63,7 +64,7 @@ def _fit(module: Implanted, parts: list[Part], sums: Sums, columns: Tensor, mean
     own = sums.select(columns, rows)
     absorbs = parts[0].layer.bias is not None or all(f"{part.name}.weight" in means for part in parts)
     rank = len(module.base.weight) if isinstance(module.base, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) else None
-    weight = (own.centred() if absorbs else own).solve(rank).T
+    weight = low_rank_fit(own.centred() if absorbs else own, rank).T
     shift = (own.y - own.x @ weight.T) / own.count
     if rank is not None:
         weight, base = factors(weight, rank)
