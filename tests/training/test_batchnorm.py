@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from hessprune.errors import DataError
-from hessprune.training.batchnorm import reestimate_batchnorm
+from hessprune.training.batchnorm import FirstSamples, reestimate_batchnorm
 
 
 def _batches() -> list:
@@ -46,6 +46,12 @@ def test_only_the_statistics_of_the_copy_change():
     assert torch.equal(model[0].running_mean, torch.zeros(2, dtype=torch.float64))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), result.parameters(), strict=True))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("count", "batches"), [(1, 1), (2, 1), (3, 2), (5, 2), (6, 3), (100, 3)])
+def test_the_first_samples_are_whole_batches_and_can_be_read_again(count, batches):
+    first = FirstSamples(_batches(), count)
+    assert [len(inputs) for inputs, _ in first] == [2, 3, 4][:batches] == [len(inputs) for inputs, _ in first]
 
 
 def test_a_model_without_batchnorm_reads_no_data():

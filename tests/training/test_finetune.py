@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+import sys
 from dataclasses import asdict, replace
 
 import pytest
@@ -156,6 +157,14 @@ def test_no_epochs_only_repair_batchnorm():
     assert all(torch.equal(a, b) for a, b in zip(repaired.model.parameters(), good.model.parameters(), strict=True))
     left = finetune(spoilt, Batches(), VALIDATION, config=FinetuneConfig(epochs=0, reestimate_batchnorm=False))
     assert _equal(left.model, spoilt)
+
+
+def test_statistics_are_those_of_the_first_samples(monkeypatch):
+    whole, first = Batches(), Batches()
+    finetune(_net(), whole, VALIDATION, config=replace(CONFIG, epochs=0))
+    monkeypatch.setattr(sys.modules[finetune.__module__], "BATCHNORM_SAMPLES", 16)
+    finetune(_net(), first, VALIDATION, config=replace(CONFIG, epochs=0))
+    assert whole.read - first.read == 3
 
 
 def test_statistics_that_validate_worse_are_not_taken():

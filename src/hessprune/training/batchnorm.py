@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hessprune._checks import check_batches
+from hessprune._checks import check_batches, leading_size
 from hessprune._modules import device_of, predict, to_device
 from hessprune._progress import track
 from hessprune._state import evaluation_mode, seeded
@@ -53,6 +53,21 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         for inputs, _ in track(batches, "re-estimating BatchNorm"):
             predict(model, to_device(inputs, device))
     return model
+
+
+class FirstSamples:
+    """The first batches of a re-iterable, until they hold `count` samples."""
+
+    def __init__(self, batches: Iterable[Any], count: int) -> None:
+        self._batches, self._count = batches, count
+
+    def __iter__(self) -> Iterator[Any]:
+        seen = 0
+        for batch in self._batches:
+            yield batch
+            seen += leading_size(batch[0])
+            if seen >= self._count:
+                return
 
 
 def has_batchnorm(model: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from hessprune._progress import Bar, progress_bar
 from hessprune._state import seeded, set_training
 from hessprune.errors import ArgumentError, NumericalError
 from hessprune.evaluate import Evaluation, evaluate
-from hessprune.training.batchnorm import has_batchnorm, reestimate_batchnorm
+from hessprune.training.batchnorm import FirstSamples, has_batchnorm, reestimate_batchnorm
 from hessprune.training.config import EpochRecord, FinetuneConfig, FinetuneResult
 from hessprune.training.learner import Learner, check_precision
 from hessprune.training.replay import derived_seed, num_steps, replayed
@@ -26,6 +26,9 @@ from hessprune.training.resume import Progress, Vault, identity_of
 from hessprune.training.schedule import learning_rate
 
 __all__ = ["EpochRecord", "FinetuneConfig", "FinetuneResult", "finetune", "reestimate_batchnorm"]
+
+BATCHNORM_SAMPLES = 8192
+"""Training samples, about, whose BatchNorm statistics stand in for those of all."""
 
 
 def finetune(
@@ -153,7 +156,7 @@ def _begin(run: _Run) -> None:
     if run.config.reestimate_batchnorm and has_batchnorm(model):
         if hasattr(run.train, "set_epoch"):
             run.train.set_epoch(0)  # type: ignore[attr-defined]
-        renewed = reestimate_batchnorm(model, run.train)
+        renewed = reestimate_batchnorm(model, FirstSamples(run.train, BATCHNORM_SAMPLES))
         other = _validate(run, renewed)
         if (other.accuracy, -other.loss) > (validation.accuracy, -validation.loss):
             model.load_state_dict(renewed.state_dict())  # in place: the optimizer knows these very parameters
