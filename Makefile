@@ -58,7 +58,7 @@ FINETUNED = $(call COMPARE,cifar10-resnet56) --budgets 0.5,0.35 --epochs 2 --lrs
 
 reproduce-finetuned: $(STAMP)  ## the tables of docs/oneshot.md after two epochs of fine-tuning
 	$(FINETUNED) --no-compensate --methods random,magnitude,hap,sosp-h,sosp-i --out out/finetuned/resnet20-plain
-	$(FINETUNED) --compensate --methods joint,joint:implant --out out/finetuned/resnet20-compensated
+	$(FINETUNED) --compensate --methods joint,joint:implant,joint:implant=zero --out out/finetuned/resnet20-compensated
 	$(BIN)/python docs/build.py --comparisons out/finetuned
 
 clean:
