@@ -90,16 +90,16 @@ def _size(comparison: Comparison) -> tuple[float, float]:
 
 
 def _draw(figure: Figure, comparison: Comparison, muted: str) -> None:
-    """One panel for each table, on one scale."""
+    """One panel for each table, each on a scale of its own: without compensation, methods fall to chance."""
     stages = comparison.stages
-    panels = figure.subplots(1, max(len(stages), 1), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, max(len(stages), 1), squeeze=False)[0]
     for axes, stage in zip(panels, stages, strict=False):
         _draw_panel(axes, comparison, stage)
         axes.axhline(comparison.dense["accuracy"], color=muted, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         axes.set(title=stage_title(*stage), xlabel=f"{QUANTITIES[comparison.quantity]} kept")
         axes.xaxis.set_major_formatter(PERCENT)
+        axes.yaxis.set_major_formatter(PERCENT)
         axes.invert_xaxis()
-    panels[0].yaxis.set_major_formatter(PERCENT)
     panels[0].set_ylabel("accuracy")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
 
