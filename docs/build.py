@@ -54,7 +54,7 @@ SECTIONS = {
     "export": ExportSettings,
     "report": ReportSettings,
 }
-KEPT = ("accuracy", "loss", "macs", "params", "size_bytes")
+KEPT = ("accuracy", "loss", "macs", "params", "size_bytes", "latency_ms")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -81,7 +81,8 @@ def summary_rows() -> str:
         record = _record(path)
         dense, final = record["models"]["dense"], record["models"]["finetuned"]
         what = f"{record['title']}, {final['macs'] / dense['macs']:.0%} of the MACs"
-        lines.append(f"| {what} | accuracy {dense['accuracy']:.1%} → {final['accuracy']:.1%} | `{record['command']}` |")
+        result = f"accuracy {dense['accuracy']:.1%} → {final['accuracy']:.1%}{_in_integers(record['models'])}"
+        lines.append(f"| {what} | {result} | `{record['command']}` |")
     for kind in ("oneshot", "finetuned"):
         lines += [_headline(path) for path in sorted((DOCS / "results" / kind).glob("*.json"))]
     for path, claims in _benchmarks():
@@ -154,7 +155,7 @@ def keep(folder: Path, command: str) -> None:
     record = {
         "title": report["title"],
         "command": command,
-        "models": {name: {key: result[key] for key in KEPT} for name, result in models.items()},
+        "models": {name: {key: result[key] for key in KEPT if key in result} for name, result in models.items()},
         "environment": {key: report["environment"][key] for key in ("cpu", "cpu_cores", "threads")},
         **{key: report[key] for key in ("seeds", "data_fingerprint", "versions")},
     }
@@ -184,6 +185,15 @@ def take_picture(page: Path, picture: Path) -> None:
         command = [browser, *options, "--window-size=1280,1000", f"--screenshot={picture}", page.resolve().as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
     Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)  # a third of the size
+
+
+def _in_integers(models: dict[str, dict[str, float]]) -> str:
+    """Say what INT8 did to accuracy, size and, where it was timed, latency."""
+    dense, int8 = models["dense"], models.get("int8")
+    if int8 is None:
+        return ""
+    faster = f", {dense['latency_ms'] / int8['latency_ms']:.1f} × as fast" if int8.get("latency_ms") else ""
+    return f"; in INT8 {int8['accuracy']:.1%}{faster}, 1/{dense['size_bytes'] / int8['size_bytes']:.0f} of the size"
 
 
 def _headline(path: Path) -> str:
