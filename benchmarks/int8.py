@@ -12,25 +12,22 @@ better of both.
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 import hessprune as hp
 from hessprune.data import load_dataset
 from hessprune.data.dataset import Split
-from hessprune.latency import OnnxModel
 from hessprune.models import build_model
 from support.claims import Claims, arguments, spearman
+from support.integers import Scores, by_the_peer, logits_of
 from support.networks import MEAN, STD, noise, pretrained, warmed
 
 FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "Add", "Mul", "AveragePool", "Concat", "ReduceMean", "Pad"}
@@ -196,65 +193,12 @@ def sensitivity(claims: Claims, root: Path) -> None:
     claims.at_most("resnet20: layers that must stay in FP32 to lose at most 0.5 points", len(kept), 0)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scores:
-    """Accuracy in points, share of the float model's predictions, and mean `KL(p ‖ p')` in nats."""
-
-    accuracy: float
-    agreement: float
-    divergence: float
-
-    @classmethod
-    def of(cls, logits: Tensor, reference: Tensor, labels: Tensor) -> "Scores":
-        """Compare logits with labels and with those of the float model."""
-        p, q = (x.double().log_softmax(1) for x in (reference, logits))
-        return cls(
-            accuracy=100 * float((logits.argmax(1) == labels).double().mean()),
-            agreement=float((logits.argmax(1) == reference.argmax(1)).double().mean()),
-            divergence=float((p.exp() * (p - q)).sum(1).mean()),
-        )
-
-
 @cache
 def images_of(split: Split, root: Path, kind: str = "lossless") -> list[tuple[Tensor, Tensor]]:
     """Return a split, normalised as the weights expect."""
     source, folder = {"lossless": ("npz", root), "JPEG": ("parquet", root / "cifar10_jpeg")}[kind]
     data = load_dataset(source, root=folder, calibration_size=512).with_normalisation(MEAN, STD)
     return list(data.batches(split, 128, shuffle=False))
-
-
-def logits_of(model: nn.Module | Path, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
-    runs = model if isinstance(model, nn.Module) else OnnxModel(model)
-    with torch.no_grad():
-        return torch.cat([runs(inputs) for inputs, _ in batches])
-
-
-class Reader(CalibrationDataReader):
-    """Hands batches to the peer."""
-
-    def __init__(self, batches: list[tuple[Tensor, Tensor]]) -> None:
-        self._batches: Iterator[tuple[Tensor, Tensor]] = iter(batches)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {"x": batch[0].numpy()}
-
-
-def by_the_peer(path: Path, calibration: list[tuple[Tensor, Tensor]], out: Path, kind: str) -> Path:
-    """Quantise with ONNX Runtime's own tool, per channel, in its recommended format."""
-    prepared = out.with_suffix(".prepared.onnx")
-    quant_pre_process(path, prepared)
-    quantize_static(
-        prepared,
-        out,
-        Reader(calibration),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        reduce_range=kind == "reduced",
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    return out
 
 
 def operators(path: Path) -> Counter[str]:

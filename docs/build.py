@@ -259,7 +259,8 @@ def _claim(path: Path) -> str:
 
 
 def _command(path: Path) -> str:
-    return f"python benchmarks/{path.stem}.py --out benchmarks/results/{path.name}"
+    own = _record(path).get("arguments", "")
+    return f"python benchmarks/{path.stem}.py {own} --out benchmarks/results/{path.name}".replace("  ", " ")
 
 
 def _shown(value: Any) -> str:
