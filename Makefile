@@ -54,7 +54,8 @@ reproduce-oneshot: $(STAMP)  ## the one-shot tables of docs/oneshot.md; DATA=fol
 	$(BIN)/python docs/build.py --comparisons out/oneshot
 
 FINETUNED = $(call COMPARE,cifar10-resnet56) --budgets 0.5,0.35 --epochs 2 --lrs 0.03,0.1 \
-	--set finetune.precision=bf16 --set finetune.reestimate_batchnorm=false --set model.name=resnet20 --set model.weights=weights/resnet20-12fca82f.th
+	--set finetune.precision=bf16 --set finetune.reestimate_batchnorm=false \
+	--set report.title=ResNet-20 --set model.name=resnet20 --set model.weights=weights/resnet20-12fca82f.th
 
 reproduce-finetuned: $(STAMP)  ## the tables of docs/oneshot.md after two epochs of fine-tuning
 	$(FINETUNED) --no-compensate --methods random,magnitude,hap,sosp-h,sosp-i --out out/finetuned/resnet20-plain

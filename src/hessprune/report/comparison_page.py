@@ -101,7 +101,8 @@ def _draw(figure: Figure, comparison: Comparison, muted: str) -> None:
         axes.yaxis.set_major_formatter(PERCENT)
         axes.invert_xaxis()
     panels[0].set_ylabel("accuracy")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+    shown = panels[0].get_legend_handles_labels()
+    figure.legend(*shown, loc="outside right upper", frameon=False, fontsize=9, handlelength=3.6)  # shows dashes
 
 
 def _draw_panel(axes: Axes, comparison: Comparison, stage: tuple[int, bool]) -> None:

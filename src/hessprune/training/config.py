@@ -25,8 +25,8 @@ class FinetuneConfig:
         distill_temperature: T, which divides both models' logits inside KL.
         precision: Type of the forward pass (autocast); parameters and loss stay in float32.
         clip_norm: Largest gradient norm over all parameters; None does not clip.
-        reestimate_batchnorm: Let a model with running statistics, which pruning shifts, re-estimated on about 8 000
-            training samples stand for epoch 0 where it validates better.
+        reestimate_batchnorm: Let the model with BatchNorm statistics of about 8 000 training samples stand for epoch 0
+            where it validates better: pruning shifts them.
         freeze_ranges_at: Share of all steps after which the activation ranges of a fake-quantised model stay; 1 never.
         freeze_batchnorm_at: Share of all steps after which BatchNorm keeps its statistics and uses them; 1 never.
         seed: Of data order, augmentation and dropout.
