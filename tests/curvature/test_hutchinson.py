@@ -9,6 +9,7 @@ from torch import nn
 
 from hessprune.curvature import ParamSlice, TraceOptions, block_traces, lowest
 from hessprune.curvature.draws import signs
+from hessprune.errors import UnsupportedModelError
 from tests.curvature.nets import PIECEWISE, SMOOTH, Residual, all_rows, batches_of, build, weights
 from tests.oracles import block_traces_of, dense_hessian
 
@@ -58,6 +59,51 @@ def test_output_channels_alone_give_the_same(name):
     full, rows = block_traces(model, both, batches, **kwargs), block_traces(model, single, batches, **kwargs)
     for key in single:
         torch.testing.assert_close(rows.values[key], full.values[key], **EXACT, msg=key)
+
+
+class Hard(nn.Module):
+    """A gate that torch cannot differentiate twice, or its formula."""
+
+    def __init__(self, gate):
+        super().__init__()
+        self.first, self.second, self.gate = nn.Linear(5, 6), nn.Linear(6, 3), gate
+
+    def forward(self, x):
+        x = self.first(x * 3)
+        return self.second(x * self.gate(x + 0.0))
+
+
+ATEN = torch.ops.aten
+GATES = [nn.Hardsigmoid(), nn.Hardsigmoid(inplace=True), ATEN.hardsigmoid.default, ATEN.hardsigmoid_.default]
+
+
+@pytest.mark.parametrize("gate", GATES, ids=str)
+def test_hard_sigmoids_are_differentiated_twice(gate):
+    x = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    batches = [(x, torch.arange(8) % 3)]
+    torch.manual_seed(0)
+    model = Hard(gate).double().eval()
+    written_out = Hard(lambda x: (x + 3).clamp(0, 6) / 6).double().eval()
+    written_out.load_state_dict(model.state_dict())
+    options = {"estimator": "hutchinson", "precision": "fp64", "options": TraceOptions(num_probes=3)}
+    result = block_traces(model, all_rows(model), batches, **options)
+    expected = block_traces(written_out, all_rows(written_out), batches, **options)
+    for key, values in expected.probes.items():
+        torch.testing.assert_close(result.probes[key], values, **EXACT)
+
+
+def test_what_has_no_second_derivative_is_named():
+    class Distances(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(5, 4)
+
+        def forward(self, x):
+            return torch.cdist(self.first(x), torch.eye(4, dtype=x.dtype))
+
+    model, batches = Distances().double(), [(torch.randn(8, 5, dtype=torch.float64), torch.arange(8) % 4)]
+    with pytest.raises(UnsupportedModelError, match=r"no derivative of 'cdist_backward'\. Use estimator='exact'"):
+        block_traces(model, all_rows(model), batches, estimator="hutchinson", precision="fp64")
 
 
 def test_the_mean_converges_to_the_true_hessian_of_a_smooth_net():

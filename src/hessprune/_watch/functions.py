@@ -2,7 +2,8 @@
 
 PIECEWISE_LINEAR = frozenset(
     """
-    relu relu_ relu6 leaky_relu leaky_relu_ prelu rrelu threshold hardtanh hardtanh_ clamp clamp_ clip abs neg
+    relu relu_ relu6 leaky_relu leaky_relu_ prelu rrelu threshold hardtanh hardtanh_ hardsigmoid
+    hardsigmoid_ clamp clamp_ clip abs neg
     maximum minimum max min amax amin where max_pool1d max_pool2d max_pool3d _max_pool1d _max_pool2d
     _max_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d mean sum add add_ sub sub_ rsub __add__ __radd__ __iadd__ __sub__

@@ -10,6 +10,9 @@ the layer itself; both are met there by taps. That is five maps per layer and pr
 the graph of the gradient is built once and kept for all probes.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +26,7 @@ from hessprune._watch.recording import CallMode, slow_attention, weight_names
 from hessprune.curvature.folding import Folded
 from hessprune.curvature.ggn import in_autocast, output_axis
 from hessprune.curvature.readout import Wanted
+from hessprune.errors import UnsupportedModelError
 
 
 class ProductMode(CallMode):
@@ -47,7 +51,8 @@ class ProductMode(CallMode):
     def differentiate(self, loss: Tensor) -> None:
         """Build the graph of the loss gradient; each layer contributes a token that stands for its weight gradient."""
         anchors = [site.anchor for site in self._sites]
-        tokens = torch.autograd.grad(loss, anchors, create_graph=True, allow_unused=True)
+        with _twice_differentiable():
+            tokens = torch.autograd.grad(loss, anchors, create_graph=True, allow_unused=True)
         self._tokens = [token for token in tokens if token is not None and token.requires_grad]
 
     def product(self, directions: dict[str, Tensor]) -> Tensor:
@@ -61,7 +66,8 @@ class ProductMode(CallMode):
         if self._tokens:
             ones = [torch.ones_like(token) for token in self._tokens]
             anchors = [site.anchor for site in self._sites]
-            torch.autograd.grad(self._tokens, anchors, ones, retain_graph=True, allow_unused=True)
+            with _twice_differentiable():
+                torch.autograd.grad(self._tokens, anchors, ones, retain_graph=True, allow_unused=True)
         return self._want.gather({key: rows[None] for key, rows in self._rows.items()})[0]
 
     def close(self) -> None:
@@ -75,6 +81,11 @@ class ProductMode(CallMode):
         site = _Site(mode=self, name=name, call=call, anchor=x.new_zeros((), requires_grad=True))
         self._sites.append(site)
         return _Layer.apply(site.anchor, x, weight, bias, site)
+
+    def on_other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Run another function, written out where torch cannot differentiate it twice."""
+        written_out = {"hardsigmoid": _hardsigmoid, "hardsigmoid_": _hardsigmoid_}.get(name.partition(".")[0], func)
+        return written_out(*args, **kwargs)
 
     def direction(self, name: str, weight: Tensor) -> Tensor:
         """Return the current probe over one weight."""
@@ -96,6 +107,28 @@ class ProductMode(CallMode):
         products = gradient.double() * self._directions[site.name]
         for axis in self._want.axes[site.name]:
             self._rows[site.name, axis] += products.sum([a for a in range(products.dim()) if a != axis])
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    return _hardsigmoid_(input) if inplace else ((input + 3).clamp(0, 6) / 6)
+
+
+def _hardsigmoid_(input: Tensor) -> Tensor:
+    return input.add_(3).clamp_(0, 6).div_(6)
+
+
+@contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    """Name the function that torch cannot differentiate twice, and what does without."""
+    try:
+        yield
+    except RuntimeError as error:  # NotImplementedError is one, too
+        if found := re.search(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented", str(error)):
+            raise UnsupportedModelError(
+                f"`model` must be twice differentiable for Hessian products, but torch has no derivative of "
+                f"{found[1].strip('_')!r}. Use estimator='exact' or method='hap', which differentiate once."
+            ) from error
+        raise
 
 
 @dataclass(kw_only=True)
