@@ -85,18 +85,26 @@ def summary_rows() -> str:
         lines.append(f"| {what} | {result} | `{record['command']}` |")
     for kind in ("oneshot", "finetuned"):
         lines += [_headline(path) for path in sorted((DOCS / "results" / kind).glob("*.json"))]
-    for path, claims in _benchmarks():
-        held = sum(claim["holds"] is True for claim in claims)
-        lines.append(f"| {_claim(path)} | {held} of {len(claims)} figures on target | `{_command(path)}` |")
+    for path, content in _benchmarks():
+        lines.append(f"| {_claim(path)} | {_tally(content['claims'])} | `{_command(path)}` |")
     return "\n".join(lines)
+
+
+def _tally(claims: list[dict[str, Any]]) -> str:
+    """Say how many claims hold, and how many could not be tried."""
+    held, untried = (sum(claim["holds"] is verdict for claim in claims) for verdict in (True, None))
+    tally = f"{held} of {len(claims) - untried} figures on target"
+    return f"{tally}, {untried} not measured" if untried else tally
 
 
 def benchmark_tables() -> str:
     """Return every claim of every committed benchmark."""
     tables = []
-    for path, claims in _benchmarks():
+    for path, content in _benchmarks():
+        claims = content["claims"]
         rows = [f"| {c['name']} | {_shown(c['value'])} | {c['target']} | {_shown(c['peer'])} |" for c in claims]
         head = [f"## {_claim(path)}", "", "```sh", _command(path), "```", ""]
+        head += [content["note"], ""] if "note" in content else []
         tables.append("\n".join([*head, "| figure | measured | target | peers |", "|---|---|---|---|", *rows]))
     return "\n\n".join(tables) or "None is committed yet."
 
@@ -243,12 +251,12 @@ def _record(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8"))
 
 
-def _benchmarks() -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-    """Yield the results of every benchmark that states claims."""
+def _benchmarks() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield what every benchmark that states claims has written."""
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         content = json.loads(path.read_text("utf-8"))
         if isinstance(content, dict) and "claims" in content:
-            yield path, content["claims"]
+            yield path, content
 
 
 def _claim(path: Path) -> str:

@@ -19,6 +19,8 @@ from hessprune.latency import onnx_feed, onnx_session
 
 OPSET = 20  # the newest that ONNX Runtime runs without conversion and the exporter writes natively
 MAX_INLINE_BYTES = 1_500_000_000  # a protobuf ends at 2 GiB; larger weights go to `<name>.data` beside the file
+MAX_BATCH = 65535
+"""CUDA normalises larger batches in another kernel, and a capture holds one; files take any batch."""
 
 
 def export_onnx(
@@ -102,7 +104,7 @@ def _tolerance(model: nn.Module) -> float:
 
 def batch_axes(example: Any) -> Any:
     """Name the batch axis of every tensor that has one, in the form that torch.export wants."""
-    batch, size = torch.export.Dim("batch"), leading_size(example)
+    batch, size = torch.export.Dim("batch", max=MAX_BATCH), leading_size(example)
 
     def axes(leaf: Any) -> dict[int, Any] | None:
         return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size else None

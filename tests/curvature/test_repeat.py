@@ -44,6 +44,20 @@ def test_a_recording_that_fails_is_not_used(failure, caplog):
     assert [record.message for record in caplog.records] == [f"probes run without a CUDA graph: {reason[failure]}"]
 
 
+def test_a_step_that_overflows_is_not_recorded(caplog):
+    def step(index):
+        return torch.tensor([torch.nan if index == 2 else float(index)])
+
+    recorded = []
+    replayed = Replayed(step, lambda step, index: (recorded.append(int(index)), step)[1])
+    with caplog.at_level("INFO"):
+        assert [float(replayed(torch.tensor(n))) for n in (3, 4)] == [3, 4]
+        overflowing = Replayed(step, lambda step, index: (recorded.append(int(index)), step)[1])
+        assert overflowing(torch.tensor(2)).isnan().all()
+    assert recorded == [3]
+    assert not caplog.records
+
+
 def test_a_processor_runs_the_step_itself():
     assert repeated(square, 300, CPU) is square
     assert repeated(square, 2, torch.device("cuda")) is square  # too few to be worth a recording

@@ -4,6 +4,8 @@ A counter-based generator (SplitMix64): every 64-bit word is a hash of its own c
 one sign.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,10 +30,43 @@ def signs(seed: int, draw: int | Tensor, stream: Tensor, count: int) -> Tensor:
         True
     """
     words = torch.arange((count + 63) // 64, device=stream.device)
-    key = _hash(_hash(_hash(torch.full_like(stream, seed)) + draw) + stream)[:, None]
-    octets = _hash(key + words).view(torch.uint8)[..., None]
-    bits = (octets >> torch.arange(8, dtype=torch.uint8, device=stream.device)) & 1
-    return (bits.flatten(1)[:, :count].to(torch.int8) * 2).sub_(1)
+    return _signs_of(_hash(_key(seed, draw, stream)[:, None] + words)).flatten(1)[:, :count]
+
+
+class Rows:
+    """Rows of signs of different lengths, which together take the kernels of one.
+
+    Args:
+        streams: What each row is for, int64 `(n,)`.
+        counts: Signs in each row.
+
+    Example:
+        >>> first, second = Rows(torch.tensor([5, 6]), [3, 70]).draw(seed=0, draw=1)
+        >>> torch.equal(second, signs(0, 1, torch.tensor([6]), 70)[0])
+        True
+    """
+
+    def __init__(self, streams: Tensor, counts: Sequence[int]) -> None:
+        sizes = [(count + 63) // 64 for count in counts]
+        self._counts, self._sizes = list(counts), [64 * size for size in sizes]
+        self._streams = streams.repeat_interleave(torch.tensor(sizes, device=streams.device))
+        self._words = torch.cat([torch.arange(size, device=streams.device) for size in sizes])
+
+    def draw(self, *, seed: int, draw: int | Tensor) -> list[Tensor]:
+        """Return the rows that `signs` gives for `(seed, draw, stream)`, each `(count,)` of ±1 in int8."""
+        rows = _signs_of(_hash(_key(seed, draw, self._streams) + self._words)).flatten().split(self._sizes)
+        return [row[:count] for row, count in zip(rows, self._counts, strict=True)]
+
+
+def _key(seed: int, draw: int | Tensor, stream: Tensor) -> Tensor:
+    return _hash(_hash(_hash(torch.full_like(stream, seed)) + draw) + stream)
+
+
+def _signs_of(words: Tensor) -> Tensor:
+    """Return the bits of 64-bit words `(*, n)` as ±1, `(*, 8 n, 8)` in int8."""
+    octets = words.view(torch.uint8)[..., None]
+    bits = (octets >> torch.arange(8, dtype=torch.uint8, device=words.device)) & 1
+    return (bits.to(torch.int8) * 2).sub_(1)
 
 
 def _hash(x: Tensor) -> Tensor:

@@ -73,7 +73,8 @@ def _agree(folded: nn.Module, model: nn.Module, inputs: Any) -> bool:
     """Return whether both models compute the same logits."""
     with evaluation_mode(model):
         ours, theirs = (logits_of(call_model(m, inputs)).double() for m in (folded, model))
-    tolerance = 1e-3 * float(theirs.abs().max().clamp(min=1e-30))
+    rounding = 1e-2 if theirs.is_cuda else 1e-3  # TF32 keeps 10 bits of what a convolution reads
+    tolerance = rounding * float(theirs.abs().max().clamp(min=1e-30))
     return bool(((ours - theirs).abs() <= tolerance).all()) or not bool(torch.isfinite(theirs).all())
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hessprune._modules import sample_rows
-from hessprune.curvature.draws import signs
+from hessprune.curvature.draws import Rows
 from hessprune.curvature.moments import Moments
 from hessprune.curvature.problem import Problem
 from hessprune.curvature.products import ProductMode
@@ -96,15 +96,16 @@ class _Directions:
         named = problem.folded.model.named_parameters()
         self._seed, self._scale = seed, problem.folded.scale
         self._weights = {name: weight for name, weight in named if name in problem.want.axes}
-        self._streams = {name: _stream_of(name).to(problem.device) for name in self._weights}
+        streams = torch.cat([_stream_of(name) for name in self._weights]).to(problem.device)
+        self._rows = Rows(streams, [weight.numel() for weight in self._weights.values()])
 
     def __call__(self, probe: Tensor) -> dict[str, Tensor]:
         """Return the signs of the probe with this index."""
-        return {name: self._signs(name, weight, probe) for name, weight in self._weights.items()}
+        rows = zip(self._weights.items(), self._rows.draw(seed=self._seed, draw=probe), strict=True)
+        return {name: self._scaled(name, weight, row.view(weight.shape)) for (name, weight), row in rows}
 
-    def _signs(self, name: str, weight: Tensor, probe: Tensor) -> Tensor:
-        v = signs(self._seed, probe, self._streams[name], weight.numel()).view(weight.shape).to(weight.dtype)
-        return v * self._scale[name].to(v) if name in self._scale else v
+    def _scaled(self, name: str, weight: Tensor, v: Tensor) -> Tensor:
+        return v * self._scale[name].to(weight.dtype) if name in self._scale else v.to(weight.dtype)
 
 
 def _stream_of(name: str) -> Tensor:

@@ -50,7 +50,7 @@ class Replayed:
     def __call__(self, index: Tensor) -> Tensor:
         """Return the step's result."""
         result = self._step(index)
-        if self._pending:
+        if self._pending and bool(torch.isfinite(result).all()):  # what overflowed is repeated at another scale
             self._pending = False
             self._step = self._recorded(index, result)
         return result

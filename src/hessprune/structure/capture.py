@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from hessprune._checks import tensors_in
-from hessprune._modules import call_model, empty_copy, shared_copy, to_device
+from hessprune._modules import call_model, device_of, empty_copy, shared_copy, to_device
 from hessprune._quiet import quiet
 from hessprune._state import evaluation_mode
 from hessprune.errors import UnsupportedModelError
@@ -16,9 +16,12 @@ from hessprune.errors import UnsupportedModelError
 def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
     """Export `model` in evaluation mode on `example_inputs` (a tensor, a tuple, or a dict of keyword arguments).
 
+    The inputs may lie on another device than the model: only their shapes matter.
+
     Raises:
         UnsupportedModelError: The forward fails, or depends on data in a way a graph cannot hold.
     """
+    example_inputs = to_device(example_inputs, device_of(model))
     args, kwargs = as_call(example_inputs)
     with evaluation_mode(model), torch.no_grad(), quiet():
         try:
