@@ -10,16 +10,24 @@ from pathlib import Path
 from typing import Any
 
 
-def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what `function` returns in a fresh process."""
+class NoAnswerError(Exception):
+    """A process had no answer in time."""
+
+
+def in_a_process(function: Callable[..., Any], *arguments: Any, limit_s: float | None = None) -> Any:
+    """Return what `function` returns in a fresh process; after `limit_s` seconds give up and raise `NoAnswerError`."""
     context = multiprocessing.get_context("forkserver")  # it imports once, for all of them
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sender, function, *arguments))
     process.start()
     sender.close()  # so that a child that dies is an error here, not a wait
-    answer = receiver.recv()
-    process.join()
-    return answer
+    try:
+        if not receiver.poll(limit_s):
+            raise NoAnswerError(f"no answer within {limit_s:g} s")
+        return receiver.recv()
+    finally:
+        process.kill()
+        process.join()
 
 
 def _answer(sender: Connection, function: Callable[..., Any], *arguments: Any) -> None:
