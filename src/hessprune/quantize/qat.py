@@ -96,6 +96,11 @@ def prepare_qat(
         quantizer = _quantizer(target, activations, weight_bits, list(kept))
         with quiet():
             prepared = torchao.prepare_qat_pt2e(graph, quantizer)
+        if not activation_quantizers(prepared):
+            raise UnsupportedModelError(
+                f"`target` must find layers that it can quantise, got none for {target!r} with torch "
+                f"{torch.__version__}. Use target='onnxruntime', or a newer torch."
+            )
         bar.advance(1, "placed")
     return quantized(prepared, stage="prepared", target=target, fp32_layers=left)
 
