@@ -222,7 +222,22 @@ class Auxiliary(nn.Module):
         return (logits, classify(self.side(x), self.side_head)) if self.training else logits
 
 
+class NormalisedMap(nn.Module):
+    """A map over positions that a layer norm over its only channel passes: no unit is left in its labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.score, self.norm = conv_bn(3, 8), nn.Conv2d(2, 1, 3, padding=1), nn.LayerNorm(1)
+        self.slope, self.last, self.head = nn.PReLU(1), conv_bn(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        scores = self.score(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1))
+        tokens = self.slope(self.norm(scores.flatten(2).transpose(1, 2)))
+        return classify(self.last(x * tokens.transpose(1, 2).view(scores.shape)), self.head)
+
+
 NETS: tuple[type[nn.Module], ...] = (
     ChannelAndSpaceAttention, SelectiveKernel, SplitAttention, SubPixel, ComputedWeights, Recurrent, MadeInForward,
-    Mirrored, Transformer, NonLocal, Einsum, ManyOutputs, Auxiliary,
+    Mirrored, Transformer, NonLocal, Einsum, ManyOutputs, Auxiliary, NormalisedMap,
 )  # fmt: skip

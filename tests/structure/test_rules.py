@@ -97,6 +97,10 @@ def test_of_a_transformer_the_feed_forward_neurons_go_and_heads_are_found_with_t
         assert "the source code fixes its size (shape '[2, 5, 3, 3, 4]'" in reasons(groups, param, 0)
 
 
+def test_what_holds_no_unit_keeps_its_shape() -> None:
+    assert sizes(found(nets.NormalisedMap)) == {"last.0": 6}
+
+
 def test_contracted_activations_lose_the_same_channels() -> None:
     groups = found(nets.NonLocal)
     assert sizes(groups) == {"stem.0": 8, "theta": 5, "value": 6}

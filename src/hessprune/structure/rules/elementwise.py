@@ -48,7 +48,8 @@ def _scaled_parameter(call: Call) -> Leaf | None:
 def prelu(call: Call) -> Tensor:
     """The slope belongs to axis 1, whatever the number of dimensions."""
     x, slope = call.tensors()
-    return call.meet([x, slope.reshape([-1 if dim == min(1, x.dim() - 1) else 1 for dim in range(x.dim())])])
+    slopes = slope.reshape([-1 if dim == min(1, x.dim() - 1) else 1 for dim in range(x.dim())])
+    return call.meet([x, slopes]).expand(call.shape)
 
 
 @rule("glu")

@@ -40,7 +40,7 @@ def layer_norm(call: Call) -> Any:
     for offset in range(1, len(call["normalized_shape"]) + 1):
         call.pin(labels, -offset, "its channels are normalised together")
     affine = [call.walk.as_labels(call[name]) for name in ("weight", "bias") if call.get(name) is not None]
-    return call.meet([labels, *affine])
+    return call.meet([labels, *affine]).expand(call.shape)
 
 
 def _follow(call: Call, *names: str) -> Tensor:
@@ -49,4 +49,5 @@ def _follow(call: Call, *names: str) -> Tensor:
     vectors = [vector for vector in map(call.vector, names) if vector is not None]
     for vector in vectors[1:]:
         call.labels.tie(vectors[0], vector)
-    return call.meet([x, *(along(vector, 1, [1, -1] + [1] * (x.dim() - 2)) for vector in vectors[:1])])
+    met = call.meet([x, *(along(vector, 1, [1, -1] + [1] * (x.dim() - 2)) for vector in vectors[:1])])
+    return met.expand(call.shape)
