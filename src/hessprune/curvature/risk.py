@@ -21,12 +21,25 @@ from hessprune.errors import ArgumentError, DataError, NumericalError
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
 
+class SoftenedCrossEntropy(nn.CrossEntropyLoss):
+    """Cross-entropy of `f / T`, with T the temperature; everything else is that of `loss`."""
+
+    def __init__(self, loss: nn.CrossEntropyLoss, temperature: float) -> None:
+        given = {"weight": loss.weight, "ignore_index": loss.ignore_index, "label_smoothing": loss.label_smoothing}
+        super().__init__(**given)
+        self.temperature = temperature
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the mean over samples."""
+        return super().forward(input / self.temperature, target)
+
+
 def logit_factor(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> LogitFactor:
     """Factor the loss Hessian in the logits, sample by sample.
 
-    Cross-entropy (label smoothing, class weights, ignored labels, class probabilities, dense targets), mean squared
-    error and binary cross-entropy with logits are known in closed form. Any other loss is differentiated twice; it
-    must be the mean of a function of one sample's logits and target, convex in the logits.
+    Cross-entropy (label smoothing, class weights, ignored labels, class probabilities, dense targets), softened or not,
+    mean squared error and binary cross-entropy with logits are known in closed form. Any other loss is differentiated
+    twice; it must be the mean of a function of one sample's logits and target, convex in the logits.
 
     Args:
         loss_fn: A loss of `(logits, targets)` that averages; None means cross-entropy.
@@ -48,7 +61,7 @@ def logit_factor(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> Log
     reduction = getattr(loss_fn, "reduction", "mean")
     if reduction != "mean":
         raise ArgumentError(f"`loss_fn` must average over samples, got reduction={reduction!r}. Use reduction='mean'.")
-    known, logits = _module_of(loss_fn), logits.detach()
+    known, logits = module_of(loss_fn), logits.detach()
     if known is None and loss_fn is not None:
         return _any_loss(loss_fn, logits.float() if logits.dtype.itemsize < 4 else logits, targets)
     logits = logits.double()
@@ -61,20 +74,22 @@ def logit_factor(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> Log
     return _binary_cross_entropy(known, logits, targets)
 
 
-_KNOWN: tuple[tuple[Any, type[nn.Module]], ...] = (
+_KNOWN: tuple[type[nn.Module], ...] = (nn.CrossEntropyLoss, SoftenedCrossEntropy, nn.MSELoss, nn.BCEWithLogitsLoss)
+"""Losses in closed form."""
+_FUNCTIONS: tuple[tuple[Any, type[nn.Module]], ...] = (
     (None, nn.CrossEntropyLoss),
     (F.cross_entropy, nn.CrossEntropyLoss),
     (F.mse_loss, nn.MSELoss),
     (F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss),
 )
-"""Losses in closed form: functions, and the modules that compute the same."""
+"""Functions, and the modules that compute the same."""
 
 
-def _module_of(loss_fn: LossFn | None) -> nn.Module | None:
+def module_of(loss_fn: LossFn | None) -> nn.Module | None:
     """Return the loss that is known in closed form; None for any other, a subclass with a `forward` of its own too."""
     if isinstance(loss_fn, nn.Module):
-        return loss_fn if any(type(loss_fn).forward is kind.forward for _, kind in _KNOWN) else None
-    return next((kind() for function, kind in _KNOWN if function is loss_fn), None)
+        return loss_fn if any(type(loss_fn).forward is kind.forward for kind in _KNOWN) else None
+    return next((kind() for function, kind in _FUNCTIONS if function is loss_fn), None)
 
 
 def typed(loss_fn: LossFn | None, device: torch.device, dtype: torch.dtype) -> LossFn | None:
@@ -83,7 +98,8 @@ def typed(loss_fn: LossFn | None, device: torch.device, dtype: torch.dtype) -> L
 
 
 def _cross_entropy(loss: nn.CrossEntropyLoss, logits: Tensor, targets: Tensor) -> SoftmaxFactor:
-    """`w (diag(p) − p pᵀ)` with the weight `w` of the sample's (smoothed) target."""
+    """`w (diag(p) − p pᵀ) / T²` with the weight `w` of the sample's (smoothed) target, and `p` at temperature T."""
+    temperature = getattr(loss, "temperature", 1.0)
     n, classes = logits.shape[:2]
     class_weight = torch.ones(classes).to(logits) if loss.weight is None else loss.weight.to(logits)
     if targets.is_floating_point():
@@ -94,14 +110,15 @@ def _cross_entropy(loss: nn.CrossEntropyLoss, logits: Tensor, targets: Tensor) -
         valid = (targets != loss.ignore_index).reshape(n, -1)
         plain = class_weight[targets.reshape(n, -1).clamp(0, classes - 1)] * valid
     sample_weight = (1 - loss.label_smoothing) * plain + loss.label_smoothing * class_weight.mean() * valid
-    p, order = logits.reshape(n, classes, -1).softmax(1).sort(dim=1, descending=True)
+    sample_weight = sample_weight / temperature**2
+    p, order = (logits / temperature).reshape(n, classes, -1).softmax(1).sort(dim=1, descending=True)
     divisor = loss_weight(loss, targets)
     return SoftmaxFactor(probability=p, order=order, sample_weight=sample_weight, shape=logits.shape, weight=divisor)
 
 
 def loss_weight(loss_fn: LossFn | None, targets: Tensor) -> float:
     """Return what samples add to the divisor of a mean loss: class weights of counted labels, or their number."""
-    loss = _module_of(loss_fn)
+    loss = module_of(loss_fn)
     if not isinstance(loss, nn.CrossEntropyLoss):
         return float(len(targets))
     if targets.is_floating_point():
@@ -115,7 +132,7 @@ def relevance(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> Tensor
 
     None for losses that are not known in closed form.
     """
-    loss = typed(_module_of(loss_fn), logits.device, torch.float64)
+    loss = typed(module_of(loss_fn), logits.device, torch.float64)
     if loss is None:
         return None
     if not loss_weight(loss, targets):

@@ -1,11 +1,13 @@
 """The methods by name, behind one signature."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from hessprune._checks import check_batches, check_choice, check_finite_parameters, leading_size
+from hessprune.curvature.softening import softened
 from hessprune.saliency import baselines, gates
 from hessprune.saliency.hessian_trace import relative_hessian_trace
 from hessprune.saliency.repair import repaired
@@ -32,7 +34,11 @@ def _magnitude(model: nn.Module, groups: Sequence[Group], batches: Any, settings
 
 
 def _joint(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Settings) -> Scores:
-    return (repaired if settings.compensated else gates.joint)(model, groups, batches, settings)
+    loss_fn, temperature = softened(model, batches, settings.loss_fn, temperature=settings.temperature)
+    scores = (repaired if settings.compensated else gates.joint)(
+        model, groups, batches, replace(settings, loss_fn=loss_fn)
+    )
+    return replace(scores, facts={**scores.facts, "temperature": round(temperature, 4)})
 
 
 def _bn_scale(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Settings) -> Scores:  # noqa: ARG001

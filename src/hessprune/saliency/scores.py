@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -17,6 +17,10 @@ class Settings:
     estimator: str = "exact"
     precision: str = "fp32"
     loss_fn: Any = None
+    temperature: float | Literal["auto"] = "auto"
+    """Of the softmax in which `joint` sees a cross-entropy. `"auto"`: the lowest from 1 on at which half of the samples
+    carry its curvature; training images that a network is sure of have none at 1. Published methods see the loss as it
+    is."""
     compensated: bool = True
     """Whether the survivors will be refitted; `joint` then judges removals by what is left to pay after that."""
     options: Any = None
