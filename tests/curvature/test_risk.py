@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hessprune.curvature import TraceOptions, block_traces, logit_factor, mean_loss
-from hessprune.curvature.risk import loss_weight
+from hessprune.curvature.risk import SoftenedCrossEntropy, loss_weight
 from tests.curvature.nets import Residual, all_rows, batches_of, build, weights
 from tests.oracles import block_traces_of, dense_hessian
 
@@ -57,6 +57,10 @@ LOSSES = {
     "squares": (nn.MSELoss(), real(4, 3)),
     "binary": (nn.BCEWithLogitsLoss(pos_weight=CLASS_WEIGHT), real(4, 3).round()),
     "binary, weighted": (nn.BCEWithLogitsLoss(weight=CLASS_WEIGHT), real(4, 3)),
+    "softened": (
+        SoftenedCrossEntropy(nn.CrossEntropyLoss(weight=CLASS_WEIGHT, label_smoothing=0.1), 3.0),
+        labels(4),
+    ),
     "unknown": (Focal(), real(4)),
     "a subclass": (Sharpened(), labels(4)),
     "a plain function": (lambda f, y: F.cross_entropy(f, y, label_smoothing=0.1), labels(4)),
