@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import typing
 from collections.abc import Iterator
 from functools import partial
@@ -104,7 +105,7 @@ def benchmark_tables() -> str:
         claims = content["claims"]
         rows = [f"| {c['name']} | {_shown(c['value'])} | {c['target']} | {_shown(c['peer'])} |" for c in claims]
         head = [f"## {_claim(path)}", "", "```sh", _command(path), "```", ""]
-        head += [content["note"], ""] if "note" in content else []
+        head += [textwrap.fill(content["note"], 120), ""] if "note" in content else []
         tables.append("\n".join([*head, "| figure | measured | target | peers |", "|---|---|---|---|", *rows]))
     return "\n\n".join(tables) or "None is committed yet."
 
