@@ -18,7 +18,7 @@ IMPLANTS = {
     "implant=centre": Implant(start="centre"),
     "implant=zero": Implant(start="zero"),
 }
-NUMBERS = {"probes": ("num_probes", int), "step": ("step", float)}
+NUMBERS = {"probes": ("num_probes", int), "step": ("step", float), "temperature": ("temperature", float)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,8 @@ class CompareSettings:
 
     Attributes:
         methods: Saliencies by name, with what differs from the recipe behind colons: `"hap:hutchinson:probes=300"`,
-            `"hap:hutchinson:bf16"`, `"joint:step=0.2"`, `"joint:implant"`, `"joint:implant=zero"`.
+            `"hap:hutchinson:bf16"`, `"joint:step=0.2"`, `"joint:temperature=4"`, `"joint:implant"`,
+            `"joint:implant=zero"`.
         budgets: Kept shares of `quantity`, in (0, 1].
         quantity: `"macs"`, `"params"`, or `"units"`: the last counts channels alike and ignores what they cost.
         seeds: Each draws its own calibration images from the training images.

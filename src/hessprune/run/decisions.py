@@ -62,6 +62,7 @@ def scoring_settings(run: Run, method: str) -> Settings:
         seed=run.settings.seed,
         estimator=prune.estimator,
         precision=prune.precision,
+        temperature=prune.temperature,
         options=options,
         compensated=prune.compensate or method not in COMPENSATING,
     )

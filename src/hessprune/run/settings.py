@@ -78,6 +78,8 @@ class PruneSettings:
         estimator: How traces are computed, for methods that use curvature.
         precision: Of the passes that estimate curvature.
         num_probes: Draws of `"rademacher"` (4 by default) or probes of `"hutchinson"` (300).
+        temperature: Of the softmax in which `joint` sees the loss; `"auto"` softens it until half of the images carry
+            its curvature, where the survivors will not compensate.
         ranking: Floors, rounding, layers to leave alone.
         step: Share of the budgeted quantity to remove before saliencies are measured anew, on the compensated model;
             1 decides at once.
@@ -92,6 +94,7 @@ class PruneSettings:
     estimator: Literal["exact", "rademacher", "hutchinson"] = "exact"
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     num_probes: int | None = None
+    temperature: float | Literal["auto"] = "auto"
     ranking: Ranking = field(default_factory=Ranking)
     step: float = 1.0
     compensate: bool = True
@@ -104,6 +107,8 @@ class PruneSettings:
         check_range("step", self.step, low=1e-3, high=1)
         if self.num_probes is not None:
             check_range("num_probes", self.num_probes, low=1, integer=True)
+        if self.temperature != "auto":
+            check_range("temperature", self.temperature, low=1e-3, high=1e3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,7 +34,9 @@ def _magnitude(model: nn.Module, groups: Sequence[Group], batches: Any, settings
 
 
 def _joint(model: nn.Module, groups: Sequence[Group], batches: Any, settings: Settings) -> Scores:
-    loss_fn, temperature = softened(model, batches, settings.loss_fn, temperature=settings.temperature)
+    # After a refit the effect of removals on the loss is measured; only without one does curvature stand for it.
+    asked = 1.0 if settings.compensated and settings.temperature == "auto" else settings.temperature
+    loss_fn, temperature = softened(model, batches, settings.loss_fn, temperature=asked)
     scores = (repaired if settings.compensated else gates.joint)(
         model, groups, batches, replace(settings, loss_fn=loss_fn)
     )
