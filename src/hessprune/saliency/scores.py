@@ -18,9 +18,9 @@ class Settings:
     precision: str = "fp32"
     loss_fn: Any = None
     temperature: float | Literal["auto"] = "auto"
-    """Of the softmax in which `joint` sees a cross-entropy. `"auto"`: where the survivors will not compensate the lowest
-    from 1 on at which half of the samples carry its curvature, for training images that a network is sure of have none
-    at 1; where they will, 1. Published methods see the loss as it is."""
+    """Of the softmax in which `joint` sees a cross-entropy. `"auto"`: where the survivors will not compensate, the
+    lowest from 1 on at which half of the samples carry its curvature, for training images that a network is sure of
+    have none at 1; where they will, 1. Published methods see the loss as it is."""
     compensated: bool = True
     """Whether the survivors will be refitted; `joint` then judges removals by what is left to pay after that."""
     options: Any = None
