@@ -1,10 +1,10 @@
-"""Claims: every classifier of torchvision and of timm's families loses half of its MACs, or is refused by name.
+"""Claims: other people's classifiers lose half of their MACs with the defaults, or are refused by name.
 
-Untrained weights, inputs of each model's own size, half of the MACs by magnitude with the defaults, one thread and one
-process per model. A model counts as pruned where the smaller one has passed the proof that slicing equals masking, and
-has the MACs that the plan predicted. A refusal is an error of the library's own, which says what to do. The peer is
-Torch-Pruning, asked for half of the channels of each group; it counts as pruned where the result runs and has fewer
-MACs, right or wrong.
+All of torchvision, and the smallest of each of timm's families; untrained weights, inputs of each model's own size,
+half of the MACs by magnitude, one thread and one process per model. A model counts as pruned where the smaller one has
+passed the proof that slicing equals masking, and has the MACs that the plan predicted. A refusal is an error of the
+library's own, which says what to do. The peer is Torch-Pruning, asked for half of the channels of each group; it counts
+as pruned where the result runs and has fewer MACs, right or wrong.
 Packages that are not installed are skipped by name (pip install --no-deps torchvision timm torch-pruning).
 """
 
