@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def compare(claims: Claims, options: argparse.Namespace, device: str, precision: str) -> None:
-    """Measure all networks; what is known is written after each, for a lease may end."""
+    """Measure all networks; what is known is written after each, since a run may end early."""
     inputs, targets = images(options.data_root)
     batches = [(inputs.to(device), targets.to(device))]
     depths, seeds = ((32,), 1) if options.quick else ((32, 56), 3)
