@@ -1,4 +1,4 @@
-"""Claims: a fitted implant keeps about a point more than none at equal MACs; a zero-started one does not.
+"""Claims: a fitted implant keeps more than a zero-started one at equal MACs, and once compensated more than none.
 
 n = 1017 lossless CIFAR-10 test images, pretrained ResNet-20, all channels, 512 calibration images in 3 draws, budgets
 of 60, 50 and 40 % of the MACs, `implant="auto"`, saliency `joint` with signed interactions, as without compensation.
