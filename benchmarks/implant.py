@@ -15,8 +15,8 @@ from typing import Any
 from torch import nn
 
 import hessprune as hp
-from hessprune.data import Dataset, load_dataset
-from hessprune.run.decisions import compensated, cut_by
+from hessprune.lab.data import Dataset, load_dataset
+from hessprune.lab.decisions import compensated, cut_by
 from support.claims import Claims, arguments
 from support.networks import MEAN, STD, pretrained
 

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 import hessprune as hp
-from hessprune.data import load_dataset
-from hessprune.data.dataset import Split
-from hessprune.models import build_model
+from hessprune.lab.data import load_dataset
+from hessprune.lab.data.dataset import Split
+from hessprune.lab.models import build_model
 from support.claims import Claims, arguments, spearman
 from support.integers import Scores, by_the_peer, logits_of
 from support.networks import MEAN, STD, noise, pretrained, warmed

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 import hessprune as hp
-from hessprune.cli import app
-from hessprune.recipe import load_recipe
-from hessprune.run.context import open_run
+from hessprune.lab.cli import app
+from hessprune.lab.context import open_run
+from hessprune.lab.recipe import load_recipe
 from support.claims import Claims, arguments
 from support.integers import Scores, by_the_peer, logits_of
 

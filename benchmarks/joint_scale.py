@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import hessprune as hp
-from hessprune._interactions import Factor
+from hessprune.costs.model import CostModel
 from hessprune.curvature.accumulate import FactorSum
-from hessprune.planning.cost import CostModel
+from hessprune.foundation.symmetric import Factor
 from hessprune.planning.joint import select_jointly
 from support.claims import Claims, arguments
 from support.memory import Peak, in_a_process

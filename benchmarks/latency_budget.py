@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 import hessprune as hp
-from hessprune.data import load_dataset
-from hessprune.models import build_model
-from hessprune.run.decisions import compensated
-from hessprune.timing.table import measured_share, timing
+from hessprune.lab.data import load_dataset
+from hessprune.lab.decisions import compensated
+from hessprune.lab.models import build_model
+from hessprune.latency.table import measured_share, timing
 from support.claims import Claims, arguments
 from support.networks import MEAN, STD, pretrained, warmed
 

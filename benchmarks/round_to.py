@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import hessprune as hp
-from hessprune.models import build_model
+from hessprune.lab.models import build_model
 from support.claims import Claims, arguments
 from support.networks import noise, warmed
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import hessprune as hp
 from hessprune.curvature import block_traces
-from hessprune.data import Dataset, load_dataset
-from hessprune.models import build_model
+from hessprune.lab.data import Dataset, load_dataset
+from hessprune.lab.models import build_model
 from support.claims import Claims, arguments
 from support.hap import PlainHap
 from support.networks import MEAN, STD, channels, images, pretrained, probes, warmed

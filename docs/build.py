@@ -23,11 +23,9 @@ from typing import Any
 
 from PIL import Image
 
-from hessprune.planning.budget import Budget
-from hessprune.planning.implants import Implant
-from hessprune.planning.ranking import Ranking
-from hessprune.report.comparison import Comparison, best_in_column, stage_title
-from hessprune.run.settings import (
+from hessprune.costs.budget import Budget
+from hessprune.lab.report.comparison import Comparison, best_in_column, stage_title
+from hessprune.lab.settings import (
     DataSettings,
     ExportSettings,
     ModelSettings,
@@ -36,7 +34,9 @@ from hessprune.run.settings import (
     ReportSettings,
     RunSettings,
 )
-from hessprune.timing import LatencyTarget
+from hessprune.latency import LatencyTarget
+from hessprune.planning.implants import Implant
+from hessprune.planning.ranking import Ranking
 from hessprune.training.config import FinetuneConfig
 
 DOCS = Path(__file__).parent

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import hessprune as hp
-from hessprune.data import ImageBatches, load_dataset
+from hessprune.lab.data import ImageBatches, load_dataset
 
 
 def make_model() -> nn.Sequential:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hessprune as hp
-from hessprune.data import load_dataset
+from hessprune.lab.data import load_dataset
 
 
 class GatedBlock(nn.Module):

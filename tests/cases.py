@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hessprune._modules import ChannelPad
-from hessprune.models import build_model
+from hessprune.foundation.padding import ChannelPad
+from hessprune.lab.models import build_model
 
 
 def conv_bn(inside: int, outside: int, kernel: int = 3, **options: int) -> nn.Sequential:

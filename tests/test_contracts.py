@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import hessprune as hp
-from hessprune.saliency import METHODS, Settings
+from hessprune.methods import METHODS, Settings
 from tests.cases import Inverted, Residual, image, make
 
 X = image(batch=6)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hessprune as hp
-from hessprune.latency import onnx_feed, onnx_session
+from hessprune.deploy.onnx_model import onnx_feed, onnx_session
 from tests.quantize.nets import batches, images, network
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -159,8 +159,8 @@ def test_rounding_on_a_gpu_is_that_of_the_processor(tmp_path):
 
 def test_a_whole_run_on_a_gpu(tmp_path):
     pytest.importorskip("sklearn")
-    from hessprune import pipeline
-    from hessprune.recipe import parse_recipe
+    from hessprune.lab.recipe import parse_recipe
+    from hessprune.pruning import prune as pipeline
 
     recipe = {
         "device": "cuda",

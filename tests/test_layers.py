@@ -1,4 +1,4 @@
-"""The import table: who may import whom, and which packages the core may know."""
+"""The import table: the order of the rooms, who never looks sideways, and the packages that the core may know."""
 
 import ast
 import subprocess
@@ -9,52 +9,64 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "hessprune"
-LEVELS = {
-    0: (
-        "errors",
-        "_checks",
-        "_files",
-        "_interactions",
-        "_modules",
-        "_progress",
-        "_quiet",
-        "_stand_ins",
-        "_sums",
-        "_state",
-        "_watch",
-    ),
-    1: ("structure", "curvature", "data", "models"),
-    2: ("saliency", "planning.cost"),
-    3: ("planning",),
-    4: ("surgery",),
-    5: ("training", "quantize", "evaluate", "latency", "timing", "export", "checkpoint"),
-    6: ("report", "pipeline", "run"),
-    7: ("recipe", "cli", "terminal"),
+TESTS = Path(__file__).parent
+ROOMS = (
+    "errors",
+    "foundation",  # knows nothing of pruning
+    "operators",
+    "layers",
+    "structure",
+    "curvature",
+    "methods",
+    "costs",
+    "planning",
+    "surgery",
+    "deploy",
+    "training",  # validates with what `deploy` measures
+    "quantize",
+    "latency",  # times what `deploy` exports and `quantize` converts
+    "pruning",
+    "lab",
+)
+"""From the ground up: a room imports only rooms that stand before it."""
+APART = {
+    ("curvature", "structure"),  # curvature sees named slices of parameters, never groups
+    ("costs", "curvature"),
+    ("costs", "methods"),
+    ("planning", "curvature"),  # planning and surgery take tensors, whatever estimated them
+    ("planning", "methods"),
+    ("surgery", "curvature"),
+    ("surgery", "methods"),
+    ("deploy", "curvature"),
+    ("deploy", "methods"),
+    ("latency", "training"),
 }
-LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names}
+"""Rooms that stand in this order and yet do not import each other."""
 ALLOWED = {  # beyond torch, numpy, safetensors and the standard library, at the top of a file
-    "recipe": {"pydantic", "yaml"},
-    "cli": {"typer"},
-    "report": {"matplotlib"},
-    "terminal": {"rich"},
+    "lab.recipe": {"pydantic", "yaml"},
+    "lab.cli": {"typer"},
+    "lab.report": {"matplotlib"},
+    "lab.terminal": {"rich"},
     "quantize": {"torchao"},  # in the files that are only imported with it
 }
 CORE = {"torch", "numpy", "safetensors"}
+OUTER = ("lab", "quantize", "latency", "training")
+"""Rooms that no name of the core loads."""
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(SOURCE.rglob("*.py")):
         parts = path.relative_to(SOURCE).with_suffix("").parts
         name = ".".join(part for part in parts if part != "__init__")
-        if name:
+        if name and name != "__main__":
             yield name, ast.parse(path.read_text(encoding="utf-8"))
 
 
-def home(name: str) -> str:
-    """Return the entry of the table that a module belongs to."""
-    candidates = [entry for entry in LEVEL_OF if name == entry or name.startswith(entry + ".")]
-    assert candidates, f"{name} has no place in the import table"
-    return max(candidates, key=len)
+MODULES = list(modules())
+
+
+def room(name: str) -> str:
+    return name.split(".")[0]
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -65,36 +77,37 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize(("name", "tree"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
-def test_modules_import_only_what_lies_below(name: str, tree: ast.Module) -> None:
-    own = home(name)
+def each_module(function):
+    return pytest.mark.parametrize(("name", "tree"), MODULES, ids=[name for name, _ in MODULES])(function)
+
+
+@each_module
+def test_modules_import_only_what_stands_before_them(name: str, tree: ast.Module) -> None:
+    own = room(name)
+    assert own in ROOMS, f"{name} has no place in the import table"
     for imported in imports(tree):
-        if not imported.startswith("hessprune."):
-            continue
-        other = home(imported.removeprefix("hessprune."))
-        same_family = other.split(".")[0] == own.split(".")[0]
-        assert same_family or LEVEL_OF[other] < LEVEL_OF[own] or allowed_beside(own, other), (
-            f"{name} imports {imported}"
-        )
+        other = room(imported.removeprefix("hessprune.")) if imported.startswith("hessprune.") else own
+        if other != own:
+            assert ROOMS.index(other) < ROOMS.index(own), f"{name} imports {imported}, which stands behind it"
+            assert (own, other) not in APART, f"{name} imports {imported}"
 
 
-def allowed_beside(own: str, other: str) -> bool:
-    """The foundation and the outer stages may build on each other; the core never looks sideways."""
-    if LEVEL_OF[own] != LEVEL_OF[other]:
-        return False
-    return LEVEL_OF[own] == 0 or LEVEL_OF[own] >= 5
+def test_rooms_are_few_and_none_is_missing() -> None:
+    found = {path.stem for path in SOURCE.iterdir() if not path.name.startswith("__") and path.suffix in {"", ".py"}}
+    assert found == set(ROOMS)
+    assert len(list(SOURCE.glob("[!_]*"))) <= 20
+    assert all(pair[0] in ROOMS and pair[1] in ROOMS for pair in APART)
+    assert all(ROOMS.index(low) < ROOMS.index(high) for high, low in APART)
 
 
-def test_the_core_knows_its_exceptions_only() -> None:
-    """`planning` and `surgery` take tensors, never saliencies; `curvature` never sees groups."""
-    for name, tree in modules():
-        found = {
-            imported.removeprefix("hessprune.").split(".")[0] for imported in imports(tree) if "hessprune" in imported
-        }
-        if home(name).startswith(("planning", "surgery")):
-            assert not found & {"saliency", "curvature"}, name
-        if home(name) == "curvature":
-            assert "structure" not in found, name
+def test_tests_mirror_the_rooms_name_for_name() -> None:
+    """`tests/<room>/test_<module>.py` tests `<room>/<module>.py`; tests at the root span several rooms."""
+    for test in TESTS.rglob("*/test_*.py"):
+        place = test.relative_to(TESTS)
+        module = SOURCE / place.with_name(place.name.removeprefix("test_"))
+        assert module.exists(), f"{place} tests no module of its name"
+    tested = {path.relative_to(TESTS).parts[0] for path in TESTS.rglob("*/test_*.py")}
+    assert tested == set(ROOMS) - {"errors"}
 
 
 def top_level_packages(tree: ast.Module) -> set[str]:
@@ -102,19 +115,23 @@ def top_level_packages(tree: ast.Module) -> set[str]:
     return {name.split(".")[0] for node in nodes for name in imports(node)}
 
 
-@pytest.mark.parametrize(("name", "tree"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
+@each_module
 def test_optional_packages_are_imported_lazily(name: str, tree: ast.Module) -> None:
-    allowed = CORE | ALLOWED.get(home(name), set()) | set(sys.stdlib_module_names) | {"hessprune"}
-    assert top_level_packages(tree) <= allowed, (
-        f"{name} imports {sorted(top_level_packages(tree) - allowed)} at the top"
-    )
+    own = set().union(*(packages for place, packages in ALLOWED.items() if f"{name}.".startswith(f"{place}.")))
+    foreign = top_level_packages(tree) - CORE - own - set(sys.stdlib_module_names) - {"hessprune"}
+    assert not foreign, f"{name} imports {sorted(foreign)} at the top"
 
 
 def test_model_zoos_are_never_imported() -> None:
-    for name, tree in modules():
-        assert not {"torchvision", "timm", "transformers"} & {imported.split(".")[0] for imported in imports(tree)}, (
-            name
-        )
+    for name, tree in MODULES:
+        found = {imported.split(".")[0] for imported in imports(tree)}
+        assert not {"torchvision", "timm", "transformers"} & found, name
+
+
+def run(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    return done.stdout.strip()
 
 
 def test_the_package_imports_with_torch_numpy_and_safetensors_alone() -> None:
@@ -133,6 +150,4 @@ def test_the_package_imports_with_torch_numpy_and_safetensors_alone() -> None:
         "torchao",
     ]
     block = f"import sys\nfor name in {optional}: sys.modules[name] = None\n"
-    program = block + "import hessprune as hp\nprint(callable(hp.prune))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "True", done.stderr
+    assert run(block + "import hessprune as hp\nprint(callable(hp.prune))") == "True"

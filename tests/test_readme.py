@@ -15,9 +15,9 @@ import torch
 import typer
 
 import hessprune
-from hessprune.cli import app
-from hessprune.recipe import load_recipe
-from hessprune.saliency import METHODS
+from hessprune.lab.cli import app
+from hessprune.lab.recipe import load_recipe
+from hessprune.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))

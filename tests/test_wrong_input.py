@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from hessprune.cli import app
+from hessprune.lab.cli import app
 from tests import nets
 
 COMMANDS = {"run": [], "saliency": [], "compare": ["--methods=hap", "--budgets=0.5", "--seeds=0"]}

@@ -10,7 +10,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
-from hessprune.latency import OnnxModel
+from hessprune.deploy.onnx_model import OnnxModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

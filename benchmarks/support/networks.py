@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.curvature import ParamSlice, TraceOptions, TraceResult, block_traces
-from hessprune.data import ImageBatches, load_dataset
-from hessprune.models import build_model, load_weights
+from hessprune.lab.data import ImageBatches, load_dataset
+from hessprune.lab.models import build_model, load_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -21,30 +21,30 @@ from hessprune.errors import (
 from hessprune.structure.groups import Frozen, Group, Groups, Slice
 from hessprune.structure.find import find_groups
 from hessprune.curvature import TraceOptions, TraceResult, Until
-from hessprune.saliency import Saliency, Settings, hessian_trace, implant_losses, saliency
-from hessprune.planning.budget import Budget
-from hessprune.planning.cost import Cost, cost
+from hessprune.methods import Saliency, Settings, hessian_trace, implant_losses, saliency
+from hessprune.costs.budget import Budget
+from hessprune.costs.model import Cost, cost
 from hessprune.planning.implants import Implant
-from hessprune.planning.latency_table import LatencyTable
+from hessprune.costs.latency_table import LatencyTable
 from hessprune.planning.plan import Plan, make_plan
 from hessprune.planning.ranking import Ranking
 from hessprune.planning.removal import removal_for
 from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.compensation import compensate
-from hessprune.surgery.fitting import fit_stand_ins
+from hessprune.surgery.implants.fitting import fit_stand_ins
 from hessprune.surgery.verify import verify
 from hessprune.training import FinetuneConfig, finetune, reestimate_batchnorm
-from hessprune.evaluate import evaluate
-from hessprune.latency import compare_latency, measure_latency
-from hessprune.export import export_onnx
+from hessprune.deploy.evaluation import evaluate
+from hessprune.latency.measure import compare_latency, measure_latency
+from hessprune.deploy.export import export_onnx
 from hessprune.quantize import QatConfig, QuantizedModel, Scheme, calibrate, convert_qat, prepare_qat
 from hessprune.quantize import LayerSensitivity, choose_fp32_layers, quantization_sensitivity
-from hessprune.timing import LatencyTarget, latency_table
-from hessprune.checkpoint import load, save
-from hessprune.pipeline import PruneResult, prune
-from hessprune.report.comparison import Comparison
-from hessprune.run.comparing import CompareSettings
-from hessprune.run.compare import compare
+from hessprune.latency import LatencyTarget, latency_table
+from hessprune.surgery.checkpoint import load, save
+from hessprune.pruning.prune import PruneResult, prune
+from hessprune.lab.report.comparison import Comparison
+from hessprune.lab.comparing import CompareSettings
+from hessprune.lab.compare import compare
 
 __version__ = "0.1.0"
 

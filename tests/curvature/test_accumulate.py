@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hessprune._interactions import Dense, Factor
 from hessprune.curvature.accumulate import DENSE_UNITS, DenseSum, FactorSum, new_sum
 from hessprune.curvature.options import TraceOptions
 from hessprune.errors import ArgumentError
+from hessprune.foundation.symmetric import Dense, Factor
 
 
 def rows(number: int, decay: float = 0.0) -> Tensor:

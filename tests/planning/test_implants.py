@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import hessprune as hp
-from hessprune.planning.cost import CostModel
+from hessprune.costs.model import CostModel
+from hessprune.methods import Saliency
 from hessprune.planning.implants import Implant, Options, implant_options
 from hessprune.planning.joint import select_jointly
 from hessprune.planning.plan import Plan, plan_removing
 from hessprune.planning.ranking import Ranking
 from hessprune.planning.zones import Zones, select_zones
-from hessprune.saliency import Saliency
 from hessprune.structure.groups import Groups
 from tests.cases import Inverted, Plain, Residual, image, make
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hessprune._interactions import Factor
+from hessprune.costs.budget import Budget
+from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError, BudgetError
-from hessprune.planning.budget import Budget
-from hessprune.planning.cost import CostModel
+from hessprune.foundation.symmetric import Factor
 from hessprune.planning.joint import select_jointly
 from hessprune.planning.ranking import Ranking
 from hessprune.structure.find import find_groups

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from hessprune.costs.budget import Budget
 from hessprune.errors import ArgumentError, BudgetError, CheckpointError
-from hessprune.planning.budget import Budget
+from hessprune.methods.values import Saliency
 from hessprune.planning.inputs import describe_inputs
 from hessprune.planning.plan import Plan, fingerprint, make_plan
 from hessprune.planning.ranking import Ranking
-from hessprune.saliency.values import Saliency
 from hessprune.structure.find import find_groups
 from tests.cases import Flatten, Grouped, Plain, Residual, image, make
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hessprune as hp
-from hessprune._modules import ChannelPad
+from hessprune.foundation.padding import ChannelPad
 from tests.cases import ChunkCat, Grouped, Plain, Residual, image, make
 
 X = image(size=8, batch=2)

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hessprune._state import seeded
-from hessprune.models.densenet import DenseNet
-from hessprune.models.layers import initialise
-from hessprune.models.mobilenet import InvertedResidual
-from hessprune.models.preresnet import PreResNet
-from hessprune.models.resnet import ResNet
-from hessprune.models.vgg import VGG
+from hessprune.foundation.state import seeded
+from hessprune.lab.models.densenet import DenseNet
+from hessprune.lab.models.layers import initialise
+from hessprune.lab.models.mobilenet import InvertedResidual
+from hessprune.lab.models.preresnet import PreResNet
+from hessprune.lab.models.resnet import ResNet
+from hessprune.lab.models.vgg import VGG
 
 SHAPE = (3, 16, 16)
 

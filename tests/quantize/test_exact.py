@@ -8,7 +8,7 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 import hessprune as hp
-from hessprune._quiet import quiet
+from hessprune.foundation.quiet import quiet
 from hessprune.quantize import integers
 from hessprune.quantize.exact import integer_graph
 from hessprune.quantize.rewrite import aten

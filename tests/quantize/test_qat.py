@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import hessprune as hp
-from hessprune._quiet import quiet
+from hessprune.deploy.onnx_model import onnx_feed, onnx_session
 from hessprune.errors import ArgumentError, DataError, MissingDependencyError, UnsupportedModelError
-from hessprune.latency import onnx_feed, onnx_session
+from hessprune.foundation.quiet import quiet
 from hessprune.quantize.graph import activation_quantizers
 from tests.quantize.nets import batches, images, network, operators
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from hessprune._quiet import quiet
 from hessprune.errors import ArgumentError
+from hessprune.foundation.quiet import quiet
 
 pytest.importorskip("onnxruntime")
 with quiet():

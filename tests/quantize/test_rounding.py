@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import hessprune as hp
-from hessprune._quiet import quiet
+from hessprune.foundation.quiet import quiet
 from tests.quantize.nets import batches, images, network
 
 pytest.importorskip("onnxruntime")

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 import hessprune as hp
-from hessprune._quiet import quiet
 from hessprune.errors import ArgumentError, DataError
+from hessprune.foundation.quiet import quiet
 from tests.quantize.nets import batches, images, network, operators
 
 pytest.importorskip("onnxruntime")

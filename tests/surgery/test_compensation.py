@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import hessprune as hp
-from hessprune._sums import Sums
+from hessprune.layers.least_squares import STRENGTHS, ridge, solve
+from hessprune.layers.sums import Sums
 from hessprune.planning.plan import Plan, plan_removing
 from hessprune.surgery.compensation import compensate
-from hessprune.surgery.least_squares import STRENGTHS, ridge, solve
 from tests.cases import AWKWARD, Flatten, Grouped, Inverted, Plain, Residual, Shared, Tokens, image, make
 
 Y = torch.arange(40) % 4

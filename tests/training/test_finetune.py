@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from hessprune import _files
-from hessprune._progress import listening
+from hessprune.deploy.evaluation import evaluate
 from hessprune.errors import ArgumentError, CheckpointError, DataError, NumericalError, OutputError
-from hessprune.evaluate import evaluate
+from hessprune.foundation import files as _files
+from hessprune.foundation.progress import listening
 from hessprune.training.finetune import FinetuneConfig, finetune
 
 CONFIG = FinetuneConfig(epochs=3, lr=0.05, checkpoint_every_steps=2)

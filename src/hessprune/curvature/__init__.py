@@ -1,12 +1,12 @@
 """Curvature of the loss: per-unit traces of the Hessian, exact or estimated, with error bars."""
 
 from hessprune.curvature.blocks import block_traces
-from hessprune.curvature.folding import Folded, fold_batchnorm
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.precision import has_bf16
 from hessprune.curvature.results import ParamSlice, Slices, TraceResult, merge_results
 from hessprune.curvature.risk import LossFn, logit_factor, mean_loss
 from hessprune.curvature.stopping import Decision, Until, lowest
+from hessprune.layers.folding import Folded, fold_batchnorm
 
 __all__ = [
     "Decision",

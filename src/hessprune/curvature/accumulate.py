@@ -8,7 +8,7 @@ semi-definite, so every entry of `Q` is off by at most its trace, which is known
 import torch
 from torch import Tensor
 
-from hessprune._interactions import Dense, Factor, Interactions
+from hessprune.foundation.symmetric import Dense, Factor, Interactions
 
 DENSE_UNITS = 4096
 """Up to so many units the whole matrix is held: 134 MB."""

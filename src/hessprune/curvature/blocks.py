@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hessprune._checks import check_choice, check_range
 from hessprune.curvature.exact import exact_traces
 from hessprune.curvature.hutchinson import hutchinson_probes
 from hessprune.curvature.moments import Moments
@@ -18,6 +17,7 @@ from hessprune.curvature.rademacher import rademacher_traces
 from hessprune.curvature.results import ParamSlice, Slices, TraceResult, probe_error  # noqa: F401 - the example's
 from hessprune.curvature.risk import LossFn
 from hessprune.errors import DataError
+from hessprune.foundation.checks import check_choice, check_range
 
 _log = logging.getLogger(__name__)
 

@@ -14,9 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hessprune._interactions import Interactions
-from hessprune._modules import sample_rows
-from hessprune._watch.calls import Arguments, Call, Convolution
 from hessprune.curvature.accumulate import new_sum
 from hessprune.curvature.exact import choose_columns
 from hessprune.curvature.ggn import TapMode, in_autocast
@@ -24,6 +21,9 @@ from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
 from hessprune.curvature.results import ParamSlice, Slices  # noqa: F401 - the example needs ParamSlice
 from hessprune.curvature.risk import LossFn, logit_factor
+from hessprune.foundation.symmetric import Interactions
+from hessprune.foundation.trees import sample_rows
+from hessprune.operators.maps import Arguments, Call, Convolution
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hessprune._modules import sample_rows
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
 from hessprune.curvature.products import ProductMode
 from hessprune.curvature.results import ParamSlice, Slices  # noqa: F401 - the example needs ParamSlice
 from hessprune.curvature.risk import LossFn, loss_weight
+from hessprune.foundation.trees import sample_rows
 
 
 def weight_curvature(

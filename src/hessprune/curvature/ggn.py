@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessprune._checks import leading_size
-from hessprune._modules import call_model, logits_of
-from hessprune._watch.calls import Arguments, Call, Convolution
-from hessprune._watch.recording import CallMode, slow_attention, weight_names
-from hessprune.curvature.folding import Folded
-from hessprune.curvature.per_sample import Geometry, geometry_of, gram_norms, patch_gram
 from hessprune.curvature.readout import Wanted
+from hessprune.foundation.modules import call_model, logits_of
+from hessprune.foundation.trees import leading_size
+from hessprune.layers.folding import Folded
+from hessprune.layers.per_sample import Geometry, geometry_of, gram_norms, patch_gram
+from hessprune.layers.recording import CallMode, slow_attention, weight_names
+from hessprune.operators.maps import Arguments, Call, Convolution
 
 
 class TapMode(CallMode):

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hessprune._modules import sample_rows
 from hessprune.curvature.draws import Rows
 from hessprune.curvature.moments import Moments
 from hessprune.curvature.problem import Problem
 from hessprune.curvature.products import ProductMode
 from hessprune.curvature.repeat import own_stream, repeated
 from hessprune.curvature.risk import check_is_mean, loss_weight, relevance
+from hessprune.foundation.trees import sample_rows
 
 
 def hutchinson_probes(problem: Problem, probes: range, seed: int) -> tuple[Tensor, Moments]:

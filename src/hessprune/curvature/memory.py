@@ -4,12 +4,12 @@ import math
 
 import torch
 
-from hessprune.curvature.folding import Folded
 from hessprune.curvature.options import TraceOptions
-from hessprune.curvature.per_sample import sizes_of
 from hessprune.curvature.precision import Precision
 from hessprune.curvature.readout import Wanted
 from hessprune.errors import ArgumentError
+from hessprune.layers.folding import Folded
+from hessprune.layers.per_sample import sizes_of
 
 _CACHE_BYTES = {"exact": 192 << 20, "rademacher": 192 << 20, "hutchinson": 576 << 20}
 """On a CPU what a chunk works on should stay near the last-level cache (24 to 84 CIFAR images do best)."""

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from hessprune._checks import check_range
 from hessprune.curvature.stopping import Until
+from hessprune.foundation.checks import check_range
 
 DEFAULT_TOLERANCE = {"exact": 1e-6, "rademacher": 1e-6, "hutchinson": 1e-3}
 """Share of the curvature that samples or columns may hold and be left out in single precision: far below the noise."""

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessprune._checks import check_choice
 from hessprune.errors import ArgumentError, NumericalError
+from hessprune.foundation.checks import check_choice
 
 _log = logging.getLogger(__name__)
 _STEP = 16.0

@@ -10,10 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hessprune._checks import check_batches, check_finite_parameters, leading_size
-from hessprune._modules import call_model, device_of, logits_of, sample_rows, to_device
-from hessprune._progress import track
-from hessprune.curvature.folding import Folded, fold_batchnorm
 from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.memory import bytes_per_sample, chunk_size, largest_layer
 from hessprune.curvature.options import DEFAULT_TOLERANCE, TraceOptions
@@ -22,6 +18,11 @@ from hessprune.curvature.readout import Wanted, wanted
 from hessprune.curvature.results import Kind, Slices
 from hessprune.curvature.risk import LossFn, typed
 from hessprune.errors import NumericalError
+from hessprune.foundation.checks import check_batches, check_finite_parameters
+from hessprune.foundation.modules import call_model, device_of, logits_of
+from hessprune.foundation.progress import track
+from hessprune.foundation.trees import leading_size, sample_rows, to_device
+from hessprune.layers.folding import Folded, fold_batchnorm
 
 _log = logging.getLogger(__name__)
 

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessprune._modules import sample_rows
-from hessprune._state import seeded
-from hessprune._watch.calls import Arguments, Call, Convolution
-from hessprune._watch.regression import columns_of, design, rows_of
 from hessprune.curvature.draws import signs
 from hessprune.curvature.elimination import inverse
 from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.problem import Problem, check_finite
 from hessprune.curvature.risk import logit_factor
+from hessprune.foundation.state import seeded
+from hessprune.foundation.trees import sample_rows
+from hessprune.layers.regression import columns_of, design, rows_of
+from hessprune.operators.maps import Arguments, Call, Convolution
 
 ROWS_PER_SAMPLE = 256
 """Positions of each sample that count in the covariance of a layer's inputs."""

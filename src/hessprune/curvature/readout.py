@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from hessprune._checks import nearest
-from hessprune.curvature.folding import Folded
 from hessprune.curvature.results import ParamSlice, Slices
 from hessprune.errors import ArgumentError, UnsupportedModelError
+from hessprune.foundation.checks import nearest
+from hessprune.layers.folding import Folded
 
 
 @dataclass(frozen=True, kw_only=True)

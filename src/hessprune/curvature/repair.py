@@ -21,8 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hessprune._modules import sample_rows
-from hessprune._watch.regression import rows_of, weight_from
 from hessprune.curvature.elimination import Elimination
 from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.options import TraceOptions
@@ -30,6 +28,8 @@ from hessprune.curvature.problem import Effort, Problem, pose
 from hessprune.curvature.readers import Reader, measure_readers
 from hessprune.curvature.results import ParamSlice, Slices  # noqa: F401 - the example needs ParamSlice
 from hessprune.curvature.risk import LossFn, loss_weight
+from hessprune.foundation.trees import sample_rows
+from hessprune.layers.regression import rows_of, weight_from
 
 LEVELS = 24
 """Numbers of removed units at which the effect is measured; in between it is interpolated."""

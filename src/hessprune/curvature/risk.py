@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hessprune._checks import check_labels
-from hessprune._modules import call_model, device_of, logits_of, to_device
-from hessprune._state import evaluation_mode
 from hessprune.curvature.factors import DenseFactor, DiagonalFactor, LogitFactor, SoftmaxFactor
 from hessprune.errors import ArgumentError, DataError, NumericalError
+from hessprune.foundation.checks import check_labels
+from hessprune.foundation.modules import call_model, device_of, logits_of
+from hessprune.foundation.state import evaluation_mode
+from hessprune.foundation.trees import to_device
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hessprune._checks import check_range
-from hessprune._modules import call_model, device_of, logits_of, to_device
-from hessprune._state import evaluation_mode
 from hessprune.curvature.risk import LossFn, SoftenedCrossEntropy, logit_factor, module_of
+from hessprune.foundation.checks import check_range
+from hessprune.foundation.modules import call_model, device_of, logits_of
+from hessprune.foundation.state import evaluation_mode
+from hessprune.foundation.trees import to_device
 
 SHARE = 0.5
 """Of the samples that should count, in effect."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hessprune._checks import check_range
+from hessprune.foundation.checks import check_range
 
 Decision = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """From values by key to one boolean tensor by key: which units go."""

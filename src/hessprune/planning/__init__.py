@@ -1,1 +1,1 @@
-"""Planning: what a model costs, and which units go so that it meets a budget."""
+"""Planning: the units that go, so that a model meets a budget."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hessprune._interactions import Interactions
+from hessprune.foundation.symmetric import Interactions
 from hessprune.planning.zones import KEPT
 
 POOL = 1024

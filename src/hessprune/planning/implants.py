@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from hessprune._checks import check_choice, check_range
+from hessprune.costs.budget import Budget
+from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError
-from hessprune.planning.budget import Budget
-from hessprune.planning.cost import CostModel
+from hessprune.foundation.checks import check_choice, check_range
 from hessprune.structure.groups import Group, check_per_unit
 
 Share = float | Literal["auto"]

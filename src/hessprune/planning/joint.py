@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hessprune._interactions import Interactions, as_interactions
+from hessprune.costs.budget import Budget
+from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError, BudgetError
-from hessprune.planning.budget import Budget
-from hessprune.planning.cost import CostModel
+from hessprune.foundation.symmetric import Interactions, as_interactions
 from hessprune.planning.exchange import exchange
 from hessprune.planning.implants import Options
 from hessprune.planning.ranking import Ranking, out_of_reach, removable, rounding

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hessprune._interactions import as_interactions
+from hessprune.costs.budget import LATENCY, Budget
+from hessprune.costs.latency_table import LatencyTable
+from hessprune.costs.model import Cost, CostModel
 from hessprune.errors import CheckpointError
-from hessprune.planning.budget import LATENCY, Budget
-from hessprune.planning.cost import Cost, CostModel
+from hessprune.foundation.symmetric import as_interactions
 from hessprune.planning.implants import Implant, Share, as_implant, check_no_stand_ins, implant_options
 from hessprune.planning.inputs import InputSpec, describe_inputs
 from hessprune.planning.joint import select_jointly
-from hessprune.planning.latency_table import LatencyTable
 from hessprune.planning.packing import group_from_json, group_to_json
 from hessprune.planning.ranking import Ranking, not_ignored, select
 from hessprune.planning.steps import select_in_steps
 from hessprune.planning.zones import Zones, select_zones
+from hessprune.structure.carriers import stand_in_layers
 from hessprune.structure.groups import Group, check_per_unit
-from hessprune.structure.stand_ins import stand_in_layers
 
 FORMAT = 2
 """Plans without implants are written as format 1, which older versions read too."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from hessprune._checks import check_range
+from hessprune.costs.budget import Budget
+from hessprune.costs.latency_table import unit_step
+from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError, BudgetError
-from hessprune.planning.budget import Budget
-from hessprune.planning.cost import CostModel
-from hessprune.planning.latency_table import unit_step
+from hessprune.foundation.checks import check_range
 from hessprune.structure.groups import Group
 
 

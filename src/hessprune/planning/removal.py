@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hessprune.planning.budget import Budget
-from hessprune.planning.cost import CostModel
-from hessprune.planning.latency_table import LatencyTable
+from hessprune.costs.budget import Budget
+from hessprune.costs.latency_table import LatencyTable
+from hessprune.costs.model import CostModel
 from hessprune.planning.ranking import Ranking, not_ignored, select
 from hessprune.planning.steps import select_in_steps
 from hessprune.structure.groups import Group, check_per_unit

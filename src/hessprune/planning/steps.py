@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
+from hessprune.costs.budget import Budget
+from hessprune.costs.model import CostModel
 from hessprune.errors import BudgetError
-from hessprune.planning.budget import Budget
-from hessprune.planning.cost import CostModel
 from hessprune.planning.ranking import Ranking, out_of_reach, removable, rounding
 from hessprune.structure.groups import Group
 

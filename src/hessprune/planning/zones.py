@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from hessprune.costs.budget import Budget
+from hessprune.costs.model import CostModel
 from hessprune.errors import BudgetError
-from hessprune.planning.budget import Budget
-from hessprune.planning.cost import CostModel
 from hessprune.planning.implants import Options
 from hessprune.planning.ranking import Ranking, out_of_reach, removable, rounding
 from hessprune.structure.groups import Group

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hessprune._checks import check_batches, check_range
+from hessprune.deploy.evaluation import evaluate
 from hessprune.errors import ArgumentError, DataError
-from hessprune.evaluate import evaluate
+from hessprune.foundation.checks import check_batches, check_range
 from hessprune.quantize.config import Scheme
 from hessprune.quantize.qat import calibrate
 from hessprune.quantize.sensitivity import LayerSensitivity, prepare, quantization_sensitivity

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from hessprune._quiet import quiet
+from hessprune.foundation.quiet import quiet
 from hessprune.quantize import integers
 from hessprune.quantize.integers import Grid
 from hessprune.quantize.rewrite import LAYERS, aten

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from hessprune._modules import device_of, predict, split_name, to_device
-from hessprune._progress import track
-from hessprune._state import seeded
+from hessprune.foundation.modules import device_of, predict, split_name
+from hessprune.foundation.progress import track
+from hessprune.foundation.state import seeded
+from hessprune.foundation.trees import to_device
 from hessprune.quantize.rewrite import WEIGHTED, layer_name, tensor_of
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 from torch.fx.graph import PythonCode
 
-from hessprune._quiet import quiet
-from hessprune._state import switch_graphs
+from hessprune.foundation.quiet import quiet
+from hessprune.foundation.state import switch_graphs
 from hessprune.quantize.exact import integer_graph
 
 _FACTS = "hessprune"  # the key of our entries in `GraphModule.meta`, which copies take along

@@ -9,21 +9,21 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from hessprune._checks import (
+from hessprune.deploy.export import batch_axes, capture, resized
+from hessprune.errors import ArgumentError, UnsupportedModelError
+from hessprune.foundation.checks import (
     check_batches,
     check_choice,
     check_finite_parameters,
     check_range,
-    leading_size,
     nearest,
     optional_import,
 )
-from hessprune._modules import device_of, predict, split_name, to_device
-from hessprune._progress import progress_bar
-from hessprune._quiet import quiet
-from hessprune._state import evaluation_mode, seeded
-from hessprune.errors import ArgumentError, UnsupportedModelError
-from hessprune.export import batch_axes, capture, resized
+from hessprune.foundation.modules import device_of, predict, split_name
+from hessprune.foundation.progress import progress_bar
+from hessprune.foundation.quiet import quiet
+from hessprune.foundation.state import evaluation_mode, seeded
+from hessprune.foundation.trees import leading_size, to_device
 from hessprune.quantize.graph import activation_quantizers, run_all, weights_read
 from hessprune.quantize.model import QuantizedModel, quantized
 from hessprune.quantize.rewrite import WEIGHTED, layer_name, rewrite

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from hessprune._modules import split_name
+from hessprune.foundation.modules import split_name
 
 aten = torch.ops.aten
 LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule
 
-from hessprune._watch.calls import Call, SampleLayout, read_call
-from hessprune._watch.regression import columns_of, design, rows_of, weight_from
+from hessprune.layers.regression import columns_of, design, rows_of, weight_from
+from hessprune.operators.maps import Call, SampleLayout, read_call
 from hessprune.quantize.graph import Use, run_all, spying, uses
 from hessprune.quantize.rewrite import aten, tensor_of
 

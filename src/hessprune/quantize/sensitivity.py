@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
-from hessprune._checks import check_choice, tensors_in
-from hessprune._modules import device_of, predict, to_device
-from hessprune._progress import track
-from hessprune._state import seeded
 from hessprune.curvature import ParamSlice, TraceOptions, block_traces
+from hessprune.foundation.checks import check_choice
+from hessprune.foundation.modules import device_of, predict
+from hessprune.foundation.progress import track
+from hessprune.foundation.state import seeded
+from hessprune.foundation.trees import tensors_in, to_device
 from hessprune.quantize.config import Scheme
 from hessprune.quantize.graph import Use, quantizer_of, spying, uses
 from hessprune.quantize.model import QuantizedModel

@@ -3,8 +3,8 @@
 import importlib.util
 from typing import Literal
 
-from hessprune._checks import check_choice
 from hessprune.errors import MissingDependencyError
+from hessprune.foundation.checks import check_choice
 
 Target = Literal["onnxruntime", "x86-inductor", "openvino"]
 TARGETS = {"onnxruntime": "onnxruntime", "x86-inductor": "torchao", "openvino": "openvino"}  # and the package it needs

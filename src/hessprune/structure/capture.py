@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from hessprune._checks import tensors_in
-from hessprune._modules import call_model, device_of, empty_copy, shared_copy, to_device
-from hessprune._quiet import quiet
-from hessprune._state import evaluation_mode
 from hessprune.errors import UnsupportedModelError
+from hessprune.foundation.modules import call_model, device_of, empty_copy, shared_copy
+from hessprune.foundation.quiet import quiet
+from hessprune.foundation.state import evaluation_mode
+from hessprune.foundation.trees import tensors_in, to_device
 
 
 def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from hessprune.structure.labels import CONSTANT, Labels, compact, merged, varies, varying
+from hessprune.operators.labels import CONSTANT, Labels, compact, merged, varies, varying
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hessprune._modules import split_name
-from hessprune.structure.groups import Frozen, Group, Literal, Role, Slice
-from hessprune.structure.leaves import Axis
+from hessprune.foundation.modules import split_name
+from hessprune.operators.leaves import Axis, Role
+from hessprune.structure.groups import Frozen, Group, Literal, Slice
 from hessprune.structure.walk import GraphWalk
 
 NamedAxis = tuple[str, int, Axis]

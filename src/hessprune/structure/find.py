@@ -7,9 +7,8 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from hessprune._modules import split_name
 from hessprune.errors import ArgumentError, UnsupportedModelError
-from hessprune.structure import rules
+from hessprune.foundation.modules import split_name
 from hessprune.structure.capture import capture, capture_training
 from hessprune.structure.collect import collect
 from hessprune.structure.groups import Frozen, Group, Groups
@@ -17,7 +16,6 @@ from hessprune.structure.sizes import without_failures
 from hessprune.structure.walk import GraphWalk
 
 Ignored = nn.Module | type[nn.Module] | str
-_LOADED = rules  # importing the package fills the table of rules
 
 
 def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored] = ()) -> Groups:

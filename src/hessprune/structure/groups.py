@@ -2,15 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal as Choice
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from hessprune.errors import ArgumentError
+from hessprune.operators.leaves import Role
 
-Role = Choice["producer", "consumer", "follower"]
 T = TypeVar("T")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from hessprune._modules import split_name
+from hessprune.foundation.modules import split_name
 from hessprune.structure.groups import Group, Literal
 from hessprune.structure.trial import Problem, Trial
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hessprune._checks import tensors_in
-from hessprune._modules import call_model, empty_copy, failing_module, remove_slices, to_device
-from hessprune._state import drop_caches
+from hessprune.foundation.modules import call_model, empty_copy, failing_module
+from hessprune.foundation.state import drop_caches
+from hessprune.foundation.trees import tensors_in, to_device
 from hessprune.structure.capture import first_line
+from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
 
 Call = Callable[[], Any]

@@ -9,12 +9,11 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hessprune.structure.call import Call
+from hessprune.operators.call import Call
+from hessprune.operators.labels import Labels, along, constant, expanded, varying
+from hessprune.operators.leaves import Axis, Leaf, LiteralUse, Role, Value
+from hessprune.operators.table import RULES
 from hessprune.structure.closure import Closure
-from hessprune.structure.groups import Role
-from hessprune.structure.labels import Labels, along, constant, expanded, varying
-from hessprune.structure.leaves import Axis, Leaf, LiteralUse, Value
-from hessprune.structure.registry import RULES
 
 MAX_ELEMENT_LABELS = 4_000_000
 

@@ -8,7 +8,7 @@ from torch import nn
 from hessprune.errors import CheckpointError
 from hessprune.planning.plan import Plan
 from hessprune.surgery.arrangement import arrange_units
-from hessprune.surgery.implant import Start, insert_stand_ins
+from hessprune.surgery.implants.module import Start, insert_stand_ins
 from hessprune.surgery.slicing import slice_units
 from hessprune.surgery.verify import verify
 

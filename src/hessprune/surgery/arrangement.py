@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from hessprune._modules import replace_tensors
+from hessprune.foundation.tensors import replace_tensors
 from hessprune.planning.plan import Plan
 
 Axis = tuple[str, int]

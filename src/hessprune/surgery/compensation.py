@@ -15,18 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hessprune._checks import check_batches, leading_size
-from hessprune._modules import call_model, device_of, join_inputs, logits_of, sample_rows, to_device
-from hessprune._progress import progress_bar
-from hessprune._state import evaluation_mode
-from hessprune._watch.branches import Branch, StepMode, find_branches
-from hessprune._watch.calls import Arguments, Call, Convolution
-from hessprune._watch.recording import Recording, record, slow_attention
-from hessprune._watch.regression import columns_of, design, rows_of, weight_from
+from hessprune.foundation.checks import check_batches
+from hessprune.foundation.modules import call_model, device_of, logits_of
+from hessprune.foundation.progress import progress_bar
+from hessprune.foundation.state import evaluation_mode
+from hessprune.foundation.trees import join_inputs, leading_size, sample_rows, to_device
+from hessprune.layers.branches import Branch, StepMode, find_branches
+from hessprune.layers.least_squares import ridge
+from hessprune.layers.recording import Recording, record, slow_attention
+from hessprune.layers.regression import columns_of, design, rows_of, weight_from
+from hessprune.operators.maps import Arguments, Call, Convolution
 from hessprune.planning.plan import Plan
 from hessprune.surgery.arrangement import origins
-from hessprune.surgery.implant import parts_of
-from hessprune.surgery.least_squares import ridge
+from hessprune.surgery.implants.module import parts_of
 
 ROWS_PER_INPUT, MIN_ROWS, MAX_ROWS = 48, 8192, 32768
 """Sampled positions: this many for each column of the regression, within bounds."""

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-from hessprune._modules import remove_slices
-from hessprune._state import drop_caches
+from hessprune.foundation.state import drop_caches
+from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group, Literal, Slice
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hessprune._checks import tensors_in
-from hessprune._modules import call_model, device_of, to_device
-from hessprune._state import evaluation_mode
+from hessprune.costs.model import cost
 from hessprune.errors import VerificationError
-from hessprune.planning.cost import cost
+from hessprune.foundation.modules import call_model, device_of
+from hessprune.foundation.state import evaluation_mode
+from hessprune.foundation.trees import tensors_in, to_device
 from hessprune.planning.plan import Plan
-from hessprune.surgery.implant import embed_stand_ins
+from hessprune.surgery.implants.module import embed_stand_ins
 from hessprune.surgery.slicing import mask_units
 
 # Largest accepted difference, relative to the largest output. Both models run in float64 where the model allows it;

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hessprune._checks import check_batches, leading_size
-from hessprune._modules import device_of, predict, to_device
-from hessprune._progress import track
-from hessprune._state import evaluation_mode, seeded
+from hessprune.foundation.checks import check_batches
+from hessprune.foundation.modules import device_of, predict
+from hessprune.foundation.progress import track
+from hessprune.foundation.state import evaluation_mode, seeded
+from hessprune.foundation.trees import leading_size, to_device
 
 
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> nn.Module:

@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import nn
 
-from hessprune._checks import check_choice, check_range
 from hessprune.errors import ArgumentError
+from hessprune.foundation.checks import check_choice, check_range
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from hessprune._checks import check_batches, check_finite_parameters, leading_size
-from hessprune._modules import device_of
-from hessprune._progress import Bar, progress_bar
-from hessprune._state import seeded, set_training
+from hessprune.deploy.evaluation import Evaluation, evaluate
 from hessprune.errors import ArgumentError, NumericalError
-from hessprune.evaluate import Evaluation, evaluate
+from hessprune.foundation.checks import check_batches, check_finite_parameters
+from hessprune.foundation.modules import device_of
+from hessprune.foundation.progress import Bar, progress_bar
+from hessprune.foundation.state import seeded, set_training
+from hessprune.foundation.trees import leading_size
 from hessprune.training.batchnorm import FirstSamples, has_batchnorm, reestimate_batchnorm
 from hessprune.training.config import EpochRecord, FinetuneConfig, FinetuneResult
 from hessprune.training.learner import Learner, check_precision

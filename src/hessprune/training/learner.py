@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from hessprune._modules import describe, device_of, predict, to_device
-from hessprune._state import evaluation_mode
+from hessprune.deploy.evaluation import check_targets, count_labelled
 from hessprune.errors import ArgumentError
-from hessprune.evaluate import check_targets, count_labelled
+from hessprune.foundation.modules import device_of, predict
+from hessprune.foundation.state import evaluation_mode
+from hessprune.foundation.trees import describe, to_device
 from hessprune.training.config import FinetuneConfig
 from hessprune.training.objective import objective
 

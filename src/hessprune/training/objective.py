@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from hessprune.evaluate import cross_entropy
+from hessprune.deploy.evaluation import cross_entropy
 from hessprune.training.config import FinetuneConfig
 
 

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from hessprune._state import seeded
+from hessprune.foundation.state import seeded
 
 
 def derived_seed(*parts: int | str) -> int:

@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hessprune._checks import tensors_in
-from hessprune._files import sha256, writable_folder, write_bytes
 from hessprune.errors import CheckpointError
+from hessprune.foundation.files import sha256, writable_folder, write_bytes
+from hessprune.foundation.trees import tensors_in
 from hessprune.training.config import EpochRecord, FinetuneConfig
 from hessprune.training.learner import Learner
 from hessprune.training.replay import num_steps

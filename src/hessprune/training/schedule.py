@@ -2,7 +2,7 @@
 
 import math
 
-from hessprune._checks import check_range
+from hessprune.foundation.checks import check_range
 
 
 def learning_rate(step: int, *, total_steps: int, peak: float, warmup_fraction: float = 0.0) -> float:

@@ -1,0 +1,1 @@
+"""Costs: multiply-adds, parameters and milliseconds of a model, and the budgets that bound them."""

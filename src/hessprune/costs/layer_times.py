@@ -1,0 +1,106 @@
+"""How long layers of one shape take, on a grid of widths; between the grid's points, and for many layers at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hessprune.costs.layer_shapes import LayerShape
+
+MOST_POINTS = 6
+SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerTimes:
+    """Milliseconds of one layer, for each of some numbers of inputs and outputs."""
+
+    shape: LayerShape
+    inputs: tuple[int, ...]
+    """Rising; of a width that cannot shrink the dense one alone."""
+    outputs: tuple[int, ...]
+    ms: tuple[tuple[float, ...], ...]
+    """`(len(inputs), len(outputs))`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return nested JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "LayerTimes":
+        """Read back what `to_json` returned."""
+        shape: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data["shape"].items()
+        }
+        inputs, outputs = tuple(data["inputs"]), tuple(data["outputs"])
+        return cls(shape=LayerShape(**shape), inputs=inputs, outputs=outputs, ms=tuple(map(tuple, data["ms"])))
+
+
+def widths(dense: int, step: int) -> tuple[int, ...]:
+    """Return the widths that are worth stopping at: multiples of `step` up to four, then of twice that, then `dense`.
+
+    Example:
+        >>> widths(64, 8), widths(20, 8), widths(4, 8)
+        ((8, 16, 24, 32, 48, 64), (8, 16, 20), (4,))
+    """
+    narrow, wide = range(step, min(dense, 4 * step + 1), step), range(6 * step, dense, 2 * step)
+    return (*narrow, *wide, dense)
+
+
+def grid(shape: LayerShape, step: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the numbers of inputs and of outputs at which layers of a shape are timed."""
+    whole = shape.inputs_per_group is not None  # groups go, and inputs with outputs
+    atom = shape.outputs // shape.groups if whole else shape.groups
+    inputs = _points(shape.inputs, step, atom) if shape.varying[0] and not whole else (shape.inputs,)
+    return inputs, _points(shape.outputs, step, atom) if shape.varying[1] else (shape.outputs,)
+
+
+def _points(dense: int, step: int, atom: int) -> tuple[int, ...]:
+    """Return widths to time, multiples of the `atom` of channels that a grouped convolution shrinks by."""
+    return _thinned(tuple(atom * width for width in widths(dense // atom, max(step // atom, 1))))
+
+
+def _thinned(values: tuple[int, ...]) -> tuple[int, ...]:
+    """Keep the narrowest width and some shares of the dense one, where there are many."""
+    if len(values) <= MOST_POINTS:
+        return values
+    near = [min(values, key=lambda value: abs(value - share * values[-1])) for share in SHARES]
+    return tuple(sorted({values[0], *near, values[-1]}))
+
+
+class Interpolation:
+    """Milliseconds of many layers at any widths: bilinear within the grid, the nearest point outside."""
+
+    def __init__(self, times: Sequence[LayerTimes], owners: Sequence[int]) -> None:
+        """Lay the tables out side by side; `owners` says for each layer which table is its own."""
+        rows = max([len(item.inputs) for item in times], default=1)
+        columns = max([len(item.outputs) for item in times], default=1)
+        self._owners = np.array(owners, dtype=int)
+        self._inputs = np.full((len(times), rows), np.inf)
+        self._outputs = np.full((len(times), columns), np.inf)
+        self._ms = np.zeros((len(times), rows, columns))
+        for number, item in enumerate(times):
+            self._inputs[number, : len(item.inputs)] = item.inputs
+            self._outputs[number, : len(item.outputs)] = item.outputs
+            self._ms[number, : len(item.inputs), : len(item.outputs)] = item.ms
+
+    def __call__(self, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """Return `(…, L)` for widths `(…, L)`."""
+        row, next_row, down = _position(self._inputs[self._owners], inputs)
+        column, next_column, right = _position(self._outputs[self._owners], outputs)
+        ms = self._ms
+        left = (1 - down) * ms[self._owners, row, column] + down * ms[self._owners, next_row, column]
+        other = (1 - down) * ms[self._owners, row, next_column] + down * ms[self._owners, next_row, next_column]
+        return (1 - right) * left + right * other
+
+
+def _position(points: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return between which two points `(L, K)` values `(…, L)` lie, and how far along."""
+    last = np.isfinite(points).sum(1) - 1
+    low = np.clip((points <= values[..., None]).sum(-1) - 1, 0, last)
+    high = np.minimum(low + 1, last)
+    layers = np.arange(len(points))
+    start, end = points[layers, low], points[layers, high]
+    share = np.clip((values - start) / np.where(end > start, end - start, 1), 0, 1)
+    return low, high, np.where(end > start, share, 0.0)

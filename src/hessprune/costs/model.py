@@ -1,0 +1,223 @@
+"""What a model costs, measured; and what it will cost as an exact function of the units removed."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from hessprune.costs.budget import LATENCY
+from hessprune.costs.latency_table import LatencyTable
+from hessprune.costs.products import Product, record_products, size_changes
+from hessprune.errors import BudgetError
+from hessprune.structure.groups import Group
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """Cost of one forward on the example inputs, and of keeping the model.
+
+    One multiply-add counts as one MAC; convolutions and matrix products are counted, element-wise work is not.
+    """
+
+    macs: int
+    """Multiply–accumulate operations of one forward on the whole example batch."""
+    params: int
+    """Number of parameters, shared ones once."""
+    bytes: int
+    """Size of parameters and buffers, in bytes."""
+
+    def __str__(self) -> str:
+        """`40.8 M MACs, 0.27 M parameters, 1.1 MB`."""
+        return f"{self.macs / 1e6:.4g} M MACs, {self.params / 1e6:.4g} M parameters, {self.bytes / 1e6:.4g} MB"
+
+
+def cost(model: nn.Module, example_inputs: Any) -> Cost:
+    """Count MACs, parameters and bytes of a model.
+
+    The forward runs on the meta device (no arithmetic) in evaluation mode; the model is left untouched.
+
+    Args:
+        model: Any module.
+        example_inputs: A tensor, a tuple, or a dict. MACs are counted for this whole batch: pass a batch of 1 for MACs
+            per sample.
+
+    Returns:
+        The counted cost.
+
+    Example:
+        >>> import torch
+        >>> cost(nn.Linear(10, 5), torch.zeros(1, 10))
+        Cost(macs=50, params=55, bytes=220)
+    """
+    return CostModel(model, example_inputs).dense
+
+
+class CostModel:
+    """Cost as an exact function of how many units each group loses.
+
+    Nearly every counted product reads one weight and costs `(positions) × numel(weight)` MACs, whatever the groups or
+    the kernel; so MACs, like parameters, are a sum over tensors of a coefficient times a product of axis sizes, and
+    each axis size falls linearly with the units removed. The few products for which a forward without one unit of every
+    group shows something else (of two activations, or along other axes than channels) are computed from their own axis
+    sizes, which fall linearly too. Predicted cost is therefore the measured cost, not an estimate.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        groups: Iterable[Group] = (),
+        stand_ins: Mapping[str, int | None] | None = None,
+        latency: LatencyTable | None = None,
+    ) -> None:
+        groups = list(groups)
+        self.latency = latency
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._groups = {group.name: number for number, group in enumerate(groups)}
+        self._units = {group.name: group.num_units for group in groups}
+        self._num_units = sum(self._units.values())
+        self._set_axes(state, groups)
+        products = record_products(model, example_inputs)
+        irregular = self._irregular(products, record_products(model, example_inputs, groups), list(state))
+        self._irregular_products = [products[number] for number in irregular]
+        self._changes = size_changes(model, example_inputs, groups, products, irregular)
+        macs = dict.fromkeys(state, 0)
+        for number in {*range(len(products))} - {*irregular}:
+            macs[products[number].owner] += products[number].macs()
+        self._weights = {
+            "macs": np.array(list(macs.values())) / np.maximum(self._numel(np.zeros(len(groups))), 1),
+            "params": np.array([isinstance(tensor, nn.Parameter) for tensor in state.values()], dtype=float),
+            "bytes": np.array([tensor.element_size() for tensor in state.values()], dtype=float),
+        }
+        rows = {name: number for number, name in enumerate(state)}
+        self._stand_ins = np.array([rows[f"{layer}.weight"] for layer in stand_ins or ()], dtype=int)
+        self._ranks = np.array([rank or 0 for rank in (stand_ins or {}).values()], dtype=float)
+        self.dense = self({})
+
+    def _irregular(self, products: list[Product], fewer: list[Product], names: list[str]) -> list[int]:
+        """Number the products whose cost does not fall with their weight when every group loses a unit."""
+        num_groups = len(self._groups)
+        left = self._numel(np.ones(num_groups)) / np.maximum(self._numel(np.zeros(num_groups)), 1)
+        share = dict(zip(names, left, strict=True))
+        pairs = enumerate(zip(products, fewer, strict=True))
+        return [n for n, (p, q) in pairs if p.owner not in share or round(p.macs() * share[p.owner]) != q.macs()]
+
+    def _numel(self, counts: np.ndarray) -> np.ndarray:
+        """Return the number of elements of each tensor after `counts` units of each group are gone."""
+        return (self._sizes - np.tensordot(counts, self._per_unit, axes=1)).prod(1)
+
+    def _irregular_macs(self, counts: np.ndarray) -> int:
+        sizes = iter(self._dense_sizes() - counts @ self._changes)
+        return sum(product.macs([next(sizes) for _ in product.sizes]) for product in self._irregular_products)
+
+    def _irregular_saved(self, counts: np.ndarray) -> np.ndarray:
+        """Return what one more unit of each group saves in the irregular products that it changes."""
+        saved = np.zeros(len(counts))
+        if not self._irregular_products:
+            return saved
+        sizes = self._dense_sizes() - counts @ self._changes
+        start = 0
+        for product in self._irregular_products:
+            own = slice(start, start + len(product.sizes))
+            changing = np.flatnonzero(self._changes[:, own].any(1))
+            now = product.macs(sizes[own].tolist()) if len(changing) else 0
+            for number in changing:
+                saved[number] += now - product.macs((sizes[own] - self._changes[number, own]).tolist())
+            start = own.stop
+        return saved
+
+    def _dense_sizes(self) -> np.ndarray:
+        return np.concatenate([np.zeros(0), *(product.sizes for product in self._irregular_products)])
+
+    def _set_axes(self, state: Mapping[str, Tensor], groups: list[Group]) -> None:
+        """Lay out axis sizes `(tensors, 8)` and how many positions one unit of each group takes, `(tensors × 8, G)`."""
+        rows = {name: number for number, name in enumerate(state)}
+        width = max([8, *(tensor.dim() for tensor in state.values())])
+        self._sizes = np.ones((len(state), width))
+        for name, tensor in state.items():
+            self._sizes[rows[name], : tensor.dim()] = tensor.shape
+        self._per_unit = np.zeros((len(groups), len(state), width))
+        for number, group in enumerate(groups):
+            for piece in group.slices:
+                self._per_unit[number, rows[piece.param], piece.dim] += len(piece.index[0])
+        self._touching, self._touched = np.nonzero(self._per_unit.any(2))
+        self._less = self._per_unit[self._touching, self._touched]
+
+    def _stand_in_numel(self, counts: np.ndarray, implanted: np.ndarray) -> np.ndarray:
+        """Return how many more elements the stand-ins' layers hold than if the implanted units had kept their filters.
+
+        A full filter has `I·k` weights; a 1×1 filter has `I`, and filters of rank `r` have `r` each and share `r·I·k`.
+        """
+        sizes = (self._sizes - np.tensordot(counts, self._per_unit, axes=1))[self._stand_ins]
+        units = implanted @ self._per_unit[:, self._stand_ins, 0]
+        inputs, full = sizes[:, 1], sizes[:, 1:].prod(1)
+        small = np.where(self._ranks > 0, self._ranks * (units + full * (units > 0)), units * inputs)
+        change = np.zeros(len(self._sizes))
+        change[self._stand_ins] = small - units * full
+        return change
+
+    def __call__(self, num_removed: Mapping[str, int], num_implanted: Mapping[str, int] | None = None) -> Cost:
+        """Return the cost after removing `num_removed[group name]` units of each group (0 where absent).
+
+        `num_implanted` more units keep a stand-in in the layers given as `stand_ins`: names, each with its rank (None
+        for 1×1 filters).
+        """
+        counts = self._counts(num_removed)
+        numel = self._numel(counts) + self._stand_in_numel(counts, self._counts(num_implanted or {}))
+        totals = {quantity: round(float(weights @ numel)) for quantity, weights in self._weights.items()}
+        macs = totals["macs"] + self._irregular_macs(counts)
+        return Cost(macs=macs, params=totals["params"], bytes=totals["bytes"])
+
+    def spent(
+        self,
+        quantity: str,
+        num_removed: Mapping[str, int] | None = None,
+        num_implanted: Mapping[str, int] | None = None,
+    ) -> float:
+        """Return one quantity of the cost, or the number of `units` left, after `num_removed` are gone.
+
+        Raises:
+            BudgetError: Time is asked for, and there is no latency table.
+        """
+        if quantity in LATENCY:
+            return LATENCY[quantity] * self._table().ms(num_removed)
+        if quantity == "units":
+            return self._num_units - sum((num_removed or {}).values())
+        return getattr(self(num_removed or {}, num_implanted), quantity)
+
+    def saved_next(self, quantity: str, num_removed: Mapping[str, int] | None = None) -> dict[str, float]:
+        """Return what one more unit of each group saves, in any quantity, after `num_removed` are gone."""
+        if quantity == "units":
+            return dict.fromkeys(self._groups, 1.0)
+        counts = self._counts(num_removed or {})
+        sizes = (self._sizes - np.tensordot(counts, self._per_unit, axes=1))[self._touched]
+        change = sizes.prod(1) - np.clip(sizes - self._less, 0, None).prod(1)
+        weighted = change * self._weights[quantity][self._touched]
+        saved = np.bincount(self._touching, weighted, minlength=len(counts))
+        if quantity == "macs":
+            saved = saved + self._irregular_saved(counts)
+        return {name: float(saved[number]) for name, number in self._groups.items()}
+
+    def num_leaving(self, quantity: str, group: str, num_removed: int, step: int) -> int:
+        """Return how many units of a group go where `num_removed` may and kept ones come in multiples of `step`."""
+        if quantity in LATENCY:
+            return self._table().rounded(group, num_removed, step)
+        units = self._units[group]
+        return max(units - math.ceil((units - num_removed) / step) * step, 0)
+
+    def _table(self) -> LatencyTable:
+        if self.latency is None:
+            raise BudgetError(
+                "`Budget(latency_ms=…)` needs a latency table. Pass latency=hp.latency_table(model, groups, "
+                "example_inputs), or call hp.prune, which measures one."
+            )
+        return self.latency
+
+    def _counts(self, num_removed: Mapping[str, int]) -> np.ndarray:
+        counts = np.zeros(len(self._groups))
+        for name, number in num_removed.items():
+            counts[self._groups[name]] = number
+        return counts

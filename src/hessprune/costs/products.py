@@ -1,0 +1,131 @@
+"""The products of one forward, recorded without arithmetic: which parameter each reads, and what it costs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torch.utils.flop_counter import flop_registry
+
+from hessprune.foundation.modules import call_model, dry_run
+from hessprune.structure.cutting import remove_slices
+from hessprune.structure.groups import Group
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Product:
+    """One convolution or matrix product."""
+
+    owner: str
+    """The parameter that it reads (empty for a product of two activations)."""
+    operator: str
+    """Name of the ATen operator."""
+    formula: Callable[..., int]
+    leaves: tuple[Any, ...]
+    """Arguments and result; tensors by their shape."""
+    spec: TreeSpec
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """All axis sizes of all tensors, one after the other."""
+        return np.array([size for leaf in self.leaves if isinstance(leaf, torch.Size) for size in leaf])
+
+    def macs(self, sizes: Sequence[float] | None = None) -> int:
+        """Return multiply–adds, for other axis sizes if given."""
+        numbers = iter(self.sizes if sizes is None else sizes)
+        leaves = [
+            torch.Size([round(float(next(numbers))) for _ in leaf]) if isinstance(leaf, torch.Size) else leaf
+            for leaf in self.leaves
+        ]
+        args, kwargs, out = tree_unflatten(leaves, self.spec)
+        return self.formula(*args, **kwargs, out_val=out) // 2
+
+
+def record_products(model: nn.Module, example_inputs: Any, removed: Sequence[Group] = ()) -> list[Product]:
+    """Return the products of one forward in evaluation mode, without the first unit of the groups `removed`."""
+    return dry_run(model, example_inputs, lambda empty, inputs: _run(empty, inputs, removed))
+
+
+def count_macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:
+    """Return MACs of one forward per parameter that the product reads (`""` for products of two activations)."""
+    macs: dict[str, int] = {}
+    for product in record_products(model, example_inputs):
+        macs[product.owner] = macs.get(product.owner, 0) + product.macs()
+    return macs
+
+
+def size_changes(
+    model: nn.Module, example_inputs: Any, groups: Sequence[Group], products: Sequence[Product], numbers: Sequence[int]
+) -> np.ndarray:
+    """Return by how much the first unit of each group shrinks the axes of some products, `(G, sizes)`.
+
+    An axis mostly depends on one group: forward `j` goes without the groups whose number has bit `j` set, so
+    `log₂ G` forwards spell the number of that group for every axis at once. What is not spelt clearly takes one forward
+    for each group.
+    """
+
+    def changes(removed: Sequence[Group]) -> np.ndarray:
+        fewer = record_products(model, example_inputs, removed)
+        return dense - np.concatenate([fewer[number].sizes for number in numbers])
+
+    if not numbers or not groups:
+        return np.zeros((len(groups), sum(len(products[number].sizes) for number in numbers)))
+    dense = np.concatenate([products[number].sizes for number in numbers])
+    bits = np.array([[(number + 1) >> j & 1 for j in range(len(groups).bit_length())] for number in range(len(groups))])
+    spelt = np.stack([changes([group for group, bit in zip(groups, column, strict=True) if bit]) for column in bits.T])
+    total = changes(groups)
+    owner = (spelt == total).T @ (1 << np.arange(len(spelt))) - 1
+    result = np.zeros((len(groups), len(dense)))
+    clear = (total > 0) & ((spelt == 0) | (spelt == total)).all(0)
+    result[owner[clear], clear.nonzero()[0]] = total[clear]
+    if ((total > 0) & ~clear).any():
+        result = np.stack([changes([group]) for group in groups])
+    return result
+
+
+def _run(model: nn.Module, inputs: Any, removed: Sequence[Group]) -> list[Product]:
+    remove_slices(model, [(piece, [0]) for group in removed for piece in (*group.slices, *group.literals)])
+    recorder = _Recorder(model)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel hides its matrix products
+    try:
+        with recorder:
+            call_model(model, inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return recorder.products
+
+
+class _Recorder(TorchDispatchMode):
+    """Records products below autograd; a weight is recognised by its storage, so views of it count as it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.products: list[Product] = []
+        self._owner = {parameter.untyped_storage()._cdata: name for name, parameter in model.named_parameters()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = _without_numbers(func, args) or func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            tensors = [arg for arg in tree_leaves((args, kwargs)) if isinstance(arg, Tensor) and arg.dim() > 1]
+            owners = [self._owner.get(tensor.untyped_storage()._cdata, "") for tensor in tensors]
+            leaves, spec = tree_flatten((args, kwargs, out))
+            shapes = tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+            owner = next((owner for owner in owners if owner), "")
+            name = func._overloadpacket.__name__
+            self.products.append(Product(owner=owner, operator=name, formula=formula, leaves=shapes, spec=spec))
+        return out
+
+
+def _without_numbers(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Answer for BatchNorm on the meta device, whose kernel there goes through its arithmetic: half of a dry run."""
+    if func is not torch.ops.aten.native_batch_norm.default or not args[0].is_meta:
+        return None
+    statistics = args[0].new_empty(args[0].shape[1])
+    return torch.empty_like(args[0]), statistics, statistics

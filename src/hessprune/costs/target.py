@@ -1,0 +1,60 @@
+"""Where latency counts: the runtime, its threads, and the batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Literal
+
+from hessprune.foundation.checks import check_choice, check_range
+from hessprune.foundation.machine import cpu_name
+
+RUNTIMES = ("torch", "onnxruntime", "onnxruntime-int8")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatencyTarget:
+    """What a budget of time is measured on; the dense model that shares refer to runs there too.
+
+    Args:
+        runtime: `"torch"`: the module in FP32, on its own device. `"onnxruntime"`: its ONNX file. `"onnxruntime-int8"`:
+            the integer file that `prepare_qat`, `convert_qat` and `export_onnx` make of it.
+        num_threads: CPU threads.
+        batch_size: Samples in a forward; that of the example inputs by default.
+        round_to: Widths are multiples of this many channels, and of twice as many from four times that: those that
+            measure as worth it. It is how fine the table looks at widths.
+        repeats: Timed forwards of whole models.
+
+    Raises:
+        ArgumentError: A value is out of range.
+    """
+
+    runtime: Literal["torch", "onnxruntime", "onnxruntime-int8"] = "torch"
+    num_threads: int = 1
+    batch_size: int | None = None
+    round_to: int = 8
+    repeats: int = 20
+
+    def __post_init__(self) -> None:
+        check_choice("runtime", self.runtime, RUNTIMES)
+        for name in ("num_threads", "batch_size", "round_to", "repeats"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), low=1, integer=True)
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "LatencyTarget":
+        """Return the target that a table was measured on."""
+        names = ("runtime", "num_threads", "batch_size", "round_to", "repeats")
+        return cls(**{name: facts[name] for name in names})
+
+    def facts(self, batch_size: int, device: str) -> dict[str, Any]:
+        """Return what timings depend on besides the model; JSON values."""
+        package = self.runtime.partition("-")[0]
+        return {
+            "runtime": self.runtime,
+            "version": metadata.version(package),
+            "num_threads": self.num_threads,
+            "batch_size": batch_size,
+            "round_to": self.round_to,
+            "repeats": self.repeats,
+            "device": device if device != "cpu" else cpu_name(),
+        }

@@ -1,0 +1,210 @@
+"""Export to ONNX, and do not believe it before ONNX Runtime has returned what torch returns."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from hessprune.deploy.onnx_model import onnx_feed, onnx_session
+from hessprune.errors import ArgumentError, UnsupportedModelError, VerificationError
+from hessprune.foundation.checks import check_range, optional_import
+from hessprune.foundation.files import staging
+from hessprune.foundation.modules import call_model, device_of, predict
+from hessprune.foundation.progress import progress_bar
+from hessprune.foundation.quiet import quiet
+from hessprune.foundation.state import evaluation_mode, seeded
+from hessprune.foundation.trees import leading_size, tensors_in, to_device
+
+OPSET = 20  # the newest that ONNX Runtime runs without conversion and the exporter writes natively
+MAX_INLINE_BYTES = 1_500_000_000  # a protobuf ends at 2 GiB; larger weights go to `<name>.data` beside the file
+MAX_BATCH = 65535
+"""CUDA normalises larger batches in another kernel, and a capture holds one; files take any batch."""
+
+
+def export_onnx(
+    model: nn.Module,
+    example_inputs: Any,
+    path: Path | str,
+    *,
+    dynamic_batch: bool = True,
+    check: bool = True,
+    tolerance: float | None = None,
+) -> Path:
+    """Write `model` in evaluation mode as ONNX, with BatchNorm folded into the convolutions before it.
+
+    The check runs the file in ONNX Runtime on the example and, with a dynamic batch, on other batch sizes, 1 among
+    them. Every output y of torch and ŷ of ONNX Runtime must satisfy `max|ŷ − y| ≤ tolerance·max|y|`. The file
+    appears, or is replaced, only after that.
+
+    Args:
+        model: Any model that `torch.export` captures; stays untouched.
+        example_inputs: A tensor, tuple or dict. With a dynamic batch, every tensor whose first axis is as long as the
+            first tensor's is taken to hold one row per sample.
+        path: File to write, usually `….onnx`; its folder is created.
+        dynamic_batch: Accept any batch size, not only the example's.
+        check: Compare with torch, which needs ONNX Runtime.
+        tolerance: Largest difference, relative to the largest output; 1e-4 by default, and 0.1 for quantised models:
+            where kernels of a processor round a tie the other way, all after it moves by whole steps.
+
+    Returns:
+        The path.
+
+    Raises:
+        ArgumentError: `tolerance` is out of range, or the model is prepared for quantisation but not converted.
+        DataError: The example does not fit the model.
+        MissingDependencyError: onnx, onnxscript or, for the check, onnxruntime is not installed.
+        OutputError: The folder cannot be written.
+        UnsupportedModelError: The model cannot be captured or has an operator without an ONNX counterpart.
+        VerificationError: ONNX Runtime does not return what torch returns.
+
+    Example:
+        >>> import tempfile
+        >>> file = export_onnx(nn.Linear(4, 2), torch.randn(1, 4), tempfile.mkdtemp() + "/model.onnx")
+        >>> file.name
+        'model.onnx'
+    """
+    tolerance = _tolerance(model) if tolerance is None else tolerance
+    check_range("tolerance", tolerance, low=0)
+    for package in ("onnx", "onnxscript", *(("onnxruntime",) if check else ())):
+        optional_import(package, "export")
+    path = Path(path)
+    example = to_device(example_inputs, device_of(model))
+    with (
+        staging(path.parent) as folder,
+        seeded(0),
+        evaluation_mode(model),
+        torch.no_grad(),
+        progress_bar("exporting to ONNX", 3) as bar,
+    ):
+        predict(model, example, "example_inputs")
+        # torch.export takes an axis of length 1 for a constant
+        traced = resized(example, 2) if dynamic_batch and leading_size(example) == 1 else example
+        axes = batch_axes(traced) if dynamic_batch else None
+        captured = capture(model, traced, axes)
+        bar.advance(1, "captured")
+        _write(captured, axes, folder / path.name, external_data=_size_bytes(model) > MAX_INLINE_BYTES)
+        bar.advance(1, "written")
+        if check:
+            _compare(model, folder / path.name, example, dynamic_batch, tolerance)
+        bar.advance(1, "checked")
+    return path
+
+
+def _tolerance(model: nn.Module) -> float:
+    """Return what may differ, and refuse a model that is only prepared for quantisation."""
+    stage = getattr(model, "stage", None)
+    if stage == "prepared":
+        raise ArgumentError(
+            "`model` must be converted to integers first, got a prepared one. Call hp.convert_qat(model)."
+        )
+    return 0.1 if stage == "converted" else 1e-4
+
+
+def batch_axes(example: Any) -> Any:
+    """Name the batch axis of every tensor that has one, in the form that torch.export wants."""
+    batch, size = torch.export.Dim("batch", max=MAX_BATCH), leading_size(example)
+
+    def axes(leaf: Any) -> dict[int, Any] | None:
+        return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size else None
+
+    return tree_map(axes, example if isinstance(example, Mapping) else _positional(example))
+
+
+def _positional(example: Any) -> tuple[Any, ...]:
+    return tuple(example) if isinstance(example, tuple | list) else (example,)
+
+
+def _size_bytes(model: nn.Module) -> int:
+    return sum(value.nbytes for value in model.state_dict().values())
+
+
+def capture(model: nn.Module, example: Any, axes: Any) -> torch.export.ExportedProgram:
+    """Capture the model's graph, with a symbolic batch axis if `axes` name one."""
+    args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (_positional(example), {})
+    try:
+        with quiet():
+            return torch.export.export(model, args, kwargs, dynamic_shapes=axes, strict=False)
+    except Exception as error:  # the exporter lets through whatever the model's own code raises
+        demand, remedy = (" with any batch size", " or pass dynamic_batch=False") if axes else ("", "")
+        raise UnsupportedModelError(
+            f"`model` must be capturable by torch.export{demand}, got: {_first_line(error)}. "
+            f"Remove data-dependent Python from its forward{remedy}."
+        ) from error
+
+
+def _write(captured: torch.export.ExportedProgram, axes: Any, path: Path, *, external_data: bool) -> None:
+    """Translate to ONNX, without the traces of source files that the exporter leaves in it."""
+    outputs = [spec for spec in captured.graph_signature.output_specs if spec.kind.name == "USER_OUTPUT"]
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                captured,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                dynamic_shapes=axes,  # again, for the axis to keep its name
+                output_names=["logits"] if len(outputs) == 1 else None,
+            )
+    except Exception as error:  # a family of classes private to torch.onnx
+        raise UnsupportedModelError(f"`model` must have an ONNX counterpart, got: {_first_line(error)}.") from error
+    assert program is not None
+    graph = program.model.graph
+    for item in (graph, *graph.all_nodes(), *graph.inputs, *graph.outputs, *graph.initializers.values()):
+        item.metadata_props.clear()
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            value.metadata_props.clear()
+    program.save(path, external_data=external_data)
+
+
+def _compare(model: nn.Module, path: Path, example: Any, dynamic_batch: bool, tolerance: float) -> None:
+    """Raise unless ONNX Runtime and torch agree on the example, and on batches of other sizes."""
+    session = onnx_session(path)
+    size = leading_size(example)
+    for batch_size in (size, 1, size + 1) if dynamic_batch else (size,):
+        inputs = resized(example, batch_size)
+        expected = [output.detach().cpu() for output in tensors_in(call_model(model, inputs))]
+        try:
+            found = [torch.from_numpy(output) for output in session.run(None, onnx_feed(session, inputs))]
+        except Exception as error:  # ONNX Runtime raises its own classes
+            raise VerificationError(
+                f"ONNX Runtime must run a batch of {batch_size}, got: {_first_line(error)}. Pass dynamic_batch=False."
+            ) from error
+        for one, other in zip(found, expected, strict=True):
+            _check_close(one, other, batch_size, tolerance)
+
+
+def _check_close(found: Tensor, expected: Tensor, batch_size: int, tolerance: float) -> None:
+    if found.shape != expected.shape:
+        difference = f"shape {tuple(found.shape)} for {tuple(expected.shape)}"
+    else:
+        largest = float((found.double() - expected.double()).abs().max())
+        scale = float(expected.double().abs().max())
+        if largest <= tolerance * max(scale, 1e-6):
+            return
+        difference = f"a difference of {largest:.2g} beside outputs of up to {scale:.2g}"
+    raise VerificationError(
+        f"ONNX Runtime must return what torch returns within {tolerance:g} of its scale, got {difference} for a batch "
+        f"of {batch_size}. Look for randomness or Python branches in the forward, or raise `tolerance`."
+    )
+
+
+def resized(tree: Any, batch_size: int) -> Any:
+    """Repeat or drop samples until there are `batch_size` of them."""
+    size = leading_size(tree)
+    rows = torch.arange(batch_size) % max(1, size)
+
+    def resize(leaf: Any) -> Any:
+        return leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size else leaf
+
+    return tree_map(resize, tree)
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of what went wrong underneath, not of the wrapper's advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].rstrip('.')}"

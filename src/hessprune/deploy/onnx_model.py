@@ -1,0 +1,73 @@
+"""ONNX files run like modules, in ONNX Runtime."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hessprune.errors import ArgumentError, DataError
+from hessprune.foundation.checks import optional_import
+from hessprune.foundation.trees import tensors_in
+
+
+class OnnxModel(nn.Module):
+    """An ONNX file as a module: called on tensors, it returns the first output of ONNX Runtime.
+
+    Args:
+        path: The file.
+        num_threads: CPU threads of ONNX Runtime.
+    """
+
+    def __init__(self, path: Path | str, num_threads: int = 1) -> None:
+        super().__init__()
+        self._session = onnx_session(Path(path), num_threads)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run the file."""
+        return torch.from_numpy(self._session.run(None, onnx_feed(self._session, kwargs or args))[0])
+
+
+def onnx_session(path: Path | bytes, num_threads: int = 1, *, profile: Path | None = None) -> Any:
+    """Open an ONNX file in ONNX Runtime on the CPU, with its own thread pool and without its chatter.
+
+    Args:
+        path: The file, or its content.
+        num_threads: CPU threads.
+        profile: How the name of the file begins into which it writes when each operator ran, if it is to.
+
+    Raises:
+        ArgumentError: There is no such file, or it is not ONNX.
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    runtime = optional_import("onnxruntime", "export")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
+    options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, os.fspath(profile)
+    try:
+        return runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises its own classes, none of them importable by a stable name
+        raise ArgumentError(f"`model` must be a module or an ONNX file, got {_shown(path)} ({error}).") from error
+
+
+def _shown(path: Path | bytes) -> str:
+    return f"{len(path)} bytes" if isinstance(path, bytes) else f"'{path}'"
+
+
+def onnx_feed(session: Any, inputs: Any) -> dict[str, Any]:
+    """Name the tensors of `inputs` as the session does: by key for a dict, else in order.
+
+    Raises:
+        DataError: The session takes another number of inputs.
+    """
+    names = [node.name for node in session.get_inputs()]
+    tensors = [tensor.detach().cpu().numpy() for tensor in tensors_in(inputs)]
+    if isinstance(inputs, Mapping) and set(names) <= set(inputs):
+        return {name: inputs[name].detach().cpu().numpy() for name in names}
+    if len(names) != len(tensors):
+        raise DataError(f"`example_inputs` must hold {len(names)} tensors ({', '.join(names)}), got {len(tensors)}.")
+    return dict(zip(names, tensors, strict=True))

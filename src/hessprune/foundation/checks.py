@@ -1,0 +1,117 @@
+"""Checks of arguments and data: one message template, the nearest valid choice, the remedy."""
+
+import difflib
+import importlib
+from collections.abc import Collection, Iterable, Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hessprune.errors import ArgumentError, DataError, MissingDependencyError, NumericalError
+from hessprune.foundation.trees import leading_size
+
+
+def nearest(value: object, choices: Collection[str]) -> str:
+    """Return ` Did you mean 'x'?` for the closest valid choice, or an empty string."""
+    close = difflib.get_close_matches(str(value), sorted(choices), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise unless `value` is one of `choices`; the message names the nearest one.
+
+    Raises:
+        ArgumentError: `value` is not a valid choice.
+
+    Example:
+        >>> check_choice("method", "hap", ["hap", "random"])
+    """
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in sorted(choices))
+        raise ArgumentError(f"`{name}` must be one of {listed}, got {value!r}.{nearest(value, choices)}")
+
+
+def check_range(name: str, value: float, *, low: float, high: float = float("inf"), integer: bool = False) -> None:
+    """Raise unless `low ≤ value ≤ high`.
+
+    Raises:
+        ArgumentError: `value` is out of range, not a number, or not an integer where one is meant.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or (integer and not isinstance(value, int)) or not low <= value <= high:
+        kind = "an integer" if integer else "a number"
+        bound = f"of at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+        raise ArgumentError(f"`{name}` must be {kind} {bound}, got {value!r}.")
+
+
+def check_batches(batches: Iterable[Any], name: str = "batches") -> None:
+    """Raise unless `batches` can be iterated again and again and yields `(inputs, targets)` pairs.
+
+    Raises:
+        DataError: `batches` is a one-shot generator, is empty, or yields something else than pairs.
+
+    Example:
+        >>> check_batches([(torch.zeros(2, 3), torch.zeros(2))])
+    """
+    if isinstance(batches, Iterator):
+        raise DataError(
+            f"`{name}` must be re-iterable, got a one-shot {type(batches).__name__}: curvature, fine-tuning and "
+            f"evaluation each read it from the start. Pass a list, a DataLoader, or `list({name})`."
+        )
+    first = next(iter(batches), None)
+    if first is None:
+        raise DataError(f"`{name}` must hold at least one (inputs, targets) pair, got none. Check path and split.")
+    if not isinstance(first, tuple | list) or len(first) != 2:
+        raise DataError(f"`{name}` must yield (inputs, targets) pairs, got {type(first).__name__} {_shape(first)}.")
+    if leading_size(first[0]) == 0:
+        raise DataError(f"`{name}` must hold non-empty batches, the first one has 0 samples.")
+
+
+def check_labels(targets: Tensor, num_classes: int, name: str = "batches") -> None:
+    """Raise unless integer `targets` lie in `[0, num_classes)`; −100 marks positions to ignore.
+
+    Raises:
+        DataError: A label is out of range.
+    """
+    if targets.is_floating_point() or targets.numel() == 0:
+        return
+    valid = targets[targets != -100]
+    if valid.numel() and (int(valid.min()) < 0 or int(valid.max()) >= num_classes):
+        raise DataError(
+            f"labels in `{name}` must be in [0, {num_classes}), the model's number of outputs, got values from "
+            f"{int(valid.min())} to {int(valid.max())}. Renumber the labels from 0 or give the model more outputs."
+        )
+
+
+def check_finite_parameters(model: nn.Module) -> None:
+    """Raise if any parameter or buffer holds a NaN or an infinity, naming all of them.
+
+    Raises:
+        NumericalError: Some state is not finite.
+    """
+    bad = [name for name, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        shown = ", ".join(repr(name) for name in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        raise NumericalError(
+            f"weights must be finite, got NaN or infinity in {shown}. Load a checkpoint that converged."
+        )
+
+
+def optional_import(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency.
+
+    Raises:
+        MissingDependencyError: The package is not installed; the message holds the pip command.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"`{module}` is needed here and cannot be imported ({error}). Run: pip install 'hessprune[{extra}]'"
+        ) from error
+
+
+def _shape(value: object) -> str:
+    return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"of length {len(value)}"  # type: ignore[arg-type]

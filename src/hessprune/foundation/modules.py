@@ -1,0 +1,108 @@
+"""Models called on any kind of inputs, and copied without numbers."""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hessprune.errors import DataError, HessPruneError
+from hessprune.foundation.state import evaluation_mode
+from hessprune.foundation.tensors import named_tensors
+from hessprune.foundation.trees import describe, to_device
+
+T = TypeVar("T")
+
+# What a forward pass may raise through no fault of its inputs.
+_OTHER_CAUSES = (HessPruneError, torch.OutOfMemoryError, torch.AcceleratorError)
+
+
+def call_model(model: nn.Module, inputs: Any) -> Any:
+    """Call `model` on a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list):
+        return model(*inputs)
+    return model(inputs)
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits of a model's output: the tensor itself, `.logits`, `["logits"]`, or the first element."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        return output["logits"] if "logits" in output else next(iter(output.values()))
+    return output.logits if hasattr(output, "logits") else output[0]
+
+
+def predict(model: nn.Module, inputs: Any, name: str = "batches") -> Tensor:
+    """Return the logits of `model` on `inputs`; inputs that do not fit are named instead of torch's traceback.
+
+    Raises:
+        DataError: The forward pass fails; the message holds the shapes, the module and torch's own reason.
+    """
+    try:
+        return logits_of(call_model(model, inputs))
+    except _OTHER_CAUSES:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        reason, module = str(error).strip().partition("\n")[0].rstrip("."), failing_module(model, error)
+        where = f", in module '{module}'" if module else ""
+        raise DataError(
+            f"inputs in `{name}` must fit the model, got {describe(inputs)}{where}: {reason}. "
+            "Check size, channels and dtype of the inputs."
+        ) from error
+
+
+def failing_module(model: nn.Module, error: BaseException) -> str:
+    """Return the name of the innermost module of `model` on the way to `error` (empty for the model itself)."""
+    names = {module: name for name, module in model.named_modules() if name}
+    innermost, frame = "", error.__traceback__
+    while frame is not None:
+        # Only the module itself: hashing an arbitrary `self` could call the user's code.
+        owner = frame.tb_frame.f_locals.get("self")
+        innermost = names.get(owner, innermost) if isinstance(owner, nn.Module) else innermost
+        frame = frame.tb_next
+    return innermost
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter or buffer (CPU if it has none)."""
+    first = next(iter(model.parameters()), None)
+    if first is None:
+        first = next(iter(model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split `"layer1.0.conv.weight"` into module and attribute: `("layer1.0.conv", "weight")`."""
+    module, _, attribute = name.rpartition(".")
+    return module, attribute
+
+
+def empty_copy(model: nn.Module) -> nn.Module:
+    """Copy a model onto the meta device: shapes without numbers."""
+    memo: dict[int, Tensor] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def dry_run(model: nn.Module, inputs: Any, run: Callable[[nn.Module, Any], T]) -> T:
+    """Return `run(copy, inputs)` in evaluation mode: without arithmetic, unless the forward needs real numbers."""
+    with torch.no_grad(), evaluation_mode(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return run(empty_copy(model), to_device(inputs, "meta"))
+        except (RuntimeError, NotImplementedError):  # what the meta device answers to questions about values
+            return run(copy.deepcopy(model), inputs)
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """Copy the modules of a model, but not its tensors: what a forward leaves in the copy does not reach the model."""
+    memo: dict[int, Any] = {id(tensor): tensor for _, tensor in named_tensors(model)}
+    return copy.deepcopy(model, memo)

@@ -1,0 +1,245 @@
+"""From the pipeline's values to the report's: widths, saliencies, certainty, environment."""
+
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from hessprune.foundation.files import read_json
+from hessprune.foundation.machine import cpu_name
+from hessprune.lab.context import Decision, Model, Run
+from hessprune.lab.data.dataset import SPLITS
+from hessprune.lab.report.run_report import (
+    CurvePoint,
+    EpochPoint,
+    Estimate,
+    GroupSaliency,
+    LayerWidth,
+    ModelResult,
+    RunReport,
+)
+from hessprune.lab.settings import as_json
+from hessprune.methods.values import Saliency
+from hessprune.planning.plan import Plan
+from hessprune.structure.groups import Group, producers
+
+_TRAINED = {"dense": "pretrain", "finetuned": "finetune", "int8": "quantize"}
+_PERCENTILES = {"ms": "median", "p10_ms": "p10", "p90_ms": "p90"}
+_PACKAGES = ("hessprune", "torch", "numpy", "safetensors", "onnx", "onnxruntime", "torchao", "matplotlib")
+
+
+def assemble(
+    run: Run,
+    decision: Decision,
+    models: Mapping[str, Model],
+    *,
+    measured: Mapping[str, Mapping[str, Any]],
+    latency: Mapping[str, Mapping[str, Any]],
+    curve: Sequence[Mapping[str, Any]],
+) -> RunReport:
+    """Gather the results of all stages.
+
+    Args:
+        run: Settings and data.
+        decision: Of the recipe's own method.
+        models: The models of the report, `dense` first.
+        measured: Accuracy and cost, of these models and of the baselines.
+        latency: Timings, of these models.
+        curve: Points of accuracy against cost.
+    """
+    results = {name: _result(values, latency.get(name)) for name, values in measured.items()}
+    settings = run.settings
+    return RunReport(
+        title=settings.report.title or settings.model.name,
+        models={name: results[name] for name in models},
+        baselines={name: result for name, result in results.items() if name not in models},
+        validation={name: values["validation_accuracy"] for name, values in measured.items()},
+        curve=tuple(CurvePoint(**point) for point in curve),
+        layers=layer_widths(decision.plan, list(models["dense"].model.state_dict())),
+        estimate=estimate_of(decision.saliency),
+        saliency=group_saliencies(decision.plan, decision.saliency),
+        history={_TRAINED[name]: epoch_points(model.history) for name, model in models.items() if model.history},
+        plan=_plan_summary(decision.plan),
+        settings=settings.to_json(),
+        seeds=_seeds(run),
+        versions=versions(),
+        environment=environment() | _latency_setting(latency),
+        data=_data(run),
+        data_fingerprint=run.data.fingerprint,
+        notes=(*_notes(run, latency), *_fp32_notes(models)),
+    )
+
+
+def layer_widths(plan: Plan, order: Sequence[str]) -> tuple[LayerWidth, ...]:
+    """Return dense, kept and implanted output channels of every layer that produces units.
+
+    Args:
+        plan: The decision.
+        order: Parameter names in the model's order.
+    """
+    kept = plan.kept
+    widths: dict[str, LayerWidth] = {}
+    for group in plan.groups:
+        for piece in producers(group):
+            width = len(piece.index[0])
+            layer = piece.param.removesuffix(".weight")
+            own, small = len(kept[group.name]), len(plan.implanted.get(group.name, ()))
+            if layer not in plan.stand_ins:  # it has no kernel to shrink: all of its filters are full ones
+                own, small = own + small, 0
+            dense, stays, small = width * group.num_units, width * own, width * small
+            before = widths.get(piece.param)
+            if before is not None:  # a layer whose output is split among groups
+                dense, stays, small = dense + before.dense, stays + before.kept, small + before.implanted
+            widths[piece.param] = LayerWidth(name=layer, group=group.name, dense=dense, kept=stays, implanted=small)
+    return tuple(widths[name] for name in order if name in widths)
+
+
+def group_saliencies(plan: Plan, saliency: Saliency) -> tuple[GroupSaliency, ...]:
+    """Return the saliency of every unit, to six digits, and whether it stays."""
+    return tuple(
+        GroupSaliency(
+            group=group.name,
+            values=tuple(float(f"{value:.6g}") for value in saliency[group.name].tolist()),
+            kept=_flags(group, plan.removed[group.name], inside=False),
+            implanted=_flags(group, plan.implanted.get(group.name, ())) if group.name in plan.implanted else (),
+        )
+        for group in plan.groups
+    )
+
+
+def _flags(group: Group, units: Sequence[int], *, inside: bool = True) -> tuple[bool, ...]:
+    chosen = set(units)
+    return tuple((unit in chosen) is inside for unit in range(group.num_units))
+
+
+def estimate_of(saliency: Saliency) -> Estimate:
+    """Say how the saliencies were obtained, and how sure they are."""
+    facts = saliency.provenance
+    return Estimate(
+        method=facts["method"],
+        estimator=facts.get("estimator", ""),
+        kind=facts.get("kind", ""),
+        relative_error=_relative_error(saliency),
+        num_samples=facts.get("num_samples", 0),
+        num_backwards=facts.get("num_backwards", 0),
+    )
+
+
+def _relative_error(saliency: Saliency) -> float | None:
+    """Median over units of standard error / saliency; 0 for closed forms; None where nothing is estimated."""
+    if saliency.standard_error is not None:
+        errors = torch.cat([saliency.standard_error[name] / value for name, value in saliency.items()])
+        errors = errors[torch.isfinite(errors)]
+        return float(errors.median()) if len(errors) else None
+    return 0.0 if saliency.provenance.get("estimator") == "exact" else None
+
+
+def epoch_points(history: Sequence[Mapping[str, Any]]) -> tuple[EpochPoint, ...]:
+    """Keep of a training history what is drawn."""
+    names = ("epoch", "train_loss", "validation_loss", "validation_accuracy")
+    return tuple(EpochPoint(**{name: record[name] for name in names}) for record in history)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed packages that decide numbers."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Return the hardware and its use, as far as numbers depend on it."""
+    return {
+        "cpu": cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+def _result(values: Mapping[str, Any], latency: Mapping[str, Any] | None) -> ModelResult:
+    timing = {}
+    if latency:
+        timing = {f"latency_{key}": latency[f"{name}_ms"] for key, name in _PERCENTILES.items()}
+    return ModelResult(**{key: value for key, value in values.items() if key != "validation_accuracy"}, **timing)
+
+
+def _plan_summary(plan: Plan) -> dict[str, Any]:
+    """Return budget, costs, provenance and the kept units of every group."""
+    return {
+        "budget": as_json(plan.budget),
+        "macs": [plan.cost_before.macs, plan.cost_after.macs],
+        "params": [plan.cost_before.params, plan.cost_after.params],
+        "provenance": dict(plan.provenance),
+        "kept": {name: list(units) for name, units in plan.kept.items()},
+        "implanted": {name: list(units) for name, units in plan.implanted.items()},
+        "units": {group.name: group.num_units for group in plan.groups},
+    }
+
+
+def _seeds(run: Run) -> dict[str, int]:
+    settings = run.settings
+    seeds = {"run": settings.seed, "finetune": settings.finetune.seed + settings.seed}
+    pretrain = settings.model.pretrain
+    if settings.quantize is not None:
+        seeds["quantize"] = settings.quantize.train.seed + settings.seed
+    return seeds if pretrain is None else seeds | {"pretrain": pretrain.seed + settings.seed}
+
+
+def _data(run: Run) -> dict[str, Any]:
+    data = run.data
+    sizes = {split: len(data.part(split)) for split in SPLITS}
+    return {
+        "name": data.name,
+        "classes": data.num_classes,
+        "input_shape": list(data.input_shape),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        **sizes,
+    }
+
+
+def _latency_setting(latency: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    first = next(iter(latency.values()))
+    return {f"latency_{key}": first[key] for key in ("num_threads", "batch_size", "runtime", "device")}
+
+
+def _notes(run: Run, latency: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Say what one has to know to read the numbers."""
+    first = next(iter(latency.values()))
+    count = len(run.data.calibration)
+    notes = [
+        f"Accuracy and loss: {len(run.data.test)} test images, looked at once.",
+        f"Latency: {_plural(first['batch_size'], 'image')} on {first['num_threads']} thread in {first['runtime']}, "
+        f"median of {run.settings.report.latency_repeats} (10–90 %).",
+    ]
+    if run.settings.prune.compensate:
+        notes.append(
+            "After pruning, by any method, layers are refitted to the dense ones by least squares, and BatchNorm is "
+            f"re-estimated on {count} training images, where that lowers the loss."
+        )
+    if run.settings.quantize is not None:
+        notes.append(
+            "INT8 is measured as the file runs in ONNX Runtime; its size is that of the file, weights and graph."
+        )
+    return tuple(notes)
+
+
+def _fp32_notes(models: Mapping[str, Model]) -> Iterator[str]:
+    """Name the layers of the INT8 model that are none, and why."""
+    if "int8" in models:
+        left = read_json(models["int8"].stage.file("quantize.json"))["fp32_layers"]
+        named = "; ".join(f"{name} ({reason})" for name, reason in left.items())
+        yield f"Layers of it left in FP32: {named or 'none'}."
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,182 @@
+"""The command line: each command reads its arguments, calls one function, and shows what it returns.
+
+Imports that take long are made inside the commands, so that `--help` waits for torch alone.
+"""
+
+import atexit
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="hessprune",
+    help="Make neural networks smaller and faster with second-order information.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_UsageError: Any = typer.BadParameter.__bases__[0]  # click's own, which typer carries under a private name
+
+Out = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="out/<recipe>")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+DataRoot = Annotated[Path, typer.Option(help="What relative paths of the recipe refer to.")]
+Ignore = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Layers whose outputs keep their width, such as 'layer1.*'")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as prune.budget.macs=0.4")
+]
+
+
+@app.command(epilog="Example: [bold]hessprune demo --out out/demo[/]")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out/demo"),
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a small ResNet on handwritten digits, halve its MACs, and report."""
+    from hessprune.lab.recipe import packaged_recipe
+
+    _run(packaged_recipe("digits"), out, Path(), overrides, as_json)
+
+
+@app.command(epilog="Example: [bold]hessprune run recipes/cifar10-resnet56.yaml --data-root DATA --out out/resnet56[/]")
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
+    out: Out = None,
+    data_root: DataRoot = Path(),
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prune, fine-tune, export and report as a recipe says; the same command continues an interrupted run."""
+    _run(recipe, out or Path("out") / recipe.stem, data_root, overrides, as_json)
+
+
+@app.command(epilog="Example: [bold]hessprune inspect resnet56 --input-shape 3,32,32[/]")
+def inspect(
+    model: Annotated[str, typer.Argument(help="A known model, or package.module:factory.")],
+    input_shape: Annotated[str, typer.Option(help="Shape of one sample.")] = "3,32,32",
+    num_classes: Annotated[int, typer.Option(help="Outputs of the model.")] = 10,
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint that must fit the model.")] = None,
+    ignore: Ignore = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what can be pruned in a model, what one unit costs, and what is frozen and why."""
+    from hessprune.lab import terminal
+    from hessprune.lab.report.inspection import inspect_model
+
+    with terminal.session(brief=True):
+        found = inspect_model(
+            model, input_shape=input_shape, num_classes=num_classes, weights=weights, ignore=tuple(ignore or ())
+        )
+    _show_json(found.to_json()) if as_json else terminal.print_inspection(found)
+
+
+@app.command(epilog="Example: [bold]hessprune saliency recipes/digits.yaml --method hap:rademacher --top 5[/]")
+def saliency(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe: data, model, weights.")],
+    out: Out = None,
+    data_root: DataRoot = Path(),
+    overrides: Overrides = None,
+    method: Annotated[
+        str | None, typer.Option(help="In place of the recipe's, such as joint or hap:hutchinson.")
+    ] = None,
+    ignore: Ignore = None,
+    top: Annotated[int, typer.Option(min=1, help="Units to name in each group, at either end.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Show how salient the units of each group are; a run in the same folder reads the values again."""
+    from hessprune.lab import terminal
+    from hessprune.lab.recipe import load_recipe
+    from hessprune.lab.scoring import measure_saliency
+
+    out = out or Path("out") / recipe.stem
+    with terminal.session(resumable=True):
+        settings = load_recipe(recipe, overrides or ())
+        found = measure_saliency(settings, out, method=method, ignore=tuple(ignore or ()), data_root=data_root)
+    _show_json(found.to_json()) if as_json else terminal.print_saliencies(found, top, out)
+
+
+@app.command(
+    epilog="Example: [bold]hessprune compare recipes/digits.yaml --methods random,hap,joint --budgets 0.5,0.3[/]"
+)
+def compare(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe: data, model, weights, fine-tuning.")],
+    out: Out = None,
+    data_root: DataRoot = Path(),
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Such as random,hap:hutchinson:probes=300,joint,joint:implant")
+    ] = None,
+    budgets: Annotated[str | None, typer.Option(help="Kept shares, such as 0.75,0.5")] = None,
+    quantity: Annotated[str | None, typer.Option(help="What budgets are shares of: macs, params or units.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="One draw of calibration images each, such as 0,1,2")] = None,
+    compensate: Annotated[bool | None, typer.Option(help="One way only; both by default.")] = None,
+    channels: Annotated[str | None, typer.Option(help="all, or inner: only those that a single layer emits.")] = None,
+    ignore: Ignore = None,
+    epochs: Annotated[int | None, typer.Option(help="Fine-tune every pruned model for so long.")] = None,
+    lrs: Annotated[str | None, typer.Option(help="Learning rates to try, such as 0.03,0.1")] = None,
+    split: Annotated[str | None, typer.Option(help="Where accuracy is measured: validation or test.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare methods at several budgets, on several draws of calibration images; interrupted, it continues."""
+    from hessprune.lab import terminal
+    from hessprune.lab.compare import compare as compare_methods
+    from hessprune.lab.comparing import CompareSettings
+    from hessprune.lab.recipe import load_recipe
+
+    options = {
+        "methods": methods,
+        "budgets": budgets,
+        "quantity": quantity,
+        "seeds": seeds,
+        "channels": channels,
+        "ignore": ignore,
+        "epochs": epochs,
+        "lrs": lrs,
+        "split": split,
+        "compensate": compensate,
+    }
+    out = out or Path("out") / f"compare-{recipe.stem}"
+    with terminal.session(resumable=True):
+        asked, settings = CompareSettings.from_text(options), load_recipe(recipe, overrides or ())
+        found = compare_methods(settings, out, comparison=asked, data_root=data_root)
+    _show_json(found.to_json()) if as_json else terminal.print_comparison(found, out)
+
+
+def _run(recipe: Path, out: Path, data_root: Path, overrides: list[str] | None, as_json: bool) -> None:
+    """Run a recipe and show its report."""
+    from hessprune.lab import terminal
+    from hessprune.lab.recipe import load_recipe, write_recipe
+    from hessprune.pruning import prune as pipeline
+
+    with terminal.session(resumable=True):
+        settings = load_recipe(recipe, overrides or ())
+        write_recipe(settings, out / "recipe.yaml")
+        report = pipeline.run(settings, out, data_root=data_root)
+    _show_json(report.to_json()) if as_json else terminal.print_report(report, out)
+
+
+def _show_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def main() -> None:
+    """Run the command line, the entry point of the `hessprune` script; wrong usage is one line, as all wrong input."""
+    # Python ends with a search for cycles through every object of torch, up to a second: the process gives all back.
+    atexit.register(gc.freeze)
+    try:
+        status = app(prog_name="hessprune", standalone_mode=False)
+    except _UsageError as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "hessprune"
+        sys.stderr.write(f"error: {error.format_message().rstrip('.')}. Try '{command} --help'.\n")
+        status = 2
+    sys.exit(status if isinstance(status, int) else 0)

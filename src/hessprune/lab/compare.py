@@ -1,0 +1,221 @@
+"""Compare methods on one model: every cell is written when it is done, so the same command continues."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hessprune.costs.budget import Budget
+from hessprune.costs.model import cost
+from hessprune.deploy.evaluation import evaluate
+from hessprune.errors import BudgetError, UnsupportedModelError
+from hessprune.foundation.checks import optional_import
+from hessprune.foundation.files import read_json, writable_folder, write_json
+from hessprune.foundation.progress import Bar, progress_bar
+from hessprune.foundation.state import torch_threads
+from hessprune.lab.assembly import environment, versions
+from hessprune.lab.comparing import CompareSettings, parse_method
+from hessprune.lab.context import Decision, Model, Run, open_run
+from hessprune.lab.decisions import PRUNING_CODE, decide, prune_by
+from hessprune.lab.identity import CODE
+from hessprune.lab.report.comparison import Cell, Comparison
+from hessprune.lab.settings import RunSettings
+from hessprune.lab.stages import dense_model, trained
+from hessprune.lab.store import StageStore
+from hessprune.structure.find import find_groups
+from hessprune.structure.groups import Groups
+
+
+def compare(
+    settings: RunSettings,
+    out: Path | str,
+    *,
+    comparison: CompareSettings | None = None,
+    data_root: Path | str = ".",
+) -> Comparison:
+    """Prune one model by several methods to several budgets, on several draws of calibration images.
+
+    Called again after a kill, it continues with the cell it was at. Saliencies are kept by content below `out`, so
+    another budget costs nothing.
+
+    Args:
+        settings: Data, model and weights, ranking, fine-tuning; method and budget of `prune` are not looked at.
+        out: Receives `comparison.json`, `comparison.png`, `comparison.html`, and the finished `stages/`.
+        comparison: What to compare.
+        data_root: What relative paths of the settings refer to.
+
+    Returns:
+        All cells; accuracies are means over the draws, their spread the standard deviation over the draws.
+
+    Raises:
+        ArgumentError: A setting is out of range, or `ignore` matches nothing.
+        BudgetError: Every budget is out of reach.
+        DataError: The data are missing, or do not fit the model.
+        UnsupportedModelError: The model cannot be captured, or has no units of the asked-for kind.
+    """
+    out = writable_folder(out)
+    optional_import("matplotlib", "report")
+    asked = comparison or CompareSettings()
+    with torch_threads(settings.threads):
+        run = open_run(settings, out, Path(data_root))
+        result = _compare(replace(run, store=StageStore(out / "stages", by_content=True)), asked)
+    result.save(out / "comparison.json")
+    from hessprune.lab.report.comparison_page import write_comparison  # matplotlib, which only drawing needs
+
+    write_comparison(result, out)
+    return result
+
+
+def _compare(run: Run, asked: CompareSettings) -> Comparison:
+    dense = dense_model(run)
+    groups = chosen_groups(dense.model, run.example, asked)
+    cells: list[Cell] = []
+    rates: dict[tuple[str, float, bool], float | None] = {}
+    unreachable: dict[str, None] = {}
+    with progress_bar("comparing", _num_cells(asked)) as bar:
+        for job, label, budget in _jobs(run, asked):
+            try:
+                decision = decide(job, dense, groups, job.settings.prune.method)
+            except BudgetError as error:  # below what the floors allow: the table says so and goes on
+                unreachable[f"{label}: {error}"] = None
+                continue
+            row = (label, budget, job.settings.prune.compensate)
+            tried = (rates[row],) if row in rates else _rates(run, asked)
+            own = [
+                Cell(method=label, budget=budget, seed=job.settings.seed, **found)
+                for found in _cells(job, asked, dense, decision, bar, (None, *tried))
+            ]
+            if tried:
+                rates[row] = max(own[1:], key=lambda cell: cell.validation_accuracy or 0).lr
+            cells += own
+    if not cells:
+        raise BudgetError(f"`budgets` must be reachable by one method at least: {next(iter(unreachable))}")
+    return Comparison(
+        title=run.settings.report.title or run.settings.model.name,
+        quantity=asked.quantity,
+        methods=asked.methods,
+        budgets=asked.budgets,
+        dense=_dense(run, asked, dense, groups),
+        cells=tuple(cells),
+        unreachable=tuple(unreachable),
+        settings={"recipe": run.settings.to_json(), "comparison": {k: _plain(v) for k, v in asdict(asked).items()}},
+        versions=versions(),
+        environment=environment(),
+        data_fingerprint=run.data.fingerprint,
+        notes=_notes(run, asked),
+    )
+
+
+def chosen_groups(model: nn.Module, example_inputs: Any, asked: CompareSettings) -> Groups:
+    """Return the groups that may be pruned.
+
+    Raises:
+        UnsupportedModelError: There are no inner channels.
+    """
+    groups = find_groups(model, example_inputs, asked.ignore)
+    if asked.channels == "all":
+        return groups
+    inner = [group for group in groups if len(group.slices_with_role("producer")) == 1]
+    if not inner:
+        raise UnsupportedModelError("`channels` must be 'all' for this model: every unit is emitted by several layers.")
+    return Groups(inner, groups.frozen)
+
+
+def _jobs(run: Run, asked: CompareSettings) -> Iterator[tuple[Run, str, float]]:
+    """Yield a run for every draw, method, budget and compensation, with method and budget as asked for."""
+    for seed in asked.seeds:
+        data = run.data.with_calibration(seed)
+        for label in asked.methods:
+            for budget, compensate in product(asked.budgets, asked.compensate):
+                allowed = Budget(**{asked.quantity: budget})
+                prune = replace(run.settings.prune, budget=allowed, compensate=compensate, **parse_method(label))
+                yield replace(run, data=data, settings=replace(run.settings, seed=seed, prune=prune)), label, budget
+
+
+def _cells(
+    run: Run, asked: CompareSettings, dense: Model, decision: Decision, bar: Bar, rates: tuple[float | None, ...]
+) -> Iterator[dict[str, Any]]:
+    """Yield everything measured under one decision: fine-tuned at each rate, one-shot where it is None."""
+    kept = {quantity: decision.plan.kept_fraction(quantity) for quantity in ("macs", "params", "units")}
+    for lr in rates:
+        found = _cell(run, asked, dense, decision, lr)
+        bar.advance(note=f"{decision.method} {decision.plan.budget.value:.0%} {found['accuracy']:.1%}")
+        compensated = run.settings.prune.compensate
+        yield {"compensated": compensated, "epochs": 0 if lr is None else asked.epochs, "lr": lr, **kept, **found}
+
+
+def _cell(run: Run, asked: CompareSettings, dense: Model, decision: Decision, lr: float | None) -> dict[str, Any]:
+    """Measure one model, one-shot without `lr`; read again if it was measured before."""
+    compensated = run.settings.prune.compensate
+    shared = (decision.planned, dense.stage, compensated, *run.data_key)
+
+    @cache
+    def start() -> nn.Module:
+        return prune_by(run, dense.model, decision.plan)
+
+    def make(folder: Path) -> None:
+        best = None
+        if lr is None:
+            model = start()
+        else:
+            config = replace(run.settings.finetune, epochs=asked.epochs, lr=lr)
+            teacher = dense.model if config.distill_weight > 0 else None
+            tuned = trained(run, f"5-finetuned-{decision.method}", start, config, inputs=shared, teacher=teacher)
+            model, best = tuned.model, max(record["validation_accuracy"] for record in tuned.history)
+        found = evaluate(model, run.batches(asked.split))
+        write_json(folder / "cell.json", {"accuracy": found.accuracy, "loss": found.loss, "validation_accuracy": best})
+
+    tuning = None if lr is None else [asked.epochs, lr, run.settings.to_json()["finetune"]]
+    code = PRUNING_CODE if lr is None else CODE
+    stage = run.store.run(f"6-cell-{decision.method}", make, *shared, asked.split, tuning, code=code)
+    return read_json(stage.file("cell.json"))
+
+
+def _dense(run: Run, asked: CompareSettings, dense: Model, groups: Groups) -> dict[str, float]:
+    """Return what the model does and costs before pruning."""
+
+    def make(folder: Path) -> None:
+        found = evaluate(dense.model, run.batches(asked.split))
+        write_json(folder / "cell.json", {"accuracy": found.accuracy, "loss": found.loss})
+
+    stage = run.store.run("6-cell-dense", make, dense.stage, asked.split, *run.data_key, code=PRUNING_CODE)
+    counted = cost(dense.model, run.example)
+    units = sum(group.num_units for group in groups)
+    return read_json(stage.file("cell.json")) | {"macs": counted.macs, "params": counted.params, "units": units}
+
+
+def _rates(run: Run, asked: CompareSettings) -> tuple[float, ...]:
+    """Return the learning rates to fine-tune with."""
+    return (asked.lrs or (run.settings.finetune.lr,)) if asked.epochs else ()
+
+
+def _num_cells(asked: CompareSettings) -> int:
+    first, later = (1 + max(len(asked.lrs), 1), 2) if asked.epochs else (1, 1)
+    each = len(asked.methods) * len(asked.budgets) * len(asked.compensate)
+    return each * (first + later * (len(asked.seeds) - 1))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _notes(run: Run, asked: CompareSettings) -> tuple[str, ...]:
+    """Say what one has to know to read the numbers."""
+    images, draws = len(run.data.part(asked.split)), len(asked.seeds)
+    quantity = {"macs": "MACs", "params": "parameters", "units": "channels, whatever they cost,"}[asked.quantity]
+    notes = [f"Accuracy in % on {images:,} {asked.split} images; budgets are shares of the {quantity} that are kept."]
+    spread = f": mean ± standard deviation over {draws} draws (seeds {', '.join(map(str, asked.seeds))})"
+    notes.append(
+        f"Calibration: {len(run.data.calibration):,} training images, drawn anew by each seed"
+        + (spread if draws > 1 else f" (one draw, seed {asked.seeds[0]}: no spread)")
+        + "."
+    )
+    if asked.channels == "inner":
+        notes.append("Only channels that a single layer emits are pruned; the residual stream is spared.")
+    if len(asked.lrs) > 1 and asked.epochs:
+        notes.append("Of several learning rates, the one that validates best on the first draw counts.")
+    return tuple(notes)

@@ -1,0 +1,141 @@
+"""Batches that can be read again and again, from any point of any epoch."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hessprune.errors import ArgumentError, DataError
+from hessprune.foundation.checks import check_choice, check_range
+from hessprune.lab.data.augment import AUGMENTS, NUM_DRAWS, Augment
+from hessprune.lab.data.splits import ImageSource
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(eq=False)
+class ImageBatches:
+    """A re-iterable of `(images, labels)`: normalised float32 `(B, C, H, W)` and int64 `(B,)`.
+
+    The order and the augmentation of an epoch are functions of `(seed, epoch)` alone: not of the batch size, not of
+    what was read before, not of torch's random state. Iterating twice gives the same batches until `set_epoch`.
+
+    Args:
+        arrays: `ImageArrays` or `ImageFiles`.
+        batch_size: Images in a batch; the last one may be smaller.
+        mean: Of each channel, on the scale 0…1.
+        std: Of each channel, on the scale 0…1.
+        shuffle: Draw a new order in each epoch.
+        augment: `None`, `"crop"` or `"crop-flip"`.
+        seed: Decides order and augmentation.
+        drop_last: Leave out a smaller last batch.
+
+    Raises:
+        DataError: `arrays` is empty, or smaller than a batch with `drop_last`.
+        ArgumentError: Another argument is out of range.
+
+    Example:
+        >>> from hessprune.lab.data.arrays import ImageArrays
+        >>> white = torch.full((3, 1, 2, 2), 255, dtype=torch.uint8)
+        >>> arrays = ImageArrays(images=white, labels=torch.tensor([0, 1, 0]))
+        >>> batches = ImageBatches(arrays, batch_size=2, mean=(0.5,), std=(0.5,))
+        >>> [(tuple(x.shape), float(x.mean())) for x, y in batches]
+        [((2, 1, 2, 2), 1.0), ((1, 1, 2, 2), 1.0)]
+    """
+
+    arrays: ImageSource
+    _: KW_ONLY
+    batch_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shuffle: bool = False
+    augment: Augment | None = None
+    seed: int = 0
+    drop_last: bool = False
+    epoch: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        check_range("batch_size", self.batch_size, low=1, integer=True)
+        check_range("seed", self.seed, low=0, integer=True)
+        if self.augment is not None:
+            check_choice("augment", self.augment, AUGMENTS)
+        check_normalisation(self.mean, self.std, channels=self.arrays.input_shape[0])
+        if len(self) == 0:
+            at_least = self.batch_size if self.drop_last else 1
+            raise DataError(f"`arrays` must hold at least {at_least} images for one batch, got {len(self.arrays)}.")
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        whole, rest = divmod(len(self.arrays), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    @property
+    def num_samples(self) -> int:
+        """The images of one epoch."""
+        return min(len(self) * self.batch_size, len(self.arrays))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that plain iteration reads."""
+        check_range("epoch", epoch, low=0, integer=True)
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Read the current epoch from its start."""
+        return self.iterate(self.epoch)
+
+    def iterate(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Read an epoch from batch `start_step` on, without reading what lies before."""
+        check_range("epoch", epoch, low=0, integer=True)
+        check_range("start_step", start_step, low=0, high=len(self), integer=True)
+        chunks = self._order(epoch).split(self.batch_size)[start_step : len(self)]
+        uniform = self._draws(epoch)
+        pixels = torch.tensor([self.mean, self.std], dtype=torch.float32)[..., None, None] * 255
+        for indices, images in zip(chunks, self._read_all(chunks, uniform), strict=True):
+            yield images.float().sub_(pixels[0]).div_(pixels[1]), self.arrays.labels[indices]
+
+    def _order(self, epoch: int) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(len(self.arrays))
+        return torch.from_numpy(np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.arrays)))
+
+    def _draws(self, epoch: int) -> Tensor | None:
+        """Return the uniform numbers `(N, 5)` of every sample in this epoch."""
+        if self.augment is None:
+            return None
+        rng = np.random.default_rng([self.seed, epoch, 1])
+        return torch.from_numpy(rng.random((len(self.arrays), NUM_DRAWS), dtype=np.float32))
+
+    def _read_all(self, chunks: tuple[Tensor, ...], uniform: Tensor | None) -> Iterator[Tensor]:
+        def read(indices: Tensor) -> Tensor:
+            return self.arrays.read(indices, self.augment, None if uniform is None else uniform[indices])
+
+        return one_ahead(read, chunks) if self.arrays.prefetches else map(read, chunks)
+
+
+def one_ahead(read: Callable[[Tensor], Tensor], chunks: tuple[Tensor, ...]) -> Iterator[Tensor]:
+    """Yield `read(chunk)` of every chunk, reading the next one in a thread meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = None
+        for chunk in chunks:
+            coming = pool.submit(read, chunk)
+            if pending is not None:
+                yield pending.result()
+            pending = coming
+        if pending is not None:
+            yield pending.result()
+
+
+def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...], *, channels: int) -> None:
+    """Raise unless both hold one number for each channel, and deviations are positive.
+
+    Raises:
+        ArgumentError: They do not.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels or not all(np.isfinite(value) for value in values):
+            raise ArgumentError(f"`{name}` must hold {channels} finite numbers, one for each channel, got {values!r}.")
+    if min(std) <= 0:
+        raise ArgumentError(f"`std` must be positive, got {std!r}.")

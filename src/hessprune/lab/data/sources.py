@@ -1,0 +1,74 @@
+"""The front door: a data set by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hessprune.errors import ArgumentError, DataError
+from hessprune.foundation.checks import check_choice, check_range
+from hessprune.lab.data.cifar import read_cifar10, read_cifar100
+from hessprune.lab.data.dataset import Dataset, split_dataset
+from hessprune.lab.data.digits import read_digits
+from hessprune.lab.data.image_folder import read_image_folder
+from hessprune.lab.data.npz import read_npz
+from hessprune.lab.data.parquet import read_parquet
+from hessprune.lab.data.splits import OfficialSplits
+
+READERS: dict[str, Callable[[Path], OfficialSplits]] = {
+    "cifar10": read_cifar10,
+    "cifar100": read_cifar100,
+    "parquet": read_parquet,
+    "npz": read_npz,
+    "image-folder": read_image_folder,
+}
+BUILT_IN = "digits"
+
+
+def available_sources() -> tuple[str, ...]:
+    """Return the names that `load_dataset` knows."""
+    return (BUILT_IN, *READERS)
+
+
+def load_dataset(
+    source: str,
+    *,
+    root: str | Path | None = None,
+    seed: int = 0,
+    validation_size: int | None = None,
+    calibration_size: int = 512,
+) -> Dataset:
+    """Load a data set and set validation and calibration images aside.
+
+    Args:
+        source: `"digits"` (built in); `"cifar10"` or `"cifar100"` (the original archives, unpacked); `"parquet"`
+            (Hugging Face image layout); `"npz"` (`train_images`, `train_labels`, `test_images`, `test_labels`);
+            `"image-folder"` (`train/<class>/*.jpg`, `val/<class>/*.jpg`).
+        root: The folder or file to read; not for `"digits"`.
+        seed: Decides which training images are set aside; the test split never changes.
+        validation_size: Training images held out for choices; a tenth, at most 5 000, by default.
+        calibration_size: Training images to measure saliency on; at most all of them.
+
+    Returns:
+        The data set, with labels checked and a fingerprint over all splits.
+
+    Raises:
+        ArgumentError: The source is unknown, `root` is missing, or a size is out of range.
+        DataError: The files are missing, unreadable, empty, or inconsistent.
+
+    Example:
+        >>> data = load_dataset("digits", validation_size=200)
+        >>> len(data.train), len(data.validation), len(data.test), data.input_shape
+        (1147, 200, 450, (1, 8, 8))
+    """
+    check_choice("source", source, available_sources())
+    check_range("seed", seed, low=0, integer=True)
+    official = read_digits() if source == BUILT_IN else READERS[source](_existing(root, source))
+    return split_dataset(official, seed=seed, validation_size=validation_size, calibration_size=calibration_size)
+
+
+def _existing(root: str | Path | None, source: str) -> Path:
+    """Return `root` as a path that exists."""
+    if root is None:
+        raise ArgumentError(f"`root` must be given for source {source!r}: the folder or file that holds the data.")
+    if not Path(root).exists():
+        raise DataError(f"`root` must be an existing folder or file, got {str(root)!r}. Check the path.")
+    return Path(root)

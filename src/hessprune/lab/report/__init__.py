@@ -1,0 +1,26 @@
+"""Report: everything a run measured, decided and set, as one value, one JSON file and one page."""
+
+from hessprune.lab.report.html import render, write_html
+from hessprune.lab.report.run_report import (
+    CurvePoint,
+    EpochPoint,
+    Estimate,
+    GroupSaliency,
+    LayerWidth,
+    ModelResult,
+    RunReport,
+    headline,
+)
+
+__all__ = [
+    "CurvePoint",
+    "EpochPoint",
+    "Estimate",
+    "GroupSaliency",
+    "LayerWidth",
+    "ModelResult",
+    "RunReport",
+    "headline",
+    "render",
+    "write_html",
+]

@@ -1,0 +1,113 @@
+"""What could be pruned in a model, and what one unit costs: the value behind `hessprune inspect`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hessprune.costs.model import Cost, CostModel
+from hessprune.errors import ArgumentError
+from hessprune.foundation.trees import describe
+from hessprune.lab.models import build_model, load_weights
+from hessprune.structure.find import find_groups
+from hessprune.structure.groups import Group
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupRow:
+    """One group: its size, what removing one unit of the dense model saves, and the layers it ties together."""
+
+    name: str
+    units: int
+    macs: int
+    params: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """The prunable groups of a model, its cost, and the frozen axes by reason."""
+
+    model: str
+    inputs: str
+    """Dtypes and shapes that the cost refers to."""
+    cost: Cost
+    groups: tuple[GroupRow, ...]
+    frozen: Mapping[str, tuple[str, ...]]
+
+    @property
+    def units(self) -> int:
+        """Number of units in all groups."""
+        return sum(row.units for row in self.groups)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dict."""
+        return asdict(self)
+
+
+def inspect_model(
+    name: str,
+    *,
+    input_shape: str,
+    num_classes: int = 10,
+    weights: Path | str | None = None,
+    ignore: tuple[str, ...] = (),
+) -> Inspection:
+    """Build a model by name and look into it.
+
+    Args:
+        name: A name of the registry, or `package.module:factory`.
+        input_shape: Of one sample, such as `"3,32,32"`.
+        num_classes: Outputs, for factories that take it.
+        weights: A checkpoint that must fit.
+        ignore: Modules or parameters to leave alone.
+
+    Raises:
+        ArgumentError: The shape cannot be read, or the name is unknown.
+        CheckpointError: The weights do not fit.
+        UnsupportedModelError: The model cannot be captured.
+    """
+    shape = _parsed(input_shape)
+    model = build_model(name, num_classes=num_classes, in_channels=shape[0])
+    if weights is not None:
+        load_weights(model, weights)
+    return inspection_of(name, model, torch.zeros(1, *shape), ignore)
+
+
+def inspection_of(name: str, model: nn.Module, example_inputs: Any, ignore: tuple[str, ...] = ()) -> Inspection:
+    """Find the groups of a model and price one unit of each."""
+    groups = find_groups(model, example_inputs, ignore)
+    costs = CostModel(model, example_inputs, groups)
+    macs, params = costs.saved_next("macs"), costs.saved_next("params")
+    frozen: dict[str, list[str]] = {}
+    for item in groups.frozen:
+        frozen.setdefault(item.reason, []).append(f"{item.param} dim {item.dim}")
+    return Inspection(
+        model=name,
+        inputs=describe(example_inputs),
+        cost=costs.dense,
+        groups=tuple(_row(group, round(macs[group.name]), round(params[group.name])) for group in groups),
+        frozen={reason: tuple(names) for reason, names in frozen.items()},
+    )
+
+
+def _row(group: Group, macs: int, params: int) -> GroupRow:
+    emitting = tuple(piece.param.removesuffix(".weight") for piece in group.slices_with_role("producer"))
+    reading = tuple(piece.param.removesuffix(".weight") for piece in group.slices_with_role("consumer"))
+    return GroupRow(
+        name=group.name, units=group.num_units, macs=macs, params=params, producers=emitting, consumers=reading
+    )
+
+
+def _parsed(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ArgumentError(f"`input_shape` must be positive integers with commas, got {text!r}. Write 3,32,32")
+    return shape

@@ -1,0 +1,251 @@
+"""The value a run leaves behind: everything measured, decided and set, as one JSON document.
+
+`report.html` is drawn from this value alone, so a stored `report.json` can be drawn again, by any later version.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hessprune.errors import DataError
+from hessprune.foundation.files import read_json, write_json
+
+STAGES = ("dense", "pruned", "finetuned")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelResult:
+    """What one model costs and achieves on the test split."""
+
+    accuracy: float
+    """Share of correct predictions, from 0 to 1."""
+    loss: float
+    """Mean cross-entropy over the samples."""
+    macs: int
+    """Multiply-adds for one sample."""
+    params: int
+    size_bytes: int
+    """Bytes of the stored parameters and buffers."""
+    latency_ms: float | None = None
+    """Median time of one forward pass, in milliseconds."""
+    latency_p10_ms: float | None = None
+    latency_p90_ms: float | None = None
+    num_samples: int = 0
+
+    @property
+    def accuracy_error(self) -> float:
+        """Half-width of the 95 % interval of the accuracy, `1.96·√(p(1−p)/n)` with Laplace's add-one estimate of p."""
+        if not self.num_samples:
+            return 0.0
+        p = (self.accuracy * self.num_samples + 1) / (self.num_samples + 2)
+        return 1.96 * (p * (1 - p) / self.num_samples) ** 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurvePoint:
+    """One point of accuracy against cost: a plan at one budget, applied, not fine-tuned."""
+
+    method: str
+    macs_fraction: float
+    """MACs kept, as a share of the dense model's."""
+    accuracy: float
+    """On the validation split."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerWidth:
+    """The output channels of one layer before and after; layers of one `group` are coupled and shrink together."""
+
+    name: str
+    group: str
+    dense: int
+    kept: int
+    """With their full filters."""
+    implanted: int = 0
+    """With a low-rank stand-in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupSaliency:
+    """The saliency of every unit of one group, and which units stayed."""
+
+    group: str
+    values: tuple[float, ...]
+    kept: tuple[bool, ...]
+    implanted: tuple[bool, ...] = ()
+    """Which of the kept ones keep a low-rank stand-in; empty if none does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochPoint:
+    """One epoch of a training stage; losses are means over samples."""
+
+    epoch: int
+    """From 1; 0 is the model before training."""
+    train_loss: float | None
+    validation_loss: float
+    validation_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """How the saliencies were obtained, and how sure they are."""
+
+    method: str
+    estimator: str = ""
+    kind: str = ""
+    """`hessian` or `ggn`; empty for methods that use no curvature."""
+    relative_error: float | None = None
+    """Median over units of standard error / saliency; 0 means computed exactly, None means not known."""
+    num_samples: int = 0
+    """Calibration samples."""
+    num_backwards: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunReport:
+    """All results of one run; see each field. `to_json` and `from_json` are inverse to each other."""
+
+    title: str
+    models: Mapping[str, ModelResult]
+    """By stage, in order: `dense`, `pruned`, `finetuned`, and whatever stages come later."""
+    validation: Mapping[str, float] = field(default_factory=dict)
+    """Validation accuracy by stage."""
+    baselines: Mapping[str, ModelResult] = field(default_factory=dict)
+    """Other methods at the same budget, such as `"magnitude, fine-tuned"`."""
+    curve: tuple[CurvePoint, ...] = ()
+    layers: tuple[LayerWidth, ...] = ()
+    estimate: Estimate | None = None
+    saliency: tuple[GroupSaliency, ...] = ()
+    history: Mapping[str, tuple[EpochPoint, ...]] = field(default_factory=dict)
+    """Epochs by training stage: `pretrain`, `finetune`."""
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    """The plan's own JSON."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The full recipe, defaults included."""
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Name, sizes of the splits and number of classes."""
+    data_fingerprint: str = ""
+    notes: tuple[str, ...] = ()
+    """What a reader has to know to read the numbers, one sentence each."""
+
+    @property
+    def final(self) -> ModelResult:
+        """The last model of the pipeline."""
+        return list(self.models.values())[-1]
+
+    @property
+    def macs_fraction(self) -> float:
+        """MACs kept by the final model."""
+        return self.final.macs / self.models["dense"].macs
+
+    @property
+    def points(self) -> float:
+        """Final minus dense accuracy, in percentage points."""
+        return 100 * (self.final.accuracy - self.models["dense"].accuracy)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dict: the models by stage at the top level, every other field under its name."""
+        document = asdict(self)
+        return {"title": document.pop("title"), **document.pop("models"), **document}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "RunReport":
+        """Rebuild a report from `to_json`.
+
+        Raises:
+            DataError: The document is not a report.
+        """
+        try:
+            return _from_json(document)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"`document` must be a run's report.json, got one that lacks or misplaces {error}."
+            ) from error
+
+    def save(self, path: Path | str) -> Path:
+        """Write the report as JSON, in one step."""
+        return write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path | str) -> "RunReport":
+        """Read a report written by `save`."""
+        return cls.from_json(read_json(path))
+
+
+def zones(report: RunReport) -> str:
+    """Return how many units are kept, implanted and removed, in one line; empty where none is implanted."""
+    implanted = sum(sum(group.implanted) for group in report.saliency)
+    stays = sum(sum(group.kept) for group in report.saliency)
+    units = sum(len(group.kept) for group in report.saliency)
+    found = f"\nunits: {stays - implanted} kept, {implanted} implanted, {units - stays} removed\n"
+    return found if implanted else ""
+
+
+def headline(report: RunReport) -> str:
+    """Return the run in one line.
+
+    Example:
+        >>> dense = ModelResult(accuracy=0.93, loss=0.3, macs=200, params=10, size_bytes=40)
+        >>> final = ModelResult(accuracy=0.927, loss=0.3, macs=100, params=5, size_bytes=20)
+        >>> headline(RunReport(title="ResNet-56", models={"dense": dense, "finetuned": final}))
+        'ResNet-56: half the MACs, −0.3 points'
+    """
+    dense, final = report.models["dense"], report.final
+    share, quantity = final.macs / dense.macs, "MACs"
+    if "params" in report.settings.get("prune", {}).get("budget", {}):
+        share, quantity = final.params / dense.params, "parameters"
+    return f"{report.title}: {_share(share)} the {quantity}, {format_points(report.points)}"
+
+
+def format_points(points: float) -> str:
+    """Return a signed difference of accuracies.
+
+    Example:
+        >>> format_points(-0.3), format_points(0.04)
+        ('−0.3 points', 'same accuracy')
+    """
+    if abs(points) < 0.05:
+        return "same accuracy"
+    return f"{points:+.1f} points".replace("-", "−")
+
+
+def _share(fraction: float) -> str:
+    named = {
+        "half": 1 / 2,
+        "a third of": 1 / 3,
+        "two thirds of": 2 / 3,
+        "a quarter of": 1 / 4,
+        "three quarters of": 3 / 4,
+    }
+    for words, value in named.items():
+        if abs(fraction - value) < 0.012:
+            return words
+    return f"{100 * fraction:.0f} % of"
+
+
+def _from_json(document: Mapping[str, Any]) -> RunReport:
+    known = {item.name for item in fields(RunReport)} - {"models"}
+    rest = {key: value for key, value in document.items() if key in known}
+    models = {key: ModelResult(**value) for key, value in document.items() if key not in known}
+    return RunReport(
+        **rest
+        | {
+            "models": models,
+            "baselines": {name: ModelResult(**value) for name, value in rest["baselines"].items()},
+            "curve": tuple(CurvePoint(**point) for point in rest["curve"]),
+            "layers": tuple(LayerWidth(**layer) for layer in rest["layers"]),
+            "estimate": rest["estimate"] and Estimate(**rest["estimate"]),
+            "saliency": tuple(_group_saliency(group) for group in rest["saliency"]),
+            "history": {k: tuple(EpochPoint(**epoch) for epoch in epochs) for k, epochs in rest["history"].items()},
+            "notes": tuple(rest["notes"]),
+        }
+    )
+
+
+def _group_saliency(value: Mapping[str, Any]) -> GroupSaliency:
+    return GroupSaliency(group=value["group"], values=tuple(value["values"]), kept=tuple(value["kept"]))

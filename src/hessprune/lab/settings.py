@@ -1,0 +1,226 @@
+"""What a run is asked to do: plain immutable values, one per section of a recipe, checked on construction."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hessprune.costs.budget import Budget
+from hessprune.costs.target import LatencyTarget
+from hessprune.errors import ArgumentError
+from hessprune.foundation.checks import check_choice, check_range
+from hessprune.methods.table import METHODS
+from hessprune.planning.implants import Implant, check_no_stand_ins
+from hessprune.planning.ranking import Ranking
+from hessprune.quantize.config import QatConfig, Scheme
+from hessprune.quantize.targets import Target
+from hessprune.training.config import FinetuneConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSettings:
+    """Where the data come from and how they are split and read.
+
+    Attributes:
+        source: A name that `hessprune.lab.data.load_dataset` knows.
+        root: File or folder, relative to the data root; not for built-in data.
+        mean: Normalisation that pretrained weights expect, one number per channel; the data's own by default.
+        std: As `mean`.
+        validation_size: Training images held out for choices; a tenth by default.
+        calibration_size: Training images, without augmentation, on which saliency is estimated.
+        batch_size: Images in a batch, for training and evaluation.
+        augment: Crop and flip the training images, as far as that suits the data.
+    """
+
+    source: str = "digits"
+    root: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    validation_size: int | None = None
+    calibration_size: int = 512
+    batch_size: int = 128
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        check_range("batch_size", self.batch_size, low=1, integer=True)
+        if (self.mean is None) != (self.std is None):
+            raise ArgumentError("`mean` and `std` must be given together, got one of them. Add the other.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """The network, and where its weights come from.
+
+    Attributes:
+        name: A name of the registry, or `package.module:factory`.
+        weights: A checkpoint, relative to the data root.
+        pretrain: How to train the dense network from scratch, instead of `weights`.
+    """
+
+    name: str = "digits-resnet"
+    weights: str | None = None
+    pretrain: FinetuneConfig | None = None
+
+    def __post_init__(self) -> None:
+        if (self.weights is None) == (self.pretrain is None):
+            found = "neither" if self.weights is None else "both"
+            raise ArgumentError(
+                f"`model` must have either `weights` or `pretrain`, got {found}. Name a checkpoint, or how to train."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PruneSettings:
+    """Which units go.
+
+    Attributes:
+        budget: What may be left.
+        method: A saliency that `hp.saliency` knows.
+        estimator: How traces are computed, for methods that use curvature.
+        precision: Of the passes that estimate curvature.
+        num_probes: Draws of `"rademacher"` (4 by default) or probes of `"hutchinson"` (300).
+        temperature: Of the softmax in which `joint` sees the loss; `"auto"` softens it until half of the images carry
+            its curvature, where the survivors will not compensate.
+        ranking: Floors, rounding, layers to leave alone.
+        step: Share of the budgeted quantity to remove before saliencies are measured anew, on the compensated model;
+            1 decides at once.
+        compensate: Refit the surviving layers to the dense layers' outputs, and re-estimate BatchNorm statistics,
+            on the calibration images, where that lowers the loss.
+        implant: Which units keep a low-rank stand-in, and of what form; none if left out.
+        latency: Where the milliseconds of a budget of time are measured; as in the report if left out.
+    """
+
+    budget: Budget
+    method: str = "joint"
+    estimator: Literal["exact", "rademacher", "hutchinson"] = "exact"
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    num_probes: int | None = None
+    temperature: float | Literal["auto"] = "auto"
+    ranking: Ranking = field(default_factory=Ranking)
+    step: float = 1.0
+    compensate: bool = True
+    implant: Implant | None = None
+    latency: LatencyTarget | None = None
+
+    def __post_init__(self) -> None:
+        check_no_stand_ins(self.implant or Implant(share=0.0), self.budget)
+        check_choice("method", self.method, METHODS)
+        check_range("step", self.step, low=1e-3, high=1)
+        if self.num_probes is not None:
+            check_range("num_probes", self.num_probes, low=1, integer=True)
+        if self.temperature != "auto":
+            check_range("temperature", self.temperature, low=1e-3, high=1e3)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizeSettings:
+    """How the fine-tuned model becomes `int8.onnx`; the fine-tuned model teaches it.
+
+    Attributes:
+        target: The runtime that quantisers are placed for.
+        activations: `asymmetric` (uint8) or `symmetric` (int8).
+        weight_bits: 7 for x86 processors without VNNI, whose kernels overflow with 8.
+        keep_fp32: Patterns of the names of layers that stay in FP32, or `"auto"`: the most sensitive ones, as few
+            as hold the tolerance.
+        tolerance: With `"auto"`, points of accuracy on the validation images that INT8 may lose before it is trained.
+        train: Training with rounding: the keys of `finetune` with the defaults epochs 10, lr 1e-4, weight_decay 1e-4,
+            distill_weight 0.5, freeze_ranges_at 0.5; of 0 epochs, activation ranges are calibrated and that is all.
+    """
+
+    target: Target = "onnxruntime"
+    activations: Literal["asymmetric", "symmetric"] = "asymmetric"
+    weight_bits: Literal[7, 8] = 7
+    keep_fp32: tuple[str, ...] | Literal["auto"] = ()
+    tolerance: float = 0.5
+    train: QatConfig = field(default_factory=QatConfig)
+
+    def __post_init__(self) -> None:
+        check_range("tolerance", self.tolerance, low=0, high=100)
+
+    @property
+    def scheme(self) -> Scheme:
+        """The grids."""
+        return Scheme(target=self.target, activations=self.activations, weight_bits=self.weight_bits)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportSettings:
+    """What is written beside the model folder.
+
+    Attributes:
+        onnx: Write `model.onnx`, with a dynamic batch size, checked in ONNX Runtime.
+    """
+
+    onnx: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportSettings:
+    """What the report compares.
+
+    Attributes:
+        title: What the headline calls the network; its name by default.
+        baselines: Magnitude and random at the same budget: not at all, in one step, or also fine-tuned alike.
+        curve: Shares of the MACs at which every method is applied, without training, for accuracy against cost.
+        latency_repeats: Timed forward passes of each model on one thread.
+        latency_batch_size: Images in each of them.
+    """
+
+    title: str | None = None
+    baselines: bool | Literal["finetuned"] = True
+    curve: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+    latency_repeats: int = 50
+    latency_batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        for fraction in self.curve:
+            check_range("curve", fraction, low=0.01, high=1)
+        for name in ("latency_repeats", "latency_batch_size"):
+            check_range(name, getattr(self, name), low=1, integer=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSettings:
+    """A whole run; `recipe.load_recipe` reads one from YAML.
+
+    Attributes:
+        model: The network.
+        prune: Which units go.
+        seed: Decides splits, initial weights and probes; added to the seeds of the training stages.
+        threads: CPU threads of torch; its own choice by default. Small networks are fastest on one.
+        device: Where the work is done; `"auto"` takes an accelerator where torch sees one.
+        data: The images.
+        finetune: How the pruned network is trained.
+        quantize: Integers at the end, if given; all models are then timed in ONNX Runtime.
+        export: Further files.
+        report: What is compared.
+    """
+
+    model: ModelSettings
+    prune: PruneSettings
+    seed: int = 0
+    threads: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataSettings = field(default_factory=DataSettings)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    quantize: QuantizeSettings | None = None
+    export: ExportSettings = field(default_factory=ExportSettings)
+    report: ReportSettings = field(default_factory=ReportSettings)
+
+    def __post_init__(self) -> None:
+        check_range("seed", self.seed, low=0, integer=True)
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        if self.threads is not None:
+            check_range("threads", self.threads, low=1, integer=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all settings, defaults included, as nested dicts and lists that equal their own JSON round trip."""
+        return as_json(self)
+
+
+def as_json(settings: Any) -> Any:
+    """Turn settings into nested dicts and lists; a budget shows the one quantity that it sets."""
+    if isinstance(settings, Budget):
+        return {settings.quantity: settings.value}
+    if dataclasses.is_dataclass(settings):
+        return {item.name: as_json(getattr(settings, item.name)) for item in dataclasses.fields(settings)}
+    return [as_json(item) for item in settings] if isinstance(settings, tuple | list) else settings

@@ -1,0 +1,173 @@
+"""The stages of a run, one function each: what a stage depends on, what it computes, what it leaves in its folder.
+
+Each returns what it reads back from the folder, so a resumed run sees the very values of an uninterrupted one.
+"""
+
+import copy
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hessprune.costs.budget import Budget
+from hessprune.costs.model import cost
+from hessprune.deploy.evaluation import evaluate
+from hessprune.deploy.export import export_onnx
+from hessprune.errors import BudgetError
+from hessprune.foundation.files import read_json, replacing, sha256, write_json
+from hessprune.lab.context import Decision, Model, Run
+from hessprune.lab.decisions import plan_for, prune_by, read_plan
+from hessprune.lab.models import load_weights
+from hessprune.lab.settings import as_json
+from hessprune.lab.store import load_state, save_state
+from hessprune.latency.measure import compare_latency
+from hessprune.structure.groups import Groups
+from hessprune.surgery import checkpoint
+from hessprune.training.config import FinetuneConfig
+from hessprune.training.finetune import finetune
+
+
+def dense_model(run: Run) -> Model:
+    """Load the weights, or train the network from scratch."""
+    section = run.settings.model
+    if section.pretrain is not None:
+        return trained(run, "1-dense", run.fresh_model, section.pretrain, inputs=[section.name, run.settings.seed])
+    path = run.data_root / str(section.weights)
+
+    def make(folder: Path) -> None:
+        model = run.fresh_model()
+        load_weights(model, path)
+        save_state(model, folder)
+
+    shape = (run.data.input_shape, run.data.num_classes)
+    digest = sha256(path.read_bytes()) if path.is_file() else "missing"
+    stage = run.store.run("1-dense", make, section.name, digest, *shape, code=("models",))
+    return Model(model=load_state(run.fresh_model(), stage.folder), stage=stage)
+
+
+def cut(run: Run, dense: Model, decision: Decision) -> Model:
+    """Remove what the plan says."""
+
+    def make(folder: Path) -> None:
+        model = prune_by(run, dense.model, decision.plan)
+        checkpoint.save(model, decision.plan, folder / "model")
+
+    inputs = (dense.stage, decision.planned, run.settings.prune.compensate)
+    stage = run.store.run(f"4-pruned-{decision.method}", make, *inputs)
+    return Model(model=checkpoint.load(stage.file("model"), run.fresh_model).to(run.device), stage=stage)
+
+
+def tune(run: Run, dense: Model, pruned: Model, method: str) -> Model:
+    """Fine-tune the pruned model; the dense one teaches it where the recipe asks for distillation."""
+    config = run.settings.finetune
+    teacher = dense.model if config.distill_weight > 0 else None
+    return trained(
+        run, f"5-finetuned-{method}", lambda: pruned.model, config, inputs=[pruned.stage, dense.stage], teacher=teacher
+    )
+
+
+def measure(run: Run, name: str, model: Model) -> dict[str, Any]:
+    """Return accuracy and loss on test, accuracy on validation, and the cost."""
+
+    def make(folder: Path) -> None:
+        test, validation = evaluate(model.model, run.batches("test")), evaluate(model.model, run.batches("validation"))
+        counted = cost(model.model, run.example)
+        result = {
+            "accuracy": test.accuracy,
+            "loss": test.loss,
+            "num_samples": test.num_samples,
+            "validation_accuracy": validation.accuracy,
+            "macs": counted.macs,
+            "params": counted.params,
+            "size_bytes": counted.bytes,
+        }
+        write_json(folder / "result.json", result)
+
+    stage = run.store.run(f"6-measured-{name}", make, model.stage, *run.data_key)
+    return read_json(stage.file("result.json"))
+
+
+def latencies(run: Run, models: Mapping[str, Model], files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Time all models in turns on one thread; those that have an ONNX file as that file."""
+    repeats, number = run.settings.report.latency_repeats, run.settings.report.latency_batch_size
+
+    def make(folder: Path) -> None:
+        images = next(iter(run.data.batches("test", number, shuffle=False)))[0]
+        timed = compare_latency(
+            {name: files.get(name, item.model) for name, item in models.items()}, images, repeats=repeats
+        )
+        write_json(folder / "latency.json", {name: asdict(value) for name, value in timed.items()})
+
+    stage = run.store.run("7-latency", make, *[item.stage for item in models.values()], sorted(files), repeats, number)
+    return read_json(stage.file("latency.json"))
+
+
+def curve(run: Run, dense: Model, groups: Groups, decision: Decision) -> list[dict[str, Any]]:
+    """Return validation accuracy of one method at several budgets, not trained."""
+    fractions = run.settings.report.curve
+
+    def make(folder: Path) -> None:
+        write_json(folder / "curve.json", [point for share in fractions for point in at(share)])
+
+    def at(fraction: float) -> list[dict[str, Any]]:
+        try:
+            plan = read_plan(plan_for(run, dense.model, groups, decision.scored, Budget(macs=fraction)))
+        except BudgetError:  # below what the floors allow: the curve ends before
+            return []
+        accuracy = evaluate(prune_by(run, dense.model, plan), run.batches("validation")).accuracy
+        kept = plan.cost_after.macs / plan.cost_before.macs
+        return [{"method": decision.method, "macs_fraction": kept, "accuracy": accuracy}]
+
+    prune = run.settings.prune
+    asked = (prune.ranking, prune.implant)
+    inputs = (decision.scored, list(fractions), *map(as_json, asked), prune.compensate, prune.step)
+    stage = run.store.run(f"8-curve-{decision.method}", make, *inputs)
+    return read_json(stage.file("curve.json"))
+
+
+def export(run: Run, name: str, model: Model) -> Path:
+    """Return an ONNX file of the model, checked against torch."""
+    stage = run.store.run(
+        f"9-onnx-{name}", lambda folder: export_onnx(model.model, run.example, folder / "model.onnx"), model.stage
+    )
+    return stage.file("model.onnx")
+
+
+def deliver(file: Path, path: Path) -> None:
+    """Copy a stage's file to where the user looks for it."""
+    with replacing(path) as temporary:
+        shutil.copyfile(file, temporary)
+
+
+def trained(
+    run: Run,
+    name: str,
+    start: Callable[[], nn.Module],
+    config: FinetuneConfig,
+    *,
+    inputs: Sequence[Any],
+    teacher: nn.Module | None = None,
+) -> Model:
+    """Train from `start()`; a killed training continues from the checkpoints it left in the stage's folder."""
+    config = replace(config, seed=config.seed + run.settings.seed)
+    section = run.settings.data
+    train = run.data.batches("train", section.batch_size, augment=section.augment, seed=config.seed)
+
+    def make(folder: Path) -> None:
+        partial = folder / "partial"
+        result = finetune(
+            start(), train, run.batches("validation"), config=config, teacher=teacher, checkpoint_dir=partial
+        )
+        save_state(result.model, folder)
+        write_json(folder / "history.json", [asdict(record) for record in result.history])
+        shutil.rmtree(partial, ignore_errors=True)
+
+    stage = run.store.run(name, make, *inputs, as_json(config), as_json(section), *run.data_key)
+    return Model(
+        model=load_state(copy.deepcopy(start()), stage.folder),
+        stage=stage,
+        history=read_json(stage.file("history.json")),
+    )

@@ -1,0 +1,136 @@
+"""Stages that run once: a folder, a key and a marker each, so that a killed run continues where it stopped."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from hessprune.errors import DataError
+from hessprune.foundation.files import read_json, replacing, sha256, writable_folder, write_json
+from hessprune.foundation.progress import progress_bar
+from hessprune.foundation.symmetric import as_interactions, interactions_from
+from hessprune.lab.identity import CODE, code_of
+from hessprune.methods.values import Saliency
+
+_WEIGHTS = "model.safetensors"
+_MARKER = "stage.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """A finished stage: its files lie in `folder`, and `key` stands for their content."""
+
+    folder: Path
+    key: str
+    reused: bool
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of the stage's files."""
+        return self.folder / name
+
+
+class StageStore:
+    """The stages of one run, below one folder.
+
+    The key of a stage is a hash of everything that its result depends on: its settings, the keys of the stages before
+    it, and the code that computes it. A stage that finished under the same key is reused; one that was interrupted
+    under the same key continues with the files it left; under another key it starts afresh, in place of the old one
+    unless stages are kept `by_content`: those stand side by side.
+    """
+
+    def __init__(self, root: Path | str, *, by_content: bool = False) -> None:
+        self.root, self.by_content = writable_folder(root), by_content
+
+    def run(
+        self,
+        name: str,
+        make: Callable[[Path], object],
+        *inputs: Any,
+        by_content: bool = False,
+        code: Sequence[str] = CODE,
+    ) -> Stage:
+        """Return the finished stage `name`, calling `make(folder)` unless it finished before with equal `inputs`.
+
+        Args:
+            name: The folder's name.
+            make: Writes the results into the folder it is given; may find there what an interrupted call left.
+            inputs: JSON-ready values and earlier `Stage`s that decide the result.
+            by_content: Keep results under other inputs too; always so if the store was opened that way.
+            code: The parts of the package that compute the result.
+
+        Returns:
+            The stage. Results are always read back from its files, so that a resumed run sees the same values.
+        """
+        key = _key(name, inputs, code)
+        folder = self.root / (f"{name}-{key[:16]}" if by_content or self.by_content else name)
+        marker = _read_marker(folder)
+        if marker.get("key") == key and marker.get("done"):
+            return Stage(folder=folder, key=key, reused=True)
+        if marker.get("key") != key:
+            shutil.rmtree(folder, ignore_errors=True)
+            write_json(folder / _MARKER, {"key": key, "done": False})
+        start = time.monotonic()
+        with progress_bar(name):
+            make(folder)
+        write_json(folder / _MARKER, {"key": key, "done": True, "seconds": round(time.monotonic() - start, 3)})
+        return Stage(folder=folder, key=key, reused=False)
+
+
+def save_state(model: nn.Module, folder: Path) -> None:
+    """Write a model's state dict."""
+    with replacing(folder / _WEIGHTS) as path:
+        # Copies, because shared tensors are refused.
+        save_file({name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}, path)
+
+
+def load_state(model: nn.Module, folder: Path) -> nn.Module:
+    """Put what `save_state` wrote into a model of the same shape; return it in evaluation mode."""
+    model.load_state_dict(load_file(folder / _WEIGHTS))
+    return model.eval()
+
+
+def save_saliency(values: Saliency, folder: Path) -> None:
+    """Write the numbers as tensors, and how they came about as JSON."""
+    tensors = {f"value:{name}": value for name, value in values.items()}
+    tensors |= {f"error:{name}": value for name, value in (values.standard_error or {}).items()}
+    tensors |= {f"implant:{name}": value for name, value in (values.implant_losses or {}).items()}
+    tensors |= {} if values.interactions is None else as_interactions(values.interactions).tensors()
+    with replacing(folder / "saliency.safetensors") as path:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    facts = {"provenance": values.provenance, "per_cost": values.per_cost, "groups": list(values)}
+    write_json(folder / "saliency.json", facts)
+
+
+def load_saliency(folder: Path) -> Saliency:
+    """Read what `save_saliency` wrote."""
+    tensors, facts = load_file(folder / "saliency.safetensors"), read_json(folder / "saliency.json")
+    errors = {name: tensors[f"error:{name}"] for name in facts["groups"] if f"error:{name}" in tensors}
+    losses = {name: tensors[f"implant:{name}"] for name in facts["groups"] if f"implant:{name}" in tensors}
+    return Saliency(
+        {name: tensors[f"value:{name}"] for name in facts["groups"]},
+        provenance=facts["provenance"],
+        per_cost=facts["per_cost"],
+        standard_error=errors or None,
+        interactions=interactions_from(tensors),
+        implant_losses=losses or None,
+    )
+
+
+def _key(name: str, inputs: Sequence[Any], code: Sequence[str]) -> str:
+    parts = [part.key if isinstance(part, Stage) else part for part in inputs]
+    return sha256(json.dumps([code_of(*code), name, parts], sort_keys=True, allow_nan=False))
+
+
+def _read_marker(folder: Path) -> dict[str, Any]:
+    """Return the marker, or nothing where there is none that can be read: the stage then starts afresh."""
+    try:
+        marker = read_json(folder / _MARKER)
+    except DataError:
+        return {}
+    return marker if isinstance(marker, dict) else {}

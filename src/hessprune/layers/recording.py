@@ -1,0 +1,240 @@
+"""Watch a model run: which weights meet which activations, what is smooth on the way, what can be folded.
+
+Everything is observed at the level of torch functions, and weights are recognised by identity, so bare parameters,
+shared modules and modules called twice need no special case.
+"""
+
+import types
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from hessprune.errors import UnsupportedModelError
+from hessprune.foundation.modules import call_model
+from hessprune.foundation.state import evaluation_mode
+from hessprune.foundation.trees import sample_rows, tensors_in
+from hessprune.operators.functions import BILINEAR, LOOK_ONLY, PIECEWISE_LINEAR, QUOTIENT
+from hessprune.operators.maps import Arguments, Call, SampleLayout, read_call
+
+
+class CallMode(TorchFunctionMode):
+    """Base of everything that watches calls: hands uses of known weights to `on_call`, the rest to `on_other`."""
+
+    def __init__(
+        self, names: Mapping[int, str], samples: int, layouts: Mapping[str, SampleLayout] | None = None
+    ) -> None:
+        super().__init__()
+        self._names = dict(names)
+        self._layouts = layouts or {}
+        self.samples = samples
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Route one call."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "multi_head_attention_forward":  # a composite: look inside it
+            with self:
+                return _without_dispatch(func)(*args, **kwargs)
+        reading = read_call(func, args, kwargs)
+        if reading is not None and id(reading[0][1]) in self._names:
+            (arguments, make), weight = reading, self._names[id(reading[0][1])]
+            return self.on_call(weight, make(self.samples, self._layouts.get(weight, SampleLayout())), arguments)
+        return self.on_other(func, name, args, kwargs)
+
+    def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:  # noqa: ARG002 - for subclasses
+        """Handle a convolution or linear map by the weight called `name`."""
+        x, weight, bias = arguments
+        return call.forward(x, weight, bias)
+
+    def on_other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:  # noqa: ARG002 - for subclasses
+        """Handle any other function."""
+        return func(*args, **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Use:
+    """One use of a weight: what was computed, on an input and giving an output of these shapes."""
+
+    weight: str
+    call: Call
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+
+
+@dataclass(kw_only=True)
+class Recording:
+    """What one run showed."""
+
+    uses: list[Use] = field(default_factory=list)
+    smooth: set[str] = field(default_factory=set)
+    """Weights with a smooth function, or a product of activations, behind them."""
+    foldable: list[tuple[str, int]] = field(default_factory=list)
+    """Pairs of a weight and the `id` of the running mean that normalises its output, and nothing else."""
+    absorbing: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """For each weight whose mean output a BatchNorm takes out again: `id` of the running mean, and where it starts."""
+    layouts: dict[str, SampleLayout] = field(default_factory=dict)
+    """For each weight where the samples lie in its input."""
+    bytes_per_sample: int = 0
+    """Bytes of all intermediate results, for one sample."""
+
+    def count(self, weight: str) -> int:
+        """Return how often `weight` is used."""
+        return sum(use.weight == weight for use in self.uses)
+
+
+class _Recorder(CallMode):
+    """Carries along with every tensor the set of weights it depends on."""
+
+    def __init__(self, names: Mapping[int, str], samples: int) -> None:
+        super().__init__(names, samples)
+        self.recording = Recording()
+        self._alive: list[Any] = []  # ids must not be reused while we compare them
+        self._depends: dict[int, frozenset[str]] = {}
+        self.consumed: Counter[int] = Counter()
+        self._producer: dict[int, str] = {}
+        self.normalised: list[tuple[int, str, int]] = []
+        self._means: Counter[int] = Counter()
+        self._parts: dict[int, list[tuple[int, str, int]]] = {}
+        self._absorbed: list[tuple[int, int, str, tuple[int, int]]] = []
+        self.inputs: list[Tensor] = []
+
+    def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+        x = arguments[0]
+        self.inputs.append(x.clone())  # an activation may overwrite it in place
+        output = call.forward(*arguments)
+        self._see("linear", arguments, output, frozenset([name]))
+        self._producer[id(output)] = name
+        self.recording.uses.append(
+            Use(weight=name, call=call, input_shape=tuple(x.shape), output_shape=tuple(output.shape))
+        )
+        return output
+
+    def on_other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        output = func(*args, **kwargs)
+        if name not in LOOK_ONLY:
+            if name == "batch_norm":
+                self._see_batch_norm(*args, **kwargs)
+            if name in {"cat", "concat"}:
+                self._see_concatenation(output, *args, **kwargs)
+            self._see(name, [*args, *kwargs.values()], output, frozenset())
+        return output
+
+    def _see_batch_norm(self, x: Tensor, mean: Tensor | None, *_: Any, training: bool = False, **__: Any) -> None:
+        if training or mean is None or (len(_) > 3 and _[3]):
+            raise UnsupportedModelError(
+                "`model` must normalise with running statistics in evaluation mode, got a BatchNorm without them, "
+                "which lets samples influence each other. Build it with track_running_stats=True or use GroupNorm."
+            )
+        self._means[id(mean)] += 1
+        if id(x) in self._producer:
+            self.normalised.append((id(x), self._producer[id(x)], id(mean)))
+            self._absorbed.append((id(x), id(x), self._producer[id(x)], (id(mean), 0)))
+        for tensor, weight, start in self._parts.get(id(x), ()):
+            self._absorbed.append((id(x), tensor, weight, (id(mean), start)))
+
+    def _see_concatenation(self, output: Tensor, tensors: Any, dim: int = 0) -> None:
+        """Note which weights' outputs lie side by side along the channels."""
+        if dim % output.dim() == 1:
+            starts = accumulate((tensor.shape[1] for tensor in tensors), initial=0)
+            pairs = zip(tensors, starts, strict=False)
+            own = [(id(t), self._producer[id(t)], start) for t, start in pairs if id(t) in self._producer]
+            self._parts[id(output)] = own
+
+    def _see(self, name: str, inputs: Iterable[Any], output: Any, own: frozenset[str]) -> None:
+        """Note one function: who is consumed, who depends on whom, and whether it is smooth."""
+        inputs = list(tensors_in(list(inputs)))
+        outputs = list(tensors_in(output))
+        self._alive += [*inputs, *outputs]
+        self.consumed.update(id(tensor) for tensor in inputs)
+        sources = [self._depends.get(id(tensor), frozenset()) for tensor in inputs]
+        if not _is_piecewise_linear(name, sources):
+            self.recording.smooth.update(*sources)
+        union = own.union(*sources)
+        in_place = name == "__setitem__" or (name.endswith("_") and not name.startswith("__"))
+        for tensor in outputs + (inputs[:1] if in_place else []):
+            self._depends[id(tensor)] = union
+        fresh = [tensor for tensor in outputs if tensor._base is None and all(tensor is not i for i in inputs)]
+        self.recording.bytes_per_sample += sum(tensor.nbytes for tensor in fresh) // self.samples
+
+    def finish(self, output: Any) -> None:
+        """Conclude which pairs can be folded: those without any other use of the tensor or of either module."""
+        self.consumed.update(id(tensor) for tensor in tensors_in(output))
+        weights = Counter(use.weight for use in self.recording.uses)
+        means = Counter(mean for _, _, mean in self.normalised)
+        self.recording.foldable = [
+            (weight, mean)
+            for tensor, weight, mean in self.normalised
+            if self.consumed[tensor] == weights[weight] == means[mean] == 1
+        ]
+        self.recording.absorbing = {
+            weight: place
+            for whole, tensor, weight, place in self._absorbed
+            if self.consumed[whole] == self.consumed[tensor] == weights[weight] == self._means[place[0]] == 1
+        }
+
+
+def _is_piecewise_linear(name: str, sources: list[frozenset[str]]) -> bool:
+    dependent = [index for index, source in enumerate(sources) if source]
+    if not dependent or name in PIECEWISE_LINEAR:
+        return True
+    if name in BILINEAR:
+        return len(dependent) == 1
+    return name in QUOTIENT and dependent == [0]
+
+
+def record(model: nn.Module, inputs: Any) -> Recording:
+    """Run `model` in evaluation mode, without gradients, on two samples and on one; return what was seen."""
+    pair = _run(model, sample_rows(inputs, torch.tensor([0, -1])), 2)
+    alone = _run(model, sample_rows(inputs, torch.tensor([0])), 1)
+    for use, both, one in zip(pair.recording.uses, pair.inputs, alone.inputs, strict=True):
+        pair.recording.layouts[use.weight] = _layout(both, one)
+    return pair.recording
+
+
+def _layout(both: Tensor, one: Tensor) -> SampleLayout:
+    """Find the samples in a layer's input: compare what it received for two samples with what it received for one."""
+    axis = next((axis for axis in range(both.dim()) if both.shape[axis] != one.shape[axis]), 0)
+    both, one = both.movedim(axis, 0), one.movedim(axis, 0)
+    apart = both[::2].shape == one.shape and not torch.allclose(both[: len(one)], one, rtol=1e-3, atol=1e-5)
+    return SampleLayout(axis=axis, inner=apart and torch.allclose(both[::2], one, rtol=1e-3, atol=1e-5))
+
+
+def _run(model: nn.Module, inputs: Any, samples: int) -> _Recorder:
+    recorder = _Recorder(weight_names(model), samples)
+    with evaluation_mode(model), torch.no_grad(), slow_attention(), recorder:
+        output = call_model(model, inputs)
+    recorder.finish(output)
+    return recorder
+
+
+def weight_names(model: nn.Module) -> dict[int, str]:
+    """Return the first name of every parameter of at least two axes, by identity."""
+    return {id(value): name for name, value in model.named_parameters() if value.dim() >= 2}
+
+
+class slow_attention:  # noqa: N801 - a context manager reads like a function
+    """Keep attention modules off their fused inference path, which no function mode can look into."""
+
+    def __enter__(self) -> None:
+        self._enabled = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        torch.backends.mha.set_fastpath_enabled(self._enabled)
+
+
+@cache
+def _without_dispatch(func: types.FunctionType) -> Callable[..., Any]:
+    """Return a copy of a function of `torch.nn.functional` that does not hand itself to function modes."""
+    never = {name: lambda *_: False for name in vars(F) if name.startswith("has_torch_function")}
+    copy = types.FunctionType(func.__code__, {**func.__globals__, **never}, func.__name__, func.__defaults__)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy

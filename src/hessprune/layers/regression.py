@@ -1,0 +1,44 @@
+"""One use of a weight as a regression: rows of inputs, rows of outputs, and a matrix of columns between them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hessprune.operators.maps import Call, Convolution
+
+
+def rows_of(call: Call, out: Tensor) -> Tensor:
+    """Outputs as rows `(samples × positions, O)`."""
+    return out.movedim(1, -1).flatten(0, -2) if isinstance(call, Convolution) else out.flatten(0, -2)
+
+
+def columns_of(call: Call, weight: Tensor) -> Tensor:
+    """Weights as a regression's, `(g, K, O)`."""
+    if isinstance(call, Convolution):
+        return weight.flatten(1).unflatten(0, (call.groups, -1)).mT
+    return weight[None] if call.transposed else weight.mT[None]
+
+
+def weight_from(call: Call, columns: Tensor, weight: Tensor) -> Tensor:
+    """Turn columns `(g, K, O)` back into a weight."""
+    if isinstance(call, Convolution):
+        return columns.mT.reshape(weight.shape).to(weight.dtype)
+    return (columns[0] if call.transposed else columns[0].mT).to(weight.dtype)
+
+
+def design(call: Call, x: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
+    """Inputs of the regression at the sampled positions, `(R, g, K)`."""
+    if not isinstance(call, Convolution):
+        return x.flatten(0, -2)[positions][:, None]
+    kernel = weight.shape[2:]
+    padded = F.pad(x, [side for amount in reversed(call.padding) for side in (amount, amount)]).movedim(1, -1)
+    spans = zip(padded.shape[1:-1], kernel, call.stride, call.dilation, strict=True)
+    sample, *place = torch.unravel_index(
+        positions, (x.shape[0], *((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in spans))
+    )
+    offsets = torch.cartesian_prod(*(torch.arange(k) for k in kernel)).view(-1, len(kernel)).tolist()
+    patches = [
+        padded[(sample, *(p * s + o * d for p, o, s, d in zip(place, offset, call.stride, call.dilation, strict=True)))]
+        for offset in offsets
+    ]  # one (R, I) for each position of the kernel
+    return torch.stack(patches, -1).view(len(positions), call.groups, -1)

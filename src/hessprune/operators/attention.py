@@ -1,0 +1,94 @@
+"""Products of two activations: contractions of channels, and attention, where a head is one unit."""
+
+import re
+from typing import Any
+
+from torch import Tensor
+
+from hessprune.operators.call import Call
+from hessprune.operators.labels import constant, varies
+from hessprune.operators.leaves import Leaf
+from hessprune.operators.linear import product_with_parameter
+from hessprune.operators.table import rule
+
+
+@rule("matmul", "bmm", "mm")
+def matmul(call: Call) -> Any:
+    """`(…, M, K) @ (…, K, P)`: with a matrix of parameters on either side a linear layer."""
+    left, right = call.args[:2]
+    if isinstance(right, Leaf) and len(right.shape) == 2 and not isinstance(left, Leaf):
+        return product_with_parameter(call, call.walk.as_labels(left), right, -1, inner=0)
+    if isinstance(left, Leaf) and len(left.shape) == 2 and not isinstance(right, Leaf) and len(right.shape) > 1:
+        return product_with_parameter(call, call.walk.as_labels(right), left, -2, inner=1)
+    tensors = [call.walk.as_labels(arg) for arg in (left, right)]
+    if min(tensor.dim() for tensor in tensors) < 2:
+        return call.refuse(f"'{call.operator}'{call.where} contracts a whole vector")
+    return product(call, tensors[0], tensors[1]).expand(call.shape)
+
+
+def product(call: Call, left: Tensor, right: Tensor) -> Tensor:
+    """`(…, M, K) @ (…, K, P)`: contracted channels are tied; units along the batch axes are whole matrices (heads)."""
+    if any(varies(labels, dim) for labels in (left, right) for dim in range(labels.dim() - 2)):
+        return one_unit_per_matrix(call, [left, right])
+    contracted = varies(left, -1), varies(right, -2)
+    if any(contracted):
+        call.labels.tie(call.channels(left, -1), call.channels(right, -2))
+    rows = constant(left.shape) if contracted[0] else left
+    columns = constant(right.shape) if contracted[1] else right
+    return call.meet([rows.narrow(-1, 0, 1), columns.narrow(-2, 0, 1)])
+
+
+@rule("scaled_dot_product_attention")
+def attention(call: Call) -> Tensor:
+    """Queries, keys and values of one head are one unit, and so is what a bias adds to its scores."""
+    names = [name for name in ("query", "key", "value", "attn_mask") if call.get(name) is not None]
+    return one_unit_per_matrix(call, [call.walk.as_labels(call[name]) for name in names]).expand(call.shape)
+
+
+def one_unit_per_matrix(call: Call, tensors: list[Tensor]) -> Tensor:
+    """Tie all labels within each matrix of the last two axes, and those of matrices that meet."""
+    for labels in tensors:
+        call.labels.tie_along(labels, -1)
+        call.labels.tie_along(labels[..., :1], -2)
+    return call.meet([labels[..., :1, :1] for labels in tensors])
+
+
+@rule("einsum")
+def einsum(call: Call) -> Any:
+    """Two operands whose axes are shared, contracted or free: a product in another notation."""
+    inputs, _, out = re.sub(r"\s", "", call["equation"]).partition("->")
+    (left, a), *rest = zip(call["tensors"], inputs.split(","), strict=True)
+    right, b = rest[0] if rest else (None, "")
+    is_product = len(rest) == 1 and set(out) == (set(a) ^ set(b)) | (set(a) & set(b) & set(out))
+    if not is_product or not (a + b + out).isalpha() or any(len(set(term)) < len(term) for term in (a, b, out)):
+        return call.refuse(f"'einsum' of '{call['equation']}'{call.where} mixes its channels")
+    if isinstance(left, Leaf):
+        (left, a), (right, b) = (right, b), (left, a)
+    batch, inner = [axis for axis in a if axis in b and axis in out], [axis for axis in a if axis not in out]
+    rows, columns = [axis for axis in a if axis not in b], [axis for axis in b if axis not in a]
+    x = _arranged(call.walk.as_labels(left), a, [*batch, *rows, *inner])
+    if isinstance(right, Leaf) and len(b) == 2 and not batch:
+        labels = product_with_parameter(call, x, right, -1, inner=b.index(inner[0]))
+    else:
+        y = _arranged(call.walk.as_labels(right), b, [*batch, *inner, *columns])
+        labels = _matrix_product(call, x, y, len(batch), len(inner))
+    return _arranged(labels, "".join([*batch, *rows, *columns]), list(out))
+
+
+def _arranged(labels: Tensor, term: str, order: list[str]) -> Tensor:
+    return labels.permute([term.index(axis) for axis in order])
+
+
+def _matrix_product(call: Call, x: Tensor, y: Tensor, num_batch: int, num_inner: int) -> Tensor:
+    """`(*batch, *rows, *inner)` times `(*batch, *inner, *columns)`, with each run of axes as one."""
+    batch = x.shape[:num_batch]
+    rows, columns = x.shape[num_batch : x.dim() - num_inner], y.shape[num_batch + num_inner :]
+    left = x.reshape([*batch, rows.numel(), -1])
+    right = y.reshape([*batch, left.shape[-1], columns.numel()])
+    return product(call, left, right).expand([*batch, rows.numel(), columns.numel()]).reshape([*batch, *rows, *columns])
+
+
+@rule("baddbmm", "addbmm", "addmm", "bilinear", "outer", "dot", "mv", "tensordot")
+def contraction(call: Call) -> Any:
+    """General contractions are not followed."""
+    return call.refuse(f"'{call.operator}'{call.where} mixes its channels")

@@ -1,0 +1,117 @@
+"""Convolutions and what works per channel on a grid: pooling and resampling."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from hessprune.foundation.modules import split_name
+from hessprune.operators.call import Call
+from hessprune.operators.leaves import Leaf
+from hessprune.operators.linear import contract, emit
+from hessprune.operators.table import rule
+
+
+@rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def convolution(call: Call) -> Any:
+    """Contract the input's channels with the weight's input axis; emit the weight's output axis."""
+    weight = call["weight"]
+    if not isinstance(weight, Leaf):
+        return call.refuse(f"the convolution's weight{call.where} is computed, not a parameter")
+    transposed, groups = call.operator.startswith("conv_transpose"), call["groups"]
+    rank = len(weight.shape) - 2
+    x = over_space(call, call.walk.as_labels(call["input"]), rank)
+    channels = call.channels(x, -1 - rank)
+    if groups == 1:
+        contract(call, channels, weight, 0 if transposed else 1)
+        out = call.walk.axis(weight, 1 if transposed else 0, "producer")
+    elif _whole_groups(call, weight, groups, len(channels)):
+        out = _by_group(call, channels, weight, transposed)
+    else:
+        out = _by_position(call, channels, weight, transposed)
+    return emit(call, x, out, -1 - rank).expand(call.shape)
+
+
+def over_space(call: Call, labels: Tensor, rank: int) -> Tensor:
+    """Reduce the last `rank` axes, over which a kernel slides, to size 1; units along them stay."""
+    for dim in range(-rank, 0):
+        call.pin(labels, dim, f"'{call.operator}' slides over its channels")
+        labels = labels.narrow(dim, 0, 1)
+    return labels
+
+
+def _whole_groups(call: Call, weight: Leaf, groups: int, channels: int) -> bool:
+    """Whether the unit is a whole group (the finer choice when groups are many), whose number a module must hold."""
+    owner = call.walk.modules.get(split_name(weight.name)[0])
+    has_attribute = isinstance(owner, nn.modules.conv._ConvNd)
+    return groups * groups >= channels and (has_attribute or channels == groups)
+
+
+def _by_group(call: Call, x: Tensor, weight: Leaf, transposed: bool) -> Tensor:
+    """A group of the convolution goes as a whole: its inputs, its outputs, and one of `groups`."""
+    groups = call["groups"]
+    rows = call.walk.axis(weight, 0, "producer").view(groups, -1)
+    call.labels.tie(rows, rows[:, :1])
+    call.labels.tie(x.view(groups, -1), rows[:, :1])
+    call.labels.freeze(call.walk.axis(weight, 1, "consumer"), "it lies within a group of a grouped convolution")
+    module, _ = split_name(weight.name)
+    if isinstance(call.walk.modules.get(module), nn.modules.conv._ConvNd):
+        call.walk.count(module, "groups", rows[:, 0])
+    width = weight.shape[1] if transposed else rows.shape[1]
+    return rows[:, :1].expand(groups, width).reshape(-1)
+
+
+def _by_position(call: Call, x: Tensor, weight: Leaf, transposed: bool) -> Tensor:
+    """The same position goes in every group, on either side, so that `groups` stays."""
+    groups = call["groups"]
+    x = x.view(groups, -1)
+    call.labels.tie(x, x[:1])
+    if transposed:
+        call.labels.tie(call.walk.axis(weight, 0, "consumer").view(groups, -1), x)
+        return call.walk.axis(weight, 1, "producer").repeat(groups)
+    contract(call, x[0], weight, 1)
+    rows = call.walk.axis(weight, 0, "producer").view(groups, -1)
+    call.labels.tie(rows, rows[:1])
+    return rows.reshape(-1)
+
+
+@rule(
+    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices",
+    "lp_pool2d", "max_unpool2d", "max_unpool3d",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+    "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+)  # fmt: skip
+def per_channel(call: Call) -> Any:
+    """Each channel is pooled or resampled by itself."""
+    rank = int(next(char for char in call.operator if char.isdigit()))
+    out = call.meet([over_space(call, labels, rank) for labels in call.tensors()]).expand(call.shape)
+    return [out, out] if isinstance(call.produced, tuple | list) else out
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def sample(call: Call) -> Tensor:
+    """Each channel is sampled by itself, at coordinates that all of them share and that keep their order."""
+    grid = call.walk.as_labels(call["grid"])
+    call.walk.freeze(grid, f"it holds coordinates for '{call.operator}'{call.where}")
+    x = call.walk.as_labels(call["input"])
+    return over_space(call, x, x.dim() - 2).expand(call.shape)
+
+
+@rule("im2col")
+def unfold(call: Call) -> Tensor:
+    """`(N, C, H, W) → (N, C·k², L)`: the patches of a channel lie side by side."""
+    labels = over_space(call, call.walk.as_labels(call.args[0]), 2)[..., 0]
+    return labels.repeat_interleave(call.shape[-2] // labels.shape[-2], -2).expand(call.shape)
+
+
+@rule("col2im")
+def fold(call: Call) -> Tensor:
+    """`(N, C·k², L) → (N, C, H, W)`: the columns of a channel go together."""
+    labels = over_space(call, call.walk.as_labels(call.args[0]), 1)
+    grid = labels.unflatten(-2, (call.shape[-3], -1))
+    call.labels.tie_along(grid, -2)
+    return grid[..., :1, :].expand(call.shape)

@@ -1,0 +1,53 @@
+"""Linear layers, embeddings and products with a parameter."""
+
+from typing import Any
+
+from torch import Tensor
+
+from hessprune.operators.call import Call
+from hessprune.operators.labels import along, varying
+from hessprune.operators.leaves import Leaf
+from hessprune.operators.table import rule
+
+
+@rule("linear")
+def linear(call: Call) -> Any:
+    """`y = x Wᵀ + b`: contract the last axis with the weight's columns, emit its rows."""
+    weight, x = call["weight"], call.walk.as_labels(call["input"])
+    if not isinstance(weight, Leaf):
+        return call.refuse(f"the linear layer's weight{call.where} is computed, not a parameter")
+    contract(call, call.channels(x, -1), weight, 1)
+    return emit(call, x, call.walk.axis(weight, 0, "producer"), -1)
+
+
+def contract(call: Call, channels: Tensor, weight: Leaf, dim: int) -> None:
+    """Tie input labels `(C,)` with the weight axis that reads them; what reads a fixed channel keeps its place."""
+    call.labels.tie(channels, call.walk.axis(weight, dim, "consumer"))
+
+
+def emit(call: Call, x: Tensor, rows: Tensor, dim: int) -> Tensor:
+    """Put output labels along an axis and tie the bias; units of the input that lie along other axes stay visible."""
+    bias, found = call.vector("bias"), varying(x)
+    if bias is not None:
+        call.labels.tie(rows, bias)
+    shape = [*x.shape[: dim % x.dim()], len(rows), *x.shape[dim % x.dim() + 1 :]]
+    if not found or dim % x.dim() in found:
+        return along(rows, dim, shape)
+    call.labels.freeze(rows, call.mixing)
+    return x.narrow(dim, 0, 1).expand(shape)
+
+
+def product_with_parameter(call: Call, x: Tensor, weight: Leaf, dim: int, *, inner: int) -> Tensor:
+    """Contract axis `dim` of an activation with axis `inner` of a bare matrix of parameters."""
+    contract(call, call.channels(x, dim), weight, inner)
+    return emit(call, x, call.walk.axis(weight, 1 - inner, "producer"), dim)
+
+
+@rule("embedding")
+def embedding(call: Call) -> Any:
+    """Emit the columns of the table; its rows are looked up by number and stay."""
+    weight = call["weight"]
+    if not isinstance(weight, Leaf):
+        return call.refuse(f"the embedding's table{call.where} is computed, not a parameter")
+    call.labels.freeze(call.walk.axis(weight, 0, "consumer"), "its rows are looked up by number")
+    return along(call.walk.axis(weight, 1, "producer"), len(call.shape) - 1, call.shape)

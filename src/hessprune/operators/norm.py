@@ -1,0 +1,53 @@
+"""Normalisation: per channel it follows; over channels it couples their statistics."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from hessprune.foundation.modules import split_name
+from hessprune.operators.call import Call
+from hessprune.operators.labels import along
+from hessprune.operators.leaves import Leaf
+from hessprune.operators.table import rule
+
+
+@rule("batch_norm", "instance_norm")
+def per_channel_norm(call: Call) -> Tensor:
+    """Scale, shift and running statistics follow their channel."""
+    return _follow(call, "weight", "bias", "running_mean", "running_var")
+
+
+@rule("group_norm")
+def group_norm(call: Call) -> Tensor:
+    """Channels normalised together go together: then the statistics of the other groups do not change."""
+    out = _follow(call, "weight", "bias")
+    groups = call.channels(out, 1).view(call["num_groups"], -1)
+    if call["num_groups"] == 1:
+        call.labels.freeze(groups, f"its channels are normalised together{call.where}")
+    call.labels.tie(groups, groups[:, :1])
+    module = split_name(call["weight"].name)[0] if isinstance(call.get("weight"), Leaf) else call.module
+    if isinstance(call.walk.modules.get(module), nn.GroupNorm):
+        call.walk.count(module, "num_groups", groups[:, 0])
+    else:
+        call.labels.freeze(groups, f"the number of groups in a group norm{call.where} is fixed in the source code")
+    return out
+
+
+@rule("layer_norm", "rms_norm")
+def layer_norm(call: Call) -> Any:
+    """Removing a channel would change the mean and variance of all others, so slicing would not be masking."""
+    labels = call.walk.as_labels(call["input"])
+    for offset in range(1, len(call["normalized_shape"]) + 1):
+        call.pin(labels, -offset, "its channels are normalised together")
+    affine = [call.walk.as_labels(call[name]) for name in ("weight", "bias") if call.get(name) is not None]
+    return call.meet([labels, *affine]).expand(call.shape)
+
+
+def _follow(call: Call, *names: str) -> Tensor:
+    """Let vectors with one number per channel meet the input's axis 1."""
+    x = call.walk.as_labels(call["input"])
+    vectors = [vector for vector in map(call.vector, names) if vector is not None]
+    for vector in vectors[1:]:
+        call.labels.tie(vectors[0], vector)
+    met = call.meet([x, *(along(vector, 1, [1, -1] + [1] * (x.dim() - 2)) for vector in vectors[:1])])
+    return met.expand(call.shape)

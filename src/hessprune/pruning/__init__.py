@@ -1,0 +1,1 @@
+"""Pruning: the whole story, from a dense model to a smaller one."""

@@ -1,5 +1,0 @@
-"""One rule per family of operators; importing this package fills the table in `registry`."""
-
-from hessprune.structure.rules import attention, convolution, elementwise, linear, norm, reduction, shape
-
-__all__ = ["attention", "convolution", "elementwise", "linear", "norm", "reduction", "shape"]

@@ -1,0 +1,119 @@
+"""Save and load pruned models as safetensors and JSON: no pickle, strict, into the same factory's dense model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hessprune.errors import CheckpointError
+from hessprune.foundation.files import replacing, writable_folder, write_text
+from hessprune.foundation.tensors import replace_tensors
+from hessprune.planning.plan import Plan
+from hessprune.surgery.apply import apply_plan
+
+WEIGHTS, PLAN = "model.safetensors", "plan.json"
+
+
+def save(model: nn.Module, plan: Plan, folder: str | Path) -> Path:
+    """Write a pruned model: `model.safetensors` (its state) and `plan.json` (how to make its shape again).
+
+    Args:
+        model: The pruned model, fine-tuned or not.
+        plan: The plan that made it.
+        folder: Created if needed; files are replaced atomically.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    folder = writable_folder(folder)
+    with replacing(folder / WEIGHTS) as temporary:
+        safetensors.torch.save_file(_unique_state(model), temporary, metadata={"format": "pt"})
+    write_text(folder / PLAN, plan.to_json())
+    return folder
+
+
+def load(folder: str | Path, factory: Callable[[], nn.Module], *, device: torch.device | str = "cpu") -> nn.Module:
+    """Read a pruned model back, bit for bit.
+
+    Args:
+        folder: What `save` wrote.
+        factory: Builds the dense model; its weights do not matter.
+        device: Where the model goes.
+
+    Returns:
+        The pruned model in evaluation mode.
+
+    Raises:
+        CheckpointError: A file is missing or truncated, or the factory builds another model.
+
+    Example:
+        >>> import tempfile, hessprune as hp
+        >>> factory = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> net, x = factory(), torch.zeros(1, 4)
+        >>> result = hp.prune(net, x, [(x, torch.zeros(1).long())], budget=hp.Budget(params=0.5), method="magnitude")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     again = hp.load(hp.save(result.model, result.plan, folder), factory)
+        >>> bool((again(x) == result.model(x)).all())
+        True
+    """
+    folder = Path(folder)
+    plan = load_plan(folder)
+    model = apply_plan(factory(), plan, check=False)
+    _fill(model, _read_tensors(folder / WEIGHTS, str(device)))
+    return model.to(device).eval()
+
+
+def load_plan(folder: str | Path) -> Plan:
+    """Read the plan of a saved model.
+
+    Raises:
+        CheckpointError: The file is missing or truncated.
+    """
+    path = Path(folder) / PLAN
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"'{path}' must be a plan written by `hessprune.save`, got: {error}.") from error
+
+
+def _unique_state(model: nn.Module) -> dict[str, Tensor]:
+    """State by first name: shared tensors are stored once, as safetensors demands."""
+    seen: set[int] = set()
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            state[name] = tensor.detach().contiguous()
+    return state
+
+
+def _read_tensors(path: Path, device: str) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path, device=device)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"'{path}' must be a complete safetensors file, got: {error}. It is missing or truncated: "
+            f"save the model again."
+        ) from error
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load strictly: every tensor must be there, with the right shape; dtypes are those of the file."""
+    expected = _unique_state(model)
+    problems = [f"'{name}' is missing" for name in expected.keys() - state.keys()]
+    problems += [f"'{name}' is not expected" for name in state.keys() - expected.keys()]
+    for name in expected.keys() & state.keys():
+        if expected[name].shape != state[name].shape:
+            problems.append(f"'{name}' must be {tuple(expected[name].shape)}, got {tuple(state[name].shape)}")
+    if problems:
+        raise CheckpointError(
+            f"the checkpoint must fit the factory's model: {'; '.join(sorted(problems)[:5])} ({len(problems)} in all). "
+            f"Use the factory that built the dense model."
+        )
+    replace_tensors(model, state)

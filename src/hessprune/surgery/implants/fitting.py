@@ -1,0 +1,84 @@
+"""Fit stand-ins to what their filters gave on calibration data: ridge least squares in closed form."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hessprune.foundation.checks import check_batches
+from hessprune.foundation.modules import device_of
+from hessprune.foundation.trees import to_device
+from hessprune.layers.recording import record
+from hessprune.layers.sums import Sums
+from hessprune.planning.plan import Plan
+from hessprune.surgery.arrangement import origins
+from hessprune.surgery.implants.module import Implanted, Part, factors, parts_of
+from hessprune.surgery.implants.stand_ins import layer_sums, low_rank_fit
+
+
+@torch.no_grad()
+def fit_stand_ins(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any) -> nn.Module:
+    """Fit the stand-ins of a pruned model to the dense outputs of the units that they stand for.
+
+    `min_W ‖Y − X W‖² + λ ‖W‖²` over all calibration positions, where `X` is what the stand-in reads of the surviving
+    inputs in the dense model and `Y` what the dense filters give there; of a given rank, over all `W` of that rank. The
+    mean of what is left goes into the bias, or into the BatchNorm behind; where there is neither, `X` and `Y` keep
+    their means. `λ` is 1e-8 of the mean diagonal of `XᵀX`. One forward pass of the dense model; float64.
+
+    Args:
+        dense: The model that the plan was made for.
+        pruned: What `apply_plan` made of it; both are left untouched.
+        plan: The plan between them.
+        batches: Calibration data, a re-iterable of `(inputs, targets)`.
+
+    Returns:
+        A copy of `pruned` with fitted stand-ins.
+
+    Raises:
+        DataError: `batches` cannot be read twice or is empty.
+    """
+    check_batches(batches)
+    fitted = copy.deepcopy(pruned)
+    sums = layer_sums(dense, plan.stand_ins, batches)
+    inputs = to_device(next(iter(batches))[0], device_of(fitted))
+    buffers = {id(buffer): buffer for buffer in fitted.buffers()}
+    means = {weight: buffers[mean][at:] for weight, (mean, at) in record(fitted, inputs).absorbing.items()}
+    for name, module, parts in parts_of(fitted, dense, plan):
+        _fit(module, [part for part in parts if part.is_stand_in], sums[name], _columns(dense, plan, name), means)
+    return fitted
+
+
+def _columns(dense: nn.Module, plan: Plan, name: str) -> Tensor:
+    """Return which columns of the regression the pruned model still has, in its order."""
+    weight, axis = dense.get_parameter(f"{name}.weight"), (f"{name}.weight", 1)
+    channels = origins(plan, {axis: weight.shape[1]})[axis]
+    if plan.stand_ins[name] is None:
+        return channels
+    size = weight[0, 0].numel()
+    return (channels[:, None] * size + torch.arange(size)).flatten()
+
+
+def _fit(module: Implanted, parts: list[Part], sums: Sums, columns: Tensor, means: dict[str, Tensor]) -> None:
+    """Fit all stand-ins of one layer, which share a base where they have a rank."""
+    rows = torch.cat([part.rows for part in parts])
+    own = sums.select(columns, rows)
+    absorbs = parts[0].layer.bias is not None or all(f"{part.name}.weight" in means for part in parts)
+    rank = len(module.base.weight) if isinstance(module.base, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) else None
+    weight = low_rank_fit(own.centred() if absorbs else own, rank).T
+    shift = (own.y - own.x @ weight.T) / own.count
+    if rank is not None:
+        weight, base = factors(weight, rank)
+        _put(module.base.weight, base)
+    lengths = [len(part.rows) for part in parts]
+    for part, filters, constant in zip(parts, weight.split(lengths), shift.split(lengths), strict=True):
+        _put(part.layer.weight, filters)
+        if part.layer.bias is not None:
+            part.layer.bias += constant.to(part.layer.bias)
+        elif absorbs:
+            mean = means[f"{part.name}.weight"][: len(constant)]
+            mean -= constant.to(mean)
+
+
+def _put(parameter: Any, values: Tensor) -> None:
+    parameter.copy_(values.reshape(parameter.shape).to(parameter))

@@ -1,0 +1,115 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hessprune.deploy.evaluation import evaluate
+from hessprune.errors import DataError, NumericalError
+
+
+def _net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 5)
+    )
+
+
+def _batches(sizes=(4, 4, 1)):
+    torch.manual_seed(1)
+    return [(torch.randn(n, 1, 8, 8), torch.randint(0, 5, (n,))) for n in sizes]
+
+
+def test_accuracy_and_loss_are_means_over_samples_not_batches():
+    model, batches = _net().train(), _batches()
+    inputs, targets = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    model.eval()
+    logits = model(inputs).detach()
+    model.train()
+    result = evaluate(model, batches)
+    assert result.num_samples == 9
+    assert result.accuracy == (logits.argmax(1) == targets).double().mean().item()
+    assert result.loss == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-6)
+
+
+def test_mode_random_state_and_buffers_stay_as_they_were():
+    model = _net().train()
+    model[1].eval()
+    samples = [(inputs[0], targets[0]) for inputs, targets in _batches((1, 1, 1))]
+    loader = torch.utils.data.DataLoader(samples, shuffle=True)  # type: ignore[arg-type]
+    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    evaluate(model, loader)
+    assert [module.training for module in model] == [True, False, True, True, True, True]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_dense_targets_ignore_unlabelled_positions():
+    logits = torch.randn(2, 3, 4, 4)
+    targets = torch.randint(0, 3, (2, 4, 4))
+    targets[0, 0] = -100
+    result = evaluate(nn.Identity(), [(logits, targets)])
+    labelled = targets != -100
+    assert result.num_samples == 2
+    assert result.accuracy == (logits.argmax(1) == targets)[labelled].double().mean().item()
+    assert result.loss == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-6)
+
+
+def test_a_batch_without_labels_counts_for_nothing():
+    known, unknown = (torch.eye(2), torch.tensor([0, 1])), (torch.eye(2), torch.tensor([-100, -100]))
+    assert evaluate(nn.Identity(), [known, unknown]).loss == evaluate(nn.Identity(), [known]).loss
+    with pytest.raises(DataError, match="at least one label other than -100"):
+        evaluate(nn.Identity(), [unknown])
+
+
+def test_probabilities_narrow_integers_and_other_losses():
+    eye = torch.eye(3)
+    assert evaluate(nn.Identity(), [(eye, eye)]).accuracy == 1.0
+    assert evaluate(nn.Identity(), [(eye, torch.arange(3, dtype=torch.uint8))]).accuracy == 1.0
+    assert evaluate(nn.Identity(), [(eye, eye)], loss_fn=F.mse_loss).loss == 0.0
+
+
+def test_dict_inputs_and_dict_outputs():
+    class Tagged(nn.Module):
+        def forward(self, x, scale):
+            return {"logits": x * scale}
+
+    inputs = {"x": torch.eye(2), "scale": torch.tensor(2.0)}
+    assert evaluate(Tagged(), [(inputs, torch.arange(2))]).loss == pytest.approx(math.log(1 + math.exp(-2)))
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], r"`batches` must hold at least one \(inputs, targets\) pair"),
+        (iter(_batches()), "must be re-iterable, got a one-shot list_iterator"),
+        ([(torch.zeros(2, 3, 8, 8), torch.zeros(2).long())], r"got float32 \(2, 3, 8, 8\), in module '0'.*Check size"),
+        ([(torch.zeros(2, 1, 8, 8), torch.tensor([0, 5]))], r"must be in \[0, 5\).*from 0 to 5"),
+        ([(torch.zeros(2, 1, 8, 8), torch.zeros(3).long())], r"got int64 \(3,\).*Give labels of shape \(2,\)"),
+        ([(torch.zeros(2, 1, 8, 8), torch.zeros(2))], r"one row of probabilities\) per output, got float32 \(2,\)"),
+    ],
+)
+def test_data_that_do_not_fit_are_named(batches, message):
+    with pytest.raises(DataError, match=message):
+        evaluate(_net(), batches)
+
+
+def test_a_model_with_one_output_is_refused():
+    with pytest.raises(DataError, match=r"must return logits of shape \(N, classes, \.\.\.\), got float32 \(2, 1\)"):
+        evaluate(nn.Linear(3, 1), [(torch.zeros(2, 3), torch.zeros(2).long())])
+
+
+def test_non_finite_logits_are_diagnosed():
+    model = _net()
+    nn.init.constant_(model[5].bias, float("nan"))
+    with pytest.raises(NumericalError, match=r"logits must be finite.*\(a\).*\(b\).*\(c\)"):
+        evaluate(model, _batches())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+def test_a_model_on_an_accelerator_reads_batches_from_the_host():
+    here, there = evaluate(_net(), _batches()), evaluate(_net().cuda(), _batches())
+    assert there.num_samples == here.num_samples
+    assert there.loss == pytest.approx(here.loss, rel=1e-4)

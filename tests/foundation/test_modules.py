@@ -1,0 +1,39 @@
+import pytest
+import torch
+from torch import nn
+
+from hessprune.errors import DataError, NumericalError
+from hessprune.foundation import modules as _modules
+
+NET = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (torch.zeros(2, 1, 8, 8), r"float32 \(2, 1, 8, 8\), in module '0': .* to have 3 channels, but got 1"),
+        (torch.zeros(2, 3, 9, 9), r"in module '2': mat1 and mat2 shapes cannot be multiplied"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), r"got int64 .*Check size, channels and dtype"),
+        ({"x": torch.zeros(1)}, r"`data` must fit the model, got \{'x': float32 \(1,\)\}"),
+    ],
+)
+def test_predict_names_inputs_module_and_reason(inputs, message):
+    with pytest.raises(DataError, match=message):
+        _modules.predict(NET, inputs, "data")
+
+
+def test_predict_leaves_our_own_errors_alone():
+    class Diverging(nn.Module):
+        def forward(self, x):
+            raise NumericalError("not finite")
+
+    with pytest.raises(NumericalError, match="not finite"):
+        _modules.predict(Diverging(), torch.zeros(1))
+
+
+def test_logits_are_found_in_every_kind_of_output():
+    class Output:
+        logits = torch.ones(2)
+
+    for output in (Output.logits, Output(), {"logits": Output.logits}, {"scores": Output.logits}, (Output.logits, 0)):
+        assert _modules.logits_of(output) is Output.logits

@@ -1,0 +1,85 @@
+"""Branches of residual networks: which layer's output is added to what, found by watching the model run."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hessprune.foundation.modules import call_model
+from hessprune.layers.branches import StepMode, find_branches
+from hessprune.operators.maps import Arguments, Call
+
+X = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+
+
+class Block(nn.Module):
+    """`x + last(first(x))`, written in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.stem, self.first, self.last = (nn.Conv2d(a, b, 1) for a, b in ((3, 6), (6, 5), (5, 6)))
+        self.norm, self.shortcut = nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu_(self.stem(x))
+        y = self.last(torch.relu(self.first(x)))
+        if self.way in {"norm", "inplace"}:
+            y = self.norm(y)
+        if self.way == "inplace":
+            y += x
+            return torch.relu_(y)
+        if self.way == "late shortcut":
+            return F.dropout(self.shortcut(x), training=self.training) + y
+        if self.way == "seen twice":
+            return torch.cat([x + y, y], 1)
+        if self.way == "changed":
+            return torch.relu(y) + x
+        return torch.add(x, y)
+
+
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [
+        ("plain", "last.weight"),
+        ("norm", "last.weight"),
+        ("inplace", "last.weight"),
+        ("late shortcut", "shortcut.weight"),
+        ("seen twice", None),
+        ("changed", None),
+    ],
+)
+def test_the_layer_that_runs_last_is_the_branch(way: str, expected: str | None) -> None:
+    model = Block(way)
+    found = find_branches(model, X)
+    assert set(found) == ({expected} - {None})
+    if expected is None:
+        return
+    seen = others(model, found)
+    y = call_model(model.last, torch.relu(model.first(torch.relu(model.stem(X)))))
+    torch.testing.assert_close(seen[expected], y if way == "late shortcut" else torch.relu(model.stem(X)))
+    scale = found[expected].scale
+    assert (scale is not None) == (way in {"norm", "inplace"})
+    if scale is not None:
+        shifted = copy.deepcopy(model.norm)
+        step = shifted(torch.ones(1, 6, 1, 1)) - shifted(torch.zeros(1, 6, 1, 1))
+        torch.testing.assert_close(scale, step.flatten())
+
+
+def others(model: nn.Module, branches: Any) -> dict[str, Tensor]:
+    """Return what each branch is added to, on all samples."""
+    seen = {}
+
+    class Watch(StepMode):
+        def on_layer(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+            if name in self.branches:
+                seen[name] = self.take_other(name).clone()
+            return super().on_layer(name, call, arguments)
+
+    with torch.no_grad(), Watch(model, len(X), branches):
+        model(X)
+    return seen
