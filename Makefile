@@ -38,10 +38,11 @@ docs: $(STAMP)  ## the tables and pictures that README and docs/ show
 
 # Which units go, and what the survivors do about it: hours on one core, and resumable by the cell.
 COMPARE = $(BIN)/hessprune compare recipes/$(1).yaml --data-root $(DATA) --split test --set threads=1
-METHODS = random,magnitude,bn_scale,taylor,hap,$(1),sosp-h,sosp-i,joint$(SOFTER)
-ONESHOT20 = $(call COMPARE,cifar10-lossless) --methods $(call METHODS,hap:hutchinson)
+METHODS = 'random,magnitude,bn_scale,taylor,hap,$(1),sosp-h,sosp-i,joint$(SOFTER)'
+ONESHOT20 = $(call COMPARE,cifar10-lossless) --methods $(call METHODS,hap(estimator=hutchinson))
 # 300 probes of the deeper network take their time: half precision ranks alike.
-ONESHOT56 = $(call COMPARE,cifar10-lossless) --methods $(call METHODS,hap:hutchinson:bf16) \
+HALF = hap(estimator=hutchinson,precision=bf16)
+ONESHOT56 = $(call COMPARE,cifar10-lossless) --methods $(call METHODS,$(HALF)) \
 	--set model.name=resnet56 --set model.weights=weights/resnet56-4bfd9763.th
 INNER = --channels inner --quantity units --budgets 0.7,0.6,0.5,0.4
 ALL = --budgets 0.75,0.6,0.5,0.4
@@ -52,7 +53,7 @@ reproduce-oneshot: oneshot-inner  ## the one-shot tables of docs/oneshot.md; DAT
 	$(BIN)/python docs/build.py --comparisons out/oneshot
 
 # Of inner channels a softened loss chooses better, although the survivors compensate.
-oneshot-inner: SOFTER = ,joint:temperature=4
+oneshot-inner: SOFTER = ,joint(temperature=4)
 oneshot-inner: $(STAMP)
 	$(ONESHOT20) $(INNER) --out out/oneshot/resnet20-inner
 	$(ONESHOT56) $(INNER) --out out/oneshot/resnet56-inner
@@ -63,7 +64,7 @@ FINETUNED = $(call COMPARE,cifar10-resnet56) --budgets 0.5,0.35 --epochs 2 --lrs
 
 reproduce-finetuned: $(STAMP)  ## the tables of docs/oneshot.md after two epochs of fine-tuning
 	$(FINETUNED) --no-compensate --methods random,magnitude,hap,sosp-h,sosp-i --out out/finetuned/resnet20-plain
-	$(FINETUNED) --compensate --methods joint,joint:implant,joint:implant=zero --out out/finetuned/resnet20-compensated
+	$(FINETUNED) --compensate --methods 'joint,joint; implant=0.1,joint; implant=0.1; start=zero' --out out/finetuned/resnet20-compensated
 	$(BIN)/python docs/build.py --comparisons out/finetuned
 
 clean:

@@ -112,9 +112,8 @@ def real(claims: Claims, options: Namespace) -> list[dict[str, Any]]:
 
 def planned(model: nn.Module, data: tuple[Tensor, Tensor], rank: int | None) -> dict[str, Any]:
     """Return what a plan removes with the matrix, or with a factor of at most that many rows."""
-    groups, settings = hp.find_groups(model, data[0][:1]), hp.TraceOptions(interaction_rows=rank)
-    settings = hp.Settings(compensated=False, options=settings)
-    found = hp.saliency(model, groups, [data], "joint", settings=settings)
+    groups = hp.find_groups(model, data[0][:1])
+    found = hp.saliency(model, groups, [data], hp.Joint(refit=False, interaction_rows=rank))
     started = time.process_time()
     plan = hp.make_plan(model, groups, found, hp.Budget(macs=0.5), example_inputs=data[0][:1])
     seconds = time.process_time() - started

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hessprune.lab.decisions import compensated
 from torch import nn
 
 import hessprune as hp
 from hessprune.lab.data import load_dataset
-from hessprune.lab.decisions import compensated
 from hessprune.lab.models import build_model
 from hessprune.latency.table import measured_share, timing
 from support.claims import Claims, arguments
@@ -70,10 +70,11 @@ class Network:
 def one_case(claims: Claims, network: Network, runtime: str, share: float, *, beside: Sequence[int]) -> dict[str, Any]:
     """Ask for a share of the latency; then look for the MACs budgets that are as fast."""
     target = hp.LatencyTarget(runtime=runtime, batch_size=BATCH)  # type: ignore[arg-type]
-    budget, settings = hp.Budget(latency_ms=share), {"method": network.method, "compensate": network.trained}
-    result = hp.prune(
-        network.model, network.example, network.calibration, budget=budget, latency=target, seed=0, **settings
+    budget, settings = (
+        hp.Budget(latency_ms=f"{100 * share:g}%", target=target),
+        {"method": network.method, "compensate": network.trained},
     )
+    result = hp.prune(network.model, network.example, network.calibration, budget=budget, seed=0, **settings)
     images = network.test[0][0][:BATCH]
     facts = result.plan.provenance["latency"]
     with timing(network.model, images, target) as watch:

@@ -19,11 +19,11 @@ from support.memory import Peak, in_a_process
 from support.networks import images, pretrained
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
-METHODS = {  # and whether survivors will be refitted
-    "sosp-h": ("sosp-h", False),
-    "sosp-i": ("sosp-i", False),
-    "joint": ("joint", False),
-    "joint with compensation": ("joint", True),
+METHODS: dict[str, hp.Method] = {
+    "sosp-h": hp.SOSPH(),
+    "sosp-i": hp.SOSPI(),
+    "joint": hp.Joint(refit=False),
+    "joint with compensation": hp.Joint(refit=True),
 }
 
 
@@ -37,9 +37,7 @@ class Case:
 
     def score(self, label: str) -> hp.Saliency:
         """Return the saliencies of all units."""
-        method, compensated = METHODS[label]
-        settings = hp.Settings(compensated=compensated)
-        return hp.saliency(self.model, self.groups, [self.batch], method, settings=settings)
+        return hp.saliency(self.model, self.groups, [self.batch], METHODS[label])
 
     def step(self) -> None:
         """Take the gradient once, as training would."""

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hessprune as hp
-from hessprune.curvature import block_traces
+from hessprune.curvature import TraceOptions, block_traces
 from hessprune.lab.data import Dataset, load_dataset
 from hessprune.lab.models import build_model
 from support.claims import Claims, arguments
@@ -81,7 +81,7 @@ def time_and_memory(model: nn.Module, batches: Batches) -> Measured:
     found = {"training step": measured(step)}
     model.zero_grad(set_to_none=True)
     for estimator in ("rademacher", "exact"):
-        options = hp.TraceOptions(num_probes=1) if estimator == "rademacher" else None
+        options = TraceOptions(num_probes=1) if estimator == "rademacher" else None
         found[estimator] = increment(
             lambda number, e=estimator, o=options: block_traces(
                 model, channels(model), batches * number, estimator=e, options=o
@@ -140,11 +140,10 @@ def accuracy(
 
 def accuracy_after(model: nn.Module, data: Dataset, seed: int, precision: str) -> float:
     """Return the accuracy of the pruned model on images that pruning has not seen."""
-    options = hp.TraceOptions(num_probes=PROBES)
-    settings = hp.Settings(seed=seed, estimator="hutchinson", precision=precision, options=options)
+    method = hp.HAP(estimator="hutchinson", num_probes=PROBES, precision=precision)
     example, budget = torch.zeros(1, 3, 32, 32, device=next(model.parameters()).device), hp.Budget(macs=0.7)
     batches = data.batches("calibration", 512, shuffle=False)
-    pruned = hp.prune(model, example, batches, budget=budget, settings=settings).model
+    pruned = hp.prune(model, example, batches, budget=budget, method=method, seed=seed).model
     return hp.evaluate(pruned, data.batches("test", 512, shuffle=False)).accuracy
 
 

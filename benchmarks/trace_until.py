@@ -24,8 +24,7 @@ def main() -> None:
     theirs = removed(hp.saliency(model, groups, batches))
     for seed in range(seeds):
         until = hp.Until(removed=removed, confidence=confidence)
-        settings = hp.Settings(estimator="rademacher", seed=seed, options=hp.TraceOptions(until=until))
-        drawn = hp.saliency(model, groups, batches, settings=settings)
+        drawn = hp.saliency(model, groups, batches, hp.HAP(estimator="rademacher", until=until), seed=seed)
         name = f"resnet{depth}, seed {seed}"
         compare(claims, name, drawn, removed(drawn), theirs, confidence)
     claims.write(options.out)

@@ -111,7 +111,7 @@ def prune(model: nn.Module, example: Tensor) -> dict[str, Any]:
     values = hp.saliency(model, groups, [(example, torch.zeros(BATCH, dtype=torch.long))], "magnitude")
     try:
         plan = hp.make_plan(model, groups, values, hp.Budget(macs=0.5), example_inputs=example)
-    except hp.BudgetError as error:  # half is more than may go
+    except hp.errors.BudgetError as error:  # half is more than may go
         return {"outcome": "refused", "why": str(error), "groups": len(groups)}
     smaller = hp.apply_plan(model, plan, example_inputs=example)
     kept = hp.cost(smaller, example).macs / plan.cost_before.macs

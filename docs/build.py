@@ -23,6 +23,7 @@ from typing import Any
 
 from PIL import Image
 
+import hessprune as hp
 from hessprune.costs.budget import Budget
 from hessprune.lab.report.comparison import Comparison, best_in_column, stage_title
 from hessprune.lab.settings import (
@@ -62,6 +63,22 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 def recipe_tables() -> str:
     """Return one table for each section of a recipe: key, default, meaning."""
     return "\n\n".join(_table(path, section) for path, section in SECTIONS.items())
+
+
+def reference_rows() -> str:
+    """Return a table for each stage of the public names: name, and the first line of its docstring."""
+    parts, stub = [], ROOT / "src" / "hessprune" / "__init__.pyi"
+    for block in stub.read_text("utf-8").split("\n\n")[1:]:
+        names = re.findall(r"(?:import |, )(\w+) as", block)
+        title = block.split("\n")[0].removeprefix("# ").partition(":")[0]
+        rows = [f"| `hp.{name}` | {_first_line(name)} |" for name in names]
+        parts.append("\n".join([f"### {title.capitalize()}", "", "| name | |", "|---|---|", *rows]) if rows else "")
+    return "\n\n".join(filter(None, parts))
+
+
+def _first_line(name: str) -> str:
+    value = getattr(hp, name)
+    return " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split()).replace("|", "\\|")
 
 
 def demo_rows() -> str:
@@ -121,6 +138,7 @@ BUILT = {
     ("oneshot.md", "finetuned"): partial(comparison_tables, "finetuned"),
     ("recipes.md", "keys"): recipe_tables,
     ("benchmarks.md", "claims"): benchmark_tables,
+    ("reference.md", "names"): reference_rows,
     ("../README.md", "summary"): summary_rows,
     ("../README.md", "demo"): demo_rows,
 }

@@ -4,6 +4,7 @@ TF32 is off wherever numbers are compared: torch rounds the inputs of convolutio
 """
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,10 +46,10 @@ def attention() -> nn.Module:
     return Attention().eval()
 
 
-def scores_on(device, model, method, **settings):
+def scores_on(device, model, method):
     model = copy.deepcopy(model).to(device)
     groups = hp.find_groups(model, images(2).to(device))
-    scores = hp.saliency(model, groups, batches(), method, settings=hp.Settings(**settings))
+    scores = hp.saliency(model, groups, batches(), method)
     return torch.cat([scores[group].cpu().double() for group in groups]), scores
 
 
@@ -69,18 +70,17 @@ def test_saliencies_are_those_of_the_processor(method, name):
 @pytest.mark.parametrize("estimator", ["exact", "rademacher", "hutchinson"])
 @pytest.mark.parametrize("precision", ["fp64", "bf16", "fp16"])
 def test_every_estimator_in_every_precision(precision, estimator):
-    options = hp.TraceOptions(num_probes=64) if estimator == "hutchinson" else None
-    run = {"estimator": estimator, "options": options}
-    here, _ = scores_on("cpu", network("resnet"), "hap", precision="fp64", **run)
-    there, _ = scores_on("cuda", network("resnet"), "hap", precision=precision, **run)
+    method = hp.HAP(estimator=estimator, num_probes=64 if estimator == "hutchinson" else None, precision="fp64")
+    here, _ = scores_on("cpu", network("resnet"), method)
+    there, _ = scores_on("cuda", network("resnet"), replace(method, precision=precision))
     assert float((there - here).norm() / here.norm()) < {"fp64": 1e-6, "bf16": 0.1, "fp16": 0.03}[precision]
 
 
 def test_a_memory_limit_changes_nothing():
-    run = {"estimator": "hutchinson", "precision": "fp64"}
-    whole, _ = scores_on("cuda", network("resnet"), "hap", options=hp.TraceOptions(num_probes=20), **run)
-    limited = hp.TraceOptions(num_probes=20, chunk_size=5)
-    torch.testing.assert_close(scores_on("cuda", network("resnet"), "hap", options=limited, **run)[0], whole)
+    method = hp.HAP(estimator="hutchinson", num_probes=20, precision="fp64")
+    whole, _ = scores_on("cuda", network("resnet"), method)
+    limited, _ = scores_on("cuda", network("resnet"), replace(method, memory_limit=64 << 20))
+    torch.testing.assert_close(limited, whole)
 
 
 @pytest.mark.parametrize("name", ["resnet", "densenet", "inverted", "attention"])

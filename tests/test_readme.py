@@ -17,9 +17,11 @@ import typer
 import hessprune
 from hessprune.lab.cli import app
 from hessprune.lab.recipe import load_recipe
-from hessprune.methods import METHODS
+from hessprune.methods.method import METHODS
+from hessprune.methods.table import load_methods
 
 ROOT = Path(__file__).parents[1]
+load_methods()
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -128,7 +130,7 @@ def is_top(path: str) -> bool:
 
 def test_every_method_is_described():
     table = (ROOT / "docs" / "saliencies.md").read_text("utf-8").split("## ")[0]
-    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == list(METHODS)
+    assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == set(METHODS)
     readme = (ROOT / "README.md").read_text("utf-8")
     assert not [method for method in METHODS if f"`{method}`" not in readme]
 

@@ -100,7 +100,7 @@ def test_it_is_one_line_and_exit_code_2(command, changes, message, folder, tmp_p
         (["run", "--set=finetune.lr=1.0e+30"], r"error: .*must be finite.*lower `lr`"),
         (["compare", "--budgets=0.001", "--methods=hap", "--seeds=0"], r"`budgets` must be reachable by one method"),
         (["compare", "--ignore=xyz"], r"`ignore` must name modules of the model, got 'xyz'"),
-        (["saliency", "--method=hap:hutchison"], r"got 'hutchison'. Did you mean 'hutchinson'\?"),
+        (["saliency", "--method=hap(estimator=hutchison)"], r"got 'hutchison'. Did you mean 'hutchinson'\?"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -2,123 +2,33 @@
 
 A model goes in at the top, a smaller model and a report come out at the bottom; between each pair of stages there is
 one small value that can be printed, saved and tested: groups → saliency → plan → surgery → fine-tune → export.
+
+The public names stand in `__init__.pyi`, by stage. Each is imported when it is first used.
 """
 
-# errors first: everything below may raise them
-from hessprune.errors import (
-    ArgumentError,
-    BudgetError,
-    CheckpointError,
-    DataError,
-    HessPruneError,
-    MissingDependencyError,
-    NumericalError,
-    OutputError,
-    RecipeError,
-    UnsupportedModelError,
-    VerificationError,
-)
-from hessprune.structure.groups import Frozen, Group, Groups, Slice
-from hessprune.structure.find import find_groups
-from hessprune.curvature import TraceOptions, TraceResult, Until
-from hessprune.methods import Saliency, Settings, hessian_trace, implant_losses, saliency
-from hessprune.costs.budget import Budget
-from hessprune.costs.model import Cost, cost
-from hessprune.planning.implants import Implant
-from hessprune.costs.latency_table import LatencyTable
-from hessprune.planning.plan import Plan, make_plan
-from hessprune.planning.ranking import Ranking
-from hessprune.planning.removal import removal_for
-from hessprune.surgery.apply import apply_plan
-from hessprune.surgery.compensation import compensate
-from hessprune.surgery.implants.fitting import fit_stand_ins
-from hessprune.surgery.verify import verify
-from hessprune.training import FinetuneConfig, finetune, reestimate_batchnorm
-from hessprune.deploy.evaluation import evaluate
-from hessprune.latency.measure import compare_latency, measure_latency
-from hessprune.deploy.export import export_onnx
-from hessprune.quantize import QatConfig, QuantizedModel, Scheme, calibrate, convert_qat, prepare_qat
-from hessprune.quantize import LayerSensitivity, choose_fp32_layers, quantization_sensitivity
-from hessprune.latency import LatencyTarget, latency_table
-from hessprune.surgery.checkpoint import load, save
-from hessprune.pruning.prune import PruneResult, prune
-from hessprune.lab.report.comparison import Comparison
-from hessprune.lab.comparing import CompareSettings
-from hessprune.lab.compare import compare
+import ast
+import importlib
+from pathlib import Path
+from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-__all__ = [
-    # one call
-    "prune",
-    "PruneResult",
-    # structure
-    "find_groups",
-    "Group",
-    "Groups",
-    "Slice",
-    "Frozen",
-    # curvature and saliency
-    "hessian_trace",
-    "TraceResult",
-    "TraceOptions",
-    "Until",
-    "saliency",
-    "implant_losses",
-    "Saliency",
-    "Settings",
-    # planning
-    "Budget",
-    "Ranking",
-    "Implant",
-    "cost",
-    "Cost",
-    "make_plan",
-    "Plan",
-    "removal_for",
-    # latency tables
-    "latency_table",
-    "LatencyTable",
-    "LatencyTarget",
-    # surgery and checkpoints
-    "apply_plan",
-    "verify",
-    "fit_stand_ins",
-    "compensate",
-    "save",
-    "load",
-    # training and evaluation
-    "finetune",
-    "FinetuneConfig",
-    "reestimate_batchnorm",
-    "evaluate",
-    "measure_latency",
-    "compare_latency",
-    "export_onnx",
-    # INT8
-    "prepare_qat",
-    "calibrate",
-    "convert_qat",
-    "QuantizedModel",
-    "QatConfig",
-    "quantization_sensitivity",
-    "LayerSensitivity",
-    "choose_fp32_layers",
-    "Scheme",
-    # whole runs
-    "compare",
-    "CompareSettings",
-    "Comparison",
-    # errors
-    "HessPruneError",
-    "ArgumentError",
-    "BudgetError",
-    "CheckpointError",
-    "DataError",
-    "MissingDependencyError",
-    "NumericalError",
-    "OutputError",
-    "RecipeError",
-    "UnsupportedModelError",
-    "VerificationError",
-]
+_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text("utf-8"))
+_IMPORTS = [node for node in _STUB.body if isinstance(node, ast.ImportFrom) and node.module != "hessprune"]
+_HOMES = {alias.name: node.module for node in _IMPORTS for alias in node.names}
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room."""
+    if name == "errors":
+        return importlib.import_module("hessprune.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hessprune' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(str(_HOMES[name])), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return [*__all__, "__version__", "errors"]

@@ -61,7 +61,7 @@ def test_joint_is_softened_where_curvature_decides(compensated):
     groups = hp.find_groups(model, x)
 
     def scores(**settings):
-        return hp.saliency(model, groups, batches, "joint", settings=hp.Settings(compensated=compensated, **settings))
+        return hp.saliency(model, groups, batches, hp.Joint(refit=compensated, **settings))
 
     temperature = softened(model, batches)[1]
     assert temperature > 1.5
@@ -69,5 +69,5 @@ def test_joint_is_softened_where_curvature_decides(compensated):
     torch.testing.assert_close(scores()[groups[0]], expected[groups[0]])
     assert scores().provenance["temperature"] == (1 if compensated else round(temperature, 4))
     assert not torch.allclose(scores(temperature=1)[groups[0]], scores(temperature=4)[groups[0]], rtol=0.1)
-    with pytest.raises(hp.ArgumentError, match="`temperature`"):
+    with pytest.raises(hp.errors.ArgumentError, match="`temperature`"):
         scores(temperature=0)

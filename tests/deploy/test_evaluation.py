@@ -59,7 +59,7 @@ def test_dense_targets_ignore_unlabelled_positions():
 def test_a_batch_without_labels_counts_for_nothing():
     known, unknown = (torch.eye(2), torch.tensor([0, 1])), (torch.eye(2), torch.tensor([-100, -100]))
     assert evaluate(nn.Identity(), [known, unknown]).loss == evaluate(nn.Identity(), [known]).loss
-    with pytest.raises(DataError, match="at least one label other than -100"):
+    with pytest.raises(DataError, match="at least one label that counts"):
         evaluate(nn.Identity(), [unknown])
 
 
@@ -96,14 +96,14 @@ def test_data_that_do_not_fit_are_named(batches, message):
 
 
 def test_a_model_with_one_output_is_refused():
-    with pytest.raises(DataError, match=r"must return logits of shape \(N, classes, \.\.\.\), got float32 \(2, 1\)"):
+    with pytest.raises(DataError, match=r"logits of shape \(N, classes, .* got float32 \(2, 1\)"):
         evaluate(nn.Linear(3, 1), [(torch.zeros(2, 3), torch.zeros(2).long())])
 
 
 def test_non_finite_logits_are_diagnosed():
     model = _net()
     nn.init.constant_(model[5].bias, float("nan"))
-    with pytest.raises(NumericalError, match=r"logits must be finite.*\(a\).*\(b\).*\(c\)"):
+    with pytest.raises(NumericalError, match=r"outputs must be finite.*\(a\).*\(b\).*\(c\)"):
         evaluate(model, _batches())
 
 
@@ -113,3 +113,39 @@ def test_a_model_on_an_accelerator_reads_batches_from_the_host():
     here, there = evaluate(_net(), _batches()), evaluate(_net().cuda(), _batches())
     assert there.num_samples == here.num_samples
     assert there.loss == pytest.approx(here.loss, rel=1e-4)
+
+
+def test_another_loss_sees_the_whole_output_and_any_targets():
+    class Two(nn.Module):
+        def forward(self, x):
+            return {"mean": x.mean(1), "sum": x.sum(1)}
+
+    batches = [(torch.ones(3, 2), {"mean": torch.zeros(3)}), (torch.ones(1, 2), {"mean": torch.zeros(1)})]
+
+    def loss(output, targets):
+        return (output["mean"] - targets["mean"]).abs().mean() * len(targets["mean"])
+
+    result = evaluate(Two(), batches, loss_fn=loss, metric=lambda output, _: float(output["sum"].mean()))
+    assert result.loss == pytest.approx((3 * 3 + 1) / 4)
+    assert (result.accuracy, result.metric, result.num_samples) == (None, 2.0, 4)
+
+
+def test_ignored_labels_of_a_cross_entropy_do_not_count():
+    logits, labels = torch.eye(4)[:, :3] * 5, torch.tensor([0, 1, 255, 0])
+    found = evaluate(nn.Identity(), [(logits, labels)], loss_fn=nn.CrossEntropyLoss(ignore_index=255))
+    expected = F.cross_entropy(logits, labels, ignore_index=255)
+    assert found.loss == pytest.approx(float(expected))
+    assert found.accuracy == pytest.approx(3 / 3)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64, "column"])
+def test_labels_of_any_integer_type_are_labels(kind):
+    labels = torch.tensor([0, 1])
+    labels = labels[:, None] if kind == "column" else labels.to(kind)
+    assert evaluate(nn.Identity(), [(torch.eye(2), labels)]).accuracy == 1
+
+
+def test_numbers_that_are_no_probabilities_are_not_taken_for_them():
+    with pytest.raises(DataError, match=r"must be class probabilities for cross-entropy.*loss_fn"):
+        evaluate(nn.Identity(), [(torch.eye(2), torch.eye(2) * 3)])
+    assert evaluate(nn.Identity(), [(torch.eye(2), torch.eye(2) * 3)], loss_fn=nn.MSELoss()).loss == 2

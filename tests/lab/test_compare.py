@@ -8,11 +8,10 @@ import hessprune as hp
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.progress import listening
 from hessprune.lab import compare as comparing
-from hessprune.lab import decisions
 from hessprune.lab.recipe import parse_recipe
 from hessprune.structure.find import find_groups
 from tests.cases import Plain, Residual, image, make
-from tests.pruning.test_prune import Killer
+from tests.lab.test_run import Killer
 
 RECIPE = parse_recipe({
     "threads": 1,
@@ -72,7 +71,7 @@ def test_draws_differ_and_compensation_helps(finished):
 
 def test_another_budget_measures_no_saliency_and_repeats_no_cell(finished, monkeypatch):
     out, found = finished
-    monkeypatch.setattr(decisions, "saliency", None)
+    monkeypatch.setattr("hessprune.pruning.prune.saliency", None)
     more = hp.compare(RECIPE, out, comparison=replace(ASKED, budgets=(0.6, 0.8), compensate=(False,)))
     again = {(cell.method, cell.budget, cell.seed): cell for cell in more.cells}
     assert len(again) == 8
@@ -86,8 +85,8 @@ def test_a_killed_comparison_continues_with_the_same_numbers(finished, tmp_path,
         hp.compare(RECIPE, tmp_path, comparison=asked)
     done = len(list((tmp_path / "stages").glob("6-cell-*/cell.json")))
     calls = []
-    prune_by = comparing.prune_by
-    monkeypatch.setattr(comparing, "prune_by", lambda *arguments: calls.append(1) or prune_by(*arguments))
+    pruned_by = comparing.pruned_by
+    monkeypatch.setattr(comparing, "pruned_by", lambda *arguments: calls.append(1) or pruned_by(*arguments))
     assert list(hp.compare(RECIPE, tmp_path, comparison=asked).cells) == expected
     assert len(calls) == len(expected) - done == 1
 

@@ -15,15 +15,15 @@ def store(tmp_path):
 
 def test_a_finished_stage_is_not_made_again(store):
     calls = []
-    first = store.run("1-a", lambda folder: calls.append(folder), {"x": 1})
-    again = StageStore(store.root).run("1-a", lambda folder: calls.append(folder), {"x": 1})
+    first = store.run("1-dense-a", lambda folder: calls.append(folder), {"x": 1})
+    again = StageStore(store.root).run("1-dense-a", lambda folder: calls.append(folder), {"x": 1})
     assert (len(calls), first.reused, again.reused) == (1, False, True)
     assert first.key == again.key
 
 
 def test_other_inputs_start_afresh(store):
-    store.run("1-a", lambda folder: (folder / "old").write_text(""), 1)
-    stage = store.run("1-a", lambda folder: (folder / "new").write_text(""), 2)
+    store.run("1-dense-a", lambda folder: (folder / "old").write_text(""), 1)
+    stage = store.run("1-dense-a", lambda folder: (folder / "new").write_text(""), 2)
     assert not stage.file("old").exists()
     assert stage.file("new").exists()
 
@@ -31,24 +31,27 @@ def test_other_inputs_start_afresh(store):
 def test_kept_by_content_results_stand_side_by_side(store):
     calls = []
     for value in (1, 2, 1):
-        stage = store.run("1-a", lambda folder: calls.append(folder), value, by_content=True)
-        assert stage.folder.name.startswith("1-a-")
+        stage = store.run("1-dense-a", lambda folder: calls.append(folder), value, by_content=True)
+        assert stage.folder.name.startswith("1-dense-a-")
     assert stage.reused
     assert len(calls) == 2
     side_by_side = StageStore(store.root, by_content=True)
-    assert side_by_side.run("1-a", calls.append, 2).reused
+    assert side_by_side.run("1-dense-a", calls.append, 2).reused
 
 
-def test_other_code_starts_afresh(store):
-    store.run("1-a", lambda folder: None, 1, code=("planning",))
-    assert store.run("1-a", lambda folder: None, 1, code=("planning",)).reused
-    assert not store.run("1-a", lambda folder: None, 1, code=("surgery",)).reused
+def test_a_version_raised_by_hand_starts_its_kind_afresh(store, monkeypatch):
+    monkeypatch.setattr("hessprune.lab.store.VERSIONS", {"plan": 1, "dense": 1})
+    for name in ("3-plan-a", "1-dense"):
+        store.run(name, lambda folder: None, 1)
+    monkeypatch.setattr("hessprune.lab.store.VERSIONS", {"plan": 2, "dense": 1})
+    assert not store.run("3-plan-a", lambda folder: None, 1).reused
+    assert store.run("1-dense", lambda folder: None, 1).reused
 
 
 def test_a_change_reaches_the_stages_that_depend_on_it_and_no_others(store):
     def build(setting):
-        first = store.run("1-a", lambda folder: None, setting)
-        return [store.run("2-b", lambda folder: None, first), store.run("2-c", lambda folder: None, "own")]
+        first = store.run("1-dense-a", lambda folder: None, setting)
+        return [store.run("3-plan-b", lambda folder: None, first), store.run("3-plan-c", lambda folder: None, "own")]
 
     build(1)
     assert [stage.reused for stage in build(2)] == [False, True]
@@ -60,18 +63,18 @@ def test_an_interrupted_stage_continues_with_what_it_left(store):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.run("1-a", interrupted, 1)
+        store.run("1-dense-a", interrupted, 1)
     seen = []
-    stage = store.run("1-a", lambda folder: seen.append((folder / "partial").read_text()), 1)
+    stage = store.run("1-dense-a", lambda folder: seen.append((folder / "partial").read_text()), 1)
     assert seen == ["half"]
     assert json.loads(stage.file("stage.json").read_text())["done"]
 
 
 @pytest.mark.parametrize("marker", ["", "{", "[1]", '{"key": 3}'])
 def test_a_broken_marker_starts_afresh(store, marker):
-    store.run("1-a", lambda folder: (folder / "old").write_text(""), 1)
-    (store.root / "1-a" / "stage.json").write_text(marker)
-    stage = store.run("1-a", lambda folder: None, 1)
+    store.run("1-dense-a", lambda folder: (folder / "old").write_text(""), 1)
+    (store.root / "1-dense-a" / "stage.json").write_text(marker)
+    stage = store.run("1-dense-a", lambda folder: None, 1)
     assert not stage.reused
     assert not stage.file("old").exists()
 

@@ -14,7 +14,8 @@ from hessprune.costs.model import CostModel
 from hessprune.methods import Saliency
 from hessprune.planning.implants import Implant, Options, implant_options
 from hessprune.planning.joint import select_jointly
-from hessprune.planning.plan import Plan, plan_removing
+from hessprune.planning.plan import Plan
+from hessprune.planning.planner import plan_removing
 from hessprune.planning.ranking import Ranking
 from hessprune.planning.zones import Zones, select_zones
 from hessprune.structure.groups import Groups
@@ -218,7 +219,7 @@ def test_given_units_can_be_implanted() -> None:
     ],
 )
 def test_wrong_settings(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(hp.ArgumentError, match=message):
+    with pytest.raises(hp.errors.ArgumentError, match=message):
         Implant(**arguments)
 
 
@@ -226,15 +227,17 @@ def test_what_is_missing_is_named() -> None:
     model = make(Plain)
     groups = hp.find_groups(model, X)
     plain = {group.name: torch.ones(group.num_units) for group in groups}
-    with pytest.raises(hp.ArgumentError, match=r"`implant`='auto' needs a saliency .* `implant_losses\(model, groups"):
+    with pytest.raises(
+        hp.errors.ArgumentError, match=r"`implant`='auto' needs a saliency .* `implant_losses\(model, groups"
+    ):
         hp.make_plan(model, groups, plain, hp.Budget(macs=0.6), example_inputs=X, implant="auto")
     linear = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     groups = hp.find_groups(linear, torch.zeros(1, 4))
     values, x = {"0": torch.ones(8)}, torch.zeros(1, 4)
-    with pytest.raises(hp.ArgumentError, match="no unit has a plain convolution with a kernel larger than 1"):
+    with pytest.raises(hp.errors.ArgumentError, match="no unit has a plain convolution with a kernel larger than 1"):
         hp.make_plan(linear, groups, values, hp.Budget(macs=0.6), example_inputs=x, implant=0.2)
 
 
 def test_out_of_reach_says_what_is_reachable() -> None:
-    with pytest.raises(hp.BudgetError, match="Ask for at least macs="):
+    with pytest.raises(hp.errors.BudgetError, match="Ask for at least macs="):
         zones_for(0, 0.01, Ranking(min_kept_fraction=0.5))

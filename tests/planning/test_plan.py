@@ -8,7 +8,8 @@ from hessprune.costs.budget import Budget
 from hessprune.errors import ArgumentError, BudgetError, CheckpointError
 from hessprune.methods.values import Saliency
 from hessprune.planning.inputs import describe_inputs
-from hessprune.planning.plan import Plan, fingerprint, make_plan
+from hessprune.planning.plan import Plan
+from hessprune.planning.planner import fingerprint, make_plan
 from hessprune.planning.ranking import Ranking
 from hessprune.structure.find import find_groups
 from tests.cases import Flatten, Grouped, Plain, Residual, image, make

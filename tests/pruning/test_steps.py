@@ -2,7 +2,10 @@ import pytest
 import torch
 
 import hessprune as hp
-from hessprune.pruning.steps import plan_stepwise
+from hessprune.foundation.batches import Rereadable
+from hessprune.pruning.memory import NoMemory
+from hessprune.pruning.prune import carry_out
+from hessprune.pruning.task import Task
 from hessprune.structure.remaining import remaining_groups
 from tests.cases import AWKWARD, Residual, image, make
 
@@ -27,34 +30,49 @@ def test_remaining_groups_prune_the_pruned_model(case: type[torch.nn.Module]) ->
     assert hp.cost(twice, x) == second.cost_after
 
 
-@pytest.mark.parametrize("method", ["magnitude", "joint"])
-def test_steps_meet_the_budget_and_the_floors(method: str) -> None:
-    model = make(Residual)
+class Plans(NoMemory):
+    """Remembers the budgets of the steps."""
+
+    def __init__(self) -> None:
+        self.budgets: list[dict] = []
+
+    def plan(self, settings, make):
+        self.budgets.append(settings["budget"])
+        return make()
+
+
+def task(model: torch.nn.Module, method: hp.Method, budget: hp.Budget, ranking: hp.Ranking, plans: Plans) -> Task:
+    return Task(
+        model=model,
+        example_inputs=X,
+        batches=Rereadable(BATCHES),
+        budget=budget,
+        method=method,
+        ranking=ranking,
+        memory=plans,
+    )
+
+
+@pytest.mark.parametrize("method", [hp.Magnitude(), hp.Joint(), hp.Joint(refit=False)], ids=str)
+def test_steps_meet_the_budget_and_the_floors(method: hp.Method) -> None:
+    model, plans = make(Residual), Plans()
     groups = hp.find_groups(model, X)
-    values = hp.saliency(model, groups, BATCHES, method)
-    ranking = hp.Ranking(min_kept_fraction=0.25)
-    limits: list[hp.Budget] = []
-
-    def remember(limit, plan, go_on):
-        limits.append(limit)
-        return go_on()
-
-    options = {"example_inputs": X, "values": values, "ranking": ranking, "remember": remember}
-    plan = plan_stepwise(model, groups, BATCHES, hp.Budget(macs=0.55), step=0.2, **options)
-    assert limits == [hp.Budget(macs=0.8), hp.Budget(macs=0.6), hp.Budget(macs=0.55)]
+    ranking = hp.Ranking(min_kept_fraction=0.25, step=0.2)
+    result = carry_out(task(model, method, hp.Budget(macs=0.55), ranking, plans), groups)
+    plan = result.plan
+    assert plans.budgets == [{"macs": 0.8}, {"macs": 0.6}, {"macs": 0.55}]
     assert plan.cost_after.macs <= 0.55 * plan.cost_before.macs
     assert all(4 * len(plan.kept[group.name]) >= group.num_units for group in groups)
-    assert plan.provenance["step"] == 0.2
+    assert plan.provenance["ranking"]["step"] == 0.2
     hp.apply_plan(model, plan)
 
 
 def test_one_step_is_make_plan() -> None:
-    model = make(Residual)
+    model, budget, plans = make(Residual), hp.Budget(macs=0.6), Plans()
     groups = hp.find_groups(model, X)
     values = hp.saliency(model, groups, BATCHES, "magnitude")
-    options = {"example_inputs": X, "values": values}
-    plan = plan_stepwise(model, groups, BATCHES, hp.Budget(macs=0.6), step=1.0, **options)
-    direct = hp.make_plan(model, groups, values, hp.Budget(macs=0.6), example_inputs=X)
-    assert plan.removed == direct.removed
-    with pytest.raises(hp.ArgumentError, match="`step` must be"):
-        plan_stepwise(model, groups, BATCHES, hp.Budget(macs=0.6), step=0.0, **options)
+    result = carry_out(task(model, hp.Magnitude(), budget, hp.Ranking(), plans), groups)
+    assert result.plan.removed == hp.make_plan(model, groups, values, budget, example_inputs=X).removed
+    assert plans.budgets == [{"macs": 0.6}]
+    with pytest.raises(hp.errors.ArgumentError, match="`step` must be"):
+        hp.Ranking(step=0.0)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import hessprune as hp
 from hessprune.layers.least_squares import STRENGTHS, ridge, solve
 from hessprune.layers.sums import Sums
-from hessprune.planning.plan import Plan, plan_removing
+from hessprune.planning.plan import Plan
+from hessprune.planning.planner import plan_removing
 from hessprune.surgery.compensation import compensate
 from tests.cases import AWKWARD, Flatten, Grouped, Inverted, Plain, Residual, Shared, Tokens, image, make
 
@@ -178,5 +179,5 @@ def test_where_it_does_not_help_the_model_stays() -> None:
 def test_one_shot_batches_are_refused() -> None:
     model, data = make(Plain), batches()
     plan = plan_for(model, data[0][0])
-    with pytest.raises(hp.DataError, match="must be re-iterable"):
+    with pytest.raises(hp.errors.DataError, match="must be re-iterable"):
         compensate(model, hp.apply_plan(model, plan), plan, iter(data))

@@ -1,4 +1,4 @@
-"""Accuracy and loss of a model, or of an ONNX file."""
+"""Accuracy, loss and metric of a model, or of an ONNX file."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from hessprune.deploy.onnx_model import OnnxModel
 from hessprune.errors import DataError, NumericalError
-from hessprune.foundation.checks import check_batches, check_labels
-from hessprune.foundation.modules import device_of, predict
+from hessprune.foundation.checks import check_batches
+from hessprune.foundation.losses import LossFn, as_cross_entropy, count_labelled, labels_for
+from hessprune.foundation.modules import device_of, forward, logits_of
 from hessprune.foundation.progress import track
 from hessprune.foundation.state import evaluation_mode, seeded
-from hessprune.foundation.trees import describe, leading_size, to_device
+from hessprune.foundation.trees import leading_size, tensors_in, to_device
 
-LossFn = Callable[[Tensor, Tensor], Tensor]
+Metric = Callable[[Any, Any], float]
+"""From a model's whole output and the targets of a batch to a number, the higher the better."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,102 +27,151 @@ class Evaluation:
     """How well a model does on a data set.
 
     Attributes:
-        accuracy: Fraction of right predictions over all labelled positions, in [0, 1].
-        loss: Mean loss over the same positions.
+        accuracy: Fraction of right predictions over all labelled positions, in [0, 1]; None where targets are no labels
+            of the outputs.
+        loss: Mean loss: over labelled positions for cross-entropy, over samples for another loss.
         num_samples: Samples read (a dense target counts once, whatever its number of positions).
+        metric: Mean of the metric over samples; None without one.
     """
 
-    accuracy: float
+    accuracy: float | None
     loss: float
     num_samples: int
+    metric: float | None = None
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The order of models: by metric or accuracy, the lower loss first among equals."""
+        best = self.accuracy if self.metric is None else self.metric
+        return (0.0 if best is None else best), -self.loss
 
 
-def evaluate(model: nn.Module | str | Path, batches: Iterable[Any], *, loss_fn: LossFn | None = None) -> Evaluation:
-    """Measure accuracy and mean loss in evaluation mode, in one pass over `batches`.
+def evaluate(
+    model: nn.Module | str | Path,
+    batches: Iterable[Any],
+    *,
+    loss_fn: LossFn | None = None,
+    metric: Metric | None = None,
+) -> Evaluation:
+    """Measure accuracy, mean loss and a metric in evaluation mode, in one pass over `batches`.
 
-    With logits z of shape (N, C, *K) and targets y of shape (N, *K), both are means over the M positions whose target
-    is not −100: `accuracy = 1/M Σ [argmax z = y]` and `loss = 1/M Σ loss(z, y)`. Floating-point targets of shape
-    (N, C, *K) are class probabilities; their label is the most probable class. Leaves mode and random state untouched.
+    With logits z of shape (N, C, *K) and labels y of shape (N, *K), accuracy and cross-entropy are means over the M
+    positions whose label is not ignored: `accuracy = 1/M Σ [argmax z = y]` and `loss = 1/M Σ loss(z, y)`. Class
+    probabilities of shape (N, C, *K) are labels too; the most probable class counts. Any other `loss_fn` sees the
+    model's whole output and the targets as they are, and its means over batches are averaged by samples. Mode and
+    random state stay as they were.
 
     Args:
         model: The model, on any device, or the path of an ONNX file.
         batches: Re-iterable of (inputs, targets).
-        loss_fn: `(logits, targets) → mean loss of the batch`; cross-entropy by default.
+        loss_fn: `(output, targets) → mean loss of the batch`; cross-entropy if None.
+        metric: `(output, targets) → mean of the batch`, the higher the better.
 
     Returns:
-        Accuracy, loss and the number of samples.
+        Accuracy, loss, metric and the number of samples.
 
     Raises:
         ArgumentError: The path is not that of an ONNX file.
         DataError: The batches are empty or one-shot, do not fit the model, or hold labels out of range.
         MissingDependencyError: A path is given and ONNX Runtime is not installed.
-        NumericalError: Some logits are NaN or infinite.
+        NumericalError: Some outputs are NaN or infinite.
 
     Example:
+        >>> import torch, hessprune as hp
         >>> batches = [(torch.eye(2), torch.tensor([0, 1])), (torch.eye(2), torch.tensor([1, 1]))]
-        >>> evaluate(nn.Identity(), batches).accuracy
+        >>> hp.evaluate(torch.nn.Identity(), batches).accuracy
         0.75
     """
-    correct = positions = num_samples = 0
-    total_loss = 0.0
+    totals = _Totals(loss_fn, metric)
     model = model if isinstance(model, nn.Module) else OnnxModel(model)
     device = device_of(model)
     with seeded(0), evaluation_mode(model), torch.no_grad():
         check_batches(batches)
         for inputs, targets in track(batches, "evaluating"):
-            logits = predict(model, to_device(inputs, device))
-            check_targets(logits, targets)
-            _check_finite(logits)
-            targets, labelled = targets.to(device), count_labelled(targets)
-            num_samples += leading_size(inputs)
-            if labelled:
-                positions += labelled
-                correct += _count_correct(logits, targets)
-                total_loss += float((loss_fn or cross_entropy)(logits, targets)) * labelled
-    if not positions:
-        raise DataError("`batches` must hold at least one label other than -100, got none. Check the targets.")
-    return Evaluation(accuracy=correct / positions, loss=total_loss / positions, num_samples=num_samples)
+            output = forward(model, to_device(inputs, device))
+            _check_finite(output)
+            totals.add(output, to_device(targets, device), leading_size(inputs))
+    return totals.result()
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Return the mean cross-entropy in at least float32; integer targets of any width."""
-    targets = targets if targets.is_floating_point() else targets.long()
+class _Totals:
+    """Sums over batches."""
+
+    def __init__(self, loss_fn: LossFn | None, metric: Metric | None) -> None:
+        self.loss_fn, self.metric, self.entropy = loss_fn, metric, as_cross_entropy(loss_fn)
+        self.correct = self.labelled = self.samples = 0
+        self.loss = self.weight = self.score = 0.0
+        self.has_labels = True
+
+    def add(self, output: Any, targets: Any, samples: int) -> None:
+        """Add one batch."""
+        self.samples += samples
+        if self.metric is not None:
+            self.score += float(self.metric(output, targets)) * samples
+        if self.entropy is not None:
+            self._add_labels(logits_of(output), targets, self.entropy)
+        else:
+            assert self.loss_fn is not None
+            self.loss += float(self.loss_fn(output, targets)) * samples
+            self.weight += samples
+            self._count_if_labels(output, targets)
+
+    def result(self) -> Evaluation:
+        """Return the means.
+
+        Raises:
+            DataError: No label counts.
+        """
+        if not self.weight:
+            raise DataError("`batches` must hold at least one label that counts, got none. Check the targets.")
+        accuracy = self.correct / self.labelled if self.has_labels and self.labelled else None
+        metric = None if self.metric is None else self.score / self.samples
+        return Evaluation(accuracy=accuracy, loss=self.loss / self.weight, num_samples=self.samples, metric=metric)
+
+    def _add_labels(self, logits: Tensor, targets: Any, entropy: nn.CrossEntropyLoss) -> None:
+        targets = labels_for(logits, targets, ignore_index=entropy.ignore_index)
+        if labelled := count_labelled(targets, entropy.ignore_index):
+            loss = entropy_of(logits, targets, entropy)
+            self.loss, self.weight = self.loss + float(loss) * labelled, self.weight + labelled
+            self._count(logits, targets, entropy.ignore_index)
+
+    def _count(self, logits: Tensor, targets: Tensor, ignore_index: int) -> None:
+        labels = targets.argmax(1) if targets.is_floating_point() else targets
+        counted = labels != ignore_index
+        self.labelled += int(counted.sum())
+        self.correct += int(((logits.argmax(1) == labels) & counted).sum())
+
+    def _count_if_labels(self, output: Any, targets: Any) -> None:
+        """Count right predictions where the targets are integer labels of the outputs, whatever the loss."""
+        logits = logits_of(output)
+        is_label = isinstance(targets, Tensor) and not targets.is_floating_point() and logits.dim() >= 2
+        self.has_labels &= is_label and targets.shape == (*logits.shape[:1], *logits.shape[2:])
+        if self.has_labels:
+            self._count(logits, targets, -100)
+
+
+def entropy_of(logits: Tensor, targets: Tensor, loss: nn.CrossEntropyLoss, smoothing: float | None = None) -> Tensor:
+    """Return the mean cross-entropy as a module computes it, in at least float32; smoothing may be given instead."""
+    weight = None if loss.weight is None else loss.weight.to(logits.device)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    return F.cross_entropy(
+        logits,
+        targets if not targets.is_floating_point() else targets.to(logits),
+        weight=weight if weight is None else weight.to(logits),
+        ignore_index=loss.ignore_index,
+        label_smoothing=loss.label_smoothing if smoothing is None else smoothing,
+    )
 
 
-def check_targets(logits: Tensor, targets: Tensor, name: str = "batches") -> None:
-    """Raise unless `logits` and `targets` belong together.
-
-    Raises:
-        DataError: Shapes differ or labels are out of range.
-    """
-    per_position = (*logits.shape[:1], *logits.shape[2:])
-    if logits.dim() < 2 or logits.shape[1] < 2:
-        raise DataError(f"the model must return logits of shape (N, classes, ...), got {describe(logits)}.")
-    if tuple(targets.shape) != (tuple(logits.shape) if targets.is_floating_point() else per_position):
-        raise DataError(
-            f"targets in `{name}` must hold one integer label (or one row of probabilities) per output, got "
-            f"{describe(targets)} for logits {describe(logits)}. Give labels of shape {per_position}."
-        )
-    check_labels(targets, logits.shape[1], name)
-
-
-def _check_finite(logits: Tensor) -> None:
-    if not bool(torch.isfinite(logits).all()):
+def _check_finite(output: Any) -> None:
+    if not all(
+        bool(torch.isfinite(tensor).all()) for tensor in tensors_in(_tree(output)) if tensor.is_floating_point()
+    ):
         raise NumericalError(
-            "logits must be finite, got NaN or infinity. Likely (a) weights that diverged: take an earlier checkpoint; "
-            "(b) inputs that hold NaN: check their scale; (c) fp16 overflow: use fp32 or bf16."
+            "outputs must be finite, got NaN or infinity. Likely (a) weights that diverged: take an earlier "
+            "checkpoint; (b) inputs that hold NaN: check their scale; (c) fp16 overflow: use fp32 or bf16."
         )
 
 
-def count_labelled(targets: Tensor) -> int:
-    """Return the number of positions with a label: all but those marked −100."""
-    if targets.is_floating_point():
-        return targets.numel() // targets.shape[1]
-    return int((targets != -100).sum())
-
-
-def _count_correct(logits: Tensor, targets: Tensor) -> int:
-    labels = targets.argmax(1) if targets.is_floating_point() else targets
-    return int((logits.argmax(1) == labels).sum())  # −100 never equals a class
+def _tree(output: Any) -> Any:
+    return output if isinstance(output, Tensor | dict | tuple | list) else vars(output)

@@ -46,6 +46,24 @@ def check_range(name: str, value: float, *, low: float, high: float = float("inf
         raise ArgumentError(f"`{name}` must be {kind} {bound}, got {value!r}.")
 
 
+def check_rereadable(batches: Any, name: str = "batches") -> None:
+    """Raise unless `batches` can be iterated again and again.
+
+    Raises:
+        DataError: `batches` is a one-shot generator, or cannot be iterated.
+
+    Example:
+        >>> check_rereadable([1, 2])
+    """
+    if isinstance(batches, Iterator):
+        raise DataError(
+            f"`{name}` must be re-iterable, got a one-shot {type(batches).__name__}: curvature, fine-tuning and "
+            f"evaluation each read it from the start. Pass a list, a DataLoader, or `list({name})`."
+        )
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise DataError(f"`{name}` must be an iterable of batches, got {batches!r}. Pass a list or a DataLoader.")
+
+
 def check_batches(batches: Iterable[Any], name: str = "batches") -> None:
     """Raise unless `batches` can be iterated again and again and yields `(inputs, targets)` pairs.
 
@@ -55,11 +73,7 @@ def check_batches(batches: Iterable[Any], name: str = "batches") -> None:
     Example:
         >>> check_batches([(torch.zeros(2, 3), torch.zeros(2))])
     """
-    if isinstance(batches, Iterator):
-        raise DataError(
-            f"`{name}` must be re-iterable, got a one-shot {type(batches).__name__}: curvature, fine-tuning and "
-            f"evaluation each read it from the start. Pass a list, a DataLoader, or `list({name})`."
-        )
+    check_rereadable(batches, name)
     first = next(iter(batches), None)
     if first is None:
         raise DataError(f"`{name}` must hold at least one (inputs, targets) pair, got none. Check path and split.")

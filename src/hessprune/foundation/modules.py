@@ -38,13 +38,18 @@ def logits_of(output: Any) -> Tensor:
 
 
 def predict(model: nn.Module, inputs: Any, name: str = "batches") -> Tensor:
-    """Return the logits of `model` on `inputs`; inputs that do not fit are named instead of torch's traceback.
+    """Return the logits of `model` on `inputs`, with the errors of `forward`."""
+    return logits_of(forward(model, inputs, name))
+
+
+def forward(model: nn.Module, inputs: Any, name: str = "batches") -> Any:
+    """Return the whole output of `model` on `inputs`; inputs that do not fit are named instead of torch's traceback.
 
     Raises:
         DataError: The forward pass fails; the message holds the shapes, the module and torch's own reason.
     """
     try:
-        return logits_of(call_model(model, inputs))
+        return call_model(model, inputs)
     except _OTHER_CAUSES:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:

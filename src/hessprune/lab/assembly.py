@@ -10,8 +10,9 @@ import torch
 
 from hessprune.foundation.files import read_json
 from hessprune.foundation.machine import cpu_name
-from hessprune.lab.context import Decision, Model, Run
+from hessprune.lab.context import Model, Run
 from hessprune.lab.data.dataset import SPLITS
+from hessprune.lab.pruned import Pruned
 from hessprune.lab.report.run_report import (
     CurvePoint,
     EpochPoint,
@@ -33,7 +34,7 @@ _PACKAGES = ("hessprune", "torch", "numpy", "safetensors", "onnx", "onnxruntime"
 
 def assemble(
     run: Run,
-    decision: Decision,
+    pruned: Pruned,
     models: Mapping[str, Model],
     *,
     measured: Mapping[str, Mapping[str, Any]],
@@ -44,7 +45,7 @@ def assemble(
 
     Args:
         run: Settings and data.
-        decision: Of the recipe's own method.
+        pruned: The recipe's own method.
         models: The models of the report, `dense` first.
         measured: Accuracy and cost, of these models and of the baselines.
         latency: Timings, of these models.
@@ -58,11 +59,11 @@ def assemble(
         baselines={name: result for name, result in results.items() if name not in models},
         validation={name: values["validation_accuracy"] for name, values in measured.items()},
         curve=tuple(CurvePoint(**point) for point in curve),
-        layers=layer_widths(decision.plan, list(models["dense"].model.state_dict())),
-        estimate=estimate_of(decision.saliency),
-        saliency=group_saliencies(decision.plan, decision.saliency),
+        layers=layer_widths(pruned.plan, list(models["dense"].model.state_dict())),
+        estimate=estimate_of(pruned.saliency),
+        saliency=group_saliencies(pruned.plan, pruned.saliency),
         history={_TRAINED[name]: epoch_points(model.history) for name, model in models.items() if model.history},
-        plan=_plan_summary(decision.plan),
+        plan=_plan_summary(pruned.plan),
         settings=settings.to_json(),
         seeds=_seeds(run),
         versions=versions(),
@@ -77,7 +78,7 @@ def layer_widths(plan: Plan, order: Sequence[str]) -> tuple[LayerWidth, ...]:
     """Return dense, kept and implanted output channels of every layer that produces units.
 
     Args:
-        plan: The decision.
+        plan: The pruned.
         order: Parameter names in the model's order.
     """
     kept = plan.kept

@@ -79,14 +79,14 @@ def inspect(
     _show_json(found.to_json()) if as_json else terminal.print_inspection(found)
 
 
-@app.command(epilog="Example: [bold]hessprune saliency recipes/digits.yaml --method hap:rademacher --top 5[/]")
+@app.command(epilog="Example: [bold]hessprune saliency recipes/digits.yaml --method magnitude --top 5[/]")
 def saliency(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe: data, model, weights.")],
     out: Out = None,
     data_root: DataRoot = Path(),
     overrides: Overrides = None,
     method: Annotated[
-        str | None, typer.Option(help="In place of the recipe's, such as joint or hap:hutchinson.")
+        str | None, typer.Option(help="In place of the recipe's, such as joint or 'hap(estimator=hutchinson)'.")
     ] = None,
     ignore: Ignore = None,
     top: Annotated[int, typer.Option(min=1, help="Units to name in each group, at either end.")] = 3,
@@ -113,7 +113,7 @@ def compare(
     data_root: DataRoot = Path(),
     overrides: Overrides = None,
     methods: Annotated[
-        str | None, typer.Option(help="Such as random,hap:hutchinson:probes=300,joint,joint:implant")
+        str | None, typer.Option(help="Such as 'random,hap(estimator=hutchinson),joint; step=0.2'")
     ] = None,
     budgets: Annotated[str | None, typer.Option(help="Kept shares, such as 0.75,0.5")] = None,
     quantity: Annotated[str | None, typer.Option(help="What budgets are shares of: macs, params or units.")] = None,
@@ -155,12 +155,12 @@ def _run(recipe: Path, out: Path, data_root: Path, overrides: list[str] | None, 
     """Run a recipe and show its report."""
     from hessprune.lab import terminal
     from hessprune.lab.recipe import load_recipe, write_recipe
-    from hessprune.pruning import prune as pipeline
+    from hessprune.lab.run import run as run_recipe
 
     with terminal.session(resumable=True):
         settings = load_recipe(recipe, overrides or ())
         write_recipe(settings, out / "recipe.yaml")
-        report = pipeline.run(settings, out, data_root=data_root)
+        report = run_recipe(settings, out, data_root=data_root)
     _show_json(report.to_json()) if as_json else terminal.print_report(report, out)
 
 

@@ -1,7 +1,7 @@
 """Compare methods on one model: every cell is written when it is done, so the same command continues."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -14,18 +14,22 @@ from hessprune.costs.model import cost
 from hessprune.deploy.evaluation import evaluate
 from hessprune.errors import BudgetError, UnsupportedModelError
 from hessprune.foundation.checks import optional_import
-from hessprune.foundation.files import read_json, writable_folder, write_json
+from hessprune.foundation.files import read_json, sha256, writable_folder, write_json
 from hessprune.foundation.progress import Bar, progress_bar
 from hessprune.foundation.state import torch_threads
 from hessprune.lab.assembly import environment, versions
-from hessprune.lab.comparing import CompareSettings, parse_method
-from hessprune.lab.context import Decision, Model, Run, open_run
-from hessprune.lab.decisions import PRUNING_CODE, decide, prune_by
-from hessprune.lab.identity import CODE
+from hessprune.lab.comparing import CompareSettings, parse_row, prune_with
+from hessprune.lab.context import Model, Run, open_run
+from hessprune.lab.memory import StageMemory, folder_name
+from hessprune.lab.pruned import task_of
 from hessprune.lab.report.comparison import Cell, Comparison
 from hessprune.lab.settings import RunSettings
 from hessprune.lab.stages import dense_model, trained
 from hessprune.lab.store import StageStore
+from hessprune.planning.plan import Plan
+from hessprune.pruning.prune import decide
+from hessprune.pruning.recovery import pruned_by
+from hessprune.pruning.task import Task
 from hessprune.structure.find import find_groups
 from hessprune.structure.groups import Groups
 
@@ -78,8 +82,10 @@ def _compare(run: Run, asked: CompareSettings) -> Comparison:
     unreachable: dict[str, None] = {}
     with progress_bar("comparing", _num_cells(asked)) as bar:
         for job, label, budget in _jobs(run, asked):
+            memory = StageMemory(job, dense, groups, label)
             try:
-                decision = decide(job, dense, groups, job.settings.prune.method)
+                task = task_of(job, dense, job.settings.prune.method, job.settings.prune.budget, memory)
+                _, plan = decide(task, groups)
             except BudgetError as error:  # below what the floors allow: the table says so and goes on
                 unreachable[f"{label}: {error}"] = None
                 continue
@@ -87,7 +93,7 @@ def _compare(run: Run, asked: CompareSettings) -> Comparison:
             tried = (rates[row],) if row in rates else _rates(run, asked)
             own = [
                 Cell(method=label, budget=budget, seed=job.settings.seed, **found)
-                for found in _cells(job, asked, dense, decision, bar, (None, *tried))
+                for found in _cells(_Row(job, asked, dense, task, plan, label), bar, (None, *tried))
             ]
             if tried:
                 rates[row] = max(own[1:], key=lambda cell: cell.validation_accuracy or 0).lr
@@ -131,31 +137,42 @@ def _jobs(run: Run, asked: CompareSettings) -> Iterator[tuple[Run, str, float]]:
         data = run.data.with_calibration(seed)
         for label in asked.methods:
             for budget, compensate in product(asked.budgets, asked.compensate):
-                allowed = Budget(**{asked.quantity: budget})
-                prune = replace(run.settings.prune, budget=allowed, compensate=compensate, **parse_method(label))
+                allowed = Budget.keeping(asked.quantity, budget)
+                prune = replace(run.settings.prune, budget=allowed, compensate=compensate)
+                prune = prune_with(prune, *parse_row(label))
                 yield replace(run, data=data, settings=replace(run.settings, seed=seed, prune=prune)), label, budget
 
 
-def _cells(
-    run: Run, asked: CompareSettings, dense: Model, decision: Decision, bar: Bar, rates: tuple[float | None, ...]
-) -> Iterator[dict[str, Any]]:
-    """Yield everything measured under one decision: fine-tuned at each rate, one-shot where it is None."""
-    kept = {quantity: decision.plan.kept_fraction(quantity) for quantity in ("macs", "params", "units")}
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One method at one budget on one draw."""
+
+    run: Run
+    asked: CompareSettings
+    dense: Model
+    task: Task
+    plan: Plan
+    label: str
+
+
+def _cells(row: _Row, bar: Bar, rates: tuple[float | None, ...]) -> Iterator[dict[str, Any]]:
+    """Yield everything measured under one plan: fine-tuned at each rate, one-shot where the rate is None."""
+    kept = {quantity: row.plan.kept_fraction(quantity) for quantity in ("macs", "params", "units")}
     for lr in rates:
-        found = _cell(run, asked, dense, decision, lr)
-        bar.advance(note=f"{decision.method} {decision.plan.budget.value:.0%} {found['accuracy']:.1%}")
-        compensated = run.settings.prune.compensate
-        yield {"compensated": compensated, "epochs": 0 if lr is None else asked.epochs, "lr": lr, **kept, **found}
+        cell = _cell(row, lr)
+        bar.advance(note=f"{row.label}, {kept[row.asked.quantity]:.0%}: {cell['accuracy']:.1%}")
+        epochs = 0 if lr is None else row.asked.epochs
+        yield {"compensated": row.task.compensate, "epochs": epochs, "lr": lr, **kept, **cell}
 
 
-def _cell(run: Run, asked: CompareSettings, dense: Model, decision: Decision, lr: float | None) -> dict[str, Any]:
-    """Measure one model, one-shot without `lr`; read again if it was measured before."""
-    compensated = run.settings.prune.compensate
-    shared = (decision.planned, dense.stage, compensated, *run.data_key)
+def _cell(row: _Row, lr: float | None) -> dict[str, Any]:
+    """Measure one model, one-shot without `lr`; read it again if it was measured before."""
+    run, asked, name = row.run, row.asked, folder_name(row.label)
+    shared = (sha256(row.plan.to_json()), row.dense.stage, row.task.compensate, *run.data_key)
 
     @cache
     def start() -> nn.Module:
-        return prune_by(run, dense.model, decision.plan)
+        return pruned_by(row.task, row.plan)
 
     def make(folder: Path) -> None:
         best = None
@@ -163,15 +180,14 @@ def _cell(run: Run, asked: CompareSettings, dense: Model, decision: Decision, lr
             model = start()
         else:
             config = replace(run.settings.finetune, epochs=asked.epochs, lr=lr)
-            teacher = dense.model if config.distill_weight > 0 else None
-            tuned = trained(run, f"5-finetuned-{decision.method}", start, config, inputs=shared, teacher=teacher)
+            teacher = row.dense.model if config.distill_weight > 0 else None
+            tuned = trained(run, f"5-finetuned-{name}", start, config, inputs=shared, teacher=teacher)
             model, best = tuned.model, max(record["validation_accuracy"] for record in tuned.history)
-        found = evaluate(model, run.batches(asked.split))
+        found = evaluate(model, run.batches(asked.split), loss_fn=run.loss_fn)
         write_json(folder / "cell.json", {"accuracy": found.accuracy, "loss": found.loss, "validation_accuracy": best})
 
     tuning = None if lr is None else [asked.epochs, lr, run.settings.to_json()["finetune"]]
-    code = PRUNING_CODE if lr is None else CODE
-    stage = run.store.run(f"6-cell-{decision.method}", make, *shared, asked.split, tuning, code=code)
+    stage = run.store.run(f"6-cell-{name}", make, *shared, asked.split, tuning)
     return read_json(stage.file("cell.json"))
 
 
@@ -179,10 +195,10 @@ def _dense(run: Run, asked: CompareSettings, dense: Model, groups: Groups) -> di
     """Return what the model does and costs before pruning."""
 
     def make(folder: Path) -> None:
-        found = evaluate(dense.model, run.batches(asked.split))
+        found = evaluate(dense.model, run.batches(asked.split), loss_fn=run.loss_fn)
         write_json(folder / "cell.json", {"accuracy": found.accuracy, "loss": found.loss})
 
-    stage = run.store.run("6-cell-dense", make, dense.stage, asked.split, *run.data_key, code=PRUNING_CODE)
+    stage = run.store.run("6-cell-dense", make, dense.stage, asked.split, *run.data_key)
     counted = cost(dense.model, run.example)
     units = sum(group.num_units for group in groups)
     return read_json(stage.file("cell.json")) | {"macs": counted.macs, "params": counted.params, "units": units}

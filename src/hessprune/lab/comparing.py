@@ -4,21 +4,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+from hessprune.costs.budget import Budget
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_choice, check_range, nearest
-from hessprune.methods.table import METHODS
+from hessprune.lab.settings import PruneSettings
+from hessprune.methods.text import as_method, split_methods
 from hessprune.planning.implants import Implant
 
 T = TypeVar("T")
-ESTIMATORS = ("exact", "rademacher", "hutchinson")
-PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
-IMPLANTS = {
-    "implant": Implant(),
-    "implant=fitted": Implant(start="fitted"),
-    "implant=centre": Implant(start="centre"),
-    "implant=zero": Implant(start="zero"),
-}
-NUMBERS = {"probes": ("num_probes", int), "step": ("step", float), "temperature": ("temperature", float)}
+OPTIONS = ("step", "implant", "start", "rank")
+"""Settings of `prune` that a row may change: step of the ranking; share, start and rank of implants."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,9 +21,9 @@ class CompareSettings:
     """Methods × budgets × draws, on one model.
 
     Attributes:
-        methods: Saliencies by name, with what differs from the recipe behind colons: `"hap:hutchinson:probes=300"`,
-            `"hap:hutchinson:bf16"`, `"joint:step=0.2"`, `"joint:temperature=4"`, `"joint:implant"`,
-            `"joint:implant=zero"`.
+        methods: One row each: a criterion with its options, such as `"hap(estimator=hutchinson)"`, and behind
+            semicolons the settings of `prune` that the row changes, such as `"joint; step=0.2"` or
+            `"joint; implant=0.1; start=zero"`.
         budgets: Kept shares of `quantity`, in (0, 1].
         quantity: `"macs"`, `"params"`, or `"units"`: the last counts channels alike and ignores what they cost.
         seeds: Each draws its own calibration images from the training images.
@@ -57,8 +52,8 @@ class CompareSettings:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ArgumentError(f"`{name}` must name at least one and none twice, got {list(values)!r}.")
-        for method in self.methods:
-            parse_method(method)
+        for row in self.methods:
+            parse_row(row)
         for budget in self.budgets:
             if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
                 raise ArgumentError(f"`budgets` must be kept shares in (0, 1], got {budget!r}. Write 0.5 to keep half.")
@@ -84,44 +79,57 @@ class CompareSettings:
             (0.5, 0.25)
         """
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        for name, read in {"methods": str, "budgets": float, "seeds": int, "lrs": float}.items():
+        for name, read in {"budgets": float, "seeds": int, "lrs": float}.items():
             if name in given:
                 given[name] = _items(name, given[name], read)
+        if "methods" in given:
+            given["methods"] = split_methods(given["methods"])
         if "compensate" in given:
             given["compensate"] = (given["compensate"],)
         return replace(cls(), **given | {"ignore": tuple(given.get("ignore", ()))})
 
 
-def parse_method(text: str) -> Mapping[str, Any]:
-    """Return the settings of `prune` that a method's name and its options stand for.
+def parse_row(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the method of a row, and the settings of `prune` that it changes.
 
     Raises:
-        ArgumentError: There is no such method or option.
+        ArgumentError: There is no such method or setting, or the setting cannot have this value.
 
     Example:
-        >>> parse_method("hap:hutchinson:probes=300")
-        {'method': 'hap', 'estimator': 'hutchinson', 'num_probes': 300}
+        >>> from hessprune.lab.comparing import parse_row
+        >>> parse_row("joint; step=0.2")
+        ('joint', {'step': 0.2})
     """
-    name, *options = text.split(":")
-    check_choice("methods", name, METHODS)
-    changes: dict[str, Any] = {"method": name}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if key in ESTIMATORS and not equals:
-            changes["estimator"] = key
-        elif key in PRECISIONS and not equals:
-            changes["precision"] = key
-        elif option in IMPLANTS:
-            changes["implant"] = IMPLANTS[option]
-        elif key in NUMBERS and _is_positive(value):
-            field, read = NUMBERS[key]
-            changes[field] = read(value)
-        else:
-            known = [*ESTIMATORS, *PRECISIONS, *IMPLANTS, *(f"{number}=N" for number in NUMBERS)]
-            raise ArgumentError(
-                f"option of method {name!r} must be one of {', '.join(known)}, got {option!r}.{nearest(option, known)}"
-            )
-    return changes
+    method, *settings = (part.strip() for part in text.split(";"))
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        name, _, value = (part.strip() for part in setting.partition("="))
+        if name not in OPTIONS or not value:
+            listed = ", ".join(f"{option}=VALUE" for option in OPTIONS)
+            raise ArgumentError(f"a row of `methods` must change {listed}, got {setting!r}.{nearest(name, OPTIONS)}")
+        changes[name] = _number(value)
+    prune_with(PruneSettings(budget=Budget(macs=0.5)), str(as_method(method)), changes)
+    return method, changes
+
+
+def prune_with(prune: PruneSettings, method: str, changes: Mapping[str, Any]) -> PruneSettings:
+    """Return settings of pruning as a row changes them."""
+    ranking, implant = prune.ranking, prune.implant
+    if "step" in changes:
+        ranking = replace(ranking, step=changes["step"])
+    form = {"share" if name == "implant" else name: value for name, value in changes.items() if name != "step"}
+    if form:
+        implant = replace(implant or Implant(share=0.1), **form)
+    return replace(prune, method=method, ranking=ranking, implant=implant)
+
+
+def _number(text: str) -> Any:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _items(name: str, text: str, read: Callable[[str], T]) -> tuple[T, ...]:
@@ -130,7 +138,3 @@ def _items(name: str, text: str, read: Callable[[str], T]) -> tuple[T, ...]:
         return tuple(read(part.strip()) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise ArgumentError(f"`{name}` must be numbers with commas, got {text!r}. Write for example 1,2.") from error
-
-
-def _is_positive(text: str) -> bool:
-    return text.replace(".", "", 1).isdecimal() and float(text) > 0

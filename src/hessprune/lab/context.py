@@ -1,4 +1,4 @@
-"""What the stages of a run share, and the values that they hand to each other."""
+"""What the stages of a run share, and the models that they hand to each other."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError
-from hessprune.lab.data import Dataset, ImageBatches, load_dataset
-from hessprune.lab.data.dataset import Split
-from hessprune.lab.models import build_model
+from hessprune.lab.data.batches import ImageBatches
+from hessprune.lab.data.dataset import Dataset, Split
+from hessprune.lab.data.sources import load_dataset
+from hessprune.lab.losses import loss_by_name
+from hessprune.lab.models.registry import build_model
 from hessprune.lab.settings import RunSettings
 from hessprune.lab.store import Stage, StageStore
-from hessprune.methods.values import Saliency
-from hessprune.planning.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +36,13 @@ class Run:
     @property
     def baselines(self) -> tuple[str, ...]:
         """Return the methods that stand beside the recipe's own."""
-        wanted = self.settings.report.baselines
-        return tuple(m for m in ("magnitude", "random") if wanted and m != self.settings.prune.method)
+        asked = self.settings.report.baselines
+        return tuple(name for name in ("magnitude", "random") if asked and name != self.settings.prune.method)
+
+    @property
+    def loss_fn(self) -> Any:
+        """The loss of the recipe; None is cross-entropy."""
+        return loss_by_name(self.settings.loss)
 
     def batches(self, split: Split) -> ImageBatches:
         """Return a split in its own order, without augmentation."""
@@ -51,9 +56,10 @@ class Run:
 
     @property
     def data_key(self) -> list[Any]:
-        """What stages that read the data depend on."""
-        data = self.data
-        return [data.fingerprint, data.mean, data.std, self.settings.data.batch_size, self.device.type]
+        """The data, their reading and the loss, for stages that depend on them."""
+        data, settings = self.data, self.settings
+        key = [data.fingerprint, data.mean, data.std, settings.data.batch_size, self.device.type]
+        return key if settings.loss == "cross_entropy" else [*key, settings.loss]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,21 +69,6 @@ class Model:
     model: nn.Module
     stage: Stage
     history: Sequence[Mapping[str, Any]] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
-    """The saliencies of one method, and the plan at the run's budget."""
-
-    saliency: Saliency
-    plan: Plan
-    scored: Stage
-    planned: Stage
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return self.saliency.provenance["method"]
 
 
 def open_run(settings: RunSettings, out: Path, data_root: Path) -> Run:

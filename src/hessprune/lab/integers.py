@@ -40,6 +40,7 @@ def quantize(run: Run, parent: Model, settings: QuantizeSettings) -> Model:
             train,
             run.batches("validation"),
             config=config,
+            loss_fn=run.loss_fn,
             teacher=parent.model,
             checkpoint_dir=folder / "partial",
         )
@@ -72,7 +73,9 @@ def measure_file(run: Run, model: Model, parent: Mapping[str, Any]) -> dict[str,
     """Return what `measure` returns, of the file as it runs; its MACs and parameters are those of its parent."""
 
     def make(folder: Path) -> None:
-        test, validation = evaluate(model.model, run.batches("test")), evaluate(model.model, run.batches("validation"))
+        test, validation = (
+            evaluate(model.model, run.batches(part), loss_fn=run.loss_fn) for part in ("test", "validation")
+        )
         found = {"accuracy": test.accuracy, "loss": test.loss, "validation_accuracy": validation.accuracy}
         size = model.stage.file(FILE).stat().st_size
         write_json(folder / "result.json", dict(parent) | found | {"size_bytes": size})

@@ -1,19 +1,19 @@
 """Measure the saliencies that a recipe asks for, and nothing else."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from hessprune.foundation.files import writable_folder
 from hessprune.foundation.state import torch_threads
-from hessprune.lab.comparing import parse_method
 from hessprune.lab.context import open_run
-from hessprune.lab.decisions import score
+from hessprune.lab.memory import StageMemory
+from hessprune.lab.pruned import task_of
 from hessprune.lab.report.saliencies import GroupSaliencies, Saliencies
 from hessprune.lab.settings import RunSettings
 from hessprune.lab.stages import dense_model
-from hessprune.lab.store import load_saliency
+from hessprune.methods.text import as_method
 from hessprune.methods.values import Saliency
+from hessprune.pruning.prune import score
 from hessprune.structure.find import find_groups
 
 
@@ -30,7 +30,7 @@ def measure_saliency(
     Args:
         settings: Data, model and weights, method and estimator.
         out: Receives `saliency.json` and the finished `stages/`.
-        method: In place of the recipe's, with options behind colons as in `CompareSettings`.
+        method: In place of the recipe's, such as `"hap(estimator=rademacher)"`.
         ignore: Name patterns of layers whose outputs keep their width.
         data_root: What relative paths of the settings refer to.
 
@@ -43,16 +43,16 @@ def measure_saliency(
         UnsupportedModelError: The model cannot be captured, or nothing in it can be pruned.
     """
     out = writable_folder(out)
-    changes = {} if method is None else parse_method(method)
-    settings = replace(settings, prune=replace(settings.prune, **changes))
+    name = settings.prune.method if method is None else str(as_method(method))
     with torch_threads(settings.threads):
         run = open_run(settings, out, Path(data_root))
-        model = dense_model(run).model
-        groups = find_groups(model, run.example, ignore)
-        values = load_saliency(score(run, model, groups, settings.prune.method).folder)
+        dense = dense_model(run)
+        groups = find_groups(dense.model, run.example, (*settings.prune.ranking.ignore, *ignore))
+        task = task_of(run, dense, name, settings.prune.budget, StageMemory(run, dense, groups, name))
+        values = task.memory.saliency(task.scoring_settings(), lambda: score(task, dense.model, groups))
     result = Saliencies(
         model=settings.model.name,
-        method=settings.prune.method,
+        method=name,
         groups=tuple(_group(values, group.name) for group in groups),
         provenance=values.provenance,
         data_fingerprint=run.data.fingerprint,

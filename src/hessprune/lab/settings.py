@@ -8,7 +8,8 @@ from hessprune.costs.budget import Budget
 from hessprune.costs.target import LatencyTarget
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_choice, check_range
-from hessprune.methods.table import METHODS
+from hessprune.lab.losses import loss_by_name
+from hessprune.methods.text import as_method
 from hessprune.planning.implants import Implant, check_no_stand_ins
 from hessprune.planning.ranking import Ranking
 from hessprune.quantize.config import QatConfig, Scheme
@@ -70,45 +71,30 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruneSettings:
-    """Which units go.
+    """The units that go.
 
     Attributes:
         budget: What may be left.
-        method: A saliency that `hp.saliency` knows.
-        estimator: How traces are computed, for methods that use curvature.
-        precision: Of the passes that estimate curvature.
-        num_probes: Draws of `"rademacher"` (4 by default) or probes of `"hutchinson"` (300).
-        temperature: Of the softmax in which `joint` sees the loss; `"auto"` softens it until half of the images carry
-            its curvature, where the survivors will not compensate.
-        ranking: Floors, rounding, layers to leave alone.
-        step: Share of the budgeted quantity to remove before saliencies are measured anew, on the compensated model;
-            1 decides at once.
+        method: A criterion with its options: `joint`, `hap(estimator=hutchinson,precision=bf16)`.
+        ranking: Floors, rounding, layers that stay, and the step after which saliencies are measured anew.
         compensate: Refit the surviving layers to the dense layers' outputs, and re-estimate BatchNorm statistics,
             on the calibration images, where that lowers the loss.
-        implant: Which units keep a low-rank stand-in, and of what form; none if left out.
+        implant: The units that keep a low-rank stand-in, and its form; none if left out.
         latency: Where the milliseconds of a budget of time are measured; as in the report if left out.
     """
 
     budget: Budget
     method: str = "joint"
-    estimator: Literal["exact", "rademacher", "hutchinson"] = "exact"
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
-    num_probes: int | None = None
-    temperature: float | Literal["auto"] = "auto"
     ranking: Ranking = field(default_factory=Ranking)
-    step: float = 1.0
     compensate: bool = True
     implant: Implant | None = None
     latency: LatencyTarget | None = None
 
     def __post_init__(self) -> None:
         check_no_stand_ins(self.implant or Implant(share=0.0), self.budget)
-        check_choice("method", self.method, METHODS)
-        check_range("step", self.step, low=1e-3, high=1)
-        if self.num_probes is not None:
-            check_range("num_probes", self.num_probes, low=1, integer=True)
-        if self.temperature != "auto":
-            check_range("temperature", self.temperature, low=1e-3, high=1e3)
+        if not isinstance(self.method, str):
+            raise ArgumentError(f"`method` must be text such as 'joint', got {self.method!r}.")
+        object.__setattr__(self, "method", str(as_method(self.method)))  # one way to write each method
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,6 +171,7 @@ class RunSettings:
     Attributes:
         model: The network.
         prune: Which units go.
+        loss: `cross_entropy`, `mse`, `bce_with_logits`, or `package.module:function`: the loss of every stage.
         seed: Decides splits, initial weights and probes; added to the seeds of the training stages.
         threads: CPU threads of torch; its own choice by default. Small networks are fastest on one.
         device: Where the work is done; `"auto"` takes an accelerator where torch sees one.
@@ -197,6 +184,7 @@ class RunSettings:
 
     model: ModelSettings
     prune: PruneSettings
+    loss: str = "cross_entropy"
     seed: int = 0
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -207,6 +195,7 @@ class RunSettings:
     report: ReportSettings = field(default_factory=ReportSettings)
 
     def __post_init__(self) -> None:
+        loss_by_name(self.loss)
         check_range("seed", self.seed, low=0, integer=True)
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         if self.threads is not None:

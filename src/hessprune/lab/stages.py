@@ -18,14 +18,16 @@ from hessprune.deploy.evaluation import evaluate
 from hessprune.deploy.export import export_onnx
 from hessprune.errors import BudgetError
 from hessprune.foundation.files import read_json, replacing, sha256, write_json
-from hessprune.lab.context import Decision, Model, Run
-from hessprune.lab.decisions import plan_for, prune_by, read_plan
+from hessprune.lab.context import Model, Run
+from hessprune.lab.memory import StageMemory, folder_name
 from hessprune.lab.models import load_weights
+from hessprune.lab.pruned import Pruned, task_of
 from hessprune.lab.settings import as_json
 from hessprune.lab.store import load_state, save_state
 from hessprune.latency.measure import compare_latency
+from hessprune.pruning.prune import decide
+from hessprune.pruning.recovery import pruned_by
 from hessprune.structure.groups import Groups
-from hessprune.surgery import checkpoint
 from hessprune.training.config import FinetuneConfig
 from hessprune.training.finetune import finetune
 
@@ -44,36 +46,25 @@ def dense_model(run: Run) -> Model:
 
     shape = (run.data.input_shape, run.data.num_classes)
     digest = sha256(path.read_bytes()) if path.is_file() else "missing"
-    stage = run.store.run("1-dense", make, section.name, digest, *shape, code=("models",))
+    stage = run.store.run("1-dense", make, section.name, digest, *shape)
     return Model(model=load_state(run.fresh_model(), stage.folder), stage=stage)
 
 
-def cut(run: Run, dense: Model, decision: Decision) -> Model:
-    """Remove what the plan says."""
-
-    def make(folder: Path) -> None:
-        model = prune_by(run, dense.model, decision.plan)
-        checkpoint.save(model, decision.plan, folder / "model")
-
-    inputs = (dense.stage, decision.planned, run.settings.prune.compensate)
-    stage = run.store.run(f"4-pruned-{decision.method}", make, *inputs)
-    return Model(model=checkpoint.load(stage.file("model"), run.fresh_model).to(run.device), stage=stage)
-
-
-def tune(run: Run, dense: Model, pruned: Model, method: str) -> Model:
+def tune(run: Run, dense: Model, pruned: Pruned) -> Model:
     """Fine-tune the pruned model; the dense one teaches it where the recipe asks for distillation."""
     config = run.settings.finetune
     teacher = dense.model if config.distill_weight > 0 else None
-    return trained(
-        run, f"5-finetuned-{method}", lambda: pruned.model, config, inputs=[pruned.stage, dense.stage], teacher=teacher
-    )
+    name, inputs = f"5-finetuned-{folder_name(pruned.method)}", [pruned.model.stage, dense.stage]
+    return trained(run, name, lambda: pruned.model.model, config, inputs=inputs, teacher=teacher)
 
 
 def measure(run: Run, name: str, model: Model) -> dict[str, Any]:
     """Return accuracy and loss on test, accuracy on validation, and the cost."""
 
     def make(folder: Path) -> None:
-        test, validation = evaluate(model.model, run.batches("test")), evaluate(model.model, run.batches("validation"))
+        test, validation = (
+            evaluate(model.model, run.batches(part), loss_fn=run.loss_fn) for part in ("test", "validation")
+        )
         counted = cost(model.model, run.example)
         result = {
             "accuracy": test.accuracy,
@@ -105,26 +96,26 @@ def latencies(run: Run, models: Mapping[str, Model], files: Mapping[str, Path]) 
     return read_json(stage.file("latency.json"))
 
 
-def curve(run: Run, dense: Model, groups: Groups, decision: Decision) -> list[dict[str, Any]]:
+def curve(run: Run, dense: Model, groups: Groups, method: str) -> list[dict[str, Any]]:
     """Return validation accuracy of one method at several budgets, not trained."""
-    fractions = run.settings.report.curve
+    memory, prune = StageMemory(run, dense, groups, method, own_plan=False), run.settings.prune
 
     def make(folder: Path) -> None:
-        write_json(folder / "curve.json", [point for share in fractions for point in at(share)])
+        write_json(folder / "curve.json", [point for share in run.settings.report.curve for point in at(share)])
 
-    def at(fraction: float) -> list[dict[str, Any]]:
+    def at(share: float) -> list[dict[str, Any]]:
+        task = task_of(run, dense, method, Budget(macs=share), memory)
         try:
-            plan = read_plan(plan_for(run, dense.model, groups, decision.scored, Budget(macs=fraction)))
-        except BudgetError:  # below what the floors allow: the curve ends before
+            _, plan = decide(task, groups)
+        except BudgetError:  # below the floors: the curve ends before
             return []
-        accuracy = evaluate(prune_by(run, dense.model, plan), run.batches("validation")).accuracy
-        kept = plan.cost_after.macs / plan.cost_before.macs
-        return [{"method": decision.method, "macs_fraction": kept, "accuracy": accuracy}]
+        found = evaluate(pruned_by(task, plan), run.batches("validation"), loss_fn=run.loss_fn)
+        return [{"method": method, "macs_fraction": plan.kept_fraction("macs"), "accuracy": found.accuracy}]
 
-    prune = run.settings.prune
-    asked = (prune.ranking, prune.implant)
-    inputs = (decision.scored, list(fractions), *map(as_json, asked), prune.compensate, prune.step)
-    stage = run.store.run(f"8-curve-{decision.method}", make, *inputs)
+    settings = as_json(prune) | {"budget": None, "method": method, "curve": list(run.settings.report.curve)}
+    stage = run.store.run(
+        f"8-curve-{folder_name(method)}", make, dense.stage, settings, run.settings.seed, *run.data_key
+    )
     return read_json(stage.file("curve.json"))
 
 
@@ -159,7 +150,13 @@ def trained(
     def make(folder: Path) -> None:
         partial = folder / "partial"
         result = finetune(
-            start(), train, run.batches("validation"), config=config, teacher=teacher, checkpoint_dir=partial
+            start(),
+            train,
+            run.batches("validation"),
+            config=config,
+            loss_fn=run.loss_fn,
+            teacher=teacher,
+            checkpoint_dir=partial,
         )
         save_state(result.model, folder)
         write_json(folder / "history.json", [asdict(record) for record in result.history])

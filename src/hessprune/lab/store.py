@@ -1,13 +1,14 @@
-"""Stages that run once: a folder, a key and a marker each, so that a killed run continues where it stopped."""
+"""Stages that run once: a folder, a key and a marker each, so that a killed run continues at its last stage."""
 
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -15,9 +16,23 @@ from hessprune.errors import DataError
 from hessprune.foundation.files import read_json, replacing, sha256, writable_folder, write_json
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.symmetric import as_interactions, interactions_from
-from hessprune.lab.identity import CODE, code_of
 from hessprune.methods.values import Saliency
 
+VERSIONS: Mapping[str, int] = {
+    "dense": 1,
+    "saliency": 1,
+    "latency": 1,
+    "plan": 1,
+    "step": 1,
+    "pruned": 1,
+    "finetuned": 1,
+    "measured": 1,
+    "cell": 1,
+    "curve": 1,
+    "onnx": 1,
+    "int8": 1,
+}
+"""For each kind of stage a number to raise by hand when its results change: kept ones of a lower number are redone."""
 _WEIGHTS = "model.safetensors"
 _MARKER = "stage.json"
 
@@ -38,36 +53,35 @@ class Stage:
 class StageStore:
     """The stages of one run, below one folder.
 
-    The key of a stage is a hash of everything that its result depends on: its settings, the keys of the stages before
-    it, and the code that computes it. A stage that finished under the same key is reused; one that was interrupted
-    under the same key continues with the files it left; under another key it starts afresh, in place of the old one
-    unless stages are kept `by_content`: those stand side by side.
+    The key of a stage is a hash of its name, its inputs (settings, and the keys of earlier stages), the number of its
+    kind in `VERSIONS`, and the version of torch. A stage that finished under the same key is reused; one that was
+    interrupted continues with the files that it left; under another key it starts afresh. A stage of another key is
+    replaced, unless stages are kept `by_content`: then they stand side by side.
+
+    Example:
+        >>> import tempfile
+        >>> from hessprune.lab.store import StageStore
+        >>> store = StageStore(tempfile.mkdtemp())
+        >>> [store.run("2-saliency-hap", lambda folder: None, {"seed": 0}).reused for _ in range(2)]
+        [False, True]
     """
 
     def __init__(self, root: Path | str, *, by_content: bool = False) -> None:
         self.root, self.by_content = writable_folder(root), by_content
 
-    def run(
-        self,
-        name: str,
-        make: Callable[[Path], object],
-        *inputs: Any,
-        by_content: bool = False,
-        code: Sequence[str] = CODE,
-    ) -> Stage:
+    def run(self, name: str, make: Callable[[Path], object], *inputs: Any, by_content: bool = False) -> Stage:
         """Return the finished stage `name`, calling `make(folder)` unless it finished before with equal `inputs`.
 
         Args:
-            name: The folder's name.
-            make: Writes the results into the folder it is given; may find there what an interrupted call left.
-            inputs: JSON-ready values and earlier `Stage`s that decide the result.
+            name: The folder's name: a number, a kind of `VERSIONS`, and a label: `"2-saliency-hap"`.
+            make: Writes the results into the folder it is given; may find files there that an interrupted call left.
+            inputs: JSON values and earlier `Stage`s that decide the result.
             by_content: Keep results under other inputs too; always so if the store was opened that way.
-            code: The parts of the package that compute the result.
 
         Returns:
             The stage. Results are always read back from its files, so that a resumed run sees the same values.
         """
-        key = _key(name, inputs, code)
+        key = _key(name, inputs)
         folder = self.root / (f"{name}-{key[:16]}" if by_content or self.by_content else name)
         marker = _read_marker(folder)
         if marker.get("key") == key and marker.get("done"):
@@ -99,7 +113,6 @@ def save_saliency(values: Saliency, folder: Path) -> None:
     """Write the numbers as tensors, and how they came about as JSON."""
     tensors = {f"value:{name}": value for name, value in values.items()}
     tensors |= {f"error:{name}": value for name, value in (values.standard_error or {}).items()}
-    tensors |= {f"implant:{name}": value for name, value in (values.implant_losses or {}).items()}
     tensors |= {} if values.interactions is None else as_interactions(values.interactions).tensors()
     with replacing(folder / "saliency.safetensors") as path:
         save_file({name: value.contiguous() for name, value in tensors.items()}, path)
@@ -111,20 +124,19 @@ def load_saliency(folder: Path) -> Saliency:
     """Read what `save_saliency` wrote."""
     tensors, facts = load_file(folder / "saliency.safetensors"), read_json(folder / "saliency.json")
     errors = {name: tensors[f"error:{name}"] for name in facts["groups"] if f"error:{name}" in tensors}
-    losses = {name: tensors[f"implant:{name}"] for name in facts["groups"] if f"implant:{name}" in tensors}
     return Saliency(
         {name: tensors[f"value:{name}"] for name in facts["groups"]},
         provenance=facts["provenance"],
         per_cost=facts["per_cost"],
         standard_error=errors or None,
         interactions=interactions_from(tensors),
-        implant_losses=losses or None,
     )
 
 
-def _key(name: str, inputs: Sequence[Any], code: Sequence[str]) -> str:
+def _key(name: str, inputs: Sequence[Any]) -> str:
+    version = VERSIONS[name.split("-")[1]]
     parts = [part.key if isinstance(part, Stage) else part for part in inputs]
-    return sha256(json.dumps([code_of(*code), name, parts], sort_keys=True, allow_nan=False))
+    return sha256(json.dumps([version, torch.__version__, name, parts], sort_keys=True, allow_nan=False))
 
 
 def _read_marker(folder: Path) -> dict[str, Any]:

@@ -1,37 +1,28 @@
-"""The stages in order: `prune` for a model in memory, `run` for a whole recipe. The one place that imports them all."""
+"""`hp.prune`: from a dense model to a smaller one, in one call."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from hessprune.costs.budget import Budget
-from hessprune.costs.latency_table import LatencyTable
 from hessprune.costs.model import Cost
-from hessprune.costs.target import LatencyTarget
-from hessprune.foundation.checks import check_batches, check_finite_parameters, optional_import
-from hessprune.foundation.files import writable_folder
-from hessprune.foundation.quiet import quiet
-from hessprune.foundation.state import torch_threads
-from hessprune.lab import context, integers, stages
-from hessprune.lab.assembly import assemble
-from hessprune.lab.decisions import compensated, cut_by, decide
-from hessprune.lab.report.html import write_html
-from hessprune.lab.report.run_report import RunReport
-from hessprune.lab.settings import RunSettings
-from hessprune.latency.table import table_for, with_measured_latency
-from hessprune.methods.scores import Settings
-from hessprune.methods.table import saliency
+from hessprune.foundation.batches import Rereadable
+from hessprune.methods.method import Method
+from hessprune.methods.scoring import saliency
+from hessprune.methods.text import as_method
 from hessprune.methods.values import Saliency
-from hessprune.planning.implants import Implant, Share, as_implant, check_no_stand_ins
-from hessprune.planning.plan import Plan, make_plan
+from hessprune.planning.implants import Implant, as_implant
+from hessprune.planning.plan import Plan
 from hessprune.planning.ranking import Ranking
-from hessprune.pruning.steps import plan_stepwise
-from hessprune.quantize.targets import check_target
-from hessprune.structure.find import Ignored, find_groups
+from hessprune.pruning.recovery import cut_and_recover
+from hessprune.pruning.steps import plan_in_steps
+from hessprune.pruning.task import Task
+from hessprune.pruning.timing import with_latency_table
+from hessprune.structure.find import find_groups
+from hessprune.structure.groups import Group
 from hessprune.surgery import checkpoint
 
 
@@ -45,6 +36,16 @@ class PruneResult:
     cost_before: Cost
     cost_after: Cost
 
+    def save(self, path: str | Path) -> Path:
+        """Write model and plan into a folder, for `hp.load`."""
+        return checkpoint.save(self.model, self.plan, path)
+
+    def __str__(self) -> str:
+        """Cost before and after, and what was decided."""
+        return str(self.plan)
+
+    __repr__ = __str__
+
 
 def prune(
     model: nn.Module,
@@ -52,156 +53,75 @@ def prune(
     batches: Any,
     *,
     budget: Budget,
-    method: str = "joint",
-    implant: Share | Implant = 0.0,
+    method: str | Method = "joint",
+    loss_fn: Any = None,
+    implant: float | Implant = 0.0,
     compensate: bool = True,
-    ignore: Sequence[Ignored] = (),
     ranking: Ranking | None = None,
-    settings: Settings | None = None,
-    step: float = 1.0,
-    latency: LatencyTarget | LatencyTable | None = None,
     seed: int = 0,
 ) -> PruneResult:
-    """Make a smaller model in one call: groups, saliency, plan, surgery.
+    """Make a smaller model in one call: groups, saliency, plan, surgery, compensation.
 
     Args:
         model: The trained model; left untouched.
         example_inputs: One batch as the model takes it; MACs are counted for it.
         batches: Calibration data, a re-iterable of `(inputs, targets)`; a few hundred samples.
-        budget: What may be left, such as `Budget(macs=0.5)`.
-        method: Which saliency decides.
-        implant: Share of the units leaving the full zone that keep a low-rank stand-in, the most salient of them;
-            `"auto"` decides unit by unit; an `Implant` also says of what form. With a `step`, in the last one.
-        compensate: Refit the surviving layers to the dense layers' outputs, and re-estimate BatchNorm statistics, each
-            where that lowers the loss on calibration samples. No labels are trained on; seconds, not epochs.
-        ignore: Layers whose outputs keep their width: modules, module types, or name patterns.
-        ranking: Floors, `round_to`, and whether saliency is taken per cost saved.
-        settings: Estimator, precision and loss of the saliency; its own seed then counts.
-        step: Share of the budgeted quantity to remove before saliencies are measured anew, on the compensated model so
-            far; 1 decides at once.
-        latency: For a budget of time: runtime, threads and batch size, on which a table is measured, or one that was
-            measured before. Plans are measured too, and the table is corrected by them.
+        budget: What may be left, such as `hp.Budget(macs=0.5)`.
+        method: The criterion that decides, by value or as text: `hp.HAP(precision="bf16")`, `"magnitude"`.
+        loss_fn: A loss of `(outputs, targets)` that averages over samples; cross-entropy if None.
+        implant: Share of the units leaving the full zone that keep a low-rank stand-in, the most salient of them.
+        compensate: Refit the surviving layers to the dense layers' outputs and re-estimate BatchNorm, each where that
+            lowers the loss on calibration samples. No labels are trained on; seconds, not epochs.
+        ranking: Floors, `round_to`, layers that stay (`ignore`), and steps between which saliencies are measured anew.
         seed: For whatever the method draws at random.
 
     Returns:
         The new model in the mode of the old one, the plan, the saliencies, and the cost before and after.
 
     Raises:
-        ArgumentError: An argument is out of range.
-        BudgetError: The budget is out of reach.
-        DataError: The batches are one-shot, empty, or do not fit the model.
-        NumericalError: Weights are not finite.
-        UnsupportedModelError: The model cannot be captured, or nothing in it can be pruned.
-        VerificationError: The pruned model does not compute what the masked model computes.
+        HessPruneError: One clear line before the long work: an argument, the data or the model does not fit; or after
+            it: the pruned model does not compute what the masked model computes.
 
     Example:
         >>> import torch, hessprune as hp
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> batches = [(torch.randn(16, 4), torch.arange(16) % 2)]
         >>> result = hp.prune(net, torch.zeros(1, 4), batches, budget=hp.Budget(macs=0.5))
         >>> result.cost_before.macs, result.cost_after.macs
         (48, 24)
     """
-    implant = as_implant(implant)
-    check_no_stand_ins(implant, budget)
-    check_batches(batches)
-    check_finite_parameters(model)
-    groups = find_groups(model, example_inputs, ignore)
-    settings = replace(settings or Settings(seed=seed), compensated=compensate)
-    values = saliency(model, groups, batches, method, settings=settings)
-    table = None
-    if budget.is_latency:
-        plan_with = partial(make_plan, model, groups, values, budget, example_inputs=example_inputs, ranking=ranking)
-        table = table_for(model, groups, example_inputs, latency, lambda found: plan_with(latency=found))
-    plan = plan_stepwise(
-        model,
-        groups,
-        batches,
-        budget,
+    task = Task(
+        model=model,
         example_inputs=example_inputs,
-        values=values,
-        step=step,
-        settings=settings,
-        ranking=ranking,
-        implant=implant,
-        latency=table,
+        batches=Rereadable.of(batches),
+        budget=budget,
+        method=as_method(method).with_refit(compensate),
+        loss_fn=loss_fn,
+        implant=as_implant(implant),
+        compensate=compensate,
+        ranking=Ranking() if ranking is None else ranking,
+        seed=seed,
     )
-    if table is not None:
-        plan = with_measured_latency(plan, model, example_inputs)
-    smaller = cut_by(model, plan, batches, start=implant.start)
-    if compensate:
-        smaller = compensated(model, smaller, plan, batches)
+    task.check_data()
+    return carry_out(task, find_groups(model, example_inputs, task.ranking.ignore))
+
+
+def carry_out(task: Task, groups: Sequence[Group]) -> PruneResult:
+    """Score every unit, plan for the budget, cut, and let the survivors recover; finished stages are remembered."""
+    values, plan = decide(task, groups)
+    model = cut_and_recover(task, plan)
     return PruneResult(
-        model=smaller, plan=plan, saliency=values, cost_before=plan.cost_before, cost_after=plan.cost_after
+        model=model, plan=plan, saliency=values, cost_before=plan.cost_before, cost_after=plan.cost_after
     )
 
 
-def run(settings: RunSettings, out: Path | str, *, data_root: Path | str = ".") -> RunReport:
-    """Run a recipe from data to report; called again after a kill, it continues from its last finished stage or step.
-
-    Args:
-        settings: What to do.
-        out: Receives `report.html`, `report.json`, `model/`, `model.onnx`, `int8.onnx` and the finished
-            `stages/`.
-        data_root: What relative paths of the settings refer to.
-
-    Returns:
-        The report; `report.json` holds the same.
-    """
-    out = writable_folder(out)
-    _check_extras(settings)
-    with torch_threads(settings.threads):
-        report = _run(settings, out, Path(data_root))
-    report.save(out / "report.json")
-    write_html(report, out / "report.html")
-    return report
+def decide(task: Task, groups: Sequence[Group]) -> tuple[Saliency, Plan]:
+    """Score every unit, and plan for the budget."""
+    values = task.memory.saliency(task.scoring_settings(), lambda: score(task, task.model, groups))
+    task = with_latency_table(task, groups, values)
+    return values, plan_in_steps(task, groups, values, score)
 
 
-def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
-    """All stages, in order."""
-    job = context.open_run(settings, out, data_root)
-    dense = stages.dense_model(job)
-    groups = find_groups(dense.model, job.example)
-
-    own = settings.prune.method
-    decisions = {method: decide(job, dense, groups, method) for method in (own, *job.baselines)}
-    pruned = {method: stages.cut(job, dense, decision) for method, decision in decisions.items()}
-    trained = decisions if settings.report.baselines == "finetuned" else (own,)
-    tuned = {method: stages.tune(job, dense, pruned[method], method) for method in trained}
-
-    models = {"dense": dense, "pruned": pruned[own], "finetuned": tuned[own]}
-    others = {f"{method}-pruned": pruned[method] for method in job.baselines}
-    others |= {f"{method}-finetuned": tuned[method] for method in job.baselines if method in tuned}
-    measured = {name: stages.measure(job, name, model) for name, model in (models | others).items()}
-    files: dict[str, Path] = {}
-    if settings.quantize is not None:
-        int8 = integers.quantize(job, tuned[own], settings.quantize)
-        files = integers.onnx_files(job, dense, tuned[own], int8)
-        measured["int8"] = integers.measure_file(job, int8, measured["finetuned"])
-        models["int8"] = int8
-    report = assemble(
-        job,
-        decisions[own],
-        models,
-        measured=measured,
-        latency=stages.latencies(job, models, files),
-        curve=[point for decision in decisions.values() for point in stages.curve(job, dense, groups, decision)],
-    )
-
-    checkpoint.save(tuned[own].model, decisions[own].plan, out / "model")
-    if settings.export.onnx:
-        stages.deliver(stages.export(job, "finetuned", tuned[own]), out / "model.onnx")
-    if "int8" in files:
-        stages.deliver(files["int8"], out / "int8.onnx")
-    return report
-
-
-def _check_extras(settings: RunSettings) -> None:
-    """Fail before the work, not after it, where a package for the last stages is missing."""
-    optional_import("matplotlib", "report")
-    if settings.export.onnx or settings.quantize is not None:
-        optional_import("onnxruntime", "export")
-    if settings.quantize is not None:
-        check_target(settings.quantize.target)
-        with quiet():  # what its import has to say about kernels for other machines
-            optional_import("torchao.quantization.pt2e", "quantize")
+def score(task: Task, model: nn.Module, groups: Sequence[Group]) -> Saliency:
+    """Estimate the saliencies of a model's units with the method, the data and the loss of a task."""
+    return saliency(model, groups, task.batches, task.method, loss_fn=task.loss_fn, seed=task.seed)

@@ -1,28 +1,26 @@
-"""Prune in steps: remove a little, compensate, look again.
+"""Pruning in steps: remove a little, compensate, measure the saliencies anew.
 
-Saliencies are local: they hold for small changes. Going to the budget in steps, each on the compensated model of the
-step before, keeps them honest. Every step restarts surgery and compensation from the dense model, so errors do not add
-up. Steps end at fixed shares of the dense cost, so that plans for several budgets share the way as far as they can.
+Saliencies are local: they hold for small changes. Each step is judged on the compensated model of the step before, and
+restarts surgery and compensation from the dense model, so that errors do not add up. Steps end at fixed shares of the
+dense cost, so that plans for several budgets share the steps that they have in common.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from hessprune.costs.budget import LATENCY, Budget
+from hessprune.costs.budget import Budget
 from hessprune.costs.latency_table import LatencyTable
 from hessprune.errors import BudgetError
-from hessprune.foundation.checks import check_range
-from hessprune.methods.implant_losses import implant_losses
-from hessprune.methods.scores import Settings
-from hessprune.methods.table import saliency
+from hessprune.latency.table import with_measured_latency
 from hessprune.methods.values import Saliency
-from hessprune.planning.implants import Implant, Share, as_implant
-from hessprune.planning.plan import Plan, make_plan, plan_removing
+from hessprune.planning.plan import Plan
+from hessprune.planning.planner import make_plan, plan_removing
 from hessprune.planning.ranking import Ranking, removable
+from hessprune.pruning.task import Task
 from hessprune.structure.groups import Group
 from hessprune.structure.remaining import remaining_groups
 from hessprune.surgery.apply import apply_plan
@@ -30,133 +28,95 @@ from hessprune.surgery.compensation import refit
 
 TRUST = 0.25
 """Share of a group's units that one step may remove: estimates hold for small changes."""
-Remember = Callable[[Budget, Plan | None, Callable[[], Plan]], Plan]
-"""Given where a step ends, the plan so far and what makes the next one, returns that: made now or before."""
+Score = Callable[[Task, nn.Module, Sequence[Group]], Saliency]
+"""Measures the saliencies of a model's units as a task says."""
 
 
-def plan_stepwise(
-    model: nn.Module,
-    groups: Sequence[Group],
-    batches: Any,
-    budget: Budget,
-    *,
-    example_inputs: Any,
-    values: Saliency,
-    step: float,
-    settings: Settings | None = None,
-    ranking: Ranking | None = None,
-    implant: Share | Implant = 0.0,
-    latency: LatencyTable | None = None,
-    remember: Remember | None = None,
-) -> Plan:
-    """Go to the budget in steps, saliencies measured anew on each compensated model.
+def plan_in_steps(task: Task, groups: Sequence[Group], values: Saliency, score: Score) -> Plan:
+    """Return the plan for a task's budget, made at once or in steps of `task.ranking.step`.
 
     Args:
-        model: The dense model; left untouched.
-        groups: From `find_groups`.
-        batches: Calibration data.
-        budget: What may be left at the end.
-        example_inputs: The inputs for which MACs are counted.
-        values: Saliencies of the dense model; their method is that of all steps.
-        step: Share of the dense quantity that one step removes; 1 is `make_plan`.
-        settings: Seed, estimator, precision and loss of the saliency.
-        ranking: Floors, rounding, and whether saliency is taken per cost saved.
-        implant: Which units keep a stand-in, of those that leave in the last step.
-        latency: For a budget of time, what predicts it.
-        remember: To resume: may return the plan of a step as it was made before.
+        task: Model, data, budget and method. A budget of time carries a latency table.
+        groups: The groups of the dense model.
+        values: Their saliencies.
+        score: Measures saliencies between steps.
 
     Returns:
-        The plan for the dense model.
+        The plan for the dense model; each step's plan is remembered.
 
     Raises:
-        ArgumentError: `step` is not in (0, 1].
         BudgetError: The budget is out of reach.
     """
-    check_range("step", step, low=1e-3, high=1)
-    way = _Way(
-        model=model,
-        groups=groups,
-        batches=batches,
-        example_inputs=example_inputs,
-        values=values,
-        step=step,
-        settings=settings,
-        ranking=ranking or Ranking(),
-        implant=as_implant(implant),
-        latency=latency,
-    )
+    path = _Path(task=task, groups=groups, values=values, score=score)
     plan = None
-    for limit, share in way.limits(budget) if step < 1 else [(budget, 0.0)]:
-
-        def make(plan: Plan | None = plan, limit: Budget = limit, share: float = share) -> Plan:
-            return way.go_on(plan, limit, share, last=limit == budget)
-
-        plan = remember(limit, plan, make) if remember else make()
-    assert plan is not None
+    for limit, share in path.limits():
+        plan = path.remembered(plan, limit, share)
+    assert plan is not None, "there is at least one step"
     return plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Way:
-    """What all steps share."""
+class _Path:
+    """The steps of one task."""
 
-    model: nn.Module
+    task: Task
     groups: Sequence[Group]
-    batches: Any
-    example_inputs: Any
     values: Saliency
-    step: float
-    settings: Settings | None
-    ranking: Ranking
-    implant: Implant
-    latency: LatencyTable | None
+    score: Score
 
-    def limits(self, budget: Budget) -> list[tuple[Budget, float]]:
-        """Return where each step ends, as a budget and as a kept share: multiples of the step, and the budget itself.
+    def limits(self) -> list[tuple[Budget, float]]:
+        """Return the ends of the steps, each as a budget and as a kept share: multiples of the step, then the budget.
 
         Raises:
             BudgetError: The budget is out of reach.
         """
-        at_once = self._plan(self.model, self.groups, self.values, budget, self.ranking)
-        quantity = budget.quantity
-        if quantity == "units":
-            total = sum(group.num_units for group in self.groups)
-        elif budget.is_latency:
-            total = at_once.provenance["latency"]["dense_ms"] * LATENCY[quantity]
-        else:
-            total = getattr(at_once.cost_before, quantity)
-        last = budget.limit(total) / total
-        steps = max(math.ceil(round((1 - last) / self.step, 6)) - 1, 0)
-        shares = [round(1 - self.step * (number + 1), 9) for number in range(steps)]
-        return [*((Budget(**{quantity: share}), share) for share in shares), (budget, last)]
+        budget, step = self.task.budget, self.task.ranking.step
+        if step == 1:
+            return [(budget, 0.0)]
+        last = budget.limit(self._dense_cost(budget)) / self._dense_cost(budget)
+        count = max(math.ceil(round((1 - last) / step, 6)) - 1, 0)
+        shares = [round(1 - step * (number + 1), 9) for number in range(count)]
+        return [*((_at_share(budget, share), share) for share in shares), (budget, last)]
 
-    def go_on(self, plan: Plan | None, limit: Budget, share: float, *, last: bool) -> Plan:
+    def _dense_cost(self, budget: Budget) -> float:
+        if budget.quantity == "units":
+            return sum(group.num_units for group in self.groups)
+        at_once = self._plan(self.task.model, self.groups, self.values, budget, self.task.ranking)
+        if budget.is_latency:
+            return at_once.provenance["latency"]["dense_ms"]
+        return getattr(at_once.cost_before, budget.quantity)
+
+    def remembered(self, plan: Plan | None, limit: Budget, share: float) -> Plan:
+        """Return the plan of the step that ends at `limit`, made now or before."""
+        last = limit == self.task.budget
+        settings = self.task.planning_settings(limit, last=last)
+
+        def make() -> Plan:
+            made = self._next(plan, limit, share, last=last)
+            timed = last and limit.is_latency
+            return with_measured_latency(made, self.task.model, self.task.example_inputs) if timed else made
+
+        return self.task.memory.plan(settings, make)
+
+    def _next(self, plan: Plan | None, limit: Budget, share: float, *, last: bool) -> Plan:
         """Return the plan of the step that ends at `limit`, after the plan of the steps before it."""
+        if plan is None and last:
+            return self._plan(self.task.model, self.groups, self.values, limit, self.task.ranking, implant=True)
         removed = {group.name: () for group in self.groups} if plan is None else plan.removed
         spent = 1.0 if plan is None else plan.kept_fraction(limit.quantity)
-        if plan is None and last:
-            return self._plan(self.model, self.groups, self._judged(self.model, self.groups, last=last), limit)
         if spent <= share:
             return self._plan_removing(removed, limit, None)
-        left, current = remaining_groups(self.groups, removed), self.model
+        remaining, model, values = remaining_groups(self.groups, removed), self.task.model, self.values
         if plan is not None:
-            current = refit(self.model, apply_plan(self.model, plan, check=False), plan, self.batches)
-        fresh = self._judged(current, left, last=last)
-        part = Budget(**{limit.quantity: math.floor(1e9 * share / spent) / 1e9})  # of what is left
-        if last and self.implant.share:
-            more = self._plan(current, left, fresh, part, self._floored, self.implant)
+            pruned = apply_plan(self.task.model, plan, check=False)
+            model = refit(self.task.model, pruned, plan, self.task.batches)
+            values = self.score(self.task, model, remaining)
+        part = self._budget_of(remaining, _at_share(limit, math.floor(1e9 * share / spent) / 1e9))  # of what is left
+        if last and self.task.implant:
+            more = self._plan(model, remaining, values, part, self._floored, implant=True)
         else:
-            more = self._plan_within_trust(current, left, fresh, part)
+            more = self._plan_within_trust(model, remaining, values, part)
         return self._plan_removing(removed, limit, more)
-
-    def _judged(self, current: nn.Module, left: Sequence[Group], *, last: bool) -> Saliency:
-        """Measure saliencies, unless they are known, and what stand-ins would save where the plan decides on them."""
-        values = self.values
-        if current is not self.model:
-            values = saliency(current, left, self.batches, values.provenance["method"], settings=self.settings)
-        if last and self.implant.share == "auto":
-            values = implant_losses(current, left, self.batches, values, rank=self.implant.rank)
-        return values
 
     def _plan(
         self,
@@ -164,26 +124,27 @@ class _Way:
         groups: Sequence[Group],
         values: Saliency,
         budget: Budget,
-        ranking: Ranking | None = None,
-        implant: Implant | None = None,
+        ranking: Ranking,
+        *,
+        implant: bool = False,
     ) -> Plan:
         return make_plan(
             model,
             groups,
             values,
             budget,
-            example_inputs=self.example_inputs,
-            ranking=ranking or self.ranking,
-            implant=(self.implant if ranking is None else 0.0) if implant is None else implant,
-            latency=self._latency_of(groups),
+            example_inputs=self.task.example_inputs,
+            ranking=replace(ranking, step=1.0, ignore=()),
+            implant=self.task.implant if implant else 0.0,
         )
 
-    def _latency_of(self, groups: Sequence[Group]) -> LatencyTable | None:
-        """Return what predicts the time of the model that has these groups, which may have lost units before."""
-        if self.latency is None:
-            return None
+    def _budget_of(self, groups: Sequence[Group], budget: Budget) -> Budget:
+        """Return a budget whose latency table, if any, is that of a model that has lost units before."""
+        if not isinstance(budget.target, LatencyTable):
+            return budget
         pairs = zip(self.groups, groups, strict=True)
-        return self.latency.after({dense.name: dense.num_units - group.num_units for dense, group in pairs})
+        gone = {dense.name: dense.num_units - group.num_units for dense, group in pairs}
+        return replace(budget, target=budget.target.after(gone))
 
     def _plan_within_trust(self, model: nn.Module, groups: Sequence[Group], values: Saliency, budget: Budget) -> Plan:
         """Plan one step, removing few units of each group if the budget can be met so."""
@@ -198,25 +159,30 @@ class _Way:
     @property
     def _floored(self) -> Ranking:
         """The ranking with its floors counted in units of the dense groups."""
-        floors = ((group.name, group.num_units - removable(group, self.ranking)) for group in self.groups)
-        return replace(self.ranking, min_kept_units=tuple(floors))
+        ranking = self.task.ranking
+        floors = ((group.name, group.num_units - removable(group, ranking)) for group in self.groups)
+        return replace(ranking, min_kept_units=tuple(floors))
 
     def _plan_removing(self, removed: Mapping[str, Sequence[int]], limit: Budget, more: Plan | None) -> Plan:
-        """Return the plan for the dense model that removes what is given and, of the rest, what `more` says."""
+        """Return the plan for the dense model that removes the units in `removed` and, of the rest, those in `more`."""
         names = {group.name: _not_in(removed[group.name], group) for group in self.groups}
         added = {name: () if more is None else more.removed[name] for name in names}
-        implanted = {} if more is None else more.implanted
+        implanted: Mapping[str, Any] = {} if more is None else more.implanted
+        ranking = self.task.ranking.to_json()
         return plan_removing(
-            self.model,
+            self.task.model,
             self.groups,
             {name: (*gone, *(names[name][unit] for unit in added[name])) for name, gone in removed.items()},
             limit,
-            example_inputs=self.example_inputs,
-            provenance={**self.values.provenance, "ranking": asdict(self.ranking), "step": self.step},
+            example_inputs=self.task.example_inputs,
+            provenance={**self.values.provenance, "ranking": ranking, "step": self.task.ranking.step},
             implanted={name: [names[name][unit] for unit in units] for name, units in implanted.items()},
             stand_ins=None if more is None else more.stand_ins,
-            latency=self.latency,
         )
+
+
+def _at_share(budget: Budget, share: float) -> Budget:
+    return Budget.keeping(budget.quantity, share, budget.target)
 
 
 def _not_in(removed: Sequence[int], group: Group) -> list[int]:

@@ -57,12 +57,12 @@ def choose_fp32_layers(
     check_range("tolerance", tolerance, low=0, high=100)
     _check_labels(batches if validation is None else validation, "batches" if validation is None else "validation")
     validation = batches if validation is None else validation
-    float_accuracy = evaluate(model, validation).accuracy
+    float_accuracy = _accuracy(model, validation)
 
     def lost(kept: Mapping[str, str]) -> float:
         """Return the points of accuracy lost with some layers in FP32."""
         int8 = calibrate(prepare(model, example_inputs, scheme, kept), batches)
-        return 100 * (float_accuracy - evaluate(int8, validation).accuracy)
+        return 100 * (float_accuracy - _accuracy(int8, validation))
 
     all_lost = lost({})
     if all_lost <= tolerance:
@@ -118,3 +118,9 @@ def _check_labels(batches: Iterable[Any], name: str) -> None:
         raise DataError(
             f"`{name}` must hold labels, got {type(targets).__name__}: accuracy decides. Give (inputs, labels)."
         )
+
+
+def _accuracy(model: nn.Module, batches: Any) -> float:
+    accuracy = evaluate(model, batches).accuracy
+    assert accuracy is not None, "labels have been checked"
+    return accuracy

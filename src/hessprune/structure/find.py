@@ -11,11 +11,9 @@ from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.modules import split_name
 from hessprune.structure.capture import capture, capture_training
 from hessprune.structure.collect import collect
-from hessprune.structure.groups import Frozen, Group, Groups
+from hessprune.structure.groups import Frozen, Group, Groups, Ignored
 from hessprune.structure.sizes import without_failures
 from hessprune.structure.walk import GraphWalk
-
-Ignored = nn.Module | type[nn.Module] | str
 
 
 def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored] = ()) -> Groups:

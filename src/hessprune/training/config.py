@@ -79,23 +79,26 @@ class EpochRecord:
     Attributes:
         epoch: Number of the epoch, from 1; 0 is before training.
         train_loss: Mean over samples of the training objective, distillation and smoothing included.
-        validation_loss: Mean cross-entropy on the validation batches.
-        validation_accuracy: In [0, 1].
+        validation_loss: Mean loss on the validation batches.
+        validation_accuracy: In [0, 1]; None where targets are no labels of the outputs.
         lr: Learning rate of the epoch's last step.
         seconds: Wall-clock time of the epoch, validation included.
+        validation_metric: Mean of the metric, if one was given.
     """
 
     epoch: int
     train_loss: float | None
     validation_loss: float
-    validation_accuracy: float
+    validation_accuracy: float | None
     lr: float
     seconds: float
+    validation_metric: float | None = None
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What the best epoch is chosen by: accuracy, then loss, as small validation sets are soon all correct."""
-        return self.validation_accuracy, -self.validation_loss
+        """The order of epochs: by metric or accuracy, then by loss, as small validation sets are soon all correct."""
+        best = self.validation_accuracy if self.validation_metric is None else self.validation_metric
+        return (0.0 if best is None else best), -self.validation_loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hessprune.deploy.evaluation import Evaluation, evaluate
+from hessprune.deploy.evaluation import Evaluation, Metric, evaluate
 from hessprune.errors import ArgumentError, NumericalError
 from hessprune.foundation.checks import check_batches, check_finite_parameters
+from hessprune.foundation.losses import LossFn
 from hessprune.foundation.modules import device_of
 from hessprune.foundation.progress import Bar, progress_bar
 from hessprune.foundation.state import seeded, set_training
@@ -38,12 +39,14 @@ def finetune(
     validation: Iterable[Any],
     *,
     config: FinetuneConfig,
+    loss_fn: LossFn | None = None,
+    metric: Metric | None = None,
     teacher: nn.Module | None = None,
     checkpoint_dir: Path | str | None = None,
 ) -> FinetuneResult:
     """Train a copy of `model` and return its best epoch on `validation`.
 
-    Minimises the mean over samples of `(1 − w)·CE(y, z) + w·T²·KL(teacher ‖ model)`, with the learning rate of
+    Minimises the mean over samples of `(1 − w)·loss(z, y) + w·T²·KL(teacher ‖ model)`, with the learning rate of
     `learning_rate` per step. Epoch 0, the model before training (with its BatchNorm re-estimated on `train`, if that
     validates better), competes with all others; of equal accuracies the lower loss wins. A fresh model is trained
     from scratch by the same call.
@@ -57,6 +60,8 @@ def finetune(
         train: Re-iterable of (inputs, targets); `set_epoch(epoch)` and `iterate(epoch, start_step)` are used if there.
         validation: Re-iterable of (inputs, targets), held out from both training and testing.
         config: Settings.
+        loss_fn: `(output, targets) → mean loss of the batch`, for training and validation; cross-entropy if None.
+        metric: `(output, targets) → mean of the batch`, the higher the better: chooses the best epoch.
         teacher: The dense model, needed when `config.distill_weight` is above 0.
         checkpoint_dir: Folder to continue from and to keep the run in; None keeps nothing.
 
@@ -84,7 +89,8 @@ def finetune(
     with seeded(config.seed), _deterministic_kernels(device_of(model)):
         check_batches(train, "train")
         check_batches(validation, "validation")
-        run = _prepare(model, train, validation, config, teacher, checkpoint_dir)
+        goal = _Goal(loss_fn=loss_fn, metric=metric, teacher=teacher)
+        run = _prepare(model, train, validation, config, goal, checkpoint_dir)
         with progress_bar("fine-tuning", config.epochs * run.steps_per_epoch) as bar:
             bar.advance((run.progress.epoch - 1) * run.steps_per_epoch + run.progress.step)
             for _ in range(run.progress.epoch, config.epochs + 1):
@@ -95,12 +101,22 @@ def finetune(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _Goal:
+    """The loss that is minimised, the metric that chooses, and the teacher."""
+
+    loss_fn: LossFn | None
+    metric: Metric | None
+    teacher: nn.Module | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Run:
     train: Iterable[Any]
     validation: Iterable[Any]
     config: FinetuneConfig
     steps_per_epoch: int
     learner: Learner
+    goal: _Goal
     vault: Vault
     progress: Progress
 
@@ -128,13 +144,16 @@ def _prepare(
     train: Iterable[Any],
     validation: Iterable[Any],
     config: FinetuneConfig,
-    teacher: nn.Module | None,
+    goal: _Goal,
     checkpoint_dir: Path | str | None,
 ) -> _Run:
     """Build a run that stands where the folder says, or at epoch 1 with epoch 0 measured."""
     data = {"train": train, "validation": validation}
-    vault = Vault(checkpoint_dir, identity_of(config, model, teacher, data) if checkpoint_dir is not None else {})
-    learner = Learner(copy.deepcopy(model), config, teacher)
+    identity = (
+        identity_of(config, model, goal.teacher, data, loss_fn=goal.loss_fn) if checkpoint_dir is not None else {}
+    )
+    vault = Vault(checkpoint_dir, identity)
+    learner = Learner(copy.deepcopy(model), config, goal.teacher, goal.loss_fn)
     saved = vault.load(learner)
     run = _Run(
         train=train,
@@ -142,6 +161,7 @@ def _prepare(
         config=config,
         steps_per_epoch=num_steps(train),
         learner=learner,
+        goal=goal,
         vault=vault,
         progress=saved or Progress(epoch=0),
     )
@@ -159,7 +179,7 @@ def _begin(run: _Run) -> None:
             run.train.set_epoch(0)  # type: ignore[attr-defined]
         renewed = reestimate_batchnorm(model, FirstSamples(run.train, BATCHNORM_SAMPLES))
         other = _validate(run, renewed)
-        if (other.accuracy, -other.loss) > (validation.accuracy, -validation.loss):
+        if other.rank > validation.rank:
             model.load_state_dict(renewed.state_dict())  # in place: the optimizer knows these very parameters
             validation = other
     _close_epoch(run, validation, started)
@@ -188,7 +208,7 @@ def _train_epoch(run: _Run, bar: Bar) -> None:
 
 def _validate(run: _Run, model: nn.Module) -> Evaluation:
     try:
-        return evaluate(model, run.validation)
+        return evaluate(model, run.validation, loss_fn=run.goal.loss_fn, metric=run.goal.metric)
     except NumericalError as error:
         raise NumericalError(_diagnosis(run, "validation loss must be finite, got NaN or infinity")) from error
 
@@ -201,6 +221,7 @@ def _close_epoch(run: _Run, validation: Evaluation, started: float) -> None:
         train_loss=progress.loss_sum / progress.num_samples if progress.num_samples else None,
         validation_loss=validation.loss,
         validation_accuracy=validation.accuracy,
+        validation_metric=validation.metric,
         lr=run.rate(progress.step - 1) if progress.step else 0.0,
         seconds=progress.seconds + time.perf_counter() - started,
     )
@@ -218,8 +239,10 @@ def _result(run: _Run) -> FinetuneResult:
 
 def _note(run: _Run) -> str:
     progress = run.progress
-    loss, accuracy = progress.loss_sum / progress.num_samples, progress.history[-1].validation_accuracy
-    return f"epoch {progress.epoch}/{run.config.epochs}, loss {loss:.3f}, validation {accuracy:.1%}"
+    loss, last = progress.loss_sum / progress.num_samples, progress.history[-1]
+    accuracy = last.validation_accuracy
+    validation = f"loss {last.validation_loss:.3g}" if accuracy is None else f"{accuracy:.1%}"
+    return f"epoch {progress.epoch}/{run.config.epochs}, loss {loss:.3f}, validation {validation}"
 
 
 def _diagnosis(run: _Run, what: str) -> str:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from hessprune.deploy.evaluation import check_targets, count_labelled
 from hessprune.errors import ArgumentError
-from hessprune.foundation.modules import device_of, predict
+from hessprune.foundation.losses import LossFn, as_cross_entropy, count_labelled, labels_for
+from hessprune.foundation.modules import device_of, forward, logits_of, predict
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import describe, to_device
 from hessprune.training.config import FinetuneConfig
@@ -28,25 +28,29 @@ class Learner:
         model: Trained in place; only parameters that require a gradient change.
         config: Optimizer, objective and precision.
         teacher: Read in evaluation mode when `config.distill_weight` is above 0; on any device.
+        loss_fn: `(output, targets) → mean loss of the batch`; cross-entropy if None.
     """
 
-    def __init__(self, model: nn.Module, config: FinetuneConfig, teacher: nn.Module | None) -> None:
+    def __init__(
+        self, model: nn.Module, config: FinetuneConfig, teacher: nn.Module | None, loss_fn: LossFn | None = None
+    ) -> None:
         self.model = model
+        self.loss_fn = loss_fn
         self.config = config
         self.teacher = teacher if config.distill_weight > 0 else None
         self.device = device_of(model)
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
 
-    def step(self, inputs: Any, targets: Tensor, lr: float) -> float:
+    def step(self, inputs: Any, targets: Any, lr: float) -> float:
         """Take one step and return the loss before it; a loss that is not finite is returned and changes no weight.
 
         A batch without a single label has no loss: it counts as 0 and changes nothing either, unless a teacher
         provides all of the objective.
         """
-        if not count_labelled(targets) and self.config.distill_weight < 1:
-            return 0.0
         loss = self._loss(to_device(inputs, self.device), targets)
+        if loss is None:
+            return 0.0
         value = float(loss.detach())
         if math.isfinite(value):
             self._update(loss, lr)
@@ -85,12 +89,22 @@ class Learner:
                 self.optimizer.state[parameters[name]][entry] = moved
         self.scaler.load_state_dict(dict(scaler))
 
-    def _loss(self, inputs: Any, targets: Tensor) -> Tensor:
+    def _loss(self, inputs: Any, targets: Any) -> Tensor | None:
+        """Return the objective; None where no label counts and no teacher provides all of it."""
+        entropy, targets = as_cross_entropy(self.loss_fn), to_device(targets, self.device)
+        if self._is_unlabelled(targets, entropy):
+            return None
         with self._autocast():
-            logits = predict(self.model, inputs, "train")
-            teacher_logits = self._teach(inputs, logits)
-        check_targets(logits, targets, "train")
-        return objective(logits, targets.to(self.device), teacher_logits, self.config)
+            output = forward(self.model, inputs, "train")
+            taught = self._teach(inputs, logits_of(output))
+        if entropy is not None:
+            targets = labels_for(logits_of(output), targets, "train", ignore_index=entropy.ignore_index)
+        return objective(output, targets, taught, self.config, self.loss_fn)
+
+    def _is_unlabelled(self, targets: Any, entropy: nn.CrossEntropyLoss | None) -> bool:
+        if entropy is None or self.config.distill_weight == 1 or not isinstance(targets, Tensor):
+            return False
+        return not targets.is_floating_point() and not count_labelled(targets, entropy.ignore_index)
 
     def _teach(self, inputs: Any, logits: Tensor) -> Tensor | None:
         """Return the teacher's logits, on the student's device."""

@@ -1,9 +1,13 @@
-"""What fine-tuning minimises: cross-entropy, and the distance to the dense model's answers."""
+"""The objective of fine-tuning: a loss, and the distance to the dense model's outputs."""
+
+from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from hessprune.deploy.evaluation import cross_entropy
+from hessprune.deploy.evaluation import entropy_of
+from hessprune.foundation.losses import LossFn, as_cross_entropy
+from hessprune.foundation.modules import logits_of
 from hessprune.training.config import FinetuneConfig
 
 
@@ -35,12 +39,31 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     return temperature**2 * divergence.mean()
 
 
-def objective(logits: Tensor, targets: Tensor, teacher_logits: Tensor | None, config: FinetuneConfig) -> Tensor:
-    """Return `(1 − w)·CE + w·T²·KL`; cross-entropy alone without a teacher."""
-    weight, smoothing = config.distill_weight, config.label_smoothing
-    if teacher_logits is None:
-        return cross_entropy(logits, targets, smoothing)
-    distance = distillation_loss(logits, teacher_logits, config.distill_temperature)
+def objective(
+    output: Any, targets: Any, teacher_output: Any, config: FinetuneConfig, loss_fn: LossFn | None = None
+) -> Tensor:
+    """Return `(1 − w)·loss + w·T²·KL`; the loss alone without a teacher.
+
+    Args:
+        output: The model's whole output.
+        targets: The targets of the batch.
+        teacher_output: The teacher's output, or None.
+        config: Settings.
+        loss_fn: `(output, targets) → mean loss`; cross-entropy if None.
+    """
+    weight, entropy = config.distill_weight, as_cross_entropy(loss_fn)
+    if teacher_output is None:
+        return _loss(output, targets, config, entropy, loss_fn)
+    distance = distillation_loss(logits_of(output), logits_of(teacher_output), config.distill_temperature)
     if weight == 1:  # 0·CE would still be NaN where no label is known
         return distance
-    return (1 - weight) * cross_entropy(logits, targets, smoothing) + weight * distance
+    return (1 - weight) * _loss(output, targets, config, entropy, loss_fn) + weight * distance
+
+
+def _loss(
+    output: Any, targets: Any, config: FinetuneConfig, entropy: nn.CrossEntropyLoss | None, loss_fn: LossFn | None
+) -> Tensor:
+    if entropy is None:
+        assert loss_fn is not None
+        return loss_fn(output, targets)
+    return entropy_of(logits_of(output), targets, entropy, config.label_smoothing or entropy.label_smoothing)

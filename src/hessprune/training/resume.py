@@ -115,14 +115,25 @@ class Vault:
 
 
 def identity_of(
-    config: FinetuneConfig, model: nn.Module, teacher: nn.Module | None, batches: Mapping[str, Iterable[Any]]
+    config: FinetuneConfig,
+    model: nn.Module,
+    teacher: nn.Module | None,
+    batches: Mapping[str, Iterable[Any]],
+    *,
+    loss_fn: Any = None,
 ) -> dict[str, Any]:
     """Return what two runs must share to be the same run, as JSON: settings, initial weights, shapes of the data."""
     settings = asdict(config)
     del settings["checkpoint_every_steps"]  # changes no number
     hashes = {"initial weights": _hash(model), "teacher's weights": _hash(teacher) if teacher else None}
     shapes = {f"first batch of {name}": _shapes(data) for name, data in batches.items()}
-    return settings | hashes | shapes | {f"batches in {name}": num_steps(data) for name, data in batches.items()}
+    loss = {} if loss_fn is None else {"loss": _named(loss_fn)}
+    return settings | loss | hashes | shapes | {f"batches in {name}": num_steps(data) for name, data in batches.items()}
+
+
+def _named(loss_fn: Any) -> str:
+    """Return a name for a loss: a module with its settings, or a function's qualified name."""
+    return repr(loss_fn) if isinstance(loss_fn, nn.Module) else getattr(loss_fn, "__qualname__", type(loss_fn).__name__)
 
 
 def on_host(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hessprune as hp
-from hessprune.planning.plan import Plan, plan_removing
+from hessprune.planning.plan import Plan
+from hessprune.planning.planner import plan_removing
 from hessprune.surgery.compensation import compensate
 from tests.cases import Residual, image, make
 
@@ -113,5 +114,5 @@ def test_one_shot_batches_are_refused() -> None:
     model = make(Residual)
     groups, facts = hp.find_groups(model, X), {"example_inputs": X, "provenance": {}}
     plan = plan_removing(model, groups, {}, hp.Budget(macs=0.9), implanted={"inner.0": (0,)}, **facts)
-    with pytest.raises(hp.DataError, match="must be re-iterable"):
+    with pytest.raises(hp.errors.DataError, match="must be re-iterable"):
         hp.fit_stand_ins(model, hp.apply_plan(model, plan), plan, iter(BATCHES))

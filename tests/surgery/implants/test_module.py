@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import hessprune as hp
 from hessprune.planning.implants import Implant
-from hessprune.planning.plan import Plan, plan_removing
+from hessprune.planning.plan import Plan
+from hessprune.planning.planner import plan_removing
 from hessprune.structure.carriers import stand_in_layers
 from hessprune.surgery import apply as apply_module
 from hessprune.surgery.implants.module import Implanted, factors, insert_stand_ins
@@ -34,7 +35,7 @@ def test_stand_ins_equal_filters_and_cost_what_was_predicted(case: type[nn.Modul
     """`apply_plan` verifies outputs to 1e-9 and MACs, parameters and bytes; here torch's own counter, and 1e-12."""
     model = make(case)
     if not stand_in_layers(model, hp.find_groups(model, X), X, rank=rank):
-        with pytest.raises(hp.ArgumentError, match="no unit has a plain convolution"):
+        with pytest.raises(hp.errors.ArgumentError, match="no unit has a plain convolution"):
             plan_for(model, X, Implant(share=0.7, rank=rank))
         return
     plans = (plan_for(model, X, Implant(share=0.7, rank=rank), seed) for seed in range(9))
@@ -83,7 +84,7 @@ def test_filters_by_hand() -> None:
 def test_verification_sees_a_wrong_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apply_module, "arrange_units", lambda *_: None)
     model = make(Plain)
-    with pytest.raises(hp.VerificationError, match="must equal the masked dense model"):
+    with pytest.raises(hp.errors.VerificationError, match="must equal the masked dense model"):
         hp.apply_plan(model, plan_for(model, X, Implant(share=0.5)))
 
 
@@ -98,7 +99,7 @@ def test_verification_sees_a_wrong_stand_in(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(apply_module, "insert_stand_ins", careless)
     model = make(Residual)
-    with pytest.raises(hp.VerificationError, match="must equal the masked dense model"):
+    with pytest.raises(hp.errors.VerificationError, match="must equal the masked dense model"):
         hp.apply_plan(model, plan_for(model, X, Implant(share=0.5)))
 
 

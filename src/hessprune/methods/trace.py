@@ -1,14 +1,17 @@
-"""HAP: the relative Hessian trace of each unit, and the trace by itself."""
+"""The Hessian trace of each unit, by itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hessprune.curvature import TraceOptions, TraceResult, Until, block_traces
-from hessprune.methods.scores import Settings
+from hessprune.curvature.blocks import block_traces
+from hessprune.curvature.options import TraceOptions
+from hessprune.curvature.results import Slices, TraceResult
+from hessprune.curvature.stopping import Until
+from hessprune.methods.options import Estimator, Precision
 from hessprune.methods.slices import producer_slices
 from hessprune.structure.groups import ByGroup, Group
 
@@ -18,15 +21,15 @@ def hessian_trace(
     groups: Sequence[Group],
     batches: Any,
     *,
-    estimator: str = "exact",
+    estimator: Estimator = "exact",
     loss_fn: Any = None,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     seed: int = 0,
     num_probes: int | None = None,
     until: Until | None = None,
     memory_limit: int | None = None,
 ) -> TraceResult:
-    """Trace of the loss Hessian over the weights of each unit, `Tr(H_uu)`, summed over the unit's producers.
+    """Return the trace of the loss Hessian over the weights of each unit, `Tr(H_uu)`, summed over the unit's producers.
 
     The loss is the mean over samples; evaluation mode throughout. `exact` is a closed form (at most C backward passes
     for C classes), equal to the Hessian's for piecewise-linear networks and the generalised Gauss–Newton trace
@@ -52,52 +55,47 @@ def hessian_trace(
     References:
         Yu et al. (2022), Hessian-Aware Pruning and Optimal Neural Implant, arXiv 2101.08940.
         Chong, Gupta & Chen (2023), Resource Efficient Neural Networks Using Hessian Based Pruning, arXiv 2306.07030.
+
+    Example:
+        >>> import torch, hessprune as hp
+        >>> from torch import nn
+        >>> net, x = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(8, 2)
+        >>> trace = hp.hessian_trace(net, hp.find_groups(net, x), [(x, torch.zeros(8, dtype=torch.int64))])
+        >>> trace.values["0"].shape, trace.kind
+        (torch.Size([4]), 'hessian')
     """
-    options = TraceOptions(num_probes=num_probes, until=until, memory_limit=memory_limit)
-    settings = Settings(seed=seed, estimator=estimator, precision=precision, loss_fn=loss_fn, options=options)
-    return _by_group(model, groups, batches, settings, hap_scale=False)
+    return traces_by_group(
+        model,
+        groups,
+        batches,
+        producer_slices(model, groups, hap_scale=False),
+        estimator=estimator,
+        loss_fn=loss_fn,
+        precision=precision,
+        seed=seed,
+        options=TraceOptions(num_probes=num_probes, until=until, memory_limit=memory_limit),
+    )
 
 
-def relative_hessian_trace(
-    model: nn.Module, groups: Sequence[Group], batches: Any, settings: Settings | None = None
+def traces_by_group(
+    model: nn.Module,
+    groups: Sequence[Group],
+    batches: Any,
+    slices: Slices,
+    *,
+    estimator: str,
+    loss_fn: Any,
+    precision: str,
+    seed: int,
+    options: TraceOptions,
 ) -> TraceResult:
-    """HAP's saliency `s_u = Σ_producers Tr(H_uu) ‖w_u‖² / (2 numel(w_u))`, with its standard error.
-
-    A unit's trace is spread evenly over its weights, so that `s_u` is the second-order loss increase `½ wᵀHw` of
-    setting them to zero. Folding an evaluation-mode BatchNorm into the convolution before it leaves `s_u` unchanged.
-
-    Args:
-        model: Left untouched.
-        groups: From `find_groups`.
-        batches: Re-iterable of `(inputs, targets)`.
-        settings: Estimator, precision, seed, loss and trace options.
-
-    Returns:
-        The saliencies in `.values`, `{group name: (U,)}`.
-
-    References:
-        Yu et al. (2022), Hessian-Aware Pruning and Optimal Neural Implant, arXiv 2101.08940.
-    """
-    return _by_group(model, groups, batches, settings or Settings(), hap_scale=True)
-
-
-def _by_group(
-    model: nn.Module, groups: Sequence[Group], batches: Any, settings: Settings, *, hap_scale: bool
-) -> TraceResult:
-    options: TraceOptions | None = settings.options
-    if options is not None and options.until is not None:  # the decision is one on all groups
+    """Return the traces over some slices, laid out over all groups; units that nothing produces have none."""
+    if options.until is not None:  # the decision is one on all groups
         removed = options.until.removed
-        until = replace(options.until, removed=lambda values: removed(_complete(dict(values), groups)))
+        until = replace(options.until, removed=lambda values: removed(_complete(values, groups)))
         options = replace(options, until=until)
     result = block_traces(
-        model,
-        producer_slices(model, groups, hap_scale=hap_scale),
-        batches,
-        estimator=settings.estimator,
-        loss_fn=settings.loss_fn,
-        precision=settings.precision,
-        seed=settings.seed,
-        options=options,
+        model, slices, batches, estimator=estimator, loss_fn=loss_fn, precision=precision, seed=seed, options=options
     )
     error = result.standard_error
     return replace(
@@ -107,7 +105,7 @@ def _by_group(
     )
 
 
-def _complete(values: dict[str, Tensor], groups: Sequence[Group]) -> ByGroup[Tensor]:
-    """All groups in order; units that nothing produces (zero padding) have no curvature."""
+def _complete(values: Mapping[str, Tensor], groups: Sequence[Group]) -> ByGroup[Tensor]:
+    """Return one tensor for each group, in order."""
     none = {group.name: torch.zeros(group.num_units, dtype=torch.float64) for group in groups}
     return ByGroup({name: values.get(name, zeros) for name, zeros in none.items()})

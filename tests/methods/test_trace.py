@@ -5,8 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import hessprune as hp
-from hessprune.methods.hessian_trace import relative_hessian_trace
-from hessprune.methods.scores import Settings
+from hessprune.foundation.padding import ChannelPad
 from tests.cases import ChunkCat, Grouped, Plain, Residual, image, make
 
 X = image(size=4, batch=3)
@@ -31,7 +30,7 @@ def test_trace_and_saliency_against_the_dense_hessian(case: type[nn.Module]) -> 
     model = make(case)
     groups = hp.find_groups(model, X)
     trace = hp.hessian_trace(model, groups, BATCHES, precision="fp64")
-    saliency = relative_hessian_trace(model, groups, BATCHES, Settings(precision="fp64"))
+    saliency = hp.saliency(model, groups, BATCHES, hp.HAP(precision="fp64"))
     assert trace.kind == "hessian"
     for group in groups[:2]:
         for unit in (0, group.num_units - 1):
@@ -44,14 +43,14 @@ def test_trace_and_saliency_against_the_dense_hessian(case: type[nn.Module]) -> 
                 expected_trace += value
                 expected_saliency += value * float(weight.square().sum()) / (2 * weight.numel())
             assert float(trace.values[group][unit]) == pytest.approx(expected_trace, rel=1e-10)
-            assert float(saliency.values[group.name][unit]) == pytest.approx(expected_saliency, rel=1e-10)
+            assert float(saliency[group.name][unit]) == pytest.approx(expected_saliency, rel=1e-10)
 
 
 def test_units_that_nothing_produces_have_no_curvature() -> None:
     class Padded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.pad = nn.Conv2d(3, 4, 1), hp._modules.ChannelPad(1, 1)
+            self.a, self.pad = nn.Conv2d(3, 4, 1), ChannelPad(1, 1)
             self.b, self.head = nn.Conv2d(6, 4, 1), nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,95 @@
+"""Losses as functions of outputs and targets: which of them is cross-entropy, and what it asks of labels."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hessprune.errors import DataError
+from hessprune.foundation.checks import check_labels
+from hessprune.foundation.trees import describe
+
+LossFn = Callable[[Any, Any], Tensor]
+"""From a model's whole output and the targets of a batch to their mean loss."""
+
+
+def as_cross_entropy(loss_fn: LossFn | None) -> nn.CrossEntropyLoss | None:
+    """Return the module that a loss stands for if it is a cross-entropy, None for any other loss.
+
+    Example:
+        >>> import torch.nn.functional as F
+        >>> as_cross_entropy(F.cross_entropy), as_cross_entropy(F.mse_loss)
+        (CrossEntropyLoss(), None)
+    """
+    if loss_fn is None or loss_fn is F.cross_entropy:
+        return nn.CrossEntropyLoss()
+    is_module = isinstance(loss_fn, nn.CrossEntropyLoss) and type(loss_fn).forward is nn.CrossEntropyLoss.forward
+    return cast(nn.CrossEntropyLoss, loss_fn) if is_module else None
+
+
+def labels_for(logits: Tensor, targets: Any, name: str = "batches", *, ignore_index: int = -100) -> Tensor:
+    """Return targets in the form that cross-entropy takes, on the device of the logits.
+
+    Labels of any integer type or of bool become int64, `(N, 1)` labels `(N,)`.
+
+    Args:
+        logits: `(N, C, *K)`.
+        targets: Labels `(N, *K)`, or class probabilities `(N, C, *K)`.
+        name: The argument that messages name.
+        ignore_index: The label of positions that do not count.
+
+    Raises:
+        DataError: Shapes differ, labels are out of range, or floating-point targets are no probabilities.
+    """
+    if not isinstance(targets, Tensor):
+        targets = _tensor(targets, name)
+    targets = targets.to(logits.device)
+    if not targets.is_floating_point():
+        targets = targets.long()
+        if targets.dim() == logits.dim() == 2 and targets.shape[1] == 1:
+            targets = targets.squeeze(1)
+    per_position = (*logits.shape[:1], *logits.shape[2:])
+    if logits.dim() < 2 or logits.shape[1] < 2:
+        raise DataError(
+            f"the model must return logits of shape (N, classes, ...) for cross-entropy, got {describe(logits)}. "
+            "Pass the loss that it was trained with as `loss_fn`."
+        )
+    if tuple(targets.shape) != (tuple(logits.shape) if targets.is_floating_point() else per_position):
+        raise DataError(
+            f"targets in `{name}` must hold one integer label (or one row of probabilities) per output, got "
+            f"{describe(targets)} for logits {describe(logits)}. Give labels of shape {per_position}, or the loss that "
+            "takes these targets as `loss_fn`."
+        )
+    if targets.is_floating_point():
+        _check_probabilities(targets, name)
+    else:
+        check_labels(targets.where(targets != ignore_index, -100), logits.shape[1], name)
+    return targets
+
+
+def count_labelled(targets: Tensor, ignore_index: int = -100) -> int:
+    """Return the number of positions with a label: all but the ignored ones."""
+    if targets.is_floating_point():
+        return targets.numel() // targets.shape[1]
+    return int((targets != ignore_index).sum())
+
+
+def _tensor(targets: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"targets in `{name}` must be a tensor of labels for cross-entropy, got {describe(targets)}. "
+            "Pass the loss that takes these targets as `loss_fn`."
+        ) from error
+
+
+def _check_probabilities(targets: Tensor, name: str) -> None:
+    sums = targets.sum(1)
+    if bool((targets < -1e-6).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        raise DataError(
+            f"floating-point targets in `{name}` must be class probabilities for cross-entropy, got rows that do not "
+            "add up to 1. Pass the loss that takes these targets as `loss_fn`, such as loss_fn=torch.nn.MSELoss()."
+        )

@@ -1,0 +1,60 @@
+"""The pruning stages of a run: the tasks of its methods, carried out as `hp.prune` does, with a memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hessprune.costs.budget import Budget
+from hessprune.costs.target import LatencyTarget
+from hessprune.foundation.batches import Rereadable
+from hessprune.lab.context import Model, Run
+from hessprune.lab.memory import StageMemory
+from hessprune.methods.text import as_method
+from hessprune.methods.values import Saliency
+from hessprune.planning.implants import Implant
+from hessprune.planning.plan import Plan
+from hessprune.pruning.prune import carry_out
+from hessprune.pruning.task import Task
+from hessprune.structure.groups import Group
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pruned:
+    """The outcome of one method at the run's budget, with the stage that keeps the model."""
+
+    method: str
+    saliency: Saliency
+    plan: Plan
+    model: Model
+
+
+def prune_by(run: Run, dense: Model, groups: Sequence[Group], method: str) -> Pruned:
+    """Prune the dense model by one method; finished stages are read again."""
+    memory = StageMemory(run, dense, groups, method)
+    result = carry_out(task_of(run, dense, method, run.settings.prune.budget, memory), groups)
+    model = Model(model=result.model, stage=memory.stages["4-pruned"])
+    return Pruned(method=method, saliency=result.saliency, plan=result.plan, model=model)
+
+
+def task_of(run: Run, dense: Model, method: str, budget: Budget, memory: StageMemory) -> Task:
+    """Return what the recipe asks of one method at one budget."""
+    prune = run.settings.prune
+    return Task(
+        model=dense.model,
+        example_inputs=run.example,
+        batches=Rereadable.of(run.batches("calibration")),
+        budget=replace(budget, target=budget.target or latency_target(run)) if budget.is_latency else budget,
+        method=as_method(method).with_refit(prune.compensate),
+        loss_fn=run.loss_fn,
+        implant=prune.implant or Implant(share=0.0),
+        compensate=prune.compensate,
+        ranking=prune.ranking,
+        seed=run.settings.seed,
+        memory=memory,
+    )
+
+
+def latency_target(run: Run) -> LatencyTarget:
+    """Return where the recipe counts milliseconds: where the report does, unless it says otherwise."""
+    settings = run.settings
+    runtime = "torch" if settings.quantize is None else "onnxruntime-int8"
+    return settings.prune.latency or LatencyTarget(runtime=runtime, batch_size=settings.report.latency_batch_size)

@@ -1,0 +1,87 @@
+"""A whole run: from data to report, as a recipe says."""
+
+from pathlib import Path
+
+from hessprune.foundation.checks import optional_import
+from hessprune.foundation.files import writable_folder
+from hessprune.foundation.quiet import quiet
+from hessprune.foundation.state import torch_threads
+from hessprune.lab import integers, stages
+from hessprune.lab.assembly import assemble
+from hessprune.lab.context import open_run
+from hessprune.lab.pruned import prune_by
+from hessprune.lab.report.html import write_html
+from hessprune.lab.report.run_report import RunReport
+from hessprune.lab.settings import RunSettings
+from hessprune.quantize.targets import check_target
+from hessprune.structure.find import find_groups
+from hessprune.surgery import checkpoint
+
+
+def run(settings: RunSettings, out: Path | str, *, data_root: Path | str = ".") -> RunReport:
+    """Run a recipe from data to report; called again after a kill, it continues from its last finished stage or step.
+
+    Args:
+        settings: From `load_recipe`, or made in Python.
+        out: Receives `report.html`, `report.json`, `model/`, `model.onnx`, `int8.onnx` and the finished
+            `stages/`.
+        data_root: The folder that relative paths of the settings refer to.
+
+    Returns:
+        The report; `report.json` holds the same.
+    """
+    out = writable_folder(out)
+    check_extras(settings)
+    with torch_threads(settings.threads):
+        report = _run(settings, out, Path(data_root))
+    report.save(out / "report.json")
+    write_html(report, out / "report.html")
+    return report
+
+
+def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
+    """Make all stages, in order."""
+    job = open_run(settings, out, data_root)
+    dense = stages.dense_model(job)
+    groups = find_groups(dense.model, job.example, settings.prune.ranking.ignore)
+
+    own = settings.prune.method
+    pruned = {method: prune_by(job, dense, groups, method) for method in (own, *job.baselines)}
+    trained = pruned if settings.report.baselines == "finetuned" else (own,)
+    tuned = {method: stages.tune(job, dense, pruned[method]) for method in trained}
+
+    models = {"dense": dense, "pruned": pruned[own].model, "finetuned": tuned[own]}
+    others = {f"{method}-pruned": pruned[method].model for method in job.baselines}
+    others |= {f"{method}-finetuned": tuned[method] for method in job.baselines if method in tuned}
+    measured = {name: stages.measure(job, name, model) for name, model in (models | others).items()}
+    files: dict[str, Path] = {}
+    if settings.quantize is not None:
+        models["int8"] = int8 = integers.quantize(job, tuned[own], settings.quantize)
+        files = integers.onnx_files(job, dense, tuned[own], int8)
+        measured["int8"] = integers.measure_file(job, int8, measured["finetuned"])
+    report = assemble(
+        job,
+        pruned[own],
+        models,
+        measured=measured,
+        latency=stages.latencies(job, models, files),
+        curve=[point for item in pruned.values() for point in stages.curve(job, dense, groups, item.method)],
+    )
+
+    checkpoint.save(tuned[own].model, pruned[own].plan, out / "model")
+    if settings.export.onnx:
+        stages.deliver(stages.export(job, "finetuned", tuned[own]), out / "model.onnx")
+    if "int8" in files:
+        stages.deliver(files["int8"], out / "int8.onnx")
+    return report
+
+
+def check_extras(settings: RunSettings) -> None:
+    """Fail before the work, not after it, where a package for the last stages is missing."""
+    optional_import("matplotlib", "report")
+    if settings.export.onnx or settings.quantize is not None:
+        optional_import("onnxruntime", "export")
+    if settings.quantize is not None:
+        check_target(settings.quantize.target)
+        with quiet():  # its import warns about kernels for other machines
+            optional_import("torchao.quantization.pt2e", "quantize")

@@ -1,0 +1,129 @@
+"""A method is a value: a criterion by name, with its options, that scores every unit of a model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from hessprune.errors import ArgumentError
+from hessprune.foundation.checks import check_choice
+from hessprune.foundation.options import check_options
+from hessprune.foundation.symmetric import Interactions
+from hessprune.structure.groups import Group
+
+METHODS: dict[str, "type[Method]"] = {}
+"""Every method by its name, in the order in which the files of this room register them."""
+M = TypeVar("M", bound="type[Method]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """Everything a method may look at."""
+
+    model: nn.Module
+    groups: Sequence[Group]
+    batches: Any
+    """Calibration data, a re-iterable of `(inputs, targets)`."""
+    loss_fn: Any = None
+    """A loss of `(logits, targets)` that averages over samples; None means cross-entropy."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """Saliencies by group, and whatever else a method learned."""
+
+    values: Mapping[str, Tensor]
+    """`{group name: (U,)}`."""
+    standard_error: Mapping[str, Tensor] | None = None
+    interactions: Tensor | Interactions | None = None
+    """`(U, U)` over the units of all groups: what removing one unit adds to the cost of removing another."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values for the provenance of a plan."""
+
+
+class Method(ABC):
+    """A criterion with its options.
+
+    Subclasses are frozen dataclasses: their fields are the options, checked against their annotations when a value is
+    made. `@register` makes a subclass known by its `name` in `hp.saliency`, `hp.prune`, recipes and on the command
+    line.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import torch
+        >>> from hessprune.methods.method import Method, Scores, Scoring
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Constant(Method):
+        ...     name = "constant"
+        ...     value: float = 1.0
+        ...
+        ...     def score(self, scoring: Scoring) -> Scores:
+        ...         return Scores(values={g.name: torch.full((g.num_units,), self.value) for g in scoring.groups})
+        >>> str(Constant(value=2.0))
+        'constant(value=2.0)'
+    """
+
+    __slots__ = ()
+    name: ClassVar[str]
+    per_cost: ClassVar[bool] = True
+    """Whether a ranking divides saliencies by the cost that a unit frees, unless it is told otherwise."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @abstractmethod
+    def score(self, scoring: Scoring) -> Scores:
+        """Return the estimated loss increase of removing each unit, larger for units whose loss hurts more.
+
+        Args:
+            scoring: Model, groups, data, loss and seed. The model must be left as it was.
+
+        Returns:
+            One float64 tensor `(U,)` on the CPU for each group.
+        """
+
+    def with_refit(self, refit: bool) -> "Method":  # noqa: ARG002 - for subclasses
+        """Return the method as it scores where the survivors will be refitted, or will not: most do not care."""
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """Return the options that differ from their defaults, by name."""
+        options = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, (value, default) in options.items() if value != default}
+
+    def __str__(self) -> str:
+        """`hap(estimator=hutchinson,num_probes=300)`; `hap` where every option has its default."""
+        text = ",".join(f"{name}={value}" for name, value in self.options().items())
+        return f"{self.name}({text})" if text else self.name
+
+
+def register(method: M) -> M:
+    """Make a method known by its name.
+
+    Raises:
+        ArgumentError: Another method has this name.
+    """
+    other = METHODS.get(method.name)
+    if other is not None and other.__qualname__ != method.__qualname__:
+        raise ArgumentError(f"`name` of a method must be new, got {method.name!r}, which {other.__name__} has.")
+    METHODS[method.name] = method
+    return method
+
+
+def check_method(value: object) -> "Method":
+    """Return a method given as a value.
+
+    Raises:
+        ArgumentError: The value is neither a method nor the name of one.
+    """
+    if isinstance(value, Method):
+        return value
+    if isinstance(value, type) and issubclass(value, Method):
+        raise ArgumentError(f"`method` must be a value, got the class {value.__name__}. Write hp.{value.__name__}().")
+    if isinstance(value, str):
+        check_choice("method", value, METHODS)
+        return METHODS[value]()
+    raise ArgumentError(f"`method` must be a name such as 'joint' or a value such as hp.Joint(), got {value!r}.")

@@ -1,0 +1,36 @@
+"""Surgery, and recovery without training: implants are fitted, survivors refitted, BatchNorm re-estimated."""
+
+from typing import Any
+
+from torch import nn
+
+from hessprune.deploy.evaluation import evaluate
+from hessprune.planning.plan import Plan
+from hessprune.pruning.task import Task
+from hessprune.surgery.apply import apply_plan
+from hessprune.surgery.compensation import compensate
+from hessprune.surgery.implants.fitting import fit_stand_ins
+from hessprune.training.batchnorm import has_batchnorm, reestimate_batchnorm
+
+
+def cut_and_recover(task: Task, plan: Plan) -> nn.Module:
+    """Return the model that a plan leaves, recovered as far as the task asks for."""
+    last = task.planning_settings(plan.budget, last=True) | {"compensate": task.compensate}
+    return task.memory.model(last, plan, lambda: pruned_by(task, plan))
+
+
+def pruned_by(task: Task, plan: Plan) -> nn.Module:
+    """Apply a plan, fit its implants and, if the task says so, let the survivors compensate."""
+    pruned = apply_plan(task.model, plan, start="zero" if task.implant.start == "zero" else "centre")
+    if plan.implanted and task.implant.start == "fitted":
+        pruned = fit_stand_ins(task.model, pruned, plan, task.batches)
+    return recovered(task.model, pruned, plan, task.batches, task.loss_fn) if task.compensate else pruned
+
+
+def recovered(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any, loss_fn: Any = None) -> nn.Module:
+    """Refit the surviving layers, then re-estimate BatchNorm; each is kept only where it lowers the loss."""
+    fitted = compensate(dense, pruned, plan, batches, loss_fn=loss_fn)
+    if not has_batchnorm(fitted):
+        return fitted
+    candidates = (fitted, reestimate_batchnorm(fitted, batches))
+    return min(candidates, key=lambda model: evaluate(model, batches, loss_fn=loss_fn).loss)

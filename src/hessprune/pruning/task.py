@@ -1,0 +1,66 @@
+"""A task: everything that decides one pruning, checked before the long work starts."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from hessprune.costs.budget import Budget, check_budget
+from hessprune.foundation.batches import Rereadable
+from hessprune.foundation.checks import check_batches, check_finite_parameters
+from hessprune.foundation.options import check_flag, check_type
+from hessprune.methods.method import Method
+from hessprune.methods.scoring import check_seed, loss_name
+from hessprune.planning.implants import Implant, check_no_stand_ins
+from hessprune.planning.ranking import Ranking
+from hessprune.pruning.memory import Memory, NoMemory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """What is pruned, on which data, to which budget, and how."""
+
+    model: nn.Module
+    example_inputs: Any
+    batches: Rereadable
+    budget: Budget
+    method: Method
+    loss_fn: Any = None
+    implant: Implant = field(default_factory=lambda: Implant(share=0.0))
+    compensate: bool = True
+    ranking: Ranking = field(default_factory=Ranking)
+    seed: int = 0
+    memory: Memory = field(default_factory=NoMemory)
+    """Keeps the finished stages; `hp.prune` keeps none."""
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget)
+        check_type("ranking", self.ranking, Ranking, "hp.Ranking(round_to=8)")
+        check_flag("compensate", self.compensate)
+        check_no_stand_ins(self.implant, self.budget)
+        check_seed(self.seed, self.method)
+
+    def check_data(self) -> None:
+        """Raise unless the data can be read again and the weights are finite.
+
+        Raises:
+            DataError: The batches are one-shot or empty.
+            NumericalError: Weights are not finite.
+        """
+        check_batches(self.batches)
+        check_finite_parameters(self.model)
+
+    def scoring_settings(self) -> dict[str, Any]:
+        """Return what decides the saliencies, besides model and data; JSON values."""
+        return {"method": str(self.method), "loss": loss_name(self.loss_fn), "seed": self.seed}
+
+    def planning_settings(self, limit: Budget, *, last: bool) -> dict[str, Any]:
+        """Return what decides the plan of the step that ends at `limit`, besides model and data; JSON values."""
+        settings: Mapping[str, Any] = {
+            "budget": {limit.quantity: limit.value},
+            "ranking": self.ranking.to_json(),
+            "implant": asdict(self.implant) if last and self.implant else None,
+            "last": last,
+        }
+        return self.scoring_settings() | dict(settings)

@@ -1,0 +1,246 @@
+"""A whole run on the digits, as small as it gets: resumed after a kill it ends as if nothing had happened."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+import hessprune as hp
+from hessprune.costs.budget import Budget
+from hessprune.deploy.evaluation import evaluate
+from hessprune.errors import ArgumentError, DataError, OutputError
+from hessprune.foundation.progress import listening
+from hessprune.lab import integers, stages
+from hessprune.lab.context import open_run
+from hessprune.lab.models import build_model
+from hessprune.lab.recipe import parse_recipe
+from hessprune.lab.report import RunReport
+from hessprune.lab.run import run as run_recipe
+from hessprune.lab.store import StageStore
+from hessprune.lab.terminal import print_report
+from hessprune.planning.implants import Implant
+
+TINY = {
+    "threads": 1,
+    "data": {"validation_size": 60, "calibration_size": 64, "batch_size": 128},
+    "model": {"pretrain": {"epochs": 1, "lr": 0.1, "checkpoint_every_steps": 2}},
+    "prune": {"method": "hap", "budget": {"macs": 0.5}},
+    "finetune": {"epochs": 1, "lr": 0.05, "checkpoint_every_steps": 2},
+    "export": {"onnx": False},
+    "report": {"curve": [0.7, 0.01], "latency_repeats": 2},
+}
+
+
+class Killer:
+    """A listener that interrupts the run at the n-th step of the loops with one label."""
+
+    def __init__(self, label, step):
+        self.label, self.left, self.open = label, step, {}
+
+    def start(self, label, total):
+        self.open[len(self.open)] = label
+        if label == self.label and self.left == 0:
+            raise KeyboardInterrupt
+        return len(self.open) - 1
+
+    def advance(self, handle, steps, note):
+        if self.open[handle] == self.label:
+            self.left -= steps
+            if self.left <= 0:
+                raise KeyboardInterrupt
+
+    def finish(self, handle):
+        pass
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return parse_recipe(TINY)
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    return out, run_recipe(settings, out)
+
+
+def test_the_report_is_complete(finished):
+    out, report = finished
+    assert RunReport.load(out / "report.json") == report
+    assert list(report.models) == ["dense", "pruned", "finetuned"]
+    assert set(report.baselines) == {"magnitude-pruned", "random-pruned"}
+    assert {point.method for point in report.curve} == {"hap", "magnitude", "random"}
+    assert len(report.curve) == 3  # the second budget lies below the floors
+    assert report.data["test"] == report.final.num_samples == 450
+    assert report.models["pruned"].latency_ms > 0
+    assert report.estimate.relative_error == 0
+    assert report.settings["prune"]["budget"] == {"macs": 0.5}
+    assert "<svg" in (out / "report.html").read_text("utf-8")
+
+
+def test_the_budget_is_met_within_one_unit(finished):
+    _, report = finished
+    dense, final = report.models["dense"], report.final
+    largest_unit = dense.macs / 16  # one channel of the first stage, where all of them are 16
+    assert dense.macs / 2 - largest_unit < final.macs <= dense.macs / 2
+    assert report.plan["macs"] == [dense.macs, final.macs]
+
+
+def test_layers_and_saliencies_agree_with_the_plan(finished):
+    _, report = finished
+    kept = {layer.group: layer.kept for layer in report.layers}
+    assert kept == {name: len(units) for name, units in report.plan["kept"].items()}
+    assert [layer.name for layer in report.layers][:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
+    assert {group.group: sum(group.kept) for group in report.saliency} == kept
+
+
+def test_the_saved_model_is_the_reported_one(finished, settings):
+    out, report = finished
+    model = hp.load(out / "model", lambda: build_model("digits-resnet", num_classes=10, in_channels=1))
+    data = open_run(settings, out, out).data
+    assert evaluate(model, data.batches("test", 128)).accuracy == report.final.accuracy
+
+
+@pytest.mark.parametrize(
+    ("label", "step"),
+    [("fine-tuning", 5), ("3-plan-random", 0), ("fine-tuning", 14)],  # while training, planning, fine-tuning
+)
+def test_a_killed_run_resumes_and_ends_the_same(finished, settings, tmp_path, label, step):
+    _, expected = finished
+    with pytest.raises(KeyboardInterrupt), listening(Killer(label, step)):
+        run_recipe(settings, tmp_path)
+    assert not (tmp_path / "report.json").exists()
+    assert _timeless(run_recipe(settings, tmp_path)) == _timeless(expected)
+
+
+def test_a_finished_run_is_only_read_again(finished, settings, monkeypatch):
+    out, report = finished
+    monkeypatch.setattr(stages, "finetune", None)
+    monkeypatch.setattr("hessprune.pruning.prune.saliency", None)
+    assert run_recipe(settings, out) == report
+
+
+def test_a_changed_recipe_repeats_only_what_depends_on_it(finished, settings, tmp_path, monkeypatch):
+    made = []
+    run = StageStore.run
+
+    def recording(self, name, make, *inputs, **options):
+        stage = run(self, name, make, *inputs, **options)
+        made.extend([] if stage.reused else [name])
+        return stage
+
+    monkeypatch.setattr(StageStore, "run", recording)
+    shutil.copytree(finished[0], tmp_path / "run")
+    changed = replace(settings, report=replace(settings.report, curve=()), finetune=replace(settings.finetune, lr=0.01))
+    run_recipe(changed, tmp_path / "run")
+    assert made == ["5-finetuned-hap", "6-measured-finetuned", "7-latency", *(f"8-curve-{m}" for m in METHODS)]
+
+
+METHODS = ("hap", "magnitude", "random")
+
+
+def test_weights_from_a_file_and_no_baselines(finished, settings, tmp_path):
+    out, first = finished
+    weights = out / "stages" / "1-dense" / "model.safetensors"
+    document = TINY | {"model": {"weights": str(weights)}, "report": {"baselines": False, "curve": []}}
+    report = run_recipe(parse_recipe(document | {"finetune": {"epochs": 0}}), tmp_path)
+    assert report.models["dense"].accuracy == first.models["dense"].accuracy
+    assert report.baselines == {}
+    assert "pretrain" not in report.history
+
+
+def test_wrong_output_and_missing_data_are_one_clear_error(settings, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="output must be writable"):
+        run_recipe(settings, tmp_path / "file")
+    absent = replace(settings, data=replace(settings.data, source="npz", root="absent.npz"))
+    with pytest.raises(DataError, match=r"absent\.npz"):
+        run_recipe(absent, tmp_path / "out", data_root=tmp_path)
+
+
+def test_compensation_never_raises_the_calibration_loss(finished, settings):
+    out, _ = finished
+    run = open_run(settings, out, out)
+    model, batches = stages.dense_model(run).model, run.batches("calibration")
+    plain, compensated = (
+        hp.prune(model, run.example, batches, budget=Budget(macs=0.4), method="magnitude", compensate=flag)
+        for flag in (False, True)
+    )
+    assert plain.plan.removed == compensated.plan.removed
+    assert evaluate(compensated.model, batches).loss < evaluate(plain.model, batches).loss
+
+
+def test_a_run_with_implants_shows_them_in_the_report(finished, settings, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "run")
+    implant, plain = Implant(share=0.4), replace(settings.report, curve=(), baselines=False)
+    finetune = replace(settings.finetune, epochs=0)
+    changed = replace(settings, prune=replace(settings.prune, implant=implant), report=plain, finetune=finetune)
+    report = run_recipe(changed, tmp_path / "run")
+    units = sum(sum(group.implanted) for group in report.saliency)
+    assert units == sum(len(units) for units in report.plan["implanted"].values()) > 0
+    assert all(layer.kept + layer.implanted <= layer.dense for layer in report.layers)
+    assert any(layer.implanted for layer in report.layers)
+    model = hp.load(tmp_path / "run" / "model", lambda: build_model("digits-resnet", num_classes=10, in_channels=1))
+    assert hp.cost(model, torch.zeros(1, 1, 8, 8)).macs == report.final.macs
+    print_report(report, tmp_path)
+    assert f"{units} implanted" in capsys.readouterr().out
+
+
+def _timeless(report):
+    """A report without what is timed."""
+    document = json.loads(json.dumps(report.to_json()))
+    for result in (document["dense"], document["pruned"], document["finetuned"]):
+        for key in ("latency_ms", "latency_p10_ms", "latency_p90_ms"):
+            assert result.pop(key) > 0
+    return document
+
+
+def test_a_recipe_may_end_in_integers(settings, finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)  # everything up to the fine-tuned model is done
+    quantize = parse_recipe(TINY | {"quantize": {"train": {"epochs": 1, "checkpoint_every_steps": 2}}}).quantize
+    wanted = replace(settings, quantize=quantize)
+    assert wanted.quantize.train.lr == 1e-4
+    with pytest.raises(KeyboardInterrupt), listening(Killer("calibrating", 1)):
+        run_recipe(wanted, out)
+    report = run_recipe(wanted, out)
+    assert list(report.models) == ["dense", "pruned", "finetuned", "int8"]
+    assert report.models["int8"].size_bytes == (out / "int8.onnx").stat().st_size
+    assert report.models["int8"].accuracy == evaluate(out / "int8.onnx", _test_batches(wanted, out)).accuracy
+    assert abs(report.models["int8"].accuracy - report.models["finetuned"].accuracy) < 0.05
+    assert report.environment["latency_runtime"] == "onnxruntime"
+    assert [point.epoch for point in report.history["quantize"]] == [0, 1]
+    assert "INT8" in (out / "report.html").read_text("utf-8")
+    assert report.notes[-1] == "Layers of it left in FP32: none."
+
+
+def test_a_recipe_may_leave_the_choice_of_fp32_layers_to_their_sensitivity(settings, finished, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    seen = {}
+
+    def choose(model, example_inputs, batches, **options):
+        seen.update(options, images=sum(len(labels) for _, labels in batches))
+        return {"conv1": "sensitivity 0.031: 62% of the loss of rounding"}
+
+    monkeypatch.setattr(integers, "choose_fp32_layers", choose)
+    section = {"keep_fp32": "auto", "tolerance": 0.3, "weight_bits": 8, "train": {"epochs": 0}}
+    quantize = parse_recipe(TINY | {"quantize": section}).quantize
+    report = run_recipe(replace(settings, quantize=quantize), out)
+    assert seen["tolerance"] == 0.3
+    assert seen["scheme"] == hp.Scheme(weight_bits=8)
+    data = open_run(settings, out, out).data
+    assert (sum(len(labels) for _, labels in seen["validation"]), seen["images"]) == (
+        len(data.validation),
+        len(data.calibration),
+    )
+    assert report.notes[-1] == ("Layers of it left in FP32: conv1 (sensitivity 0.031: 62% of the loss of rounding).")
+    assert report.settings["quantize"]["keep_fp32"] == "auto"
+    with pytest.raises(ArgumentError, match="`tolerance` must be a number from 0 to 100, got -1"):
+        replace(quantize, tolerance=-1)
+
+
+def _test_batches(settings, out):
+    return open_run(settings, out, out).batches("test")
