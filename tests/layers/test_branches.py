@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hessprune.foundation.modules import call_model
 from hessprune.layers.branches import StepMode, find_branches
-from hessprune.operators.maps import Arguments, Call
+from hessprune.operators.maps import Arguments, LinearMap
 
 X = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 
@@ -75,7 +75,7 @@ def others(model: nn.Module, branches: Any) -> dict[str, Tensor]:
     seen = {}
 
     class Watch(StepMode):
-        def on_layer(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+        def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
             if name in self.branches:
                 seen[name] = self.take_other(name).clone()
             return super().on_layer(name, call, arguments)

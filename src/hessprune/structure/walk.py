@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from hessprune.operators.call import Call
 from hessprune.operators.labels import Labels, along, constant, expanded, varying
 from hessprune.operators.leaves import Axis, Leaf, LiteralUse, Role, Value
-from hessprune.operators.table import RULES
+from hessprune.operators.table import operator_of
 from hessprune.structure.closure import Closure
 
 MAX_ELEMENT_LABELS = 4_000_000
@@ -152,8 +152,8 @@ class GraphWalk:
     def _answer(self, call: Call) -> Any:
         if (folded := call.fold()) is not None:
             return folded
-        handler = RULES.get(call.operator)
-        return handler(call) if handler else call.refuse(f"operator '{call.operator}'{call.where} has no rule")
+        rule = operator_of(call.target).labels
+        return rule(call) if rule else call.refuse(f"operator '{call.operator}'{call.where} has no rule")
 
 
 def _leaf(name: str, tensor: Tensor) -> Leaf | Value:
