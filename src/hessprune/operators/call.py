@@ -14,7 +14,7 @@ from hessprune.operators.leaves import Leaf, Role, Value
 from hessprune.operators.names import operator_name
 
 
-class Closure(Protocol):
+class Conditions(Protocol):
     """Conditions on labels that are settled when the whole graph has run."""
 
     def split(self, labels: Tensor, dims: tuple[int, ...]) -> None:
@@ -39,7 +39,7 @@ class Walk(Protocol):
         ...
 
     @property
-    def closure(self) -> Closure:
+    def closure(self) -> Conditions:
         """Return the conditions collected so far."""
         ...
 

@@ -18,7 +18,7 @@ from hessprune.quantize import integers
 from hessprune.quantize.integers import Grid
 from hessprune.quantize.rewrite import aten
 
-Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # function, arguments, keyword arguments
+KernelCall = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # function, arguments, keyword arguments
 
 
 def integer_graph(model: GraphModule) -> GraphModule:
@@ -35,7 +35,7 @@ def integer_graph(model: GraphModule) -> GraphModule:
     return GraphModule(model, graph)
 
 
-def _kernel(quantizer: Node) -> Call | None:
+def _kernel(quantizer: Node) -> KernelCall | None:
     """Return the call that does what one kernel does from the integers that are read to those of a quantiser."""
     grid, node = _grid(quantizer), quantizer.all_input_nodes[0]
     if integer_kind(node.target) == "activation" and len(node.users) == 1 and _is_dropped(node, grid):
@@ -58,7 +58,7 @@ def _kernel(quantizer: Node) -> Call | None:
     return integers.add if kind == "sum" else integers.multiply, values, settings
 
 
-def _layer(node: Node, grid: Grid | None) -> Call | None:
+def _layer(node: Node, grid: Grid | None) -> KernelCall | None:
     """Return the call that computes a layer, if it reads integers and has integer weights."""
     x, weight, bias, *arguments = (*node.args, *(None,) * (3 - len(node.args)))
     read, has_bias = _read(x), bias is not None
@@ -96,7 +96,7 @@ def _calls(node: Any, name: str) -> bool:
     return isinstance(node, Node) and str(node.target) == f"quantized_decomposed.{name}.default"
 
 
-def _replace(node: Node, call: Call) -> None:
+def _replace(node: Node, call: KernelCall) -> None:
     """Put a call in the place of a node."""
     with node.graph.inserting_before(node):
         node.replace_all_uses_with(node.graph.call_function(*call))
