@@ -21,7 +21,9 @@ SPELLINGS = {
     "__floordiv__": "floor_divide",
     "__mod__": "remainder",
     "__and__": "bitwise_and",
+    "__rand__": "bitwise_and",
     "__or__": "bitwise_or",
+    "__ror__": "bitwise_or",
     "__invert__": "bitwise_not",
     "__len__": "size",
     "__bool__": "is_nonzero",
@@ -73,8 +75,14 @@ def is_in_place(target: Any) -> bool:
 def _spelling(target: Any) -> str:
     """Return the name as it is written, without the namespace of ATen."""
     if isinstance(target, OpOverload):
-        return target._schema.name.removeprefix("aten::")
-    return getattr(target, "__name__", str(target))
+        return _schema_name(target)
+    return getattr(target, "__name__", None) or str(target)
+
+
+@cache
+def _schema_name(overload: OpOverload) -> str:
+    """Return the name in the schema of an overload; torch makes a new string at each reading, which is slow."""
+    return overload._schema.name.removeprefix("aten::")
 
 
 @cache
