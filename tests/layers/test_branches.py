@@ -1,4 +1,4 @@
-"""Branches of residual networks: which layer's output is added to what, found by watching the model run."""
+"""Branches of residual networks, found by a recorded run."""
 
 import copy
 from typing import Any
@@ -71,7 +71,7 @@ def test_the_layer_that_runs_last_is_the_branch(way: str, expected: str | None) 
 
 
 def others(model: nn.Module, branches: Any) -> dict[str, Tensor]:
-    """Return what each branch is added to, on all samples."""
+    """Return the other summand of each branch, on all samples."""
     seen = {}
 
     class Watch(StepMode):
