@@ -36,6 +36,10 @@ class Behind(nn.Module):
         (F.gelu, True),
         (lambda y: y.new_ones(y.shape[:1]) + y.mean((1, 2, 3)), False),
         (torch.erfinv, True),
+        (lambda y: y.mT.exp(), True),
+        (lambda y: y.type(torch.float64).exp(), True),
+        (lambda y: y * float(y.detach().mean()), True),
+        (lambda y: y.clone().masked_fill_(y > 0, 0.0), False),
         (torch.ops.aten.relu.default, False),
         (torch.ops.aten.gelu.default, True),
     ],
@@ -69,6 +73,25 @@ def test_a_batchnorm_in_any_spelling_can_be_folded(spelling: str) -> None:
     recording = record(model, X)
     assert recording.foldable == [("conv.weight", id(model.norm.running_mean))]
     assert recording.absorbing == {"conv.weight": (id(model.norm.running_mean), 0)}
+
+
+class SeenTwice(nn.Module):
+    """The output of a convolution goes into a BatchNorm and, transposed, past it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        transposed = y.mT
+        return self.norm(y) + transposed
+
+
+def test_an_attribute_that_computes_a_tensor_is_a_use_of_it() -> None:
+    recording = record(SeenTwice(), X)
+    assert recording.foldable == []
+    assert recording.absorbing == {}
 
 
 def test_statistics_of_the_batch_are_refused() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import hessprune.operators as families
 from hessprune.costs.budget import Budget
-from hessprune.errors import UnsupportedModelError
+from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.layers.recording import record
 from hessprune.operators.maps import Convolution, Linear, SampleLayout
 from hessprune.operators.table import OPERATORS, Operator, integer_kind, operator_of, read_linear_map, register
@@ -86,7 +86,7 @@ def test_the_new_operator_has_left_the_table() -> None:
 
 
 def test_a_second_entry_for_a_name_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"`names` must be new to the table of operators, got \['relu'\]"):
+    with pytest.raises(ArgumentError, match=r"`names` must be new to the table of operators, got \['relu'\]"):
         register("relu", derivative="smooth")
     assert OPERATORS["relu"].derivative == "piecewise-linear"
 

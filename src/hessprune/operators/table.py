@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch._ops import OpOverload
 
+from hessprune.errors import ArgumentError
 from hessprune.operators.call import Call
 from hessprune.operators.maps import Reading
 from hessprune.operators.names import is_in_place, operator_name
@@ -92,10 +93,10 @@ def register(
         overloads: ATen overloads that have this kernel; all of them if empty.
 
     Raises:
-        ValueError: A name stands in the table already.
+        ArgumentError: A name stands in the table already.
     """
     if taken := sorted(OPERATORS.keys() & set(names)):
-        raise ValueError(f"`names` must be new to the table of operators, got {taken}. Change the entries that exist.")
+        raise ArgumentError(f"`names` must be new to the table of operators, got {taken}. Change the entries that exist.")
     for name in names:
         OPERATORS[name] = Operator(
             name=name,
