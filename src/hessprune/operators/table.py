@@ -46,7 +46,7 @@ class Operator:
     name: str
     """See `operator_name`."""
     labels: LabelRule | None = None
-    """None: what the operator touches is frozen."""
+    """None: the walk freezes all arguments of the operator."""
     linear_map: LinearMapReader | None = None
     """None: the operator multiplies by no weight."""
     derivative: Derivative = "smooth"
@@ -96,7 +96,9 @@ def register(
         ArgumentError: A name stands in the table already.
     """
     if taken := sorted(OPERATORS.keys() & set(names)):
-        raise ArgumentError(f"`names` must be new to the table of operators, got {taken}. Change the entries that exist.")
+        raise ArgumentError(
+            f"`names` must be new to the table of operators, got {taken}. Change the entries that exist."
+        )
     for name in names:
         OPERATORS[name] = Operator(
             name=name,
@@ -115,7 +117,7 @@ def operator_of(target: Any) -> Operator:
 
 
 def integer_kind(target: Any) -> Integer | None:
-    """Return the integer kernel of a node's target; None without one, and for whatever is not an ATen operator.
+    """Return the integer kernel of a node's target; None without one, and for functions outside ATen.
 
     Parts taken out of a tuple (Python's `getitem`) count as an operator.
     """
