@@ -1,4 +1,4 @@
-"""Branches of residual networks, branches by a recorded run."""
+"""Branches of residual networks, found by a recorded run."""
 
 import copy
 from typing import Any
