@@ -1,4 +1,4 @@
-"""Branches of residual networks: which layer's output is added to what, found by watching the model run."""
+"""Branches of residual networks, found by a recorded run."""
 
 import copy
 from typing import Any
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from hessprune.foundation.modules import call_model
 from hessprune.layers.branches import StepMode, find_branches
-from hessprune.operators.maps import Arguments, Call
+from hessprune.operators.maps import Arguments, LinearMap
 
 X = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 
 
 class Block(nn.Module):
-    """`x + last(first(x))`, written in one of several ways."""
+    """`x + last(first(x))`, written in one of several variants."""
 
-    def __init__(self, way: str) -> None:
+    def __init__(self, variant: str) -> None:
         super().__init__()
-        self.way = way
+        self.variant = variant
         self.stem, self.first, self.last = (nn.Conv2d(a, b, 1) for a, b in ((3, 6), (6, 5), (5, 6)))
         self.norm, self.shortcut = nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1)
         self.eval()
@@ -28,22 +28,22 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu_(self.stem(x))
         y = self.last(torch.relu(self.first(x)))
-        if self.way in {"norm", "inplace"}:
+        if self.variant in {"norm", "inplace"}:
             y = self.norm(y)
-        if self.way == "inplace":
+        if self.variant == "inplace":
             y += x
             return torch.relu_(y)
-        if self.way == "late shortcut":
+        if self.variant == "late shortcut":
             return F.dropout(self.shortcut(x), training=self.training) + y
-        if self.way == "seen twice":
+        if self.variant == "seen twice":
             return torch.cat([x + y, y], 1)
-        if self.way == "changed":
+        if self.variant == "changed":
             return torch.relu(y) + x
         return torch.add(x, y)
 
 
 @pytest.mark.parametrize(
-    ("way", "expected"),
+    ("variant", "expected"),
     [
         ("plain", "last.weight"),
         ("norm", "last.weight"),
@@ -53,17 +53,17 @@ class Block(nn.Module):
         ("changed", None),
     ],
 )
-def test_the_layer_that_runs_last_is_the_branch(way: str, expected: str | None) -> None:
-    model = Block(way)
-    found = find_branches(model, X)
-    assert set(found) == ({expected} - {None})
+def test_the_layer_that_runs_last_is_the_branch(variant: str, expected: str | None) -> None:
+    model = Block(variant)
+    branches = find_branches(model, X)
+    assert set(branches) == ({expected} - {None})
     if expected is None:
         return
-    seen = others(model, found)
+    seen = others(model, branches)
     y = call_model(model.last, torch.relu(model.first(torch.relu(model.stem(X)))))
-    torch.testing.assert_close(seen[expected], y if way == "late shortcut" else torch.relu(model.stem(X)))
-    scale = found[expected].scale
-    assert (scale is not None) == (way in {"norm", "inplace"})
+    torch.testing.assert_close(seen[expected], y if variant == "late shortcut" else torch.relu(model.stem(X)))
+    scale = branches[expected].scale
+    assert (scale is not None) == (variant in {"norm", "inplace"})
     if scale is not None:
         shifted = copy.deepcopy(model.norm)
         step = shifted(torch.ones(1, 6, 1, 1)) - shifted(torch.zeros(1, 6, 1, 1))
@@ -71,11 +71,11 @@ def test_the_layer_that_runs_last_is_the_branch(way: str, expected: str | None) 
 
 
 def others(model: nn.Module, branches: Any) -> dict[str, Tensor]:
-    """Return what each branch is added to, on all samples."""
+    """Return the other summand of each branch, on all samples."""
     seen = {}
 
     class Watch(StepMode):
-        def on_layer(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+        def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
             if name in self.branches:
                 seen[name] = self.take_other(name).clone()
             return super().on_layer(name, call, arguments)

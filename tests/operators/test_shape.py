@@ -1,4 +1,4 @@
-"""What each family of operators ties, frees and freezes, on networks that use them as people do."""
+"""Each family of operators ties, frees and freezes the right units, on networks of the usual kinds."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def named(groups: Groups, name: str) -> Group:
 
 
 def width(group: Group, param: str) -> int:
-    """Return how many positions of a parameter one unit owns."""
+    """Return the number of positions of a parameter in one unit."""
     return next(len(piece.index[0]) for piece in group.slices if piece.param == param)
 
 

@@ -93,7 +93,7 @@ class ComputedWeights(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """An LSTM has no rule: it stays, by name; what is beside it may go."""
+    """An LSTM has no rule: it stays, by name; other layers may go."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class Einsum(nn.Module):
 
 
 class ManyOutputs(nn.Module):
-    """A dict with features beside the logits: what is returned keeps its width."""
+    """A dict with features beside the logits: returned features keep their width."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What exactly is found on networks whose coupling is known by construction."""
+"""Groups of networks with a coupling that is known by construction."""
 
 import pytest
 import torch

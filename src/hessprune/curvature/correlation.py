@@ -23,7 +23,7 @@ from hessprune.curvature.results import ParamSlice, Slices  # noqa: F401 - the e
 from hessprune.curvature.risk import LossFn, logit_factor
 from hessprune.foundation.symmetric import Interactions
 from hessprune.foundation.trees import sample_rows
-from hessprune.operators.maps import Arguments, Call, Convolution
+from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +151,11 @@ def _loss_gradient(problem: Problem, logits: Tensor, targets: Tensor) -> Tensor:
 class GateMode(TapMode):
     """Runs one chunk with a gate at every wanted input or output of a weight; `backward` returns derivatives in it."""
 
-    def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+    def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         """Run the layer, gated."""
         return _Gate.apply(self._anchor.to(arguments[0]), *in_autocast(*arguments), (self, name, call))
 
-    def see(self, name: str, axis: int, call: Call, product: Tensor) -> None:
+    def see(self, name: str, axis: int, call: LinearMap, product: Tensor) -> None:
         """Add `activation × gradient` to the row of one weight axis, `(N, size)`."""
         if axis not in self._want.axes[name]:
             return
@@ -184,7 +184,7 @@ class _Gate(torch.autograd.Function):
         return None, gradient if ctx.needs_input_grad[1] else None, None, None, None
 
 
-def _sum_positions(call: Call, axis: int, product: Tensor, samples: int) -> Tensor:
+def _sum_positions(call: LinearMap, axis: int, product: Tensor, samples: int) -> Tensor:
     """Sum over positions: `(N, size)` for a weight axis of that size; groups of a convolution share its inner axis."""
     if not isinstance(call, Convolution):
         return call.by_sample(product).sum(1)

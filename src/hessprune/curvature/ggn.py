@@ -18,7 +18,7 @@ from hessprune.foundation.trees import leading_size
 from hessprune.layers.folding import Folded
 from hessprune.layers.per_sample import Geometry, geometry_of, gram_norms, patch_gram
 from hessprune.layers.recording import CallMode, slow_attention, weight_names
-from hessprune.operators.maps import Arguments, Call, Convolution
+from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
 
 class TapMode(CallMode):
@@ -68,7 +68,7 @@ class TapMode(CallMode):
         self._rows.clear()
         self._sums.clear()
 
-    def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+    def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         """Run the layer with a tap behind it."""
         site = _Site(mode=self, name=name, call=call)
         return _Tap.apply(self._anchor.to(arguments[0]), *in_autocast(*arguments), site)
@@ -115,7 +115,7 @@ class _Site:
 
     mode: TapMode
     name: str
-    call: Call
+    call: LinearMap
     gram: Tensor | None = field(default=None, repr=False)
 
 
@@ -150,6 +150,6 @@ def in_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> Arguments:
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def output_axis(call: Call) -> int:
+def output_axis(call: LinearMap) -> int:
     """Return the axis of a weight that counts its outputs."""
     return int(call.transposed)

@@ -26,7 +26,7 @@ from hessprune.foundation.modules import call_model, logits_of
 from hessprune.foundation.trees import leading_size
 from hessprune.layers.folding import Folded
 from hessprune.layers.recording import CallMode, slow_attention, weight_names
-from hessprune.operators.maps import Arguments, Call, Linear
+from hessprune.operators.maps import Arguments, Linear, LinearMap
 
 
 class ProductMode(CallMode):
@@ -75,7 +75,7 @@ class ProductMode(CallMode):
         self._tokens.clear()
         self._sites.clear()
 
-    def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+    def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         """Run the layer with taps on both of its derivatives."""
         x, weight, bias = in_autocast(*arguments)
         site = _Site(mode=self, name=name, call=call, anchor=x.new_zeros((), requires_grad=True))
@@ -91,7 +91,7 @@ class ProductMode(CallMode):
         """Return the current probe over one weight."""
         return self._directions[name].to(weight)
 
-    def by_output(self, name: str, call: Call) -> bool:
+    def by_output(self, name: str, call: LinearMap) -> bool:
         """Return whether only output channels of this weight are asked for."""
         return self._want.axes[name] == (output_axis(call),) and getattr(call, "groups", 1) * call.transposed <= 1
 
@@ -137,7 +137,7 @@ class _Site:
 
     mode: ProductMode
     name: str
-    call: Call
+    call: LinearMap
     anchor: Tensor
     moved: Tensor | None = field(default=None, repr=False)
     """`v * a`, from the adjoint's backward pass to the layer's."""

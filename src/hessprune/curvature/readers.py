@@ -14,7 +14,7 @@ from hessprune.curvature.risk import logit_factor
 from hessprune.foundation.state import seeded
 from hessprune.foundation.trees import sample_rows
 from hessprune.layers.regression import columns_of, design, rows_of
-from hessprune.operators.maps import Arguments, Call, Convolution
+from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
 ROWS_PER_SAMPLE = 256
 """Positions of each sample that count in the covariance of a layer's inputs."""
@@ -24,7 +24,7 @@ ROWS_PER_SAMPLE = 256
 class Reader:
     """What one pass learns of a layer that reads units."""
 
-    call: Call
+    call: LinearMap
     weight: Tensor  # of the folded model
     centred: bool
     """Whether a bias absorbs the mean of what is lost."""
@@ -76,7 +76,7 @@ class _ReaderMode(TapMode):
         super().__init__(problem.folded, problem.want, 1)
         self._layers = layers
 
-    def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+    def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         """Add the inputs of a layer at random positions."""
         x, weight, bias = (None if tensor is None else tensor.detach() for tensor in arguments)
         assert x is not None

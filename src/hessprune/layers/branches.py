@@ -1,7 +1,7 @@
-"""Branches: layers whose output is added to something that was computed before they ran.
+"""Branches: layers whose output is added to a tensor that was computed before they ran.
 
-In a residual network these are the last layers of the blocks. Whatever was lost earlier arrives at the addition by the
-other way, so such a layer is the first that can make up for it.
+In a residual network these are the last layers of the blocks. An earlier loss reaches the addition through the other
+summand, so such a layer is the first that can make up for it.
 """
 
 from collections import Counter
@@ -15,21 +15,17 @@ from torch import Tensor, nn
 from hessprune.foundation.modules import call_model
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import sample_rows, tensors_in
-from hessprune.layers.recording import CallMode, slow_attention, weight_names
-from hessprune.operators.functions import LOOK_ONLY
-from hessprune.operators.maps import Arguments, Call, SampleLayout
-
-ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
-SAME = {"dropout", "dropout1d", "dropout2d", "dropout3d"}
-"""What returns its input in evaluation mode."""
+from hessprune.layers.recording import CallMode, batch_norm_arguments, slow_attention, weight_names
+from hessprune.operators.maps import Arguments, LinearMap, SampleLayout
+from hessprune.operators.table import operator_of
 
 Place = tuple[int, int]
-"""A tensor by the step that computed it, and its place among the tensors which that step returned."""
+"""A tensor: the step that computed it, and its place among the tensors that this step returned."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Branch:
-    """What one layer's output is added to."""
+    """The other summand of the addition that takes the output of a layer."""
 
     other: Place
     scale: Tensor | None
@@ -37,7 +33,7 @@ class Branch:
 
 
 class StepMode(CallMode):
-    """Counts the functions that a model calls, and keeps some of their results until they are asked for."""
+    """Counts the functions that a model calls, and keeps the other summands of branches until they are taken."""
 
     def __init__(
         self,
@@ -52,11 +48,11 @@ class StepMode(CallMode):
         self._kept: dict[int, tuple[Tensor, ...]] = {}
         self._step = 0
 
-    def on_layer(self, name: str, call: Call, arguments: Arguments) -> Tensor:
-        """Handle a layer, in place of `on_call`."""
+    def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
+        """Handle a layer; subclasses override this method, not `on_call`."""
         return super().on_call(name, call, arguments)
 
-    def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+    def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         """Count a layer."""
         output = self.on_layer(name, call, arguments)
         self._count(output)
@@ -69,15 +65,16 @@ class StepMode(CallMode):
         return output
 
     def take_other(self, name: str) -> Tensor:
-        """Return what the output of the layer `name` will be added to; only once."""
+        """Return the other summand for the output of the layer `name`; works once."""
         step, place = self.branches[name].other
-        found = self._kept[step][place]
+        summand = self._kept[step][place]
         self._open[step] -= 1
         if not self._open[step]:
             del self._kept[step]
-        return found
+        return summand
 
     def _count(self, output: Any) -> None:
+        """Count a step, and keep its tensors if a branch needs them."""
         self._step += 1
         if self._open[self._step]:
             self._kept[self._step] = tuple(tensors_in(output))
@@ -86,12 +83,13 @@ class StepMode(CallMode):
 def find_branches(model: nn.Module, inputs: Any) -> dict[str, Branch]:
     """Run `model` in evaluation mode on one sample; return the branches by weight.
 
-    Weights count that are used once, and whose output goes nowhere but through a BatchNorm, if any, into the addition.
+    A weight has a branch if the model uses it once and its output, perhaps through a BatchNorm, goes into one addition
+    and nowhere else.
     """
     recorder, sample = _BranchRecorder(model), sample_rows(inputs, torch.tensor([0]))
     with evaluation_mode(model), torch.no_grad(), slow_attention(), recorder:
         output = call_model(model, sample)
-    return recorder.found(output)
+    return recorder.finish(output)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,11 +102,11 @@ class _Tail:
 
 
 Key = tuple[int, int]
-"""A tensor and how often it was changed in place: then it counts as a new one."""
+"""The `id` of a tensor and its number of in-place changes: a changed tensor counts as a new one."""
 
 
 class _BranchRecorder(StepMode):
-    """Follows layers' outputs to additions."""
+    """Follows the outputs of layers to additions."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, 1, {})
@@ -120,7 +118,7 @@ class _BranchRecorder(StepMode):
         self._uses: Counter[str] = Counter()
         self._sums: list[tuple[_Tail, Place]] = []
 
-    def on_layer(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+    def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         output = call.forward(*arguments)
         self._uses[name] += 1
         self._consumed[self._key(arguments[0])] += 1
@@ -132,19 +130,21 @@ class _BranchRecorder(StepMode):
         inputs = list(tensors_in([*args, *kwargs.values()]))
         keys = [self._key(tensor) for tensor in inputs]
         tail = self._tails.get(keys[0]) if keys else None
-        if name in ADDITIONS and len(inputs) == 2 and inputs[0].shape == inputs[1].shape and not kwargs:
+        operator = operator_of(func)
+        if operator.name == "add" and len(inputs) == 2 and inputs[0].shape == inputs[1].shape and not kwargs:
             self._see_addition(*keys)
         output = super().on_other(func, name, args, kwargs)
-        if name not in LOOK_ONLY:
+        if operator.derivative != "look":
             self._consumed.update(keys)
             self._note(output, inputs, self._step)
-        if tail is not None and name == "batch_norm" and tail.scale is None:
-            self._tails[self._key(output)] = replace(tail, scale=_scale(*args, **kwargs))
-        elif tail is not None and name in SAME:
+        if tail is not None and operator.name == "batch_norm" and tail.scale is None:
+            scale = _scale(*batch_norm_arguments(func, args), **kwargs)
+            self._tails[self._key(output)] = replace(tail, scale=scale)
+        elif tail is not None and operator.integer == "same":
             self._tails[self._key(output)] = tail
         return output
 
-    def found(self, output: Any) -> dict[str, Branch]:
+    def finish(self, output: Any) -> dict[str, Branch]:
         """Return the branches, once the model has run."""
         self._consumed.update(self._key(tensor) for tensor in tensors_in(output))
         shared = {tail.weight for key, tail in self._tails.items() if self._consumed[key] > 1}
@@ -153,7 +153,7 @@ class _BranchRecorder(StepMode):
         return {tail.weight: Branch(other=other, scale=tail.scale) for tail, other in pairs}
 
     def _see_addition(self, left: Key, right: Key) -> None:
-        """Note the addition for each summand that is a layer's output, if the other was there before the layer ran."""
+        """Note the addition for each summand that is the output of a layer younger than the other summand."""
         for a, b in ((left, right), (right, left)):
             tail, other = self._tails.get(a), self._made.get(b)
             if tail is not None and other is not None and other[0] < tail.step:
@@ -163,11 +163,11 @@ class _BranchRecorder(StepMode):
         return id(tensor), self._version[id(tensor)]
 
     def _note(self, output: Any, inputs: Sequence[Tensor], step: int) -> None:
-        """Note where tensors come from."""
+        """Note the step that computed some tensors."""
         outputs = list(tensors_in(output))
         self._alive += [*inputs, *outputs]
         for place, tensor in enumerate(outputs):
-            self._version[id(tensor)] += any(tensor is given for given in inputs)
+            self._version[id(tensor)] += any(tensor is argument for argument in inputs)
             self._made[self._key(tensor)] = (step, place)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hessprune.layers.recording import Use
-from hessprune.operators.maps import Call, Convolution, Linear
+from hessprune.operators.maps import Convolution, Linear, LinearMap
 
 _ENTRY = 64
 """Cost of passing over one entry of a gradient or of a Gram matrix of positions, in multiplications (measured)."""
@@ -59,7 +59,7 @@ class Geometry:
         return _PAYS * (build + columns * squared * self.outputs) < direct
 
 
-def geometry_of(call: Call, x: Tensor, weight: Tensor, delta: Tensor) -> Geometry | None:
+def geometry_of(call: LinearMap, x: Tensor, weight: Tensor, delta: Tensor) -> Geometry | None:
     """Return the sizes of a use, or None where only the direct order is implemented."""
     if isinstance(call, Convolution) and (call.transposed or call.groups != 1):
         return None
@@ -71,7 +71,7 @@ def sizes_of(use: Use, weight: Tensor) -> Geometry:
     return _geometry(use.call, use.input_shape, use.output_shape, weight, 2)
 
 
-def _geometry(call: Call, inputs: Sequence[int], outputs: Sequence[int], weight: Tensor, samples: int) -> Geometry:
+def _geometry(call: LinearMap, inputs: Sequence[int], outputs: Sequence[int], weight: Tensor, samples: int) -> Geometry:
     axis = -1 if isinstance(call, Linear) else 1
     positions, met = (math.prod(shape) // (samples * shape[axis]) for shape in (outputs, inputs))
     patch = inputs[-1] if isinstance(call, Linear) else weight[0].numel()
@@ -85,7 +85,7 @@ def _geometry(call: Call, inputs: Sequence[int], outputs: Sequence[int], weight:
     )
 
 
-def patch_gram(call: Call, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def patch_gram(call: LinearMap, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Return the Gram matrices of every sample's patches, `(N, T, T)`."""
     if isinstance(call, Linear):
         rows = call.by_sample(x)
@@ -109,7 +109,7 @@ def _shifted_gram(call: Convolution, x: Tensor, weight: Tensor) -> Tensor:
     return gram.view(len(x), math.prod(gram.shape[1 : 1 + rank]), -1)
 
 
-def gram_norms(call: Call, gram: Tensor, delta: Tensor) -> Tensor:
+def gram_norms(call: LinearMap, gram: Tensor, delta: Tensor) -> Tensor:
     """Return `‖g_{n,o}‖²` as `(N, O)`, from the patch Gram matrices."""
     rows = call.by_sample(delta).transpose(1, 2) if isinstance(call, Linear) else delta.flatten(2)
     if gram.shape[-1] == 1:

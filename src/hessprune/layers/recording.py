@@ -1,12 +1,12 @@
-"""Watch a model run: which weights meet which activations, what is smooth on the way, what can be folded.
+"""Record one run of a model: the uses of its weights, smooth functions behind them, and BatchNorm that can be folded.
 
-Everything is observed at the level of torch functions, and weights are recognised by identity, so bare parameters,
-shared modules and modules called twice need no special case.
+A function mode sees every torch function and recognises weights by identity, so bare parameters, shared modules and
+modules called twice need no special case.
 """
 
 import types
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
@@ -21,12 +21,15 @@ from hessprune.errors import UnsupportedModelError
 from hessprune.foundation.modules import call_model
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import sample_rows, tensors_in
-from hessprune.operators.functions import BILINEAR, LOOK_ONLY, PIECEWISE_LINEAR, QUOTIENT
-from hessprune.operators.maps import Arguments, Call, SampleLayout, read_call
+from hessprune.operators.maps import Arguments, LinearMap, SampleLayout
+from hessprune.operators.names import is_in_place
+from hessprune.operators.table import Operator, operator_of, read_linear_map
+
+_LINEAR = operator_of(F.linear)
 
 
 class CallMode(TorchFunctionMode):
-    """Base of everything that watches calls: hands uses of known weights to `on_call`, the rest to `on_other`."""
+    """Base of all modes that watch a model run: hands uses of weights to `on_call`, other functions to `on_other`."""
 
     def __init__(
         self, names: Mapping[int, str], samples: int, layouts: Mapping[str, SampleLayout] | None = None
@@ -43,45 +46,45 @@ class CallMode(TorchFunctionMode):
         if name == "multi_head_attention_forward":  # a composite: look inside it
             with self:
                 return _without_dispatch(func)(*args, **kwargs)
-        reading = read_call(func, args, kwargs)
+        reading = read_linear_map(func, args, kwargs)
         if reading is not None and id(reading[0][1]) in self._names:
             (arguments, make), weight = reading, self._names[id(reading[0][1])]
             return self.on_call(weight, make(self.samples, self._layouts.get(weight, SampleLayout())), arguments)
         return self.on_other(func, name, args, kwargs)
 
-    def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:  # noqa: ARG002 - for subclasses
+    def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:  # noqa: ARG002 - for subclasses
         """Handle a convolution or linear map by the weight called `name`."""
         x, weight, bias = arguments
         return call.forward(x, weight, bias)
 
     def on_other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:  # noqa: ARG002 - for subclasses
-        """Handle any other function."""
+        """Handle any other function; `name` is its own name, with the underscores of in-place forms."""
         return func(*args, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Use:
-    """One use of a weight: what was computed, on an input and giving an output of these shapes."""
+    """One use of a weight: the linear map, and the shapes of its input and output."""
 
     weight: str
-    call: Call
+    call: LinearMap
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
 
 
 @dataclass(kw_only=True)
 class Recording:
-    """What one run showed."""
+    """Facts that one run of a model shows."""
 
     uses: list[Use] = field(default_factory=list)
     smooth: set[str] = field(default_factory=set)
     """Weights with a smooth function, or a product of activations, behind them."""
     foldable: list[tuple[str, int]] = field(default_factory=list)
-    """Pairs of a weight and the `id` of the running mean that normalises its output, and nothing else."""
+    """Pairs of a weight and the `id` of a running mean that normalises the output of this weight alone."""
     absorbing: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """For each weight whose mean output a BatchNorm takes out again: `id` of the running mean, and where it starts."""
+    """For each weight whose mean output a BatchNorm subtracts: `id` of the running mean and the first channel there."""
     layouts: dict[str, SampleLayout] = field(default_factory=dict)
-    """For each weight where the samples lie in its input."""
+    """For each weight the place of the samples in its input."""
     bytes_per_sample: int = 0
     """Bytes of all intermediate results, for one sample."""
 
@@ -91,7 +94,7 @@ class Recording:
 
 
 class _Recorder(CallMode):
-    """Carries along with every tensor the set of weights it depends on."""
+    """Keeps for every tensor the weights on which it depends."""
 
     def __init__(self, names: Mapping[int, str], samples: int) -> None:
         super().__init__(names, samples)
@@ -106,29 +109,30 @@ class _Recorder(CallMode):
         self._absorbed: list[tuple[int, int, str, tuple[int, int]]] = []
         self.inputs: list[Tensor] = []
 
-    def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+    def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         x = arguments[0]
         self.inputs.append(x.clone())  # an activation may overwrite it in place
         output = call.forward(*arguments)
-        self._see("linear", arguments, output, frozenset([name]))
+        self._see(_LINEAR, arguments, output, frozenset([name]))
         self._producer[id(output)] = name
         self.recording.uses.append(
             Use(weight=name, call=call, input_shape=tuple(x.shape), output_shape=tuple(output.shape))
         )
         return output
 
-    def on_other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        output = func(*args, **kwargs)
-        if name not in LOOK_ONLY:
-            if name == "batch_norm":
-                self._see_batch_norm(*args, **kwargs)
-            if name in {"cat", "concat"}:
+    def on_other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:  # noqa: ARG002
+        output, operator = func(*args, **kwargs), operator_of(func)
+        if operator.derivative != "look":
+            if operator.name == "batch_norm":
+                self._see_batch_norm(*batch_norm_arguments(func, args), **kwargs)
+            if operator.name == "cat":
                 self._see_concatenation(output, *args, **kwargs)
-            self._see(name, [*args, *kwargs.values()], output, frozenset())
+            self._see(operator, [*args, *kwargs.values()], output, overwrites=is_in_place(func))
         return output
 
-    def _see_batch_norm(self, x: Tensor, mean: Tensor | None, *_: Any, training: bool = False, **__: Any) -> None:
-        if training or mean is None or (len(_) > 3 and _[3]):
+    def _see_batch_norm(self, x: Tensor, mean: Tensor | None, *rest: Any, training: bool = False, **_: Any) -> None:
+        """Note a BatchNorm and the weight whose output it normalises; refuse statistics of the batch."""
+        if training or mean is None or (len(rest) > 3 and rest[3]):
             raise UnsupportedModelError(
                 "`model` must normalise with running statistics in evaluation mode, got a BatchNorm without them, "
                 "which lets samples influence each other. Build it with track_running_stats=True or use GroupNorm."
@@ -141,31 +145,38 @@ class _Recorder(CallMode):
             self._absorbed.append((id(x), tensor, weight, (id(mean), start)))
 
     def _see_concatenation(self, output: Tensor, tensors: Any, dim: int = 0) -> None:
-        """Note which weights' outputs lie side by side along the channels."""
+        """Note the weights whose outputs lie side by side along the channels."""
         if dim % output.dim() == 1:
             starts = accumulate((tensor.shape[1] for tensor in tensors), initial=0)
             pairs = zip(tensors, starts, strict=False)
-            own = [(id(t), self._producer[id(t)], start) for t, start in pairs if id(t) in self._producer]
-            self._parts[id(output)] = own
+            parts = [(id(t), self._producer[id(t)], start) for t, start in pairs if id(t) in self._producer]
+            self._parts[id(output)] = parts
 
-    def _see(self, name: str, inputs: Iterable[Any], output: Any, own: frozenset[str]) -> None:
-        """Note one function: who is consumed, who depends on whom, and whether it is smooth."""
+    def _see(
+        self,
+        operator: Operator,
+        inputs: Iterable[Any],
+        output: Any,
+        weights: frozenset[str] = frozenset(),
+        *,
+        overwrites: bool = False,
+    ) -> None:
+        """Note the inputs that one function consumes, the weights behind its outputs, and its derivative."""
         inputs = list(tensors_in(list(inputs)))
         outputs = list(tensors_in(output))
         self._alive += [*inputs, *outputs]
         self.consumed.update(id(tensor) for tensor in inputs)
         sources = [self._depends.get(id(tensor), frozenset()) for tensor in inputs]
-        if not _is_piecewise_linear(name, sources):
+        if not operator.is_piecewise_linear([place for place, source in enumerate(sources) if source]):
             self.recording.smooth.update(*sources)
-        union = own.union(*sources)
-        in_place = name == "__setitem__" or (name.endswith("_") and not name.startswith("__"))
-        for tensor in outputs + (inputs[:1] if in_place else []):
+        union = weights.union(*sources)
+        for tensor in outputs + (inputs[:1] if overwrites else []):
             self._depends[id(tensor)] = union
         fresh = [tensor for tensor in outputs if tensor._base is None and all(tensor is not i for i in inputs)]
         self.recording.bytes_per_sample += sum(tensor.nbytes for tensor in fresh) // self.samples
 
     def finish(self, output: Any) -> None:
-        """Conclude which pairs can be folded: those without any other use of the tensor or of either module."""
+        """Conclude the run: pairs can be folded if nothing else uses the tensor or either module."""
         self.consumed.update(id(tensor) for tensor in tensors_in(output))
         weights = Counter(use.weight for use in self.recording.uses)
         means = Counter(mean for _, _, mean in self.normalised)
@@ -181,17 +192,16 @@ class _Recorder(CallMode):
         }
 
 
-def _is_piecewise_linear(name: str, sources: list[frozenset[str]]) -> bool:
-    dependent = [index for index, source in enumerate(sources) if source]
-    if not dependent or name in PIECEWISE_LINEAR:
-        return True
-    if name in BILINEAR:
-        return len(dependent) == 1
-    return name in QUOTIENT and dependent == [0]
+def batch_norm_arguments(func: Any, args: Sequence[Any]) -> Sequence[Any]:
+    """Return the arguments of a BatchNorm in the order of `F.batch_norm`; ATen's has the affine terms in front."""
+    if func is F.batch_norm or len(args) < 5:
+        return args
+    x, weight, bias, mean, variance, *rest = args
+    return x, mean, variance, weight, bias, *rest
 
 
 def record(model: nn.Module, inputs: Any) -> Recording:
-    """Run `model` in evaluation mode, without gradients, on two samples and on one; return what was seen."""
+    """Run `model` in evaluation mode, without gradients, on two samples and on one; return the facts of both runs."""
     pair = _run(model, sample_rows(inputs, torch.tensor([0, -1])), 2)
     alone = _run(model, sample_rows(inputs, torch.tensor([0])), 1)
     for use, both, one in zip(pair.recording.uses, pair.inputs, alone.inputs, strict=True):
@@ -200,7 +210,7 @@ def record(model: nn.Module, inputs: Any) -> Recording:
 
 
 def _layout(both: Tensor, one: Tensor) -> SampleLayout:
-    """Find the samples in a layer's input: compare what it received for two samples with what it received for one."""
+    """Find the samples in the input of a layer: compare its input for two samples with its input for one."""
     axis = next((axis for axis in range(both.dim()) if both.shape[axis] != one.shape[axis]), 0)
     both, one = both.movedim(axis, 0), one.movedim(axis, 0)
     apart = both[::2].shape == one.shape and not torch.allclose(both[: len(one)], one, rtol=1e-3, atol=1e-5)
@@ -221,7 +231,7 @@ def weight_names(model: nn.Module) -> dict[int, str]:
 
 
 class slow_attention:  # noqa: N801 - a context manager reads like a function
-    """Keep attention modules off their fused inference path, which no function mode can look into."""
+    """Keep attention modules off their fused inference path, which hides its parts from function modes."""
 
     def __enter__(self) -> None:
         self._enabled = torch.backends.mha.get_fastpath_enabled()

@@ -4,29 +4,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hessprune.operators.maps import Call, Convolution
+from hessprune.operators.maps import Convolution, LinearMap
 
 
-def rows_of(call: Call, out: Tensor) -> Tensor:
+def rows_of(call: LinearMap, out: Tensor) -> Tensor:
     """Outputs as rows `(samples × positions, O)`."""
     return out.movedim(1, -1).flatten(0, -2) if isinstance(call, Convolution) else out.flatten(0, -2)
 
 
-def columns_of(call: Call, weight: Tensor) -> Tensor:
+def columns_of(call: LinearMap, weight: Tensor) -> Tensor:
     """Weights as a regression's, `(g, K, O)`."""
     if isinstance(call, Convolution):
         return weight.flatten(1).unflatten(0, (call.groups, -1)).mT
     return weight[None] if call.transposed else weight.mT[None]
 
 
-def weight_from(call: Call, columns: Tensor, weight: Tensor) -> Tensor:
+def weight_from(call: LinearMap, columns: Tensor, weight: Tensor) -> Tensor:
     """Turn columns `(g, K, O)` back into a weight."""
     if isinstance(call, Convolution):
         return columns.mT.reshape(weight.shape).to(weight.dtype)
     return (columns[0] if call.transposed else columns[0].mT).to(weight.dtype)
 
 
-def design(call: Call, x: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
+def design(call: LinearMap, x: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
     """Inputs of the regression at the sampled positions, `(R, g, K)`."""
     if not isinstance(call, Convolution):
         return x.flatten(0, -2)[positions][:, None]

@@ -1,5 +1,13 @@
-"""One rule per family of operators; importing this package fills the table in `registry`."""
+"""Operators: one table of all that the library knows about each of them, filled by one file per family."""
 
-from hessprune.operators import attention, convolution, elementwise, linear, norm, reduction, shape
+import importlib
+import pkgutil
 
-__all__ = ["attention", "convolution", "elementwise", "linear", "norm", "reduction", "shape"]
+
+def load_families() -> None:
+    """Import every file of this folder; a family registers its operators when it is imported."""
+    for file in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{file.name}")
+
+
+load_families()

@@ -1,4 +1,4 @@
-"""Products of two activations: contractions of channels, and attention, where a head is one unit."""
+"""Products of two activations: contractions of channels, and attention, whose units are heads."""
 
 import re
 from typing import Any
@@ -9,12 +9,12 @@ from hessprune.operators.call import Call
 from hessprune.operators.labels import constant, varies
 from hessprune.operators.leaves import Leaf
 from hessprune.operators.linear import product_with_parameter
-from hessprune.operators.table import rule
+from hessprune.operators.maps import read_addmm, read_matmul
+from hessprune.operators.table import register
 
 
-@rule("matmul", "bmm", "mm")
 def matmul(call: Call) -> Any:
-    """`(…, M, K) @ (…, K, P)`: with a matrix of parameters on either side a linear layer."""
+    """Follow `(…, M, K) @ (…, K, P)`: with a matrix of parameters on either side, a linear layer."""
     left, right = call.args[:2]
     if isinstance(right, Leaf) and len(right.shape) == 2 and not isinstance(left, Leaf):
         return product_with_parameter(call, call.walk.as_labels(left), right, -1, inner=0)
@@ -26,8 +26,13 @@ def matmul(call: Call) -> Any:
     return product(call, tensors[0], tensors[1]).expand(call.shape)
 
 
+register("matmul", "mm", labels=matmul, linear_map=read_matmul, derivative="product")
+register("bmm", labels=matmul, derivative="product")
+register("rmatmul", derivative="product")
+
+
 def product(call: Call, left: Tensor, right: Tensor) -> Tensor:
-    """`(…, M, K) @ (…, K, P)`: contracted channels are tied; units along the batch axes are whole matrices (heads)."""
+    """Tie the contracted channels of `(…, M, K) @ (…, K, P)`; units along batch axes are whole matrices (heads)."""
     if any(varies(labels, dim) for labels in (left, right) for dim in range(labels.dim() - 2)):
         return one_unit_per_matrix(call, [left, right])
     contracted = varies(left, -1), varies(right, -2)
@@ -38,11 +43,13 @@ def product(call: Call, left: Tensor, right: Tensor) -> Tensor:
     return call.meet([rows.narrow(-1, 0, 1), columns.narrow(-2, 0, 1)])
 
 
-@rule("scaled_dot_product_attention")
 def attention(call: Call) -> Tensor:
-    """Queries, keys and values of one head are one unit, and so is what a bias adds to its scores."""
+    """Tie queries, keys, values and the added mask within each head: one head is one unit."""
     names = [name for name in ("query", "key", "value", "attn_mask") if call.get(name) is not None]
     return one_unit_per_matrix(call, [call.walk.as_labels(call[name]) for name in names]).expand(call.shape)
+
+
+register("scaled_dot_product_attention", labels=attention)
 
 
 def one_unit_per_matrix(call: Call, tensors: list[Tensor]) -> Tensor:
@@ -53,9 +60,8 @@ def one_unit_per_matrix(call: Call, tensors: list[Tensor]) -> Tensor:
     return call.meet([labels[..., :1, :1] for labels in tensors])
 
 
-@rule("einsum")
 def einsum(call: Call) -> Any:
-    """Two operands whose axes are shared, contracted or free: a product in another notation."""
+    """Follow two operands with shared, contracted and free axes: a product in another notation."""
     inputs, _, out = re.sub(r"\s", "", call["equation"]).partition("->")
     (left, a), *rest = zip(call["tensors"], inputs.split(","), strict=True)
     right, b = rest[0] if rest else (None, "")
@@ -75,12 +81,16 @@ def einsum(call: Call) -> Any:
     return _arranged(labels, "".join([*batch, *rows, *columns]), list(out))
 
 
+register("einsum", labels=einsum, derivative="product")
+
+
 def _arranged(labels: Tensor, term: str, order: list[str]) -> Tensor:
+    """Permute the axes of an operand, named by the letters of `term`."""
     return labels.permute([term.index(axis) for axis in order])
 
 
 def _matrix_product(call: Call, x: Tensor, y: Tensor, num_batch: int, num_inner: int) -> Tensor:
-    """`(*batch, *rows, *inner)` times `(*batch, *inner, *columns)`, with each run of axes as one."""
+    """Multiply `(*batch, *rows, *inner)` by `(*batch, *inner, *columns)`; each run of axes counts as one axis."""
     batch = x.shape[:num_batch]
     rows, columns = x.shape[num_batch : x.dim() - num_inner], y.shape[num_batch + num_inner :]
     left = x.reshape([*batch, rows.numel(), -1])
@@ -88,7 +98,13 @@ def _matrix_product(call: Call, x: Tensor, y: Tensor, num_batch: int, num_inner:
     return product(call, left, right).expand([*batch, rows.numel(), columns.numel()]).reshape([*batch, *rows, *columns])
 
 
-@rule("baddbmm", "addbmm", "addmm", "bilinear", "outer", "dot", "mv", "tensordot")
 def contraction(call: Call) -> Any:
-    """General contractions are not followed."""
+    """Refuse contractions in general."""
     return call.refuse(f"'{call.operator}'{call.where} mixes its channels")
+
+
+register("addmm", labels=contraction, linear_map=read_addmm, derivative="product")
+register(
+    "baddbmm", "addbmm", "bilinear", "outer", "dot", "mv", "tensordot", labels=contraction, derivative="product"
+)  # fmt: skip
+register("inner", derivative="product")

@@ -1,26 +1,74 @@
-"""One operator of the graph with its arguments by name, and what a rule may do with them."""
+"""One operator of a captured graph with its arguments by name, and the actions open to label rules."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hessprune.operators.labels import CONSTANT
-from hessprune.operators.leaves import Leaf, Value
-from hessprune.operators.table import operator_name
+from hessprune.operators.labels import CONSTANT, Labels
+from hessprune.operators.leaves import Leaf, Role, Value
+from hessprune.operators.names import operator_name
 
-if TYPE_CHECKING:
-    from hessprune.structure.walk import GraphWalk
+
+class Conditions(Protocol):
+    """Conditions on labels that are settled when the whole graph has run."""
+
+    def split(self, labels: Tensor, dims: tuple[int, ...]) -> None:
+        """Require that the axes `dims`, made from one axis by a view, stay a grid."""
+
+    def pin(self, labels: Tensor, dim: int, reason: str) -> None:
+        """Require that an axis keeps its size."""
+
+    def meet(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
+        """Tie two label tensors that broadcast against each other; return the labels of the result."""
+        ...
+
+
+class Walk(Protocol):
+    """The run of a graph on labels, as far as label rules see it."""
+
+    labels: Labels
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return the modules of the model by name."""
+        ...
+
+    @property
+    def closure(self) -> Conditions:
+        """Return the conditions collected so far."""
+        ...
+
+    def as_labels(self, value: Any) -> Tensor:
+        """Return labels for an argument: labels, a parameter or integer values."""
+        ...
+
+    def axis(self, leaf: Leaf, dim: int, role: Role) -> Tensor:
+        """Return the labels of one axis of a parameter, `(size,)`."""
+        ...
+
+    def channels(self, activation: Any, dim: int, reason: str) -> Tensor:
+        """Tie all that shares an index along `dim`; return one label per index."""
+        ...
+
+    def freeze(self, value: Any, reason: str) -> None:
+        """Freeze all labels of an argument."""
+
+    def count(self, module: str, attribute: str, labels: Tensor) -> None:
+        """Note that an integer attribute of a module counts these labels."""
+
+    def run(self, module: GraphModule, inputs: Sequence[Any]) -> Any:
+        """Run a graph inside the graph; return its result."""
 
 
 class Call:
-    """One operator of the graph: rules read its arguments by name and answer with labels for its result."""
+    """One operator of the graph. Label rules read its arguments by name and return labels for its output."""
 
-    def __init__(self, walk: "GraphWalk", node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, walk: Walk, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.walk = walk
         self.labels = walk.labels
         self.node = node
@@ -31,6 +79,7 @@ class Call:
         self._named = self._bind()
 
     def _bind(self) -> dict[str, Any]:
+        """Return all arguments by name, defaults included."""
         schema = getattr(self.node.target, "_schema", None)
         if schema is None:
             return {}
@@ -47,7 +96,7 @@ class Call:
 
     @property
     def produced(self) -> Any:
-        """The captured result: tensors without numbers."""
+        """The captured output: tensors without numbers."""
         return self.node.meta.get("val")
 
     @property
@@ -67,15 +116,15 @@ class Call:
         return f" in module '{self.module}'" if self.module else ""
 
     def tensors(self) -> list[Tensor]:
-        """Labels of every tensor argument."""
+        """Return the labels of every tensor argument."""
         return [self.walk.as_labels(arg) for arg in self.operands()]
 
     def operands(self) -> list[Any]:
-        """Return every tensor argument as it is held: labels, parameters and integer values."""
+        """Return every tensor argument in the form in which the walk holds it: labels, parameter or integer values."""
         return [arg for arg in tree_leaves((self.args, self.kwargs)) if isinstance(arg, Tensor | Leaf | Value)]
 
     def fold(self) -> Any:
-        """Run operators on integer values for real; None where any argument is not a known value."""
+        """Run the operator on integer values for real; return None if the numbers of an argument are unknown."""
         operands = self.operands()
         is_known = bool(operands) and all(isinstance(arg, Value) for arg in operands)
         is_integer = isinstance(self.produced, Tensor) and not self.produced.is_floating_point()
@@ -86,22 +135,22 @@ class Call:
 
     @property
     def mixing(self) -> str:
-        """The reason for which weights stay that read another axis than the one along which the units lie."""
+        """The reason to keep weights that read another axis than the one along which the units lie."""
         return f"'{self.operator}' mixes positions of channels{self.where}"
 
     def channels(self, labels: Tensor, dim: int) -> Tensor:
-        """Return one label per index of an axis; see `GraphWalk.channels`."""
+        """Return one label per index of an axis; see `Walk.channels`."""
         return self.walk.channels(labels, dim, self.mixing)
 
     def vector(self, name: str) -> Tensor | None:
-        """Return labels `(C,)` for an argument with one number per channel, or None where it is not given."""
+        """Return labels `(C,)` for an argument with one number per channel; None if the call has no such argument."""
         value = self.get(name)
         if isinstance(value, Leaf):
             return self.walk.axis(value, 0, "follower")
         return None if value is None else self.walk.as_labels(value).reshape(-1)
 
     def meet(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the labels of a broadcast element-wise operation and tie the ones that meet."""
+        """Tie the labels that meet in a broadcast element-wise operation; return the labels of the output."""
         rank = max(labels.dim() for labels in tensors)
         padded = [labels.reshape([1] * (rank - labels.dim()) + list(labels.shape)) for labels in tensors]
         out = padded[0]
@@ -110,11 +159,14 @@ class Call:
         return out
 
     def pin(self, labels: Tensor, dim: int, reason: str) -> None:
-        """Freeze what varies along `dim`: this axis keeps its size."""
+        """Freeze the units along `dim`: this axis keeps its size."""
         self.walk.closure.pin(labels, dim, f"{reason}{self.where}")
 
     def refuse(self, reason: str) -> Any:
-        """Freeze every argument and return fixed labels for every output; what is made of nothing else stays anyway."""
+        """Freeze every argument and return fixed labels for every output.
+
+        Arguments that stay anyway have a reason of their own; with no other argument, the output has a fixed size.
+        """
         operands = self.operands()
         stays = [labels for labels in operands if isinstance(labels, Tensor) and not bool((labels > CONSTANT).any())]
         if len(stays) == len(operands):

@@ -1,4 +1,4 @@
-"""Convolutions and what works per channel on a grid: pooling and resampling."""
+"""Convolutions, and operators that treat each channel of an image by itself: pooling and resampling."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from hessprune.foundation.modules import split_name
 from hessprune.operators.call import Call
 from hessprune.operators.leaves import Leaf
 from hessprune.operators.linear import contract, emit
-from hessprune.operators.table import rule
+from hessprune.operators.maps import read_convolution, read_transposed_convolution
+from hessprune.operators.table import register
 
 
-@rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def convolution(call: Call) -> Any:
     """Contract the input's channels with the weight's input axis; emit the weight's output axis."""
     weight = call["weight"]
@@ -31,8 +31,19 @@ def convolution(call: Call) -> Any:
     return emit(call, x, out, -1 - rank).expand(call.shape)
 
 
+register(
+    "conv1d", "conv2d", "conv3d",
+    labels=convolution, linear_map=read_convolution, derivative="product", integer="layer",
+    overloads=("default",),  # the other overload names its padding, which no kernel understands
+)  # fmt: skip
+register(
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    labels=convolution, linear_map=read_transposed_convolution, derivative="product", integer="transposed layer",
+)  # fmt: skip
+
+
 def over_space(call: Call, labels: Tensor, rank: int) -> Tensor:
-    """Reduce the last `rank` axes, over which a kernel slides, to size 1; units along them stay."""
+    """Reduce the last `rank` axes to size 1: a kernel slides over them, so units along them stay."""
     for dim in range(-rank, 0):
         call.pin(labels, dim, f"'{call.operator}' slides over its channels")
         labels = labels.narrow(dim, 0, 1)
@@ -40,14 +51,14 @@ def over_space(call: Call, labels: Tensor, rank: int) -> Tensor:
 
 
 def _whole_groups(call: Call, weight: Leaf, groups: int, channels: int) -> bool:
-    """Whether the unit is a whole group (the finer choice when groups are many), whose number a module must hold."""
+    """Return whether a unit is a whole group: the finer choice among many groups, if a module holds their number."""
     owner = call.walk.modules.get(split_name(weight.name)[0])
     has_attribute = isinstance(owner, nn.modules.conv._ConvNd)
     return groups * groups >= channels and (has_attribute or channels == groups)
 
 
 def _by_group(call: Call, x: Tensor, weight: Leaf, transposed: bool) -> Tensor:
-    """A group of the convolution goes as a whole: its inputs, its outputs, and one of `groups`."""
+    """Tie the inputs and outputs of each group of the convolution: `groups` falls by one with every unit."""
     groups = call["groups"]
     rows = call.walk.axis(weight, 0, "producer").view(groups, -1)
     call.labels.tie(rows, rows[:, :1])
@@ -61,7 +72,7 @@ def _by_group(call: Call, x: Tensor, weight: Leaf, transposed: bool) -> Tensor:
 
 
 def _by_position(call: Call, x: Tensor, weight: Leaf, transposed: bool) -> Tensor:
-    """The same position goes in every group, on either side, so that `groups` stays."""
+    """Tie the same position of all groups, in the input and in the output: `groups` stays."""
     groups = call["groups"]
     x = x.view(groups, -1)
     call.labels.tie(x, x[:1])
@@ -74,44 +85,57 @@ def _by_position(call: Call, x: Tensor, weight: Leaf, transposed: bool) -> Tenso
     return rows.reshape(-1)
 
 
-@rule(
-    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
-    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
-    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices",
-    "lp_pool2d", "max_unpool2d", "max_unpool3d",
-    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
-    "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
-    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
-)  # fmt: skip
 def per_channel(call: Call) -> Any:
-    """Each channel is pooled or resampled by itself."""
+    """Pool or resample each channel by itself."""
     rank = int(next(char for char in call.operator if char.isdigit()))
     out = call.meet([over_space(call, labels, rank) for labels in call.tensors()]).expand(call.shape)
     return [out, out] if isinstance(call.produced, tuple | list) else out
 
 
-@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+register(
+    "max_pool1d", "max_pool3d", "avg_pool1d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", "max_unpool2d", "max_unpool3d",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+    "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+    labels=per_channel, derivative="piecewise-linear",
+)  # fmt: skip
+register("max_pool2d", labels=per_channel, derivative="piecewise-linear", integer="move")
+register("avg_pool2d", labels=per_channel, derivative="piecewise-linear", integer="pool")
+register("lp_pool2d", labels=per_channel)
+register("interpolate", "upsample", derivative="piecewise-linear")
+
+
 def sample(call: Call) -> Tensor:
-    """Each channel is sampled by itself, at coordinates that all of them share and that keep their order."""
+    """Sample each channel by itself; freeze the coordinates, which all channels share."""
     grid = call.walk.as_labels(call["grid"])
     call.walk.freeze(grid, f"it holds coordinates for '{call.operator}'{call.where}")
     x = call.walk.as_labels(call["input"])
     return over_space(call, x, x.dim() - 2).expand(call.shape)
 
 
-@rule("im2col")
+register("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", labels=sample)
+
+
 def unfold(call: Call) -> Tensor:
-    """`(N, C, H, W) → (N, C·k², L)`: the patches of a channel lie side by side."""
+    """Follow `(N, C, H, W) → (N, C·k², L)`: the patches of a channel lie side by side."""
     labels = over_space(call, call.walk.as_labels(call.args[0]), 2)[..., 0]
     return labels.repeat_interleave(call.shape[-2] // labels.shape[-2], -2).expand(call.shape)
 
 
-@rule("col2im")
+register("im2col", labels=unfold, derivative="piecewise-linear")
+
+
 def fold(call: Call) -> Tensor:
-    """`(N, C·k², L) → (N, C, H, W)`: the columns of a channel go together."""
+    """Follow `(N, C·k², L) → (N, C, H, W)`: tie the columns of each channel."""
     labels = over_space(call, call.walk.as_labels(call.args[0]), 1)
     grid = labels.unflatten(-2, (call.shape[-3], -1))
     call.labels.tie_along(grid, -2)
     return grid[..., :1, :].expand(call.shape)
+
+
+register("col2im", labels=fold, derivative="piecewise-linear")
+register("fold", derivative="piecewise-linear")

@@ -1,11 +1,11 @@
 """Labels stand in for numbers: equal labels must stay together when channels are removed.
 
-A label is an integer. Every index of every parameter axis gets a fresh positive one; running the model's graph on label
-tensors moves them about, and wherever two labels meet they are tied. What is tied in the end is one removable unit.
-Labels `≤ 0` stay for ever: they stand for what no removal can reach, and each carries the reason why.
+A label is an integer. Every index of every parameter axis gets a fresh positive label. The model's graph, run on label
+tensors, moves labels, and labels that meet are tied. At the end, tied labels are one removable unit. Labels `≤ 0` are
+fixed: no removal can reach them, and each has a reason.
 
-Label tensors keep the shape of the activation they stand for, but are stored expanded (stride 0) along every axis on
-which they do not vary, so the 112×112 positions of a feature map cost nothing.
+A label tensor has the shape of its activation. Its storage is expanded (stride 0) along every axis on which the labels
+do not vary, so the 112×112 positions of a feature map cost nothing.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 CONSTANT = 0
-"""The label of scalars and of whatever else stays without a better reason."""
+"""The fixed label of scalars, and of other values without a better reason."""
 
 
 class Labels:
@@ -26,7 +26,7 @@ class Labels:
         self._root = np.zeros(1, dtype=np.int64)
         self._ties: list[np.ndarray] = []  # pairs packed in one number, not yet resolved
         self._frozen: list[tuple[np.ndarray, str]] = []
-        self._known: tuple[tuple[int, int, int], Tensor] | None = None
+        self._resolved: tuple[tuple[int, int, int], Tensor] | None = None
         self._reasons = {"it meets a constant": CONSTANT}
 
     def new(self, count: int) -> Tensor:
@@ -39,11 +39,11 @@ class Labels:
         return torch.tensor(self._reasons.setdefault(reason, -len(self._reasons))).expand(shape)
 
     def reason(self, label: int) -> str:
-        """Return why a label `≤ 0` stays."""
+        """Return the reason of a label `≤ 0`."""
         return list(self._reasons)[-label]
 
     def tie(self, a: Tensor, b: Tensor) -> None:
-        """Tie labels element by element (with broadcasting); what is tied to a fixed label stays for its reason."""
+        """Tie labels element by element, with broadcasting; a label tied to a fixed label is frozen for its reason."""
         a, b = compact(*torch.broadcast_tensors(a, b))
         x, y = a.reshape(-1).numpy(), b.reshape(-1).numpy()
         low, high = np.minimum(x, y)[x != y], np.maximum(x, y)[x != y]
@@ -55,17 +55,17 @@ class Labels:
             self._ties.append(np.unique(packed) if len(packed) > 4096 else packed)
 
     def tie_along(self, labels: Tensor, dim: int) -> None:
-        """Tie everything that differs only in its index along `dim`: this axis keeps its size."""
+        """Tie labels that differ only in their index along `dim`: this axis keeps its size."""
         if varies(labels, dim):
             self.tie(labels, labels.narrow(dim, 0, 1))
 
     def freeze(self, labels: Tensor, reason: str) -> None:
-        """Mark labels as not removable; the first reason given is the one reported."""
-        found = np.unique(compact(labels)[0].numpy())
-        self._frozen.append((found[found > CONSTANT], reason))
+        """Mark labels as not removable; the first reason counts."""
+        numbers = np.unique(compact(labels)[0].numpy())
+        self._frozen.append((numbers[numbers > CONSTANT], reason))
 
     def roots(self) -> np.ndarray:
-        """Return for every label the smallest label it is tied to (connected components, in bulk)."""
+        """Return the smallest tied label of every label: connected components, in bulk."""
         self._root = root = np.concatenate([self._root, np.arange(len(self._root), self._count)])
         packed, self._ties = np.concatenate([np.empty(0, np.int64), *self._ties]), []
         a, b = packed >> 32, packed & 0xFFFFFFFF
@@ -78,26 +78,26 @@ class Labels:
         return root
 
     def resolve(self, labels: Tensor) -> Tensor:
-        """Replace every label by its root, or by a fixed label where that is frozen; expanded where nothing varies."""
+        """Replace every label by its root, or by a fixed label if the root is frozen; expand where nothing varies."""
         small = compact(labels)[0]
         return expanded(torch.where(small > CONSTANT, self._meaning()[small.clamp(min=0)], small).expand(labels.shape))
 
     def _meaning(self) -> Tensor:
-        """Return what every label has come to mean; made anew only after something has changed."""
+        """Return the root or the fixed label of every label; compute them anew only after a change."""
         state = (self._count, len(self._ties), len(self._frozen))
-        if self._known is None or self._known[0] != state:
+        if self._resolved is None or self._resolved[0] != state:
             roots, (numbers, reasons) = self.roots(), self.frozen()
             fixed = np.array([CONSTANT, *(int(self.fixed((), reason)) for reason in reasons)])
             meaning = np.where(numbers < 0, roots, fixed[numbers + 1])
-            self._known = ((self._count, 0, len(self._frozen)), torch.from_numpy(meaning))
-        return self._known[1]
+            self._resolved = ((self._count, 0, len(self._frozen)), torch.from_numpy(meaning))
+        return self._resolved[1]
 
     def varying(self, labels: Tensor) -> tuple[int, ...]:
         """Return all axes along which a tensor holds different units."""
         return varying(self.resolve(labels))
 
     def frozen(self) -> tuple[np.ndarray, list[str]]:
-        """Return for every label the number of the reason that freezes its component (-1: none), and the reasons."""
+        """Return, for every label, the number of the reason that freezes it (-1: none), and the reasons."""
         roots = self.roots()
         numbers = np.full(len(roots), -1)
         for number, (labels, _) in reversed(list(enumerate(self._frozen))):
@@ -106,7 +106,7 @@ class Labels:
 
 
 def compact(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Narrow tensors of one shape to index 0 along every axis on which all of them are expanded."""
+    """Narrow tensors of one shape to index 0 along every axis that is expanded in all of them."""
     strides = zip(*(tensor.stride() for tensor in tensors), strict=True)
     index = tuple(slice(None) if any(steps) else slice(0, 1) for steps in strides)
     return tuple(tensor[index] for tensor in tensors) if slice(0, 1) in index else tensors
@@ -134,7 +134,7 @@ def expanded(labels: Tensor) -> Tensor:
 
 
 def merged(first: Tensor, second: Tensor) -> Tensor:
-    """Broadcast two label tensors; the first counts wherever it is not fixed."""
+    """Broadcast two label tensors; return the first, and the second where the first is fixed."""
     both = torch.broadcast_tensors(first, second)
     a, b = compact(*both)
     return torch.where(a > CONSTANT, a, b).expand(both[0].shape)

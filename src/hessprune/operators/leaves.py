@@ -1,4 +1,4 @@
-"""What the inputs of a graph stand for: parameters with labelled axes, and integers whose values matter."""
+"""The inputs of a graph on labels: parameters with labelled axes, and integers with their values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 Role = Literal["producer", "consumer", "follower"]
-"""A layer that emits units, one that reads them, or per-channel state that goes along."""
+"""A layer that emits units, a layer that reads them, or state with one number per unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,30 +18,30 @@ class Leaf:
     name: str
     shape: torch.Size
     dims: tuple[int | None, ...]
-    """For each axis of the view the parameter's own axis, or None for an axis of size 1."""
+    """For each axis of the view the axis of the parameter, or None for an axis of size 1."""
 
     @classmethod
     def of(cls, name: str, tensor: Tensor) -> "Leaf":
-        """Stand for a whole tensor."""
+        """Return the leaf of a whole tensor."""
         return cls(name, tensor.shape, tuple(range(tensor.dim())))
 
     def moved(self, operator: Callable[[Tensor], Tensor]) -> "Leaf":
-        """Apply an operator that only permutes axes: strides tell which is which."""
+        """Apply an operator that only permutes axes; the strides of a marked tensor identify the axes."""
         marked = operator(torch.empty_strided(self.shape, tuple(range(1, len(self.shape) + 1)), device="meta"))
         return Leaf(self.name, marked.shape, tuple(self.dims[stride - 1] for stride in marked.stride()))
 
     def reshaped(self, shape: torch.Size) -> "Leaf | None":
-        """Insert or drop axes of size 1; None where the shape asks for more."""
+        """Insert or drop axes of size 1; return None if the shape needs more than that."""
         long = [(size, dim) for size, dim in zip(self.shape, self.dims, strict=True) if size > 1]
         if [size for size, _ in long] != [size for size in shape if size > 1]:
             return None
-        own = iter(long)
-        return Leaf(self.name, shape, tuple(next(own)[1] if size > 1 else None for size in shape))
+        axes = iter(long)
+        return Leaf(self.name, shape, tuple(next(axes)[1] if size > 1 else None for size in shape))
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor whose numbers matter, not its labels: integer buffers and constants used as indices."""
+    """A tensor with known numbers and no labels: an integer buffer, or a constant used as an index."""
 
     tensor: Tensor
 
@@ -57,7 +57,7 @@ class LiteralUse:
 
 @dataclass(slots=True)
 class Axis:
-    """The labels of one parameter axis; `roles` says how the graph uses it."""
+    """The labels of one parameter axis; `roles` holds its uses in the graph."""
 
     labels: Tensor
     roles: set[Role] = field(default_factory=set)

@@ -7,12 +7,12 @@ from torch import Tensor
 from hessprune.operators.call import Call
 from hessprune.operators.labels import along, varying
 from hessprune.operators.leaves import Leaf
-from hessprune.operators.table import rule
+from hessprune.operators.maps import read_linear
+from hessprune.operators.table import register
 
 
-@rule("linear")
 def linear(call: Call) -> Any:
-    """`y = x Wᵀ + b`: contract the last axis with the weight's columns, emit its rows."""
+    """Contract the last axis of the input with the weight's columns and emit its rows: `y = x Wᵀ + b`."""
     weight, x = call["weight"], call.walk.as_labels(call["input"])
     if not isinstance(weight, Leaf):
         return call.refuse(f"the linear layer's weight{call.where} is computed, not a parameter")
@@ -20,18 +20,24 @@ def linear(call: Call) -> Any:
     return emit(call, x, call.walk.axis(weight, 0, "producer"), -1)
 
 
+register("linear", labels=linear, linear_map=read_linear, derivative="product", integer="layer")
+
+
 def contract(call: Call, channels: Tensor, weight: Leaf, dim: int) -> None:
-    """Tie input labels `(C,)` with the weight axis that reads them; what reads a fixed channel keeps its place."""
+    """Tie input labels `(C,)` to the axis of the weight that reads them."""
     call.labels.tie(channels, call.walk.axis(weight, dim, "consumer"))
 
 
 def emit(call: Call, x: Tensor, rows: Tensor, dim: int) -> Tensor:
-    """Put output labels along an axis and tie the bias; units of the input that lie along other axes stay visible."""
-    bias, found = call.vector("bias"), varying(x)
+    """Put output labels along an axis and tie the bias to them.
+
+    Units of the input that lie along other axes only pass through, and the output labels are frozen.
+    """
+    bias, unit_axes = call.vector("bias"), varying(x)
     if bias is not None:
         call.labels.tie(rows, bias)
     shape = [*x.shape[: dim % x.dim()], len(rows), *x.shape[dim % x.dim() + 1 :]]
-    if not found or dim % x.dim() in found:
+    if not unit_axes or dim % x.dim() in unit_axes:
         return along(rows, dim, shape)
     call.labels.freeze(rows, call.mixing)
     return x.narrow(dim, 0, 1).expand(shape)
@@ -43,11 +49,13 @@ def product_with_parameter(call: Call, x: Tensor, weight: Leaf, dim: int, *, inn
     return emit(call, x, call.walk.axis(weight, 1 - inner, "producer"), dim)
 
 
-@rule("embedding")
 def embedding(call: Call) -> Any:
-    """Emit the columns of the table; its rows are looked up by number and stay."""
+    """Emit the columns of the table; freeze its rows, which tokens look up by number."""
     weight = call["weight"]
     if not isinstance(weight, Leaf):
         return call.refuse(f"the embedding's table{call.where} is computed, not a parameter")
     call.labels.freeze(call.walk.axis(weight, 0, "consumer"), "its rows are looked up by number")
     return along(call.walk.axis(weight, 1, "producer"), len(call.shape) - 1, call.shape)
+
+
+register("embedding", labels=embedding, derivative="piecewise-linear")

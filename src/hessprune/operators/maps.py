@@ -1,4 +1,4 @@
-"""One use of a weight: a convolution or a linear map reduced to what its derivatives need."""
+"""Linear maps: one use of a weight as derivatives and refits see it, and the readers of functions that use weights."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,7 +14,10 @@ Ints = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleLayout:
-    """Where the samples of a linear map lie: along `axis`, each sample's entries together or, if `inner`, apart."""
+    """The place of the samples in the input of a layer: along `axis`, the positions of one sample side by side.
+
+    If `inner`, the samples of one position lie side by side instead.
+    """
 
     axis: int = 0
     inner: bool = False
@@ -44,23 +47,24 @@ class Convolution:
 
     def input_gradient(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Return the gradient in `x`, given the gradient `delta` in the output."""
-        return self._backward(delta, x, weight, self.groups, input_wanted=True)
+        return self._backward(delta, x, weight, self.groups, of_input=True)
 
     def weight_gradient(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Return the gradient in the weight, summed over the samples."""
-        return self._backward(delta, x, weight, self.groups, input_wanted=False)
+        return self._backward(delta, x, weight, self.groups, of_input=False)
 
     def sample_gradients(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Return every sample's weight gradient `(N, *weight.shape)`: one convolution with the samples as groups.
+        """Return every sample's weight gradient `(N, *weight.shape)`.
 
-        Blocked kernels want the input channels of a group in eights; few or odd ones cost more than copies of patches.
+        One convolution with the samples as groups computes it. Blocked kernels want the input channels of a group in
+        eights; with few or odd ones a product of copied patches is faster.
         """
         n = x.shape[0]
         if weight.shape[1] % 8 and self.groups == 1 and not self.transposed:
             return (delta.flatten(2) @ self.patches(x, weight).transpose(1, 2)).view(n, *weight.shape)
         apart = weight.new_empty(()).expand(n * weight.shape[0], *weight.shape[1:])
         delta, x = (t.reshape(1, n * t.shape[1], *t.shape[2:]) for t in (delta, x))
-        return self._backward(delta, x, apart, n * self.groups, input_wanted=False).view(n, *weight.shape)
+        return self._backward(delta, x, apart, n * self.groups, of_input=False).view(n, *weight.shape)
 
     def patches(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return the input patches `(N, K, T)` of a convolution that is not transposed."""
@@ -78,7 +82,7 @@ class Convolution:
         return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
 
     def offsets(self, axis: int, x: Tensor, weight: Tensor) -> Iterator[tuple[slice, slice]]:
-        """Yield, for each position of the kernel along `axis`, the outputs and the inputs that meet there."""
+        """Yield the outputs and the inputs that meet at each position of the kernel along `axis`."""
         outputs, inputs, stride = self.output_size(x, weight)[axis], x.shape[2 + axis], self.stride[axis]
         for k in range(weight.shape[2 + axis]):
             at = k * self.dilation[axis] - self.padding[axis]  # the input that the first output meets
@@ -97,15 +101,15 @@ class Convolution:
     def _geometry(self) -> tuple[Any, ...]:
         return self.stride, self.padding, self.dilation, self.transposed, self.output_padding
 
-    def _backward(self, delta: Tensor, x: Tensor, weight: Tensor, groups: int, *, input_wanted: bool) -> Tensor:
-        mask = [input_wanted, not input_wanted, False]
+    def _backward(self, delta: Tensor, x: Tensor, weight: Tensor, groups: int, *, of_input: bool) -> Tensor:
+        mask = [of_input, not of_input, False]
         results = torch.ops.aten.convolution_backward(delta, x, weight, None, *self._geometry, groups, mask)
-        return results[0] if input_wanted else results[1]
+        return results[0] if of_input else results[1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Linear:
-    """`x @ weightᵀ`, or `x @ weight` where `transposed`; all axes of `x` before the last hold samples and positions."""
+    """`x @ weightᵀ`, or `x @ weight` if `transposed`; all axes of `x` before the last hold samples and positions."""
 
     samples: int
     layout: SampleLayout = SampleLayout()
@@ -139,41 +143,64 @@ class Linear:
         return scale.view(1, -1) if self.transposed else scale.view(-1, 1)
 
 
-Call = Convolution | Linear
+LinearMap = Convolution | Linear
 Arguments = tuple[Tensor, Tensor, Tensor | None]
-Reading = tuple[Arguments, Callable[[int, SampleLayout], Call]]
+"""Input, weight and bias."""
+Reading = tuple[Arguments, Callable[[int, SampleLayout], LinearMap]]
+"""The tensors of one use of a weight, and a function of the number of samples and their layout that makes the map."""
 
 
-def _convolution(rank: int, *, transposed: bool) -> Callable[..., Reading]:
-    """Return the reader of `torch.conv{rank}d` or `torch.conv_transpose{rank}d` calls."""
+def read_convolution(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Reading:  # noqa: ANN001
+    """Read `torch.conv1d`, `conv2d` or `conv3d`."""
+    rank = weight.dim() - 2
+    if isinstance(padding, str):
+        input, padding = _pad_explicitly(input, weight, padding, _per_axis(dilation, rank))
+    convolution = Convolution(
+        stride=_per_axis(stride, rank),
+        padding=_per_axis(padding, rank),
+        dilation=_per_axis(dilation, rank),
+        output_padding=_per_axis(0, rank),
+        groups=groups,
+    )
+    return (input, weight, bias), lambda *_: convolution
 
-    def every(value: int | Ints) -> Ints:
-        return (value,) * rank if isinstance(value, int) else tuple(value) * (rank // len(value))
 
-    def plain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):  # noqa: ANN001, ANN202
-        if isinstance(padding, str):
-            input, padding = _pad_explicitly(input, weight, padding, every(dilation))
-        call = Convolution(
-            stride=every(stride),
-            padding=every(padding),
-            dilation=every(dilation),
-            output_padding=every(0),
-            groups=groups,
-        )
-        return (input, weight, bias), lambda *_: call
+def read_transposed_convolution(
+    input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1  # noqa: ANN001
+) -> Reading:  # fmt: skip
+    """Read `torch.conv_transpose1d`, `conv_transpose2d` or `conv_transpose3d`."""
+    rank = weight.dim() - 2
+    convolution = Convolution(
+        stride=_per_axis(stride, rank),
+        padding=_per_axis(padding, rank),
+        dilation=_per_axis(dilation, rank),
+        transposed=True,
+        output_padding=_per_axis(output_padding, rank),
+        groups=groups,
+    )
+    return (input, weight, bias), lambda *_: convolution
 
-    def transpose(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):  # noqa: ANN001, ANN202
-        call = Convolution(
-            stride=every(stride),
-            padding=every(padding),
-            dilation=every(dilation),
-            transposed=True,
-            output_padding=every(output_padding),
-            groups=groups,
-        )
-        return (input, weight, bias), lambda *_: call
 
-    return transpose if transposed else plain
+def read_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Reading:
+    """Read `F.linear`."""
+    return (input, weight, bias), lambda samples, layout: Linear(samples=samples, layout=layout)
+
+
+def read_matmul(input: Tensor, other: Tensor) -> Reading:
+    """Read `torch.matmul` and `torch.mm` with the weight on the right."""
+    return (input, other, None), lambda samples, layout: Linear(samples=samples, layout=layout, transposed=True)
+
+
+def read_addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **factors: float) -> Reading | None:
+    """Read `torch.addmm` with the weight on the right; None where `beta` or `alpha` scale its parts."""
+    if factors:
+        return None
+    return (mat1, mat2, input), lambda samples, layout: Linear(samples=samples, layout=layout, transposed=True)
+
+
+def _per_axis(value: int | Ints, rank: int) -> Ints:
+    """Return one number for each axis of the kernel."""
+    return (value,) * rank if isinstance(value, int) else tuple(value) * (rank // len(value))
 
 
 def _pad_explicitly(x: Tensor, weight: Tensor, padding: str, dilation: Ints) -> tuple[Tensor, int]:
@@ -182,40 +209,3 @@ def _pad_explicitly(x: Tensor, weight: Tensor, padding: str, dilation: Ints) -> 
         return x, 0
     totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     return F.pad(x, [side for total in reversed(totals) for side in (total // 2, total - total // 2)]), 0
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Reading:
-    return (input, weight, bias), lambda n, layout: Linear(samples=n, layout=layout)
-
-
-def _matmul(input: Tensor, other: Tensor) -> Reading:
-    return (input, other, None), lambda n, layout: Linear(samples=n, layout=layout, transposed=True)
-
-
-def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor) -> Reading:
-    return (mat1, mat2, input), lambda n, layout: Linear(samples=n, layout=layout, transposed=True)
-
-
-READERS: dict[Any, Callable[..., Reading]] = {
-    torch.conv1d: _convolution(1, transposed=False),
-    torch.conv2d: _convolution(2, transposed=False),
-    torch.conv3d: _convolution(3, transposed=False),
-    torch.conv_transpose1d: _convolution(1, transposed=True),
-    torch.conv_transpose2d: _convolution(2, transposed=True),
-    torch.conv_transpose3d: _convolution(3, transposed=True),
-    F.linear: _linear,
-    torch.matmul: _matmul,
-    torch.mm: _matmul,
-    Tensor.matmul: _matmul,
-    Tensor.mm: _matmul,
-    Tensor.__matmul__: _matmul,
-    torch.addmm: _addmm,
-}
-"""For each function that multiplies by a weight: how to read its arguments."""
-
-
-def read_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reading | None:
-    """Return the tensors of a multiplication by a weight and what makes its `Call`; None for any other function."""
-    if func not in READERS or (func is torch.addmm and {"beta", "alpha"} & kwargs.keys()):
-        return None
-    return READERS[func](*args, **kwargs)

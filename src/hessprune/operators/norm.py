@@ -1,4 +1,4 @@
-"""Normalisation: per channel it follows; over channels it couples their statistics."""
+"""Normalisation: statistics of one channel follow it; statistics of several channels couple them."""
 
 from typing import Any
 
@@ -8,18 +8,20 @@ from hessprune.foundation.modules import split_name
 from hessprune.operators.call import Call
 from hessprune.operators.labels import along
 from hessprune.operators.leaves import Leaf
-from hessprune.operators.table import rule
+from hessprune.operators.table import register
 
 
-@rule("batch_norm", "instance_norm")
 def per_channel_norm(call: Call) -> Tensor:
-    """Scale, shift and running statistics follow their channel."""
+    """Tie scale, shift and running statistics to their channel."""
     return _follow(call, "weight", "bias", "running_mean", "running_var")
 
 
-@rule("group_norm")
+register("batch_norm", labels=per_channel_norm, derivative="piecewise-linear")  # in evaluation mode
+register("instance_norm", labels=per_channel_norm)
+
+
 def group_norm(call: Call) -> Tensor:
-    """Channels normalised together go together: then the statistics of the other groups do not change."""
+    """Tie the channels of a group: then a removal leaves the statistics of all other groups as they are."""
     out = _follow(call, "weight", "bias")
     groups = call.channels(out, 1).view(call["num_groups"], -1)
     if call["num_groups"] == 1:
@@ -33,9 +35,11 @@ def group_norm(call: Call) -> Tensor:
     return out
 
 
-@rule("layer_norm", "rms_norm")
+register("group_norm", labels=group_norm)
+
+
 def layer_norm(call: Call) -> Any:
-    """Removing a channel would change the mean and variance of all others, so slicing would not be masking."""
+    """Pin the normalised axes: removing a channel changes the mean and variance of all others."""
     labels = call.walk.as_labels(call["input"])
     for offset in range(1, len(call["normalized_shape"]) + 1):
         call.pin(labels, -offset, "its channels are normalised together")
@@ -43,8 +47,11 @@ def layer_norm(call: Call) -> Any:
     return call.meet([labels, *affine]).expand(call.shape)
 
 
+register("layer_norm", "rms_norm", labels=layer_norm)
+
+
 def _follow(call: Call, *names: str) -> Tensor:
-    """Let vectors with one number per channel meet the input's axis 1."""
+    """Tie vectors with one number per channel to axis 1 of the input."""
     x = call.walk.as_labels(call["input"])
     vectors = [vector for vector in map(call.vector, names) if vector is not None]
     for vector in vectors[1:]:

@@ -1,19 +1,15 @@
-"""Reductions and whatever mixes values along an axis: fine over space, not over units."""
+"""Reductions, and operators that mix values along an axis: units along that axis stay."""
 
 from typing import Any
 
 from torch import Tensor
 
 from hessprune.operators.call import Call
-from hessprune.operators.table import rule
+from hessprune.operators.table import register
 
 
-@rule(
-    "mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "logsumexp", "prod", "any", "all",
-    "argmax", "argmin", "linalg_vector_norm", "norm", "median",
-)  # fmt: skip
 def reduction(call: Call) -> Any:
-    """Drop the reduced axes; units on a reduced axis would be summed together, so they stay."""
+    """Drop the reduced axes; pin them, since units along them would be summed together."""
     labels = call.tensors()[0]
     if call.operator in {"max", "min"} and call.get("other") is not None:
         return call.refuse(f"operator '{call.operator}'{call.where} has no rule for two tensors")
@@ -27,9 +23,15 @@ def reduction(call: Call) -> Any:
     return [labels] * len(call.produced) if isinstance(call.produced, tuple | list) else labels
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin", "cumsum", "cumprod", "sort", "topk", "normalize")
+register(
+    "mean", "sum", "amax", "amin", "max", "min", "any", "all", "argmax", "argmin", "median",
+    labels=reduction, derivative="piecewise-linear",
+)  # fmt: skip
+register("var", "std", "var_mean", "logsumexp", "prod", "linalg_vector_norm", "norm", labels=reduction)
+
+
 def mixing(call: Call) -> Any:
-    """The shape stays, but every value depends on all others along the axis."""
+    """Pin the axis along which every value depends on all others."""
     labels = call.tensors()[0]
     call.pin(labels, call["dim"], f"'{call.operator}' mixes its channels")
     if isinstance(call.produced, tuple | list):
@@ -37,8 +39,14 @@ def mixing(call: Call) -> Any:
     return labels
 
 
+register("cumsum", "sort", "topk", labels=mixing, derivative="piecewise-linear")
+register(
+    "softmax", "log_softmax", "_softmax", "_log_softmax", "softmin", "cumprod", "normalize", labels=mixing
+)  # fmt: skip
+
+
 def _reduced(call: Call, ndim: int) -> list[int]:
-    """Reduced axes, last first."""
+    """Return the reduced axes, the last one first."""
     dims = call.get("dim")
     if dims is None or dims == []:
         return list(reversed(range(ndim)))
@@ -46,7 +54,10 @@ def _reduced(call: Call, ndim: int) -> list[int]:
     return sorted((dim % ndim for dim in dims), reverse=True)
 
 
-@rule("cdist", "cosine_similarity")
 def distance(call: Call) -> Tensor:
-    """Distances contract a whole axis."""
+    """Refuse distances, which contract a whole axis."""
     return call.refuse(f"'{call.operator}' compares whole vectors{call.where}")
+
+
+register("cdist", "cosine_similarity", labels=distance)
+register("trace", derivative="piecewise-linear")

@@ -1,4 +1,4 @@
-"""Shape operators run literally on the label tensors; what fixes a size in the source code is pinned."""
+"""Shape operators: they run literally on label tensors, and axes whose size the source code fixes are pinned."""
 
 from typing import Any
 
@@ -11,27 +11,37 @@ from hessprune.operators.call import Call
 from hessprune.operators.convolution import over_space
 from hessprune.operators.labels import along, constant, varies, varying
 from hessprune.operators.leaves import Leaf, Value
-from hessprune.operators.table import rule
+from hessprune.operators.table import register
 
 
-@rule("permute", "transpose", "t", "movedim", "swapaxes", "numpy_T", "mT", "adjoint")
 def permutation(call: Call) -> Any:
-    """Move whole axes; of a parameter, too."""
+    """Permute the axes of labels or of a parameter."""
     if isinstance(call.args[0], Leaf):
         return call.args[0].moved(lambda marked: call.target(marked, *call.args[1:], **call.kwargs))
     return run(call)
 
 
-@rule("expand", "expand_as", "broadcast_to", "flip", "repeat", "tile", "repeat_interleave", "diagonal", "getitem")
+register("permute", "transpose", labels=permutation, derivative="piecewise-linear", integer="move")
+register(
+    "t", "movedim", "swapaxes", "numpy_T", "mT", "adjoint", labels=permutation, derivative="piecewise-linear"
+)  # fmt: skip
+
+
 def run(call: Call) -> Any:
-    """Do to the labels what the model does to the numbers."""
+    """Apply the operator to the labels as the model applies it to the numbers."""
     args, kwargs = tree_map(call.walk.as_labels, (call.args, call.kwargs))
     return call.target(*args, **kwargs)
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "unsqueeze", "squeeze")
+register(
+    "expand", "expand_as", "broadcast_to", "flip", "repeat", "tile", "repeat_interleave", "diagonal",
+    labels=run, derivative="piecewise-linear",
+)  # fmt: skip
+register("getitem", labels=run, derivative="piecewise-linear", integer="move")
+
+
 def reshape(call: Call) -> Any:
-    """Execute literally; where one axis is split into several, remember the parts (they must stay a grid)."""
+    """Reshape the labels; where one axis is split into several, require that they stay a grid."""
     if isinstance(call.args[0], Leaf) and (moved := call.args[0].reshaped(call.shape)) is not None:
         return moved
     labels = call.walk.as_labels(call.args[0])
@@ -40,6 +50,12 @@ def reshape(call: Call) -> Any:
         if len(targets) > 1 and any(varies(labels, dim) for dim in sources):
             call.walk.closure.split(out, targets)
     return out
+
+
+register("reshape", "flatten", "unsqueeze", labels=reshape, derivative="piecewise-linear", integer="move")
+register("squeeze", labels=reshape, derivative="piecewise-linear", integer="move", overloads=("dim",))
+register("view", labels=reshape, derivative="piecewise-linear", integer="move", overloads=("default",))  # or by type
+register("_unsafe_view", "unflatten", "view_as", "reshape_as", labels=reshape, derivative="piecewise-linear")
 
 
 def matched_axes(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -64,9 +80,8 @@ def matched_axes(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[
     return pairs
 
 
-@rule("cat", "concat", "concatenate", "stack")
 def cat(call: Call) -> Tensor:
-    """Put parts side by side; along the other axes they have the same size, so there the same units go."""
+    """Put parts side by side; tie them along the other axes, where they have the same size."""
     parts, dim = [call.walk.as_labels(part) for part in call["tensors"]], call.get("dim") or 0
     if call.operator == "stack":
         parts = [part.unsqueeze(dim) for part in parts]
@@ -78,9 +93,12 @@ def cat(call: Call) -> Tensor:
     return torch.cat(parts, dim)
 
 
-@rule("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
+register("cat", labels=cat, derivative="piecewise-linear", integer="join")
+register("stack", labels=cat, derivative="piecewise-linear")
+
+
 def split(call: Call) -> Any:
-    """Equal parts of a unit axis lose the same positions; unequal parts have sizes that the source code fixes."""
+    """Tie equal parts of a unit axis position by position; pin unequal ones, whose sizes the source code fixes."""
     labels, dim, parts = call.walk.as_labels(call.args[0]), call.get("dim") or 0, list(run(call))
     if len({part.shape[dim] for part in parts}) > 1:
         call.pin(labels, dim, "it is split into parts of fixed, unequal size")
@@ -90,43 +108,61 @@ def split(call: Call) -> Any:
     return parts
 
 
-@rule("channel_shuffle")
+register("chunk", "split_with_sizes", labels=split, derivative="piecewise-linear", integer="split")
+register("split", labels=split, derivative="piecewise-linear", integer="split", overloads=("Tensor",))
+register("tensor_split", "unsafe_chunk", "unsafe_split", labels=split, derivative="piecewise-linear")
+
+
 def channel_shuffle(call: Call) -> Tensor:
-    """Deal out `groups` equal parts in turn: they lose the same positions."""
+    """Tie `groups` equal parts position by position, then interleave them."""
     grid = call.walk.as_labels(call.args[0]).unflatten(1, (call["groups"], -1))
     call.labels.tie_along(grid, 1)
     return grid.transpose(1, 2).reshape(call.shape)
 
 
-@rule("pixel_shuffle")
+register("channel_shuffle", labels=channel_shuffle, derivative="piecewise-linear")
+
+
 def pixel_shuffle(call: Call) -> Tensor:
-    """`(N, C·r², H, W) → (N, C, H·r, W·r)`: the channels that make one go together."""
+    """Follow `(N, C·r², H, W) → (N, C, H·r, W·r)`: tie the channels that become one."""
     grid = over_space(call, call.walk.as_labels(call.args[0]), 2).unflatten(-3, (call.shape[-3], -1))
     call.labels.tie_along(grid, -3)
     return grid[..., 0, :, :].expand(call.shape)
 
 
-@rule("pixel_unshuffle")
+register("pixel_shuffle", labels=pixel_shuffle, derivative="piecewise-linear")
+
+
 def pixel_unshuffle(call: Call) -> Tensor:
-    """`(N, C, H·r, W·r) → (N, C·r², H, W)`: the channels made from one go together."""
+    """Follow `(N, C, H·r, W·r) → (N, C·r², H, W)`: tie the channels that come from one."""
     labels = over_space(call, call.walk.as_labels(call.args[0]), 2)
     return labels.repeat_interleave(call["downscale_factor"] ** 2, -3).expand(call.shape)
 
 
-@rule("select", "unbind", "slice", "narrow", "roll", "rot90", "index", "index_select")
+register("pixel_unshuffle", labels=pixel_unshuffle, derivative="piecewise-linear")
+
+
 def positional(call: Call) -> Any:
-    """Positions named in the source code: free over space, fixed over units."""
+    """Pin the axes whose positions the source code names; over space such positions are free."""
     labels = call.walk.as_labels(call.args[0])
     for dim in _named_axes(call, labels):
         call.pin(labels, dim, f"'{call.operator}' names channels by position")
     indices = [call.get("index"), *(call.get("indices") or ())]
     if any(isinstance(index, Tensor | Leaf) for index in indices):
         return call.refuse(f"'{call.operator}'{call.where} looks channels up by a computed index")
-    known = tree_map(lambda arg: arg.tensor if isinstance(arg, Value) else arg, (call.args[1:], call.kwargs))
-    return call.target(labels, *known[0], **known[1])
+    arguments = tree_map(lambda arg: arg.tensor if isinstance(arg, Value) else arg, (call.args[1:], call.kwargs))
+    return call.target(labels, *arguments[0], **arguments[1])
+
+
+register("slice", labels=positional, derivative="piecewise-linear", integer="move")
+register(
+    "select", "unbind", "narrow", "roll", "rot90", "index", "index_select",
+    labels=positional, derivative="piecewise-linear",
+)  # fmt: skip
 
 
 def _named_axes(call: Call, labels: Tensor) -> list[int]:
+    """Return the axes along which the call names positions."""
     if call.operator == "index":
         return [dim for dim, index in enumerate(call["indices"]) if index is not None]
     if call.operator == "slice":
@@ -137,17 +173,18 @@ def _named_axes(call: Call, labels: Tensor) -> list[int]:
     return list(range(labels.dim())) if dims in (None, []) else [dims] if isinstance(dims, int) else list(dims)
 
 
-@rule("unfold")
 def windows(call: Call) -> Tensor:
-    """Windows that slide along one axis."""
+    """Pin the axis along which windows slide."""
     labels, dim = call.walk.as_labels(call.args[0]), call["dimension"]
     call.pin(labels, dim, "'unfold' slides over its channels")
     return labels.narrow(dim, 0, 1).unsqueeze(-1).expand(call.shape)
 
 
-@rule("gather", "take_along_dim")
+register("unfold", labels=windows, derivative="piecewise-linear")
+
+
 def gather(call: Call) -> Tensor:
-    """Look up along one axis at computed positions, which are no units themselves."""
+    """Pin the axis along which values are looked up at computed positions; freeze these positions."""
     labels, index = (call.walk.as_labels(arg) for arg in call.args if isinstance(arg, Tensor | Leaf | Value))
     call.pin(labels, call["dim"], f"'{call.operator}' looks channels up by a computed index")
     call.walk.freeze(index, f"it holds positions for '{call.operator}'{call.where}")
@@ -156,10 +193,11 @@ def gather(call: Call) -> Tensor:
     return labels.expand(call.shape)
 
 
-@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
-      "replication_pad1d", "replication_pad2d", "replication_pad3d", "_pad_circular")  # fmt: skip
+register("gather", "take_along_dim", labels=gather, derivative="piecewise-linear")
+
+
 def pad(call: Call) -> Any:
-    """Padding space is free; padded channels are units of their own if the module can adjust how many there are."""
+    """Pad the labels; padded channels are units of their own if a module holds their number, and fixed otherwise."""
     labels, amounts = call.walk.as_labels(call.args[0]), call.get("pad") or call["padding"]
     for dim in range(labels.dim()):
         before, after = _amount(amounts, labels.dim(), dim)
@@ -176,6 +214,14 @@ def pad(call: Call) -> Any:
     return labels
 
 
+register("pad", "constant_pad_nd", labels=pad, derivative="piecewise-linear", integer="move")
+register(
+    "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
+    "replication_pad3d", "_pad_circular",
+    labels=pad, derivative="piecewise-linear",
+)  # fmt: skip
+
+
 def _padding(call: Call, labels: Tensor, dim: int, attribute: str, amount: int) -> Tensor:
     """Return labels for padded channels: counted by the module that pads, or fixed."""
     shape = [amount if other == dim else size for other, size in enumerate(labels.shape)]
@@ -187,5 +233,6 @@ def _padding(call: Call, labels: Tensor, dim: int, attribute: str, amount: int) 
 
 
 def _amount(amounts: list[int], ndim: int, dim: int) -> tuple[int, int]:
+    """Return the padding before and behind an axis; torch lists the last axis first."""
     at = 2 * (ndim - 1 - dim)
     return (amounts[at], amounts[at + 1]) if at < len(amounts) else (0, 0)

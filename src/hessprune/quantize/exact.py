@@ -13,11 +13,12 @@ import torch
 from torch.fx import GraphModule, Node
 
 from hessprune.foundation.quiet import quiet
+from hessprune.operators.table import integer_kind
 from hessprune.quantize import integers
 from hessprune.quantize.integers import Grid
-from hessprune.quantize.rewrite import LAYERS, aten
+from hessprune.quantize.rewrite import aten
 
-Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # function, arguments, keyword arguments
+KernelCall = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # function, arguments, keyword arguments
 
 
 def integer_graph(model: GraphModule) -> GraphModule:
@@ -34,20 +35,19 @@ def integer_graph(model: GraphModule) -> GraphModule:
     return GraphModule(model, graph)
 
 
-def _kernel(quantizer: Node) -> Call | None:
+def _kernel(quantizer: Node) -> KernelCall | None:
     """Return the call that does what one kernel does from the integers that are read to those of a quantiser."""
-    from hessprune.quantize.quantizer import ACTIVATIONS, BINARY  # needs torchao, which made the model
-
     grid, node = _grid(quantizer), quantizer.all_input_nodes[0]
-    if node.target in ACTIVATIONS and len(node.users) == 1 and _is_dropped(node, grid):
+    if integer_kind(node.target) == "activation" and len(node.users) == 1 and _is_dropped(node, grid):
         node = node.all_input_nodes[0]
     if len(node.users) > 1 or node.kwargs:
         return None
-    if node.target in LAYERS:
+    kind = integer_kind(node.target)
+    if kind == "layer":
         return _layer(node, grid)
-    if node.target not in (*BINARY, aten.avg_pool2d.default) or len(node.args) > 6:  # a mean with a divisor of its own
+    if kind not in {"sum", "product", "pool"} or len(node.args) > 6:  # a mean with a divisor of its own
         return None
-    number = 2 if node.target in BINARY else 1
+    number = 1 if kind == "pool" else 2
     read = [found for x in node.args[:number] if (found := _read(x))]
     if len(read) < number:
         return None
@@ -55,10 +55,10 @@ def _kernel(quantizer: Node) -> Call | None:
     settings = {"grids": (*grids, grid)} | ({} if number == 2 else {"arguments": node.args[1:]})
     if number == 1:
         return integers.average, values, settings
-    return integers.add if "add" in str(node.target) else integers.multiply, values, settings
+    return integers.add if kind == "sum" else integers.multiply, values, settings
 
 
-def _layer(node: Node, grid: Grid | None) -> Call | None:
+def _layer(node: Node, grid: Grid | None) -> KernelCall | None:
     """Return the call that computes a layer, if it reads integers and has integer weights."""
     x, weight, bias, *arguments = (*node.args, *(None,) * (3 - len(node.args)))
     read, has_bias = _read(x), bias is not None
@@ -72,9 +72,7 @@ def _layer(node: Node, grid: Grid | None) -> Call | None:
 
 def _read(x: Any) -> tuple[Node, Grid] | None:
     """Return the integers behind a value, and their grid."""
-    from hessprune.quantize.quantizer import UNCHANGED  # needs torchao, which made the model
-
-    while isinstance(x, Node) and x.target in UNCHANGED and True not in x.args:
+    while isinstance(x, Node) and integer_kind(x.target) == "same" and True not in x.args:
         x = x.args[0]
     return (x.args[0], _grid(x)) if _calls(x, "dequantize_per_tensor") else None  # type: ignore[return-value]
 
@@ -98,7 +96,7 @@ def _calls(node: Any, name: str) -> bool:
     return isinstance(node, Node) and str(node.target) == f"quantized_decomposed.{name}.default"
 
 
-def _replace(node: Node, call: Call) -> None:
+def _replace(node: Node, call: KernelCall) -> None:
     """Put a call in the place of a node."""
     with node.graph.inserting_before(node):
         node.replace_all_uses_with(node.graph.call_function(*call))

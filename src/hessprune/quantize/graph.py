@@ -13,7 +13,8 @@ from hessprune.foundation.modules import device_of, predict, split_name
 from hessprune.foundation.progress import track
 from hessprune.foundation.state import seeded
 from hessprune.foundation.trees import to_device
-from hessprune.quantize.rewrite import WEIGHTED, layer_name, tensor_of
+from hessprune.operators.table import integer_kind
+from hessprune.quantize.rewrite import WEIGHT_AXES, layer_name, tensor_of
 
 if TYPE_CHECKING:
     from hessprune.quantize.ranges import ActivationQuantizer, WeightQuantizer
@@ -49,7 +50,11 @@ def uses(model: GraphModule) -> list[Use]:
 
     found = []
     for node in model.graph.nodes:
-        if node.target in WEIGHTED and isinstance(read := node.args[1], Node) and read.op == "call_module":
+        if (
+            integer_kind(node.target) in WEIGHT_AXES
+            and isinstance(read := node.args[1], Node)
+            and read.op == "call_module"
+        ):
             param = str(read.args[0].target)  # type: ignore[union-attr]
             around = (source(node.args[0]), *end(node).users)  # type: ignore[arg-type]
             found.append(
@@ -66,12 +71,12 @@ def uses(model: GraphModule) -> list[Use]:
 
 def _is_spared(value: Node) -> bool:
     """Return whether a value would stay as it is if the layers around it did."""
-    from hessprune.quantize.quantizer import ACTIVATIONS, BINARY, UNARY  # needs torchao, which made the model
+    from hessprune.quantize.quantizer import OPERANDS  # needs torchao, which made the model
 
     maker = value.args[0]
-    while isinstance(maker, Node) and maker.target in ACTIVATIONS:
+    while isinstance(maker, Node) and integer_kind(maker.target) == "activation":
         maker = maker.args[0]
-    return not {node.target for node in (maker, *value.users) if isinstance(node, Node)} & {*BINARY, *UNARY}
+    return not any(integer_kind(node.target) in OPERANDS for node in (maker, *value.users) if isinstance(node, Node))
 
 
 def quantizer_of(model: GraphModule, node: Node) -> "ActivationQuantizer | None":

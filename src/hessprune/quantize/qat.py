@@ -24,9 +24,10 @@ from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode, seeded
 from hessprune.foundation.trees import leading_size, to_device
+from hessprune.operators.table import integer_kind
 from hessprune.quantize.graph import activation_quantizers, run_all, weights_read
 from hessprune.quantize.model import QuantizedModel, quantized
-from hessprune.quantize.rewrite import WEIGHTED, layer_name, rewrite
+from hessprune.quantize.rewrite import WEIGHT_AXES, layer_name, rewrite
 from hessprune.quantize.rounding import round_weights
 from hessprune.quantize.targets import Target, check_target
 
@@ -234,7 +235,9 @@ def _kept_layers(graph: GraphModule, patterns: Sequence[str] | Mapping[str, str]
             f"`keep_fp32` must be a list of patterns, got {patterns!r}. Write [{patterns!r}], or pass what "
             "hp.choose_fp32_layers(model, example_inputs, batches) returns."
         )
-    names = list(dict.fromkeys(layer_name(node) for node in graph.graph.nodes if node.target in WEIGHTED))
+    names = list(
+        dict.fromkeys(layer_name(node) for node in graph.graph.nodes if integer_kind(node.target) in WEIGHT_AXES)
+    )
     kept: dict[str, str] = {}
     for pattern in patterns:
         named = fnmatch.filter(names, pattern)
@@ -255,9 +258,10 @@ def _fp32_layers(graph: GraphModule, kept: Mapping[str, str]) -> dict[str, str]:
     for node in graph.graph.nodes:
         if node.op == "get_attr" and node.target in names:
             for user in node.users:
-                if user.target not in WEIGHTED:
+                if integer_kind(user.target) not in WEIGHT_AXES:
                     left.setdefault(split_name(node.target)[0], f"no integer kernel for {_operator_name(user)}")
-    if not any(node.target in WEIGHTED and layer_name(node) not in left for node in graph.graph.nodes):
+    layers = [node for node in graph.graph.nodes if integer_kind(node.target) in WEIGHT_AXES]
+    if all(layer_name(node) in left for node in layers):
         raise UnsupportedModelError(
             "`model` must have a convolution or linear layer to quantise, got none that is not kept in FP32."
         )

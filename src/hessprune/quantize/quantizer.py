@@ -21,36 +21,11 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-from hessprune.quantize.rewrite import MOVES, WEIGHTED, aten, layer_name
+from hessprune.operators.table import Integer, integer_kind
+from hessprune.quantize.rewrite import MOVES, WEIGHT_AXES, layer_name
 
-BINARY = (aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor)
-UNARY = (aten.avg_pool2d.default, aten.sigmoid.default)
-ACTIVATIONS = (  # a runtime drops them where the quantiser behind them clamps anyway
-    aten.relu.default,
-    aten.relu_.default,
-    aten.relu6.default,
-    aten.hardtanh.default,
-    aten.hardtanh_.default,
-)
-SPLITTING = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
-MOVING = (
-    operator.getitem,  # of one of these
-    aten.max_pool2d.default,
-    aten.cat.default,
-    aten.view.default,
-    aten.reshape.default,
-    aten.flatten.using_ints,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.squeeze.dim,
-    aten.unsqueeze.default,
-    aten.slice.Tensor,
-    aten.pad.default,
-    aten.constant_pad_nd.default,
-    aten.clone.default,
-    aten.contiguous.default,
-)
-UNCHANGED = (aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.alias.default)
+OPERANDS: dict[Integer | None, int] = {"sum": 2, "product": 2, "pool": 1, "lookup": 1}
+"""Kinds of operators that run in integers beside the layers, and how many values they read."""
 
 
 class FusionQuantizer(Quantizer):
@@ -78,9 +53,9 @@ class FusionQuantizer(Quantizer):
             shared = roots[value] is not value
             _annotation(value).output_qspec = SharedQuantizationSpec(roots[value]) if shared else self.activation
         for node in layers:
-            if node.target in WEIGHTED:
+            if (axis := WEIGHT_AXES.get(integer_kind(node.target))) is not None:
                 x, weight, bias, *_ = cast("tuple[Node, ...]", (*node.args, None))
-                _annotation(node).input_qspec_map[weight] = self.weight[WEIGHTED[node.target]]
+                _annotation(node).input_qspec_map[weight] = self.weight[axis]
                 if bias is not None:
                     _annotation(node).input_qspec_map[bias] = _bias(source(x), (weight, node))
         return model
@@ -90,16 +65,17 @@ class FusionQuantizer(Quantizer):
 
     def _is_integer(self, node: Node) -> bool:
         """Return whether an operator is to run in integers: layers, and additions, products and means of images."""
-        if node.target in WEIGHTED:
+        kind = integer_kind(node.target)
+        if kind in WEIGHT_AXES:
             return layer_name(node) not in self.keep_fp32
-        return node.target in UNARY or (
-            node.target in BINARY and len(moved(node)) == 2 and node.meta["val"].dim() > 3 and not node.kwargs
-        )
+        if OPERANDS.get(kind) == 2:
+            return len(moved(node)) == 2 and node.meta["val"].dim() > 3 and not node.kwargs
+        return kind in OPERANDS
 
 
 def source(node: Node) -> Node:
     """Return the node whose values these are, before dropout."""
-    while node.target in UNCHANGED:
+    while integer_kind(node.target) == "same":
         node = node.all_input_nodes[0]
     return node
 
@@ -107,15 +83,15 @@ def source(node: Node) -> Node:
 def end(node: Node) -> Node:
     """Return the activation that one kernel computes together with `node`, or `node` itself."""
     user = next(iter(node.users), node)
-    return user if len(node.users) == 1 and user.target in ACTIVATIONS else node
+    return user if len(node.users) == 1 and integer_kind(user.target) == "activation" else node
 
 
 def moved(node: Node) -> list[Node]:
     """Return the values that an operator reads, without its weights."""
     if node.target is operator.getitem:
         node = node.all_input_nodes[0]
-        return node.all_input_nodes[:1] if node.target in SPLITTING else []
-    read = node.all_input_nodes if node.target in (*BINARY, aten.cat.default) else node.all_input_nodes[:1]
+        return node.all_input_nodes[:1] if integer_kind(node.target) == "split" else []
+    read = node.all_input_nodes[: None if integer_kind(node.target) in {"sum", "product", "join"} else 1]
     return [x for x in read if x.op != "get_attr" and isinstance(x.meta.get("val"), Tensor)]
 
 
@@ -155,7 +131,7 @@ def _share(model: GraphModule, values: set[Node]) -> dict[Node, Node]:
         return node
 
     for node in reversed(model.graph.nodes):
-        if node in values and (node.target in MOVING or MOVES in node.meta):
+        if node in values and (integer_kind(node.target) in {"move", "join"} or MOVES in node.meta):
             for x in map(source, moved(node)):
                 values.add(x)
                 first, second = sorted((find(node), find(x)), key=order.__getitem__)

@@ -15,14 +15,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from hessprune.foundation.modules import split_name
+from hessprune.operators.table import Integer, integer_kind
 
 aten = torch.ops.aten
-LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
-WEIGHTED = dict.fromkeys(LAYERS, 0) | {  # layers that can be integer, and the axis of outputs in their weight
-    aten.conv_transpose1d.default: 1,
-    aten.conv_transpose2d.input: 1,
-    aten.conv_transpose3d.input: 1,
-}
+WEIGHT_AXES: dict[Integer | None, int] = {"layer": 0, "transposed layer": 1}
+"""Kinds of layers that can be integer, and the axis of the output channels in their weight."""
 CONVOLUTIONS = {3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}  # by dimensions of the input
 GATES = (aten.hardsigmoid.default, aten.hardsigmoid_.default, aten.hardswish.default, aten.hardswish_.default)
 
@@ -55,7 +52,7 @@ def tensor_of(module: nn.Module, node: Node) -> Tensor:
 
 def layer_name(node: Node) -> str:
     """Return the dotted name of the layer that a node computes: where its weight lives, or where it was captured."""
-    if node.target in WEIGHTED and isinstance(node.args[1], Node) and node.args[1].op == "get_attr":
+    if integer_kind(node.target) in WEIGHT_AXES and isinstance(node.args[1], Node) and node.args[1].op == "get_attr":
         return split_name(str(node.args[1].target))[0]
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return stack[-1][0] if stack else node.name
@@ -66,7 +63,7 @@ def _remove_batchnorm(module: GraphModule, node: Node) -> None:
     x, weight, bias, mean, variance, _, _, epsilon, _ = _tensors(module, node)
     factor = (variance.double() + epsilon).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - mean * factor
-    if x.target in LAYERS and len(x.users) == 1:
+    if integer_kind(x.target) == "layer" and len(x.users) == 1:
         _fold(module, x, factor, shift)
         node.replace_all_uses_with(x)
     elif (dims := x.meta["val"].dim()) in CONVOLUTIONS:

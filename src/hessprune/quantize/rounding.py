@@ -10,21 +10,15 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule
 
 from hessprune.layers.regression import columns_of, design, rows_of, weight_from
-from hessprune.operators.maps import Call, SampleLayout, read_call
+from hessprune.operators.maps import LinearMap, SampleLayout
+from hessprune.operators.table import integer_kind, read_linear_map
 from hessprune.quantize.graph import Use, run_all, spying, uses
-from hessprune.quantize.rewrite import aten, tensor_of
+from hessprune.quantize.rewrite import tensor_of
 
-READABLE = {  # as `_watch` knows these operators; weights of transposed convolutions go to the nearest
-    aten.conv1d.default: torch.conv1d,
-    aten.conv2d.default: torch.conv2d,
-    aten.conv3d.default: torch.conv3d,
-    aten.linear.default: F.linear,
-}
 MIN_ROWS = 1024  # positions read of every batch, or as many as there are inputs to an output
 MAX_BYTES = 2**28  # of the Gram matrices gathered in one pass over the data
 DAMPING = 0.01
@@ -86,7 +80,7 @@ def _portions(model: GraphModule) -> "Iterator[list[_Gram]]":
     """Yield weights in portions whose Gram matrices fit into memory together; one weight at least."""
     by_param: dict[str, list[Use]] = {}
     for use in uses(model):
-        if use.node.target in READABLE:
+        if integer_kind(use.node.target) == "layer":  # weights of transposed convolutions go to the nearest
             by_param.setdefault(use.param, []).append(use)
     portion: list[_Gram] = []
     for same in by_param.values():
@@ -104,7 +98,7 @@ class _Gram:
 
     def __init__(self, model: GraphModule, same: list[Use]) -> None:
         self.uses, self._weight = same, tensor_of(model, same[0].node.args[1].args[0])  # type: ignore[union-attr,arg-type]
-        self._call: Call | None = None
+        self._call: LinearMap | None = None
         self._sum = torch.zeros(())
         self._generator = torch.Generator().manual_seed(0)
 
@@ -121,7 +115,7 @@ class _Gram:
     def add(self, use: Use, out: Tensor, x: Tensor) -> None:
         """Take in a batch at random positions."""
         node = use.node
-        reading = read_call(READABLE[node.target], (x, self._weight, None, *node.args[3:]), {})  # type: ignore[index]
+        reading = read_linear_map(node.target, (x, self._weight, None, *node.args[3:]), {})
         assert reading is not None
         (x, *_), make = reading
         self._call = make(len(x), SampleLayout())

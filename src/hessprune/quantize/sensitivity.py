@@ -1,6 +1,5 @@
 """What rounding each layer to INT8 costs, and which layers had better stay in FP32."""
 
-import copy
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from hessprune.foundation.modules import device_of, predict
 from hessprune.foundation.progress import track
 from hessprune.foundation.state import seeded
 from hessprune.foundation.trees import tensors_in, to_device
+from hessprune.operators.table import integer_kind
 from hessprune.quantize.config import Scheme
 from hessprune.quantize.graph import Use, quantizer_of, spying, uses
 from hessprune.quantize.model import QuantizedModel
 from hessprune.quantize.qat import calibrate, prepare_qat
-from hessprune.quantize.rounding import READABLE
 
 NUM_PROBES = 4
 
@@ -159,17 +158,14 @@ def _by_curvature(model: QuantizedModel, layers: list[_Layer], batches: Iterable
 
 def _by_traces(model: QuantizedModel, layers: list[_Layer], batches: Iterable[Any]) -> dict[str, LayerSensitivity]:
     """Take the weights' part from the trace of every output channel, the values' part from the probes."""
-    found, readable = _by_curvature(model, layers, batches), copy.deepcopy(model)
-    for node in readable.graph.nodes:
-        node.target = READABLE.get(node.target, node.target)
-    readable.recompile()
-    weights = {layer.use.param: layer for layer in layers if layer.use.node.target in READABLE}
+    found = _by_curvature(model, layers, batches)
+    weights = {layer.use.param: layer for layer in layers if integer_kind(layer.use.node.target) == "layer"}
     slices = {
         name: [ParamSlice(param=name, dim=0, index=torch.arange(len(layer.weight))[:, None])]
         for name, layer in weights.items()
     }
     options = TraceOptions(num_probes=NUM_PROBES)
-    traces = block_traces(readable, slices, batches, estimator="rademacher", options=options).values
+    traces = block_traces(model, slices, batches, estimator="rademacher", options=options).values
     sums = dict.fromkeys(found, 0.0)
     for name, layer in weights.items():
         squares = layer.change.double().flatten(1).square().mean(1).cpu()  # ‖Δw_c‖² / numel(w_c)

@@ -1,1 +1,1 @@
-"""Structure: which slices of which parameters must be removed together."""
+"""Structure: the slices of parameters that must be removed together."""

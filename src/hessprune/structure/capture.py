@@ -19,14 +19,14 @@ def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
     The inputs may lie on another device than the model: only their shapes matter.
 
     Raises:
-        UnsupportedModelError: The forward fails, or depends on data in a way a graph cannot hold.
+        UnsupportedModelError: The forward fails, or its control flow depends on data.
     """
     example_inputs = to_device(example_inputs, device_of(model))
     args, kwargs = as_call(example_inputs)
     with evaluation_mode(model), torch.no_grad(), quiet():
         try:
             return torch.export.export(shared_copy(model), args, kwargs, strict=False)
-        except Exception as error:  # whatever the user's forward raises
+        except Exception as error:  # the user's forward may raise anything
             _check_runs(model, example_inputs)
             raise UnsupportedModelError(
                 f"the model must be capturable by torch.export, but {_user_frame(error)}{first_line(error)}. "
@@ -35,18 +35,18 @@ def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
 
 
 def capture_training(model: nn.Module, example_inputs: Any) -> ExportedProgram | None:
-    """Export `model` in training mode, with branches that evaluation skips; None where that cannot be captured."""
+    """Export `model` in training mode, with branches that evaluation skips; return None if the export fails."""
     trained = empty_copy(model).train()
     args, kwargs = as_call(to_device(example_inputs, "meta"))
     with torch.no_grad(), quiet():
         try:
             return torch.export.export(trained, args, kwargs, strict=False)
-        except Exception:  # evaluation mode is what counts
+        except Exception:  # the graph of evaluation suffices
             return None
 
 
 def _check_runs(model: nn.Module, example_inputs: Any) -> None:
-    """Say that the inputs do not fit, if that is why the capture failed."""
+    """Raise an error that names the inputs, if the model does not run on them."""
     try:
         call_model(model, example_inputs)
     except Exception as error:
@@ -73,7 +73,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _user_frame(error: BaseException) -> str:
-    """Name the last line of user code in the traceback: that is where the capture stopped."""
+    """Name the last line of user code in the traceback, at which the capture stopped."""
     frame, place = error.__traceback__, ""
     while frame is not None:
         code = frame.tb_frame.f_code

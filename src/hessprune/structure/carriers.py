@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hessprune.foundation.modules import call_model, dry_run, split_name
 from hessprune.layers.recording import CallMode, slow_attention, weight_names
-from hessprune.operators.maps import Arguments, Call
+from hessprune.operators.maps import Arguments, LinearMap
 from hessprune.structure.groups import Group, producers
 
 CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
@@ -112,6 +112,6 @@ class _Uses(CallMode):
         super().__init__(*args)
         self.uses: Counter[str] = Counter()
 
-    def on_call(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+    def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         self.uses[name] += 1
         return super().on_call(name, call, arguments)

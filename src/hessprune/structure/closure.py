@@ -1,4 +1,4 @@
-"""Questions that only the ties of the whole graph can answer: asked while it runs, answered once it has run."""
+"""Conditions on labels that only the whole graph can settle: collected during the walk, settled after it."""
 
 from dataclasses import dataclass, replace
 
@@ -9,7 +9,7 @@ from hessprune.operators.labels import CONSTANT, Labels, compact, merged, varies
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A view split one axis into `dims`: units may lie along one of them only, or the parts are no grid any more."""
+    """A view split one axis into `dims`. The parts stay a grid only if units lie along one of them."""
 
     labels: Tensor
     dims: tuple[int, ...]
@@ -17,7 +17,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """The axis `dim` keeps its size: units that lie along another axis too merge along this one, others stay."""
+    """The axis `dim` keeps its size. Units that lie along another axis, too, merge along this one; other units stay."""
 
     labels: Tensor
     dim: int
@@ -28,8 +28,8 @@ class Pin:
 class Meeting:
     """Two tensors of one rank meet element by element; the labels of `carried` are those of the result.
 
-    Units that lie along the same axes are tied. Along an axis with units of one of them, the other has either the same
-    size and keeps it (a pin), or size 1: then it scales several units and stays.
+    Units along the same axes are tied. Along an axis with units of one tensor only, the other tensor has either the
+    same size, which it keeps (a pin), or size 1: then it scales several units and stays.
     """
 
     carried: Tensor
@@ -37,21 +37,21 @@ class Meeting:
     reason: str
 
     def is_settled(self) -> bool:
-        """Whether units lie along the same axes of both."""
+        """Return whether units lie along the same axes of both tensors."""
         return _axes(self.carried) == _axes(self.other)
 
     def is_spread(self) -> bool:
-        """Whether one of them scales several units of the other."""
+        """Return whether one tensor scales several units of the other."""
         return _is_spread(self.carried, over=self.other) or _is_spread(self.other, over=self.carried)
 
     def held(self) -> list[tuple[Tensor, int, Tensor]]:
-        """Return the axes of units whose size is kept: units, axis, and the tensor that keeps it."""
+        """Return the axes of units that keep their size: units, axis, and the tensor that keeps it."""
         pairs = ((self.carried, self.other), (self.other, self.carried))
         return [(a, dim, by) for a, by in pairs for dim in {*_axes(a)} - {*_axes(by)} if by.shape[dim] > 1]
 
 
 class Closure:
-    """Collects questions; turns the answers into ties, and into freezes where ties cannot settle them."""
+    """Collects conditions; settles them by ties, and by freezing where ties cannot."""
 
     def __init__(self, labels: Labels) -> None:
         self._labels = labels
@@ -60,12 +60,12 @@ class Closure:
         self._meetings: list[Meeting] = []
 
     def split(self, labels: Tensor, dims: tuple[int, ...]) -> None:
-        """Ask that the grid which a view has made of one axis stays a grid."""
+        """Require that the axes `dims`, made from one axis by a view, stay a grid."""
         if sum(varies(labels, dim) for dim in dims) > 1:
             self._splits.append(Split(labels, dims))
 
     def pin(self, labels: Tensor, dim: int, reason: str) -> None:
-        """Ask that an axis keeps its size."""
+        """Require that an axis keeps its size."""
         if varies(labels, dim):
             self._pins.append(Pin(labels, dim % labels.dim(), reason))
 
@@ -81,12 +81,12 @@ class Closure:
         return merged(meeting.carried, meeting.other)
 
     def close(self) -> None:
-        """Tie until nothing changes; freeze what then still contradicts itself."""
+        """Tie labels until nothing changes; freeze labels whose conditions still conflict."""
         while self._tie_meetings() or self._tie_pins() or self._tie_splits() or self._freeze():
             pass
 
     def _tie_meetings(self) -> bool:
-        """Tie the meetings that have been settled by other ties."""
+        """Tie the meetings that other ties have settled."""
         meetings = [(meeting, self._now(meeting)) for meeting in self._meetings]
         self._meetings = [meeting for meeting, now in meetings if not now.is_settled()]
         for _, now in meetings:
@@ -104,13 +104,13 @@ class Closure:
     def _tie_splits(self) -> bool:
         """Merge units across the outer part of an axis that was split."""
         now = [(self._labels.resolve(split.labels), split.dims) for split in self._splits]
-        grids = [(labels, found) for labels, dims in now if len(found := sorted({*dims} & {*_axes(labels)})) > 1]
+        grids = [(labels, axes) for labels, dims in now if len(axes := sorted({*dims} & {*_axes(labels)})) > 1]
         for labels, dims in grids:
             self._labels.tie_along(labels, dims[0])
         return bool(grids)
 
     def _freeze(self) -> bool:
-        """Freeze units on axes that keep their size, or else the first thing spread over several units."""
+        """Freeze units on axes that keep their size; without any, the first tensor that scales several units."""
         pins = list(self._open_pins())
         for pin in pins:
             labels = compact(pin.labels)[0]
@@ -122,7 +122,7 @@ class Closure:
         return bool(pins or spread)
 
     def _open_pins(self) -> list[Pin]:
-        """Return the pins that still have units along their axis, in the labels of now."""
+        """Return the pins that still have units along their axis, with resolved labels."""
         now = [replace(pin, labels=self._labels.resolve(pin.labels)) for pin in self._pins]
         pins = [pin for pin in now if pin.dim in _axes(pin.labels)]
         for meeting in map(self._now, self._meetings):
@@ -132,12 +132,13 @@ class Closure:
         return pins
 
     def _tie(self, meeting: Meeting) -> None:
-        """Tie what lies along the same axes; of two tensors without any, only what is a unit as a whole."""
+        """Tie two tensors with units along the same axes; without such axes, tensors that are one unit as a whole."""
         a, b = meeting.carried, meeting.other
         if _axes(a) or not (_stays(a) or _stays(b)):
             self._labels.tie(a, b)
 
     def _now(self, meeting: Meeting) -> Meeting:
+        """Return a meeting with resolved labels."""
         carried, other = self._labels.resolve(meeting.carried), self._labels.resolve(meeting.other)
         return Meeting(carried, other, meeting.reason)
 
@@ -148,17 +149,17 @@ def _axes(labels: Tensor) -> tuple[int, ...]:
 
 
 def _stays(labels: Tensor) -> bool:
-    """Whether some of it stays for ever."""
+    """Return whether some of the labels are fixed."""
     return bool((compact(labels)[0] <= CONSTANT).any())
 
 
 def _single(labels: Tensor) -> Tensor:
-    """Undo the expansion of a tensor that is one unit as a whole: it is spread wherever it meets several."""
+    """Undo the expansion of a tensor that is one unit as a whole: it scales all units that it meets."""
     is_unit = not _axes(labels) and not _stays(labels)
     return labels[(slice(0, 1),) * labels.dim()] if is_unit else labels
 
 
 def _is_spread(labels: Tensor, *, over: Tensor) -> bool:
-    """Whether something removable has size 1 where units of the other tensor lie."""
-    spread = any(labels.shape[dim] == 1 for dim in _axes(over))
-    return spread and bool((compact(labels)[0] > CONSTANT).any())
+    """Return whether removable labels have size 1 along an axis with units of the other tensor."""
+    is_spread = any(labels.shape[dim] == 1 for dim in _axes(over))
+    return is_spread and bool((compact(labels)[0] > CONSTANT).any())

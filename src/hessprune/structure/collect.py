@@ -1,4 +1,4 @@
-"""Turn the labels of a walked graph into groups: components of labels are units, units with the same slices a group."""
+"""Turn labels into groups: tied labels are one unit, and units with the same slices form a group."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,22 +16,22 @@ LONELY = "all of its channels depend on each other"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Units:
-    """Who owns which positions: runs of equal (unit, axis), sorted by unit and axis."""
+    """The positions of all units, in runs of equal (unit, axis), sorted by unit and axis."""
 
     root: np.ndarray
     """Component of each run, `(R,)`."""
     axis: np.ndarray
     """Number of the axis on which the run lies, `(R,)`."""
     start: np.ndarray
-    """Where in `position` the run begins, `(R,)`."""
+    """First index of each run in `position`, `(R,)`."""
     length: np.ndarray
-    """How many positions it holds, `(R,)`."""
+    """Number of positions of each run, `(R,)`."""
     position: np.ndarray
-    """Positions on the axes, run after run."""
+    """Positions on the axes, one run after another."""
 
 
 def collect(walk: GraphWalk) -> tuple[list[Group], list[Frozen]]:
-    """Return the groups in the order of use, and every axis that is frozen, with its reasons."""
+    """Return the groups in the order of use, and all frozen axes with their reasons."""
     axes = _all_axes(walk)
     roots, (numbers, reasons) = walk.labels.roots(), walk.labels.frozen()
     frozen = [
@@ -52,7 +52,7 @@ def collect(walk: GraphWalk) -> tuple[list[Group], list[Frozen]]:
 
 
 def _all_axes(walk: GraphWalk) -> list[NamedAxis]:
-    """List parameter axes in the order of use, those of parameters labelled by element included."""
+    """List parameter axes in the order of use, then those of parameters with a label for each element."""
     axes = [(name, dim, axis) for (name, dim), axis in walk.axes.items()]
     for name, labels in walk.elements.items():
         varying = walk.labels.varying(labels)
@@ -64,7 +64,7 @@ def _all_axes(walk: GraphWalk) -> list[NamedAxis]:
 
 
 def _units(axes: list[NamedAxis], roots: np.ndarray, numbers: np.ndarray) -> _Units:
-    """Sort all positions of all axes by the unit that owns them."""
+    """Sort the positions on all axes by unit."""
     labels = np.concatenate([np.empty(0, np.int64), *(axis.labels.numpy() for _, _, axis in axes)])
     sizes = [len(axis.labels) for _, _, axis in axes]
     owner = np.repeat(np.arange(len(axes)), sizes)
@@ -78,7 +78,7 @@ def _units(axes: list[NamedAxis], roots: np.ndarray, numbers: np.ndarray) -> _Un
 
 
 def _alike(units: _Units) -> list[np.ndarray]:
-    """Return for each group the numbers of its runs, `(units, slices)`, in the order of use."""
+    """Return the numbers of the runs of each group, `(units, slices)`, in the order of use."""
     first = np.flatnonzero(np.diff(units.root, prepend=-1))
     pairs, groups = np.stack([units.axis, units.length], 1), {}
     for begin, end in zip(first, np.append(first, len(units.root))[1:], strict=True):
@@ -119,6 +119,7 @@ def _named(group: Group, names: dict[str, int]) -> Group:
 
 
 def _role(roles: set[Role]) -> Role:
+    """Return the role that counts: producer before consumer before follower."""
     for role in ("producer", "consumer"):
         if role in roles:
             return role

@@ -1,4 +1,4 @@
-"""Units cut out of a model: slices of its tensors are deleted, the attributes that count them follow."""
+"""Cut units out of a model: delete slices of its tensors, and lower the attributes that count units."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,21 +13,21 @@ Cut = Slice | Literal
 
 
 def remove_slices(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]]) -> None:
-    """Delete units from a model in place: `cuts` pairs each slice (or literal) with the units to remove.
+    """Delete units from a model in place: `cuts` pairs each slice or literal with the units to remove.
 
-    All positions refer to the model as it is on entry. Parameters keep their identity across aliases, their dtype and
-    their `requires_grad`; the attributes of the owning modules follow.
+    All positions refer to the model on entry. Shared parameters stay shared; dtype and `requires_grad` stay. The
+    attributes of the owning modules follow.
     """
-    doomed: dict[tuple[str, int], list[int]] = {}
+    removed: dict[tuple[str, int], list[int]] = {}
     for cut, units in cuts:
         if isinstance(cut, Literal):
             module = model.get_submodule(cut.module)
             setattr(module, cut.attribute, getattr(module, cut.attribute) - sum(cut.counts[unit] for unit in units))
         else:
-            doomed.setdefault((cut.param, cut.dim), []).extend(p for unit in units for p in cut.index[unit])
+            removed.setdefault((cut.param, cut.dim), []).extend(p for unit in units for p in cut.index[unit])
     keep: dict[str, dict[int, Tensor]] = {}
     state = dict(named_tensors(model))
-    for (name, dim), positions in doomed.items():
+    for (name, dim), positions in removed.items():
         mask = torch.ones(state[name].shape[dim], dtype=torch.bool)
         mask[positions] = False
         keep.setdefault(name, {})[dim] = mask.nonzero().squeeze(1)
@@ -36,6 +36,7 @@ def remove_slices(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]]) -
 
 
 def _select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """Return the positions of a tensor that stay, along several axes."""
     for dim, index in dims.items():
         tensor = tensor.detach().index_select(dim, index.to(tensor.device))
     return tensor.contiguous()

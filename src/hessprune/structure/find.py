@@ -1,4 +1,4 @@
-"""Find the groups of coupled units of any model: capture, run on labels, collect what stayed together, try it out."""
+"""Find the groups of coupled units of any model: capture its graph, run it on labels, collect groups, try them out."""
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,12 +17,12 @@ from hessprune.structure.walk import GraphWalk
 
 
 def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored] = ()) -> Groups:
-    """Find every unit (channel, neuron, …) that can be removed, with all slices that must go with it.
+    """Find all removable units (channels, neurons, heads), each with all slices that must go with it.
 
-    Runs the `torch.export` graph of the model on labels: each index of each parameter axis has one, shape operators
-    move them, and wherever two labels meet they are tied. What is tied is one unit; units with the same slices form a
-    group. Units that reach the model's input or output, or an operator without a rule, are frozen, with the reason.
-    Finally one unit of every group is removed on trial (on the meta device): that freezes what the source code fixes.
+    Runs the `torch.export` graph of the model on labels. Each index of each parameter axis has a label; shape operators
+    move labels, and labels that meet are tied. Tied labels are one unit, and units with the same slices form a group.
+    Units that reach the model's input or output, or an operator without a rule, are frozen, with the reason. A trial
+    then removes one unit of every group (on the meta device) and freezes groups of a size that the source code fixes.
 
     Args:
         model: Any module that `torch.export` captures; it is left untouched.
@@ -30,16 +30,17 @@ def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored]
         ignore: Layers whose outputs must keep their width: modules, module types, or name patterns (`"layer1.*"`).
 
     Returns:
-        The groups in the order in which the model uses them; `.frozen` lists every axis that cannot shrink, and why.
+        The groups in the order of use; `.frozen` lists every axis that cannot shrink, with the reason.
 
     Raises:
         UnsupportedModelError: The model cannot be captured, or nothing in it can be pruned.
         ArgumentError: An entry of `ignore` matches no module of the model.
 
     Example:
-        >>> import torch
+        >>> import torch, hessprune as hp
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
-        >>> print(find_groups(net, torch.zeros(1, 3, 8, 8))[0])
+        >>> print(hp.find_groups(net, torch.zeros(1, 3, 8, 8))[0])
         0: 8 units
           producer 0.weight dim 0
           follower 0.bias dim 0
@@ -66,7 +67,7 @@ def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored]
 
 
 def _walk(model: nn.Module, example_inputs: Any) -> GraphWalk:
-    """Walk the graph of evaluation; where it skips parameters (auxiliary heads), that of training with it."""
+    """Walk the graph of evaluation; if it skips parameters (auxiliary heads), walk the graph of training, too."""
     program = capture(model, example_inputs)
     signature = program.graph_signature
     unused = [name for name in signature.inputs_to_parameters if not _is_used(program, name)]
@@ -75,31 +76,35 @@ def _walk(model: nn.Module, example_inputs: Any) -> GraphWalk:
 
 
 def _is_used(program: ExportedProgram, name: str) -> bool:
+    """Return whether a graph reads one of its inputs."""
     return any(node.users for node in program.graph.find_nodes(op="placeholder") if node.name == name)
 
 
 def _freeze(groups: Iterable[Group], reason: str) -> list[Frozen]:
+    """List all slices of some groups as frozen."""
     return [Frozen(param=piece.param, dim=piece.dim, reason=reason) for group in groups for piece in group.slices]
 
 
 def _ignored_modules(model: nn.Module, ignore: Sequence[Ignored]) -> set[str]:
-    """Resolve modules, types and name patterns to module names (a module stands for everything inside it)."""
+    """Resolve modules, types and name patterns to names of modules."""
     ignored: set[str] = set()
     for entry in ignore:
-        found = {name for name, module in model.named_modules(remove_duplicate=False) if _matches(entry, name, module)}
-        if not found:
+        names = {name for name, module in model.named_modules(remove_duplicate=False) if _matches(entry, name, module)}
+        if not names:
             raise ArgumentError(f"`ignore` must name modules of the model, got {entry!r}. See `model.named_modules()`.")
-        ignored |= found
+        ignored |= names
     return ignored
 
 
 def _matches(entry: Ignored, name: str, module: nn.Module) -> bool:
+    """Return whether an entry of `ignore` means a module."""
     if isinstance(entry, str):
         return fnmatch.fnmatchcase(name, entry)
     return isinstance(module, entry) if isinstance(entry, type) else module is entry
 
 
 def _is_ignored(group: Group, ignored: set[str]) -> bool:
+    """Return whether an ignored module holds a producer of a group, directly or deeper inside."""
     return any(owner in ignored for piece in group.slices_with_role("producer") for owner in _owners(piece.param))
 
 

@@ -1,4 +1,4 @@
-"""The values of structure: a `Group` is a set of coupled slices that share one axis of removable units."""
+"""Values that describe removable structure: a `Group` is a set of coupled slices with one axis of units."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ class Slice:
     dim: int
     """The axis that shrinks."""
     index: tuple[tuple[int, ...], ...]
-    """For each unit the positions it owns along `dim`: `U` rows of equal length."""
+    """Positions of each unit along `dim`: `U` rows of equal length."""
     role: Role
 
     def positions(self, units: Iterable[int] | None = None) -> Tensor:
-        """Return the positions of `units` (all by default) as an int64 tensor `(U, m)`."""
+        """Return the positions of some units (all by default) as an int64 tensor `(U, m)`."""
         rows = self.index if units is None else [self.index[unit] for unit in units]
         width = len(self.index[0]) if self.index else 0
         return torch.tensor(list(rows), dtype=torch.int64).reshape(-1, width)
@@ -46,7 +46,7 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Literal:
-    """An integer attribute of a module that counts units and must follow when they go.
+    """An integer attribute of a module that counts units and falls with each removed unit.
 
     Examples: `groups` of a depthwise convolution, `num_groups` of a GroupNorm, `before` of a zero-padded shortcut.
     """
@@ -54,18 +54,18 @@ class Literal:
     module: str
     attribute: str
     counts: tuple[int, ...]
-    """How much each unit contributes to the attribute's value."""
+    """The part of the attribute's value that each unit accounts for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Units that can be removed one by one, and every slice that goes with each of them.
+    """Units that can be removed one by one, and all slices that go with each unit.
 
     Removing unit `u` means deleting, for every slice, the positions `slice.index[u]` along `slice.dim`.
     """
 
     name: str
-    """Unique within a model: the module that first produces the units."""
+    """The module that first produces the units, with a number if it produces several groups: unique within a model."""
     num_units: int
     slices: tuple[Slice, ...]
     literals: tuple[Literal, ...] = ()
@@ -87,7 +87,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frozen:
-    """An axis of a parameter that cannot shrink, and why."""
+    """An axis of a parameter that cannot shrink, with the reason."""
 
     param: str
     dim: int
@@ -144,9 +144,11 @@ class Groups(tuple[Group, ...]):
 
 
 class ByGroup(dict[str, T]):
-    """A dict keyed by group name that can also be asked with the `Group` itself.
+    """A dict by group name that also takes a `Group` as key.
 
     Example:
+        >>> import torch
+        >>> from hessprune.structure.groups import ByGroup, Group
         >>> group = Group(name="conv1", num_units=2, slices=())
         >>> ByGroup(conv1=torch.ones(2))[group]
         tensor([1., 1.])
@@ -160,7 +162,7 @@ class ByGroup(dict[str, T]):
 
 
 def check_per_unit(values: Mapping[str, Tensor], groups: Iterable[Group], name: str) -> ByGroup[Tensor]:
-    """Return `values` as one float64 CPU tensor `(U,)` for each group, in the groups' order.
+    """Return `values` as one float64 CPU tensor `(U,)` for each group, in the order of the groups.
 
     Raises:
         ArgumentError: A group is missing, or a tensor has the wrong shape or is not finite.
@@ -181,10 +183,11 @@ def check_per_unit(values: Mapping[str, Tensor], groups: Iterable[Group], name: 
 
 
 def producers(group: Group) -> Iterator[Slice]:
-    """Yield the weight slices that emit the units: the ones that saliencies score."""
+    """Yield the weight slices that emit the units; saliencies score these."""
     yield from group.slices_with_role("producer")
 
 
 def _width(piece: Slice) -> str:
+    """Return the number of positions of each unit, for printing."""
     width = len(piece.index[0]) if piece.index else 0
     return "" if width == 1 else f" ({width} each)"

@@ -1,4 +1,4 @@
-"""Groups after surgery, without looking at the model again."""
+"""Groups of a pruned model, computed from those of the dense model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,14 +9,16 @@ from hessprune.structure.groups import Group, Slice
 
 
 def remaining_groups(groups: Sequence[Group], removed: Mapping[str, Sequence[int]]) -> tuple[Group, ...]:
-    """Return the same groups as they stand in the pruned model: fewer units, positions closed up.
+    """Return the groups of the pruned model: fewer units, and positions without gaps.
 
-    Unit `k` of a returned group is the `k`-th unit that was kept. Groups keep their names and their order.
+    Unit `k` of a returned group is kept unit number `k` of the old group. Groups keep their names and their order.
 
     Example:
+        >>> from hessprune.structure.groups import Group, Slice
+        >>> from hessprune.structure.remaining import remaining_groups
         >>> rows = Slice(param="a", dim=0, index=((0,), (1,), (2,)), role="producer")
-        >>> (left,) = remaining_groups([Group(name="g", num_units=3, slices=(rows,))], {"g": (1,)})
-        >>> left.num_units, left.slices[0].index
+        >>> (remaining,) = remaining_groups([Group(name="g", num_units=3, slices=(rows,))], {"g": (1,)})
+        >>> remaining.num_units, remaining.slices[0].index
         (2, ((0,), (1,)))
     """
     gone: dict[tuple[str, int], list[int]] = {}
@@ -29,6 +31,7 @@ def remaining_groups(groups: Sequence[Group], removed: Mapping[str, Sequence[int
 
 
 def _closed_up(group: Group, removed: set[int], below: Mapping[tuple[str, int], np.ndarray]) -> Group:
+    """Return one group without its removed units; `below` holds the removed positions of each axis, sorted."""
     kept = [unit for unit in range(group.num_units) if unit not in removed]
 
     def closed(piece: Slice) -> Slice:

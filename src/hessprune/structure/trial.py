@@ -1,4 +1,4 @@
-"""A model on trial: units are removed and put back, forwards show what the source code fixes."""
+"""Trials: remove units from a copy of the model, run its forward, and put the units back."""
 
 import copy
 import warnings
@@ -18,61 +18,65 @@ from hessprune.structure.capture import first_line
 from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
 
-Call = Callable[[], Any]
+Rerun = Callable[[], Any]
+"""Repeats one call of a module with the same arguments."""
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """Where the forward failed, and why."""
+class Failure:
+    """An error of the forward: the module that raised it, and its message."""
 
     module: str
     message: str
 
 
 class Trial:
-    """A copy of the model that loses the first unit of groups and gets it back; without numbers where that works."""
+    """A copy of the model that loses the first unit of some groups and gets it back.
+
+    The copy holds no numbers (meta device), unless the forward needs them.
+    """
 
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
-        self._given = model, example_inputs
+        self._original = model, example_inputs
         self.model, self._inputs = empty_copy(model).eval(), to_device(example_inputs, "meta")
         self._needs_numbers: bool | None = None
 
-    def problem(self, groups: Sequence[Group]) -> Problem | None:
-        """Return what fails without the first unit of each group, or None."""
-        found = self.failure(groups)
-        if found and self._needs_numbers is None and self.failure([]):  # it fails for want of numbers
-            self.model, self._inputs = copy.deepcopy(self._given[0]).eval(), self._given[1]
-            found = self.failure(groups)
-        self._needs_numbers = bool(found)
-        return found
+    def failure(self, groups: Sequence[Group]) -> Failure | None:
+        """Return the failure of the forward without the first unit of each group, or None."""
+        failure = self.failure_of(groups)
+        if failure and self._needs_numbers is None and self.failure_of([]):  # it fails for want of numbers
+            self.model, self._inputs = copy.deepcopy(self._original[0]).eval(), self._original[1]
+            failure = self.failure_of(groups)
+        self._needs_numbers = bool(failure)
+        return failure
 
-    def calls(self, names: set[str]) -> dict[str, Call]:
-        """Return the last call of some modules in a forward of the whole, to be made again."""
-        calls: dict[str, Call] = {}
+    def calls(self, names: set[str]) -> dict[str, Rerun]:
+        """Run the whole model; return the last call of each of some modules, for a repetition."""
+        calls: dict[str, Rerun] = {}
 
         def keep(name: str) -> Callable[..., None]:
             return lambda module, args, kwargs: calls.update({name: partial(module, *args, **kwargs)})
 
         modules = {name: module for name, module in self.model.named_modules() if name in names}
         hooks = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in modules.items()]
-        self.failure([])
+        self.failure_of([])
         for hook in hooks:
             hook.remove()
         return calls
 
-    def failure(self, groups: Sequence[Group], call: Call | None = None) -> Problem | None:
-        """Make a call (the whole forward by default) without the first unit of each group."""
+    def failure_of(self, groups: Sequence[Group], call: Rerun | None = None) -> Failure | None:
+        """Make a call (the whole forward by default) without the first unit of each group; return its failure."""
         with _without(self.model, groups), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 call() if call else call_model(self.model, self._inputs)
-            except Exception as error:  # whatever the user's forward raises is the answer
-                return Problem(failing_module(self.model, error), first_line(error))
+            except Exception as error:  # any error of the user's forward is the answer
+                return Failure(failing_module(self.model, error), first_line(error))
         return None
 
     def agrees(self, groups: Sequence[Group]) -> bool:
-        """Whether slicing is masking for the first unit of each group: two forwards with numbers."""
-        model, inputs = self._given
+        """Return whether slicing is masking for the first unit of each group; costs two forwards with numbers."""
+        model, inputs = self._original
         masked, sliced = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
         state = {**dict(masked.named_parameters(remove_duplicate=False)), **dict(masked.named_buffers())}
         with torch.no_grad(), warnings.catch_warnings(), _without(sliced, groups):
@@ -85,7 +89,7 @@ class Trial:
             try:
                 outputs = [tensors_in(call_model(each, inputs)) for each in (masked, sliced)]
                 return all(_close(a, b) for a, b in zip(*outputs, strict=True))
-            except Exception:  # whatever the user's forward raises means no
+            except Exception:  # any error of the user's forward means no
                 return False
 
 
@@ -108,5 +112,6 @@ def _without(model: nn.Module, groups: Sequence[Group]) -> Iterator[None]:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
+    """Return whether two outputs agree to 0.1 % of the largest value."""
     tolerance = 1e-3 * max(1e-6, float(a.abs().max())) if a.is_floating_point() and a.numel() else 0.0
     return a.shape == b.shape and bool(((a - b).abs() <= tolerance).all())

@@ -1,4 +1,7 @@
-"""Run captured graphs on labels: one `Call` per operator, one rule per operator, unknown operators freeze by name."""
+"""Run captured graphs on labels: the label rule of each operator gives the labels of its output.
+
+An operator without a rule freezes the labels of its arguments; the reason names the operator.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +15,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from hessprune.operators.call import Call
 from hessprune.operators.labels import Labels, along, constant, expanded, varying
 from hessprune.operators.leaves import Axis, Leaf, LiteralUse, Role, Value
-from hessprune.operators.table import RULES
+from hessprune.operators.table import operator_of
 from hessprune.structure.closure import Closure
 
 MAX_ELEMENT_LABELS = 4_000_000
 
 
 class GraphWalk:
-    """All labels of one model: of its parameter axes, of single elements where needed, and the ties between them."""
+    """All labels of one model, of parameter axes and (where needed) of single elements, and the ties between them."""
 
     def __init__(self, model: nn.Module, programs: Sequence[ExportedProgram]) -> None:
         self.labels = Labels()
@@ -44,17 +47,18 @@ class GraphWalk:
         self.closure.close()
 
     def axis(self, leaf: Leaf, dim: int, role: Role) -> Tensor:
-        """Return the labels of one axis of a parameter, `(size,)`, made on first use."""
-        own = leaf.dims[dim]
-        if own is None:
+        """Return the labels of one axis of a parameter, `(size,)`; the first call makes them."""
+        parameter_dim = leaf.dims[dim]
+        if parameter_dim is None:
             return constant((1,))
-        if (leaf.name, own) not in self.axes:
-            self.axes[leaf.name, own] = Axis(self.labels.new(leaf.shape[dim]))
-        self.axes[leaf.name, own].roles.add(role)
-        return self.axes[leaf.name, own].labels
+        key = leaf.name, parameter_dim
+        if key not in self.axes:
+            self.axes[key] = Axis(self.labels.new(leaf.shape[dim]))
+        self.axes[key].roles.add(role)
+        return self.axes[key].labels
 
     def as_labels(self, value: Any) -> Tensor:
-        """Return labels for anything a graph node can hold; parameters used element-wise get one label an element."""
+        """Return labels for the value of a graph node; a parameter used element-wise gets one per element."""
         if isinstance(value, Leaf):
             return self._leaf_labels(value)
         if isinstance(value, Value):
@@ -62,15 +66,16 @@ class GraphWalk:
         return value
 
     def channels(self, activation: Any, dim: int, reason: str) -> Tensor:
-        """Tie everything that shares an index along `dim` and return one label per index.
+        """Tie all labels that share an index along `dim`; return one label per index.
 
-        Where labels vary along other axes only, these may go and this axis stays, for the `reason` given.
+        If units lie along other axes only, these units may go and this axis stays, for `reason`.
         """
         labels = self.as_labels(activation)
         dim %= labels.dim()
-        if dim not in (found := varying(labels)) and found:
+        unit_axes = varying(labels)
+        if unit_axes and dim not in unit_axes:
             return self.labels.fixed((labels.shape[dim],), reason)
-        for other in found:
+        for other in unit_axes:
             if other != dim:
                 self.labels.tie_along(labels, other)
         for other in range(labels.dim()):
@@ -78,7 +83,7 @@ class GraphWalk:
         return labels.reshape(-1)
 
     def freeze(self, value: Any, reason: str) -> None:
-        """Freeze whatever a graph node holds; of a parameter every axis."""
+        """Freeze the value of a graph node; of a parameter, every axis."""
         if isinstance(value, Leaf):
             for dim in range(len(value.shape)):
                 self.labels.freeze(self.axis(value, dim, "follower"), reason)
@@ -86,6 +91,7 @@ class GraphWalk:
             self.labels.freeze(value, reason)
 
     def _leaf_labels(self, leaf: Leaf) -> Tensor:
+        """Return labels for a parameter: of its axis if only one is long, of its elements otherwise."""
         long = [dim for dim, size in enumerate(leaf.shape) if size > 1]
         if not long:
             return constant(leaf.shape)
@@ -98,6 +104,7 @@ class GraphWalk:
         return labels.permute(*order, *(dim for dim in range(labels.dim()) if dim not in order)).reshape(leaf.shape)
 
     def _element_labels(self, leaf: Leaf) -> Tensor:
+        """Return one label for each element of a parameter; fixed labels for a parameter that is too large."""
         shape = self._shapes[leaf.name]
         if shape.numel() > MAX_ELEMENT_LABELS:
             return self.labels.fixed(shape, f"parameter '{leaf.name}' is too large to follow element by element")
@@ -108,7 +115,7 @@ class GraphWalk:
         self.literals.append(LiteralUse(module=module, attribute=attribute, labels=labels))
 
     def _run_program(self, program: ExportedProgram) -> None:
-        """Give every input of the graph its meaning, run it, and freeze what it returns."""
+        """Run a graph on labels for its inputs, and freeze its outputs."""
         signature = program.graph_signature
         state = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         constants = signature.inputs_to_lifted_tensor_constants
@@ -126,13 +133,13 @@ class GraphWalk:
             self.freeze(value, "the model returns it")
 
     def run(self, module: GraphModule, inputs: Sequence[Any]) -> Any:
-        """Run a graph, or one inside another, on labels; return what it returns."""
+        """Run a graph, or a graph inside the graph, on labels; return its result."""
         env: dict[Node, Any] = {}
-        given = iter(inputs)
+        values = iter(inputs)
         for node in module.graph.nodes:
             args, kwargs = tree_map(lambda arg: env[arg] if isinstance(arg, Node) else arg, (node.args, node.kwargs))
             if node.op == "placeholder":
-                env[node] = next(given)
+                env[node] = next(values)
             elif node.op == "get_attr":
                 env[node] = self._held(getattr(module, str(node.target)))
             elif node.op == "call_function":
@@ -142,7 +149,7 @@ class GraphWalk:
         raise AssertionError("a graph ends in an output node")
 
     def _held(self, value: Any) -> Any:
-        """Stand for a constant of the source code."""
+        """Return labels for a constant of the source code; integers keep their values."""
         if not isinstance(value, Tensor):
             return value
         if not value.is_floating_point():
@@ -150,15 +157,18 @@ class GraphWalk:
         return self.labels.fixed(value.shape, "it meets a constant of the source code")
 
     def _answer(self, call: Call) -> Any:
+        """Return the labels of the output of one operator."""
         if (folded := call.fold()) is not None:
             return folded
-        handler = RULES.get(call.operator)
-        return handler(call) if handler else call.refuse(f"operator '{call.operator}'{call.where} has no rule")
+        rule = operator_of(call.target).labels
+        return rule(call) if rule else call.refuse(f"operator '{call.operator}'{call.where} has no rule")
 
 
 def _leaf(name: str, tensor: Tensor) -> Leaf | Value:
+    """Return a parameter with labelled axes, or integers with their values."""
     return Leaf.of(name, tensor) if tensor.is_floating_point() else Value(tensor.detach().clone().cpu())
 
 
 def _settled(value: Any) -> Any:
+    """Store labels expanded where they do not vary."""
     return expanded(value) if isinstance(value, Tensor) else value

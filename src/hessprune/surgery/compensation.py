@@ -24,7 +24,7 @@ from hessprune.layers.branches import Branch, StepMode, find_branches
 from hessprune.layers.least_squares import ridge
 from hessprune.layers.recording import Recording, record, slow_attention
 from hessprune.layers.regression import columns_of, design, rows_of, weight_from
-from hessprune.operators.maps import Arguments, Call, Convolution
+from hessprune.operators.maps import Arguments, Convolution, LinearMap
 from hessprune.planning.plan import Plan
 from hessprune.surgery.implants.arrangement import origins
 from hessprune.surgery.implants.module import parts_of
@@ -139,7 +139,7 @@ class _Teacher(StepMode):
         self.wanted: list[_Target] = []
         self._generator = torch.Generator().manual_seed(0)
 
-    def on_layer(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+    def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         out = call.forward(*arguments)
         rows = rows_of(call, out)
         usual = max(MIN_ROWS, min(MAX_ROWS, ROWS_PER_INPUT * arguments[1][0].numel()))
@@ -163,14 +163,14 @@ class _Student(StepMode):
         """Say what to fit to, by weight."""
         self._targets, self._advance = targets, advance
 
-    def on_layer(self, name: str, call: Call, arguments: Arguments) -> Tensor:
+    def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         target = self._targets.get(name)
         if target and name in self._once and not (isinstance(call, Convolution) and call.transposed):
             self._refit(name, call, arguments, target)
         self._advance()
         return call.forward(*arguments)
 
-    def _refit(self, name: str, call: Call, arguments: Arguments, target: _Target) -> None:
+    def _refit(self, name: str, call: LinearMap, arguments: Arguments, target: _Target) -> None:
         """Fit a layer to the dense layer's output; before an addition, to the dense sum."""
         x, weight, bias = arguments
         inputs, mean = design(call, x, weight, target.positions), self._means.get(name)
@@ -188,7 +188,7 @@ class _Student(StepMode):
         elif mean is not None:
             mean[: shift.numel()] -= shift.to(mean.dtype)
 
-    def _sum(self, name: str, call: Call, target: _Target) -> tuple[Tensor, Tensor | float]:
+    def _sum(self, name: str, call: LinearMap, target: _Target) -> tuple[Tensor, Tensor | float]:
         """Return the factors between a layer's output and a sum, `(O,)`, and what the sum lacks elsewhere, `(R, O)`."""
         ones = target.output.new_ones(target.output.shape[1])
         if target.other is None:
