@@ -37,3 +37,16 @@ def test_positions_depend_on_their_own_coordinates_and_are_equally_frequent():
     assert bool((drawn.diff(dim=1) >= 0).all())
     expected = 4000 * 8 / 30
     assert float((drawn.flatten().bincount(minlength=30) - expected).abs().max()) < 5 * expected**0.5
+
+
+def test_positions_depend_on_their_own_coordinates_and_every_one_is_drawn_equally_often():
+    streams = torch.arange(4000)
+    whole = positions(3, 1, streams, 6, size=10)
+    assert whole.shape == (4000, 6)
+    assert bool((whole.diff(dim=1) >= 0).all())
+    assert torch.equal(positions(3, 1, streams[7:9], 6, size=10), whole[7:9])
+    share = whole.flatten().bincount(minlength=10) / whole.numel()
+    assert len(share) == 10
+    assert float((share - 0.1).abs().max()) < 5 * (0.1 * 0.9 / whole.numel()) ** 0.5
+    for other in (positions(4, 1, streams, 6, size=10), positions(3, 2, streams, 6, size=10)):
+        assert 0.2 < float((other == whole).double().mean()) < 0.8
