@@ -2,7 +2,7 @@
 
 import torch
 
-from hessprune.curvature.draws import signs
+from hessprune.curvature.draws import positions, signs
 
 
 def test_signs_depend_on_their_own_coordinates_alone():
@@ -26,3 +26,27 @@ def test_seeds_draws_and_streams_are_independent():
     assert float(many.mean(0).abs().max()) < 5 / 2000**0.5
     correlation = (many.T @ many / 2000).fill_diagonal_(0)
     assert float(correlation.abs().max()) < 5.5 / 2000**0.5
+
+
+def test_positions_depend_on_their_own_coordinates_and_are_equally_frequent():
+    samples = torch.arange(4000)
+    drawn = positions(3, 1, samples, 8, size=30)
+    assert torch.equal(positions(3, 1, samples[7:9], 8, size=30), drawn[7:9])
+    assert not torch.equal(positions(4, 1, samples, 8, size=30), drawn)
+    assert not torch.equal(positions(3, 2, samples, 8, size=30), drawn)
+    assert bool((drawn.diff(dim=1) >= 0).all())
+    expected = 4000 * 8 / 30
+    assert float((drawn.flatten().bincount(minlength=30) - expected).abs().max()) < 5 * expected**0.5
+
+
+def test_positions_depend_on_their_own_coordinates_and_every_one_is_drawn_equally_often():
+    streams = torch.arange(4000)
+    whole = positions(3, 1, streams, 6, size=10)
+    assert whole.shape == (4000, 6)
+    assert bool((whole.diff(dim=1) >= 0).all())
+    assert torch.equal(positions(3, 1, streams[7:9], 6, size=10), whole[7:9])
+    share = whole.flatten().bincount(minlength=10) / whole.numel()
+    assert len(share) == 10
+    assert float((share - 0.1).abs().max()) < 5 * (0.1 * 0.9 / whole.numel()) ** 0.5
+    for other in (positions(4, 1, streams, 6, size=10), positions(3, 2, streams, 6, size=10)):
+        assert 0.2 < float((other == whole).double().mean()) < 0.8

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hessprune.curvature.elimination import DAMPING, Elimination, inverse
+from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.repair import repaired_losses
 from hessprune.curvature.results import ParamSlice
 
@@ -145,3 +146,98 @@ def test_losses_rise_for_units_of_several_readers_and_repeat_by_seed():
     for key, repair in found.items():
         assert torch.equal(repair.loss, again[key].loss)
         assert float(repair.loss[-1]) > float(repair.loss[0]) >= 0
+
+
+class Small(nn.Module):
+    """Two convolutions at 16×16 and 8×8 positions, with a layer that reads each."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 5, 3, padding=1)
+        self.down, self.head = nn.Conv2d(5, 6, 3, stride=2, padding=1), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.inner(torch.relu(self.stem(x)))
+        return self.head(torch.relu(self.down(torch.relu(x))).mean((2, 3)))
+
+
+def small_problem(samples=640, size=18):
+    """A network in float64, its data, and what reads the units of its first two layers."""
+    torch.manual_seed(0)
+    model = Small().double().requires_grad_(False)
+    model.head.weight *= 5
+    x, y = torch.randn(samples, 2, size, size, dtype=torch.float64), torch.arange(samples) * 7 % 4
+    slices = {
+        "stem": [ParamSlice(param="inner.weight", dim=1, index=torch.arange(6)[:, None])],
+        "inner": [ParamSlice(param="down.weight", dim=1, index=torch.arange(5)[:, None])],
+    }
+    return model, x, y, slices
+
+
+def cut(x, y, sizes):
+    """Batches of these sizes, over and over, and the last one with what is left."""
+    batches, start = [], 0
+    while start < len(x):
+        size = sizes[len(batches) % len(sizes)]
+        batches.append((x[start : start + size], y[start : start + size]))
+        start += size
+    return batches
+
+
+WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([0.5, 2.0, 1.0, 3.0]), label_smoothing=0.1)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "precision", "tolerance"),
+    [(None, "fp64", 1e-10), (WEIGHTED, "fp64", 1e-10), (None, "fp32", 1e-5)],
+    ids=["plain", "weighted", "single"],
+)
+def test_batches_and_chunks_do_not_matter(loss_fn, precision, tolerance):
+    """640 samples of 324 positions: more of both than are looked at."""
+    model, x, y, slices = small_problem()
+    expected = repaired_losses(model, slices, [(x, y)], loss_fn=loss_fn, precision=precision, seed=5)
+    for sizes, chunk in (((640,), 7), ((640,), 640), ((128,), None), ((1, 50, 3, 7), None), ((33, 64), 5)):
+        run = {"loss_fn": loss_fn, "precision": precision, "seed": 5, "options": TraceOptions(chunk_size=chunk)}
+        other = repaired_losses(model, slices, cut(x, y, sizes), **run)
+        for key, path in expected.items():
+            assert torch.equal(other[key].order, path.order), (sizes, chunk)
+            torch.testing.assert_close(
+                other[key].loss, path.loss, rtol=tolerance, atol=1e-15, msg=f"{key} by {sizes} and {chunk}"
+            )
+
+
+def test_twins_go_in_the_same_order_however_data_are_batched():
+    """Either of two equal units can go first; rounding must not decide."""
+    model, x, y, slices = small_problem(samples=96)
+    for tensor in (model.stem.weight, model.stem.bias):
+        tensor[3:] = tensor[:3]
+    model.inner.weight[:, 3:] = model.inner.weight[:, :3]
+    orders = {
+        tuple(repaired_losses(model, slices, cut(x, y, (size,)), precision="fp64")["stem"].order.tolist())
+        for size in (96, 31, 7, 5, 2, 1)
+    }
+    assert len(orders) == 1
+
+
+class Steps(nn.Module):
+    """Linear maps over 400 positions, which lie before the samples or behind them."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first, self.inner, self.outer, self.head = first, nn.Linear(3, 5), nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x):  # (N, T, 3)
+        x = x.transpose(0, 1) if self.first else x
+        x = torch.relu(self.outer(torch.relu(self.inner(x)))).mean(0 if self.first else 1)
+        return self.head(x)
+
+
+def test_samples_are_found_along_any_axis():
+    torch.manual_seed(0)
+    plain, turned = Steps(False).double().requires_grad_(False), Steps(True).double().requires_grad_(False)
+    turned.load_state_dict(plain.state_dict())
+    x, y = torch.randn(24, 400, 3, dtype=torch.float64).cumsum(1) / 9, torch.arange(24) % 3
+    slices = {"inner": [ParamSlice(param="outer.weight", dim=1, index=torch.arange(5)[:, None])]}
+    one, other = (repaired_losses(m, slices, [(x, y)], precision="fp64")["inner"] for m in (plain, turned))
+    assert torch.equal(one.order, other.order)
+    torch.testing.assert_close(one.loss, other.loss, rtol=1e-10, atol=1e-15)

@@ -33,6 +33,31 @@ def signs(seed: int, draw: int | Tensor, stream: Tensor, count: int) -> Tensor:
     return _signs_of(_hash(_key(seed, draw, stream)[:, None] + words)).flatten(1)[:, :count]
 
 
+def positions(seed: int, draw: int, stream: Tensor, count: int, *, size: int) -> Tensor:
+    """Return `count` random positions of `size` for each entry of `stream`, one in each of `count` equal intervals.
+
+    Every position is drawn equally often in expectation. One that lies in two intervals may be drawn twice.
+
+    Args:
+        seed: The user's seed.
+        draw: Index of the draw, such as the number of a layer.
+        stream: What the positions are for, such as samples by their place in the data, int64 `(n,)`.
+        count: Positions in each row.
+        size: Number of positions there are, at least `count`.
+
+    Returns:
+        `(n, count)` in int64, rising, on the device of `stream`.
+
+    Example:
+        >>> positions(0, 0, torch.tensor([5]), 4, size=4)
+        tensor([[0, 1, 2, 3]])
+    """
+    intervals = torch.arange(count, device=stream.device)
+    words = _hash(_key(seed, draw, stream)[:, None] + intervals)
+    within = _shift(words, 11).double() * 2.0**-53  # in [0, 1)
+    return ((intervals + within) * (size / count)).long().clamp(max=size - 1)
+
+
 class Rows:
     """Rows of signs of different lengths, which together take the kernels of one.
 

@@ -26,10 +26,10 @@ from hessprune.curvature.risk import logit_factor
 class Columns:
     """The columns that a batch needs."""
 
-    order: Tensor
-    """For each sample its columns by falling mass, `(N, K)`."""
+    mass: Tensor
+    """Mass of each column, `(N, K)`."""
     counts: Tensor
-    """How many of them each sample needs, `(N,)`."""
+    """Number of columns that each sample needs, those of largest mass, `(N,)`."""
     dropped: float
     """Mass that is left out."""
     total: float
@@ -44,13 +44,15 @@ class Columns:
     def chunks(self, size: int, *, every_sample: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield sample indices and their columns `(n, k)`, −1 where a sample has fewer; longest lists first."""
         for rows in self.samples(size, every=every_sample):
-            needed = torch.arange(int(self.counts[rows[0]]), device=rows.device)
-            columns = self.order[rows][:, needed]
-            yield rows, columns.where(needed < self.counts[rows][:, None], -1)
+            number = int(self.counts[rows[0]])
+            columns = self.mass[rows].argsort(dim=1, descending=True, stable=True)[:, :number]
+            yield rows, columns.where(torch.arange(number, device=rows.device) < self.counts[rows][:, None], -1)
 
 
 def choose_columns(factor: LogitFactor, tolerance: float) -> Columns:
     """Take columns by falling mass until at most `tolerance` of the batch's mass is left.
+
+    Columns as heavy as the lightest one that is taken are taken too, so that no order among equals decides.
 
     Args:
         factor: The batch's loss curvature in the logits.
@@ -65,13 +67,12 @@ def choose_columns(factor: LogitFactor, tolerance: float) -> Columns:
         >>> choose_columns(logit_factor(None, sure, torch.tensor([0, 1])), 1e-3).counts
         tensor([0, 2])
     """
-    mass, order = factor.mass.sort(dim=1, descending=True, stable=True)
-    rising, _ = mass.flatten().sort()
-    total = float(rising.sum())
-    number = int((rising.cumsum(0) <= tolerance * total).sum())
-    threshold = rising[number - 1] if number else rising.new_tensor(-1.0)
-    kept = mass > threshold.clamp(min=0.0)
-    return Columns(order=order, counts=kept.sum(1), dropped=float(mass[~kept].sum()), total=total)
+    mass = factor.mass
+    rising = mass.flatten().sort().values
+    sums = rising.cumsum(0)
+    number = int((sums <= tolerance * sums[-1]).sum())  # of the lightest columns, which can be left out
+    kept = mass >= rising[number] if number < len(rising) else torch.zeros_like(mass, dtype=torch.bool)
+    return Columns(mass=mass, counts=kept.sum(1), dropped=float(mass[~kept].sum()), total=float(sums[-1]))
 
 
 def exact_traces(problem: Problem) -> Moments:

@@ -60,7 +60,7 @@ def _needed_samples(problem: Problem, inputs: Any, targets: Tensor, streams: _St
     columns = choose_columns(factor, problem.tolerance)
     for rows in columns.samples(problem.chunk_size):
         with problem.tap(inputs, rows, len(streams.draws)) as tap:
-            cotangents = (factor.draw(rows, xi) for xi in streams.noise(rows, columns.order.shape[1]))
+            cotangents = (factor.draw(rows, xi) for xi in streams.noise(rows, columns.mass.shape[1]))
             moments.add(torch.stack([problem.push(tap, u) for u in cotangents]))
         moments.num_backwards += len(streams.draws)
     moments.count(len(logits), factor.weight, columns.dropped, columns.total)

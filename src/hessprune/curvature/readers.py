@@ -1,19 +1,19 @@
 """What one pass learns of the layers that read units: moments of their inputs, loss curvature in their outputs."""
 
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hessprune.curvature.draws import signs
+from hessprune.curvature.draws import positions, signs
 from hessprune.curvature.elimination import inverse
 from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.problem import Problem, check_finite
 from hessprune.curvature.risk import logit_factor
-from hessprune.foundation.state import seeded
 from hessprune.foundation.trees import sample_rows
-from hessprune.layers.regression import columns_of, design, rows_of
+from hessprune.layers.regression import columns_of, design, rows_by_sample, rows_of
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
 ROWS_PER_SAMPLE = 256
@@ -72,9 +72,10 @@ class Reader:
 class _ReaderMode(TapMode):
     """Adds up covariances of inputs and curvatures of outputs."""
 
-    def __init__(self, problem: Problem, layers: dict[str, Reader]) -> None:
+    def __init__(self, problem: Problem, layers: dict[str, Reader], seed: int, places: Tensor) -> None:
         super().__init__(problem.folded, problem.want, 1)
         self._layers = layers
+        self._seed, self._places = seed, places  # of the samples in the whole data
 
     def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         """Add the inputs of a layer at random positions."""
@@ -84,8 +85,7 @@ class _ReaderMode(TapMode):
         layer = self._layers.setdefault(name, Reader(call=call, weight=weight, centred=bias is not None))
         out = super().on_call(name, call, arguments)
         if name not in self._want.repeated and not (isinstance(call, Convolution) and call.transposed):
-            count = len(rows_of(call, out))
-            keep = torch.randperm(count)[: min(count, ROWS_PER_SAMPLE * self.samples)].sort().values.to(x.device)
+            keep = self._sampled(name, rows_by_sample(call, out, self.samples))
             rows = design(call, x, weight, keep).transpose(0, 1)
             if layer.origin is None:
                 layer.origin = rows.double().mean(1)
@@ -94,6 +94,14 @@ class _ReaderMode(TapMode):
             layer.squares = layer.squares + (rows.mT @ rows).double()
             layer.rows += len(keep)
         return out
+
+    def _sampled(self, name: str, rows: Tensor) -> Tensor:
+        """Choose among the rows `(N, T)` of a layer; the choice depends on seed, layer and sample alone."""
+        size = rows.shape[1]
+        if size > ROWS_PER_SAMPLE:
+            layer = zlib.crc32(name.encode())
+            rows = rows.gather(1, positions(self._seed, layer, self._places, ROWS_PER_SAMPLE, size=size))
+        return rows.flatten()
 
     def arrive(self, site: Any, x: Tensor, weight: Tensor, delta: Tensor) -> None:  # noqa: ARG002
         """Add the curvature that one draw shows."""
@@ -108,18 +116,17 @@ def measure_readers(problem: Problem, seed: int) -> tuple[dict[str, Reader], int
     """Return what one pass learns of the layers, and the number of samples."""
     layers: dict[str, Reader] = {}
     total, position = 0.0, 0
-    with seeded(seed):
-        for inputs, targets in problem.each_batch("inputs"):
-            for rows in problem.chunks(len(targets)):
-                mode = _ReaderMode(problem, layers)
-                with problem.precision.casting(problem.device):
-                    mode.forward(sample_rows(inputs, rows))
-                factor = logit_factor(problem.loss_fn, check_finite(mode.logits), targets[rows])
-                noise = signs(seed, 0, position + rows, factor.mass.shape[1])
-                mode.push_back(factor.draw(torch.arange(len(rows), device=rows.device), noise))
-                total += factor.weight
-                mode.close()
-            position += len(targets)
+    for inputs, targets in problem.each_batch("inputs"):
+        for rows in problem.chunks(len(targets)):
+            mode = _ReaderMode(problem, layers, seed, position + rows)
+            with problem.precision.casting(problem.device):
+                mode.forward(sample_rows(inputs, rows))
+            factor = logit_factor(problem.loss_fn, check_finite(mode.logits), targets[rows])
+            noise = signs(seed, 0, position + rows, factor.mass.shape[1])
+            mode.push_back(factor.draw(torch.arange(len(rows), device=rows.device), noise))
+            total += factor.weight
+            mode.close()
+        position += len(targets)
     for layer in layers.values():
         layer.curvature = layer.curvature / total
     return layers, position

@@ -27,9 +27,9 @@ from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
 from hessprune.curvature.readers import Reader, measure_readers
 from hessprune.curvature.results import ParamSlice, Slices  # noqa: F401 - the example needs ParamSlice
-from hessprune.curvature.risk import LossFn, loss_weight
-from hessprune.foundation.trees import sample_rows
-from hessprune.layers.regression import rows_of, weight_from
+from hessprune.curvature.risk import LossFn, loss_weight, module_of, typed
+from hessprune.foundation.trees import sample_rows, to_device
+from hessprune.layers.regression import outputs_by_sample, weight_from
 
 LEVELS = 24
 """Numbers of removed units at which the effect is measured; in between it is interpolated."""
@@ -37,6 +37,8 @@ CHANGES_BYTES = 2 << 30
 """Memory for changed weights; fewer levels where it would take more."""
 COLUMNS = 10
 """Logits of each sample that are followed through the network, at one backward pass each."""
+TIE = 1e-9
+"""Relative difference of losses below which the first unit goes first."""
 BACKWARDS = 2560
 """Backward passes of single samples in the second pass; samples are left out where it would take more."""
 
@@ -129,7 +131,7 @@ def _path(
     left, order, changes = torch.arange(units), [], {name: [] for name in readers}
     while len(left):
         losses = torch.stack([reader.losses(left) for reader in readers.values()]).sum(0)
-        unit = int(left[losses.argmin()])
+        unit = int(left[_first_of_least(losses)])
         for reader in readers.values():
             reader.remove(unit)
         left = left[left != unit]
@@ -139,6 +141,12 @@ def _path(
             change = weight_from(layer.call, reader.change, layer.weight) if layer.regression else reader.change[0]
             changes[name].append(change.to(layer.weight.dtype).flatten())
     return _Path(order=order, levels=stops, changes={name: torch.stack(rows) for name, rows in changes.items()})
+
+
+def _first_of_least(losses: Tensor) -> int:
+    """Return the first index of the least loss; what differs by rounding alone is equal, as twins among units are."""
+    least = losses.min()
+    return int((losses <= least + TIE * least.abs()).nonzero()[0])
 
 
 class _EffectMode(TapMode):
@@ -162,8 +170,8 @@ class _EffectMode(TapMode):
 
     def _constant(self, layer: Reader, weight: Tensor, delta: Tensor) -> Tensor:
         """Return the part of the gradients that a mean input accounts for."""
-        mean, rows = layer.mean.to(delta.dtype), rows_of(layer.call, delta)
-        sums = rows.view(self.samples, -1, len(mean), rows.shape[1] // len(mean)).sum(1)  # (N, g, O)
+        mean, rows = layer.mean.to(delta.dtype), outputs_by_sample(layer.call, delta, self.samples)
+        sums = rows.sum(1).unflatten(1, (len(mean), -1))  # (N, g, O)
         outer = torch.einsum("ngo,gk->ngko", sums, mean)
         return torch.stack([weight_from(layer.call, one, weight) for one in outer])
 
@@ -173,9 +181,11 @@ def _measure_changes(
 ) -> dict[str, Tensor]:
     """Return for each key the loss at its levels, measured on every `stride`-th sample."""
     losses = {key: torch.zeros(len(path.levels), dtype=torch.float64) for key, path in paths.items()}
-    total = 0.0
+    total, position = 0.0, 0
     for inputs, targets in problem.each_batch("repair"):
-        for rows in torch.arange(0, len(targets), stride, device=problem.device).split(problem.chunk_size):
+        numbers = torch.arange(position, position + len(targets), device=problem.device)  # in the whole data
+        measured = (numbers % stride == 0).nonzero().squeeze(1)
+        for rows in measured.split(problem.chunk_size) if len(measured) else ():
             mode = _EffectMode(problem, layers, paths)
             with problem.precision.casting(problem.device):
                 mode.forward(sample_rows(inputs, rows))
@@ -184,7 +194,8 @@ def _measure_changes(
                 losses[key] += weight * _divergence(problem, mode.logits, targets[rows], shifts)
             total += weight
             mode.close()
-    return {key: value / total for key, value in losses.items()}
+        position += len(targets)
+    return {key: value.clamp(min=0) / total for key, value in losses.items()}
 
 
 def _shifts(mode: _EffectMode) -> dict[str, Tensor]:
@@ -213,13 +224,21 @@ def _spread(effects: Tensor, chosen: Tensor, share: Tensor, shape: torch.Size) -
 
 
 def _divergence(problem: Problem, logits: Tensor, targets: Tensor, shifts: Tensor) -> Tensor:
-    """Return by how much each shift changes the mean loss beyond its gradient, `(levels,)`."""
+    """Return by how much each shift changes the mean loss beyond its gradient, `(levels,)`.
+
+    A small difference of large numbers, so in double precision where the loss is known.
+    """
+    if module_of(problem.loss_fn) is None:
+        loss_fn: LossFn = problem.loss
+    else:
+        loss_fn = typed(problem.loss_fn, logits.device, torch.float64) or F.cross_entropy
+        logits, targets, shifts = to_device((logits, targets, shifts), logits.device, torch.float64)
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
-        loss = problem.loss(leaf, targets)
+        loss = loss_fn(leaf, targets)
         slope = torch.autograd.grad(loss, leaf)[0]
-    rises = [problem.loss(logits + shift, targets) - loss.detach() - (slope * shift).sum() for shift in shifts]
-    return torch.stack(rises).double().cpu().clamp(min=0)
+    rises = [loss_fn(logits + shift, targets) - loss.detach() - (slope * shift).sum() for shift in shifts]
+    return torch.stack(rises).double().cpu()
 
 
 def _interpolated(path: _Path, losses: Tensor) -> Repair:

@@ -12,6 +12,22 @@ def rows_of(call: LinearMap, out: Tensor) -> Tensor:
     return out.movedim(1, -1).flatten(0, -2) if isinstance(call, Convolution) else out.flatten(0, -2)
 
 
+def outputs_by_sample(call: LinearMap, out: Tensor, samples: int) -> Tensor:
+    """Outputs as `(N, T, O)`: the `T` positions of every sample."""
+    if isinstance(call, Convolution):  # a sample may consist of several frames
+        return rows_of(call, out).view(samples, -1, out.shape[1])
+    return call.by_sample(out)
+
+
+def rows_by_sample(call: LinearMap, out: Tensor, samples: int) -> Tensor:
+    """Return the numbers of the rows that `rows_of` makes of each sample, `(N, T)`."""
+    axis = 1 if isinstance(call, Convolution) else -1
+    numbers = torch.arange(out.numel() // out.shape[axis], device=out.device)
+    if isinstance(call, Convolution):
+        return numbers.view(samples, -1)
+    return call.by_sample(numbers.view(*out.shape[:-1], 1)).squeeze(-1)
+
+
 def columns_of(call: LinearMap, weight: Tensor) -> Tensor:
     """Weights as a regression's, `(g, K, O)`."""
     if isinstance(call, Convolution):
