@@ -25,6 +25,7 @@ from PIL import Image
 
 import hessprune as hp
 from hessprune.costs.budget import Budget
+from hessprune.costs.target import LatencyTarget
 from hessprune.lab.report.comparison import Comparison, best_in_column, stage_title
 from hessprune.lab.settings import (
     DataSettings,
@@ -35,7 +36,6 @@ from hessprune.lab.settings import (
     ReportSettings,
     RunSettings,
 )
-from hessprune.latency import LatencyTarget
 from hessprune.planning.implants import Implant
 from hessprune.planning.ranking import Ranking
 from hessprune.training.config import FinetuneConfig

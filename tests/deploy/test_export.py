@@ -185,6 +185,11 @@ def test_models_that_cannot_be_exported_are_named(tmp_path, model, inputs, messa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_remedy_names_only_what_is_left_to_do(tmp_path):
+    with pytest.raises(UnsupportedModelError, match=r"by torch.export, got: .* from its forward\.$"):
+        export_onnx(Branching(), torch.randn(2, 4), tmp_path / "model.onnx", dynamic_batch=False)
+
+
 def test_wrong_arguments_are_named(tmp_path):
     with pytest.raises(DataError, match=r"inputs in `example_inputs` must fit the model, got float32 \(2, 1, 8, 8\)"):
         export_onnx(_net(), torch.randn(2, 1, 8, 8), tmp_path / "model.onnx")

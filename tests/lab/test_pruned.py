@@ -2,11 +2,11 @@
 
 import pytest
 
+from hessprune.costs.target import LatencyTarget
 from hessprune.lab import stages
 from hessprune.lab.context import open_run
 from hessprune.lab.pruned import latency_target, prune_by
 from hessprune.lab.recipe import parse_recipe
-from hessprune.latency import LatencyTarget
 from hessprune.latency import table as tables
 from hessprune.structure.find import find_groups
 from tests.latency.watches import Watch

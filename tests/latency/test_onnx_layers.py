@@ -1,5 +1,7 @@
 """Layers on their own: what is timed is the layer of the network, in every runtime."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,11 @@ from torch import nn
 from hessprune.costs.latency_table import LatencyTable
 from hessprune.costs.layer_shapes import LayerShape, find_layers
 from hessprune.costs.layer_times import Interpolation, LayerTimes, grid, widths
-from hessprune.latency import LatencyTarget, latency_table
+from hessprune.costs.target import LatencyTarget
+from hessprune.errors import UnsupportedModelError
 from hessprune.latency.onnx_layers import layer_bytes
+from hessprune.latency.onnx_timer import OnnxTimer
+from hessprune.latency.table import latency_table
 from hessprune.latency.timers import Case, TorchTimer, quiet_mean
 from hessprune.structure.find import find_groups
 
@@ -118,3 +123,19 @@ def slowly(table: LayerTimes, x: float, y: float) -> float:
 def test_the_longer_half_of_all_times_is_left_out() -> None:
     assert quiet_mean([3.0, 100.0, 1.0]) == 1.0
     assert quiet_mean([4.0, 2.0, 100.0, 50.0]) == 3.0
+
+
+class FixedBatch(nn.Module):
+    """Only runs with two samples."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x).reshape(2, 4)
+
+
+def test_the_remedy_for_a_model_that_is_not_exported_is_one_of_the_caller(tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    timer = OnnxTimer(torch.randn(2, 4), LatencyTarget(runtime="onnxruntime"), tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"or use LatencyTarget\(runtime='torch'\)") as caught:
+        timer.models({"dense": FixedBatch()})
+    assert "dynamic_batch" not in str(caught.value)

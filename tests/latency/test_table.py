@@ -9,11 +9,12 @@ from torch import nn
 import hessprune as hp
 from hessprune.costs.budget import Budget
 from hessprune.costs.latency_table import LatencyTable
+from hessprune.costs.target import LatencyTarget
 from hessprune.errors import ArgumentError, BudgetError, CheckpointError, RecipeError
 from hessprune.foundation.progress import listening
 from hessprune.lab.recipe import parse_recipe
-from hessprune.latency import LatencyTarget, latency_table
 from hessprune.latency import table as tables
+from hessprune.latency.table import latency_table
 from hessprune.methods import saliency
 from hessprune.methods.values import Saliency
 from hessprune.planning.planner import make_plan, plan_removing

@@ -1,1 +1,1 @@
-"""Deployment: ONNX files that are checked, and accuracy measured on modules and files alike."""
+"""Deployment: export to checked ONNX files, and evaluation of modules and files."""

@@ -1,4 +1,4 @@
-"""Export to ONNX, and do not believe it before ONNX Runtime has returned what torch returns."""
+"""Export to ONNX, and check that ONNX Runtime returns the outputs of torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +18,11 @@ from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode, seeded
 from hessprune.foundation.trees import leading_size, tensors_in, to_device
 
-OPSET = 20  # the newest that ONNX Runtime runs without conversion and the exporter writes natively
+OPSET = 20  # the newest one that ONNX Runtime runs without conversion and the exporter writes natively
 MAX_INLINE_BYTES = 1_500_000_000  # a protobuf ends at 2 GiB; larger weights go to `<name>.data` beside the file
 MAX_BATCH = 65535
-"""CUDA normalises larger batches in another kernel, and a capture holds one; files take any batch."""
+"""Largest batch of a capture. CUDA normalises larger batches in another kernel, and a capture holds one kernel only;
+exported files accept any batch."""
 
 
 def export_onnx(
@@ -33,21 +34,22 @@ def export_onnx(
     check: bool = True,
     tolerance: float | None = None,
 ) -> Path:
-    """Write `model` in evaluation mode as ONNX, with BatchNorm folded into the convolutions before it.
+    """Write `model` in evaluation mode as ONNX, with BatchNorm folded into the preceding convolutions.
 
-    The check runs the file in ONNX Runtime on the example and, with a dynamic batch, on other batch sizes, 1 among
-    them. Every output y of torch and ŷ of ONNX Runtime must satisfy `max|ŷ − y| ≤ tolerance·max|y|`. The file
-    appears, or is replaced, only after that.
+    The check runs the file in ONNX Runtime on the example and, with a dynamic batch, on batches of 1 and of one sample
+    more than the example. Each output y of torch and ŷ of ONNX Runtime must satisfy `max|ŷ − y| ≤ tolerance·max|y|`.
+    An existing file is replaced only after the check.
 
     Args:
         model: Any model that `torch.export` captures; stays untouched.
-        example_inputs: A tensor, tuple or dict. With a dynamic batch, every tensor whose first axis is as long as the
-            first tensor's is taken to hold one row per sample.
+        example_inputs: A tensor, tuple or dict. With a dynamic batch, the first axis of a tensor is its batch axis if
+            it is as long as the first axis of the first tensor.
         path: File to write, usually `….onnx`; its folder is created.
-        dynamic_batch: Accept any batch size, not only the example's.
-        check: Compare with torch, which needs ONNX Runtime.
-        tolerance: Largest difference, relative to the largest output; 1e-4 by default, and 0.1 for quantised models:
-            where kernels of a processor round a tie the other way, all after it moves by whole steps.
+        dynamic_batch: Accept any batch size, not only that of the example.
+        check: Compare with torch; this needs ONNX Runtime.
+        tolerance: Largest difference, relative to the largest output. 1e-4 by default; for quantised models the
+            backend's tolerance, 0.1, because one rounding tie that a processor decides otherwise moves later values
+            by whole steps.
 
     Returns:
         The path.
@@ -61,8 +63,8 @@ def export_onnx(
         VerificationError: ONNX Runtime does not return what torch returns.
 
     Example:
-        >>> import tempfile
-        >>> file = export_onnx(nn.Linear(4, 2), torch.randn(1, 4), tempfile.mkdtemp() + "/model.onnx")
+        >>> import tempfile, torch, hessprune as hp
+        >>> file = hp.export_onnx(torch.nn.Linear(4, 2), torch.randn(1, 4), tempfile.mkdtemp() + "/model.onnx")
         >>> file.name
         'model.onnx'
     """
@@ -72,39 +74,41 @@ def export_onnx(
         optional_import(package, "export")
     path = Path(path)
     example = to_device(example_inputs, device_of(model))
-    with (
-        staging(path.parent) as folder,
-        seeded(0),
-        evaluation_mode(model),
-        torch.no_grad(),
-        progress_bar("exporting to ONNX", 3) as bar,
-    ):
-        predict(model, example, "example_inputs")
-        # torch.export takes an axis of length 1 for a constant
-        traced = resized(example, 2) if dynamic_batch and leading_size(example) == 1 else example
-        axes = batch_axes(traced) if dynamic_batch else None
-        captured = capture(model, traced, axes)
-        bar.advance(1, "captured")
-        _write(captured, axes, folder / path.name, external_data=_size_bytes(model) > MAX_INLINE_BYTES)
+    remedy = "Remove data-dependent Python from its forward" + (
+        " or pass dynamic_batch=False." if dynamic_batch else "."
+    )
+    with staging(path.parent) as folder, progress_bar("exporting to ONNX", 2) as bar:
+        write_onnx(model, example, folder / path.name, dynamic_batch=dynamic_batch, remedy=remedy)
         bar.advance(1, "written")
         if check:
-            _compare(model, folder / path.name, example, dynamic_batch, tolerance)
+            with seeded(0), evaluation_mode(model), torch.no_grad():
+                _compare(model, folder / path.name, example, dynamic_batch, tolerance)
         bar.advance(1, "checked")
     return path
 
 
 def _tolerance(model: nn.Module) -> float:
-    """Return what may differ, and refuse a model that is only prepared for quantisation."""
-    stage = getattr(model, "stage", None)
-    if stage == "prepared":
+    """Return the default tolerance of a model, and refuse a model that is prepared but not converted."""
+    if getattr(model, "stage", None) == "prepared":
         raise ArgumentError(
             "`model` must be converted to integers first, got a prepared one. Call hp.convert_qat(model)."
         )
-    return 0.1 if stage == "converted" else 1e-4
+    return getattr(model, "export_tolerance", 1e-4)
+
+
+def write_onnx(model: nn.Module, example: Any, path: Path, *, dynamic_batch: bool, remedy: str) -> None:
+    """Write `model` in evaluation mode as ONNX, without a check; `remedy` ends the error if torch cannot capture it."""
+    with seeded(0), evaluation_mode(model), torch.no_grad():
+        predict(model, example, "example_inputs")
+        # torch.export takes an axis of length 1 for a constant
+        traced = resized(example, 2) if dynamic_batch and leading_size(example) == 1 else example
+        axes = batch_axes(traced) if dynamic_batch else None
+        captured = capture(model, traced, axes, remedy=remedy)
+        _translate(captured, axes, path, external_data=_size_bytes(model) > MAX_INLINE_BYTES)
 
 
 def batch_axes(example: Any) -> Any:
-    """Name the batch axis of every tensor that has one, in the form that torch.export wants."""
+    """Name the batch axis of every tensor that has one, in the format of torch.export."""
     batch, size = torch.export.Dim("batch", max=MAX_BATCH), leading_size(example)
 
     def axes(leaf: Any) -> dict[int, Any] | None:
@@ -121,22 +125,31 @@ def _size_bytes(model: nn.Module) -> int:
     return sum(value.nbytes for value in model.state_dict().values())
 
 
-def capture(model: nn.Module, example: Any, axes: Any) -> torch.export.ExportedProgram:
-    """Capture the model's graph, with a symbolic batch axis if `axes` name one."""
+def capture(model: nn.Module, example: Any, axes: Any, *, remedy: str) -> torch.export.ExportedProgram:
+    """Capture the model's graph, with a symbolic batch axis if `axes` name one.
+
+    Args:
+        model: In evaluation mode.
+        example: A tensor, tuple or dict.
+        axes: From `batch_axes`, or None for the example's batch size only.
+        remedy: Advice at the end of the error; it names the caller's own arguments.
+
+    Raises:
+        UnsupportedModelError: torch.export cannot capture the model.
+    """
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (_positional(example), {})
     try:
         with quiet():
             return torch.export.export(model, args, kwargs, dynamic_shapes=axes, strict=False)
-    except Exception as error:  # the exporter lets through whatever the model's own code raises
-        demand, remedy = (" with any batch size", " or pass dynamic_batch=False") if axes else ("", "")
+    except Exception as error:  # the exporter passes on all errors of the model's own code
+        sizes = " with any batch size" if axes else ""
         raise UnsupportedModelError(
-            f"`model` must be capturable by torch.export{demand}, got: {_first_line(error)}. "
-            f"Remove data-dependent Python from its forward{remedy}."
+            f"`model` must be capturable by torch.export{sizes}, got: {_first_line(error)}. {remedy}"
         ) from error
 
 
-def _write(captured: torch.export.ExportedProgram, axes: Any, path: Path, *, external_data: bool) -> None:
-    """Translate to ONNX, without the traces of source files that the exporter leaves in it."""
+def _translate(captured: torch.export.ExportedProgram, axes: Any, path: Path, *, external_data: bool) -> None:
+    """Translate a captured graph to ONNX, without the exporter's metadata about source files."""
     outputs = [spec for spec in captured.graph_signature.output_specs if spec.kind.name == "USER_OUTPUT"]
     try:
         with quiet():
@@ -145,11 +158,13 @@ def _write(captured: torch.export.ExportedProgram, axes: Any, path: Path, *, ext
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
-                dynamic_shapes=axes,  # again, for the axis to keep its name
+                dynamic_shapes=axes,  # once more, so that the axis keeps its name
                 output_names=["logits"] if len(outputs) == 1 else None,
             )
     except Exception as error:  # a family of classes private to torch.onnx
-        raise UnsupportedModelError(f"`model` must have an ONNX counterpart, got: {_first_line(error)}.") from error
+        raise UnsupportedModelError(
+            f"`model` must have an ONNX counterpart, got: {_first_line(error)}. Replace that operator in its forward."
+        ) from error
     assert program is not None
     graph = program.model.graph
     for item in (graph, *graph.all_nodes(), *graph.inputs, *graph.outputs, *graph.initializers.values()):
@@ -168,20 +183,20 @@ def _compare(model: nn.Module, path: Path, example: Any, dynamic_batch: bool, to
         inputs = resized(example, batch_size)
         expected = [output.detach().cpu() for output in tensors_in(call_model(model, inputs))]
         try:
-            found = [torch.from_numpy(output) for output in session.run(None, onnx_feed(session, inputs))]
+            outputs = [torch.from_numpy(output) for output in session.run(None, onnx_feed(session, inputs))]
         except Exception as error:  # ONNX Runtime raises its own classes
             raise VerificationError(
                 f"ONNX Runtime must run a batch of {batch_size}, got: {_first_line(error)}. Pass dynamic_batch=False."
             ) from error
-        for one, other in zip(found, expected, strict=True):
-            _check_close(one, other, batch_size, tolerance)
+        for output, reference in zip(outputs, expected, strict=True):
+            _check_close(output, reference, batch_size, tolerance)
 
 
-def _check_close(found: Tensor, expected: Tensor, batch_size: int, tolerance: float) -> None:
-    if found.shape != expected.shape:
-        difference = f"shape {tuple(found.shape)} for {tuple(expected.shape)}"
+def _check_close(output: Tensor, expected: Tensor, batch_size: int, tolerance: float) -> None:
+    if output.shape != expected.shape:
+        difference = f"shape {tuple(output.shape)} for {tuple(expected.shape)}"
     else:
-        largest = float((found.double() - expected.double()).abs().max())
+        largest = float((output.double() - expected.double()).abs().max())
         scale = float(expected.double().abs().max())
         if largest <= tolerance * max(scale, 1e-6):
             return
@@ -193,7 +208,7 @@ def _check_close(found: Tensor, expected: Tensor, batch_size: int, tolerance: fl
 
 
 def resized(tree: Any, batch_size: int) -> Any:
-    """Repeat or drop samples until there are `batch_size` of them."""
+    """Repeat or drop samples so that `batch_size` of them remain."""
     size = leading_size(tree)
     rows = torch.arange(batch_size) % max(1, size)
 
@@ -204,7 +219,7 @@ def resized(tree: Any, batch_size: int) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the first line of what went wrong underneath, not of the wrapper's advice."""
+    """Return the first line of the original error, below all errors that wrap it."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].rstrip('.')}"

@@ -1,4 +1,4 @@
-"""ONNX files run like modules, in ONNX Runtime."""
+"""ONNX files in ONNX Runtime, called like modules."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from hessprune.foundation.trees import tensors_in
 
 
 class OnnxModel(nn.Module):
-    """An ONNX file as a module: called on tensors, it returns the first output of ONNX Runtime.
+    """An ONNX file as a module; its forward returns the first output of ONNX Runtime.
 
     Args:
         path: The file.
@@ -36,10 +36,10 @@ def onnx_session(path: Path | bytes, num_threads: int = 1, *, profile: Path | No
     Args:
         path: The file, or its content.
         num_threads: CPU threads.
-        profile: How the name of the file begins into which it writes when each operator ran, if it is to.
+        profile: Prefix of a file to which ONNX Runtime writes the time of every operator; none by default.
 
     Raises:
-        ArgumentError: There is no such file, or it is not ONNX.
+        ArgumentError: The file is missing or not ONNX.
         MissingDependencyError: ONNX Runtime is not installed.
     """
     runtime = optional_import("onnxruntime", "export")
@@ -51,7 +51,9 @@ def onnx_session(path: Path | bytes, num_threads: int = 1, *, profile: Path | No
     try:
         return runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own classes, none of them importable by a stable name
-        raise ArgumentError(f"`model` must be a module or an ONNX file, got {_shown(path)} ({error}).") from error
+        raise ArgumentError(
+            f"`model` must be a module or an ONNX file, got {_shown(path)} ({error}). Check the path."
+        ) from error
 
 
 def _shown(path: Path | bytes) -> str:
@@ -59,15 +61,18 @@ def _shown(path: Path | bytes) -> str:
 
 
 def onnx_feed(session: Any, inputs: Any) -> dict[str, Any]:
-    """Name the tensors of `inputs` as the session does: by key for a dict, else in order.
+    """Return the arrays of `inputs` under the input names of a session: by key for a dict, else in order.
 
     Raises:
-        DataError: The session takes another number of inputs.
+        DataError: The session has another number of inputs.
     """
     names = [node.name for node in session.get_inputs()]
     tensors = [tensor.detach().cpu().numpy() for tensor in tensors_in(inputs)]
     if isinstance(inputs, Mapping) and set(names) <= set(inputs):
         return {name: inputs[name].detach().cpu().numpy() for name in names}
     if len(names) != len(tensors):
-        raise DataError(f"`example_inputs` must hold {len(names)} tensors ({', '.join(names)}), got {len(tensors)}.")
+        raise DataError(
+            f"`example_inputs` must hold {len(names)} tensors ({', '.join(names)}), got {len(tensors)}. "
+            "Pass the tensors that the file was exported with."
+        )
     return dict(zip(names, tensors, strict=True))

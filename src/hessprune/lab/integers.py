@@ -13,7 +13,8 @@ from hessprune.foundation.files import read_json, write_json
 from hessprune.lab.context import Model, Run
 from hessprune.lab.settings import QuantizeSettings, as_json
 from hessprune.lab.stages import export
-from hessprune.quantize import calibrate, choose_fp32_layers, convert_qat, prepare_qat
+from hessprune.quantize.choice import choose_fp32_layers
+from hessprune.quantize.qat import calibrate, convert_qat, prepare_qat
 from hessprune.training.finetune import finetune
 
 FILE = "int8.onnx"

@@ -13,7 +13,7 @@ from hessprune.lab.pruned import prune_by
 from hessprune.lab.report.html import write_html
 from hessprune.lab.report.run_report import RunReport
 from hessprune.lab.settings import RunSettings
-from hessprune.quantize.targets import check_target
+from hessprune.quantize.backend import find_backend
 from hessprune.structure.find import find_groups
 from hessprune.surgery import checkpoint
 
@@ -82,6 +82,6 @@ def check_extras(settings: RunSettings) -> None:
     if settings.export.onnx or settings.quantize is not None:
         optional_import("onnxruntime", "export")
     if settings.quantize is not None:
-        check_target(settings.quantize.target)
+        find_backend(settings.quantize.target).check_installed()
         with quiet():  # its import warns about kernels for other machines
             optional_import("torchao.quantization.pt2e", "quantize")

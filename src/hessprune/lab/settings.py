@@ -12,8 +12,8 @@ from hessprune.lab.losses import loss_by_name
 from hessprune.methods.text import as_method
 from hessprune.planning.implants import Implant, check_no_stand_ins
 from hessprune.planning.ranking import Ranking
+from hessprune.quantize.backend import find_backend
 from hessprune.quantize.config import QatConfig, Scheme
-from hessprune.quantize.targets import Target
 from hessprune.training.config import FinetuneConfig
 
 
@@ -102,7 +102,8 @@ class QuantizeSettings:
     """How the fine-tuned model becomes `int8.onnx`; the fine-tuned model teaches it.
 
     Attributes:
-        target: The runtime that quantisers are placed for.
+        target: The runtime that quantisers are placed for: `onnxruntime`, `openvino`, `x86-inductor`, or a backend that
+            you add.
         activations: `asymmetric` (uint8) or `symmetric` (int8).
         weight_bits: 7 for x86 processors without VNNI, whose kernels overflow with 8.
         keep_fp32: Patterns of the names of layers that stay in FP32, or `"auto"`: the most sensitive ones, as few
@@ -112,7 +113,7 @@ class QuantizeSettings:
             distill_weight 0.5, freeze_ranges_at 0.5; of 0 epochs, activation ranges are calibrated and that is all.
     """
 
-    target: Target = "onnxruntime"
+    target: str = "onnxruntime"
     activations: Literal["asymmetric", "symmetric"] = "asymmetric"
     weight_bits: Literal[7, 8] = 7
     keep_fp32: tuple[str, ...] | Literal["auto"] = ()
@@ -121,6 +122,7 @@ class QuantizeSettings:
 
     def __post_init__(self) -> None:
         check_range("tolerance", self.tolerance, low=0, high=100)
+        find_backend(self.target).check_grids(self.activations, self.weight_bits)
 
     @property
     def scheme(self) -> Scheme:

@@ -1,4 +1,4 @@
-"""Latency: measured, never guessed from the cost; medians over repeats, and models compared in turns."""
+"""Measured latency of models and ONNX files: medians over repeats, with several models timed in turns."""
 
 import statistics
 import time
@@ -20,7 +20,7 @@ from hessprune.foundation.trees import leading_size, to_device
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Latency:
-    """Wall-clock time of one forward pass, in milliseconds; median and 10th and 90th percentile over the repeats."""
+    """Wall-clock time of one forward pass in milliseconds: median, 10th and 90th percentile over the repeats."""
 
     median_ms: float
     p10_ms: float
@@ -37,23 +37,24 @@ def measure_latency(
     """Time the forward pass of a model in torch, or of an ONNX file in ONNX Runtime.
 
     Args:
-        model: A module, timed in evaluation and inference mode on its own device, or the path of an ONNX file, timed
+        model: A module, timed on its own device in evaluation and inference mode, or the path of an ONNX file, timed
             on the CPU.
-        example_inputs: A tensor, tuple or dict; its batch size is the one measured.
-        num_threads: CPU threads of the runtime; torch's own setting is restored afterwards.
+        example_inputs: A tensor, tuple or dict with the batch size to measure.
+        num_threads: CPU threads of the runtime; the setting of torch is restored afterwards.
         warmup: Calls before the clock starts.
         repeats: Timed calls.
 
     Returns:
-        Median and percentiles; compare two models by `compare_latency` instead, which a busy machine disturbs less.
+        Median and percentiles. Compare two models with `compare_latency`: a busy machine disturbs it less.
 
     Raises:
         ArgumentError: A number is out of range, or the ONNX file is missing.
         DataError: The inputs do not fit the model.
-        MissingDependencyError: A path is given and ONNX Runtime is not installed.
+        MissingDependencyError: `model` is a path, and ONNX Runtime is not installed.
 
     Example:
-        >>> measure_latency(nn.Linear(4, 2), torch.zeros(8, 4), repeats=3).batch_size
+        >>> import torch, hessprune as hp
+        >>> hp.measure_latency(torch.nn.Linear(4, 2), torch.zeros(8, 4), repeats=3).batch_size
         8
     """
     candidates = {"model": model}
@@ -68,25 +69,27 @@ def compare_latency(
     warmup: int = 10,
     repeats: int = 50,
 ) -> dict[str, Latency]:
-    """Time several models in turns, one call each per round, so that a slow spell of the machine hits all alike.
+    """Time several models in turns, one call per model and round, so that a slow spell of the machine hits them alike.
 
     Args:
         models: Modules or paths of ONNX files, by name.
-        example_inputs: What every one of them is called on.
+        example_inputs: The inputs of all models: a tensor, tuple or dict.
         num_threads: CPU threads of the runtime.
         warmup: Rounds before the clock starts.
         repeats: Timed rounds.
 
     Returns:
-        One `Latency` per name; the ratios of their medians are what to quote.
+        One `Latency` per name; quote ratios of the medians.
 
     Raises:
         ArgumentError: A number is out of range, or an ONNX file is missing.
         DataError: The inputs do not fit a model.
-        MissingDependencyError: A path is given and ONNX Runtime is not installed.
+        MissingDependencyError: A model is a path, and ONNX Runtime is not installed.
 
     Example:
-        >>> sorted(compare_latency({"a": nn.Linear(4, 2), "b": nn.Linear(4, 1)}, torch.zeros(8, 4), repeats=3))
+        >>> import torch, hessprune as hp
+        >>> models = {"a": torch.nn.Linear(4, 2), "b": torch.nn.Linear(4, 1)}
+        >>> sorted(hp.compare_latency(models, torch.zeros(8, 4), repeats=3))
         ['a', 'b']
     """
     rounds = latency_rounds(models, example_inputs, num_threads=num_threads, warmup=warmup, repeats=repeats)
@@ -102,7 +105,7 @@ def latency_rounds(
     """Return the milliseconds of every model in every round of `compare_latency`.
 
     Raises:
-        ArgumentError: As there.
+        ArgumentError: A number is out of range, or an ONNX file is missing.
     """
     check_range("num_threads", num_threads, low=1, integer=True)
     check_range("warmup", warmup, low=0, integer=True)
@@ -116,7 +119,7 @@ def latency_rounds(
 
 
 def _timed_call(model: nn.Module | str | Path, inputs: Any, num_threads: int) -> Callable[[], float]:
-    """Return a function that runs `model` once and returns the milliseconds it took."""
+    """Return a function that runs the model once and returns the milliseconds of the call."""
     if not isinstance(model, nn.Module):
         run = _onnx_call(Path(model), inputs, num_threads)
         return lambda: _wall_clock_ms(run)
@@ -133,7 +136,7 @@ def _timed_call(model: nn.Module | str | Path, inputs: Any, num_threads: int) ->
 
 
 def clock_of(device: torch.device) -> Callable[[Callable[[], Any]], float]:
-    """Return what runs a function on a device and says how many milliseconds that took."""
+    """Return a clock of a device: a function that runs a function and returns the milliseconds of the call."""
     return _cuda_clock_ms if device.type == "cuda" else _wall_clock_ms
 
 
@@ -144,7 +147,7 @@ def _wall_clock_ms(run: Callable[[], Any]) -> float:
 
 
 def _cuda_clock_ms(run: Callable[[], Any]) -> float:
-    """Time on the device itself: events around the kernels, waiting for what runs before and for the end."""
+    """Return the milliseconds between two events of the GPU, after all earlier kernels have ended."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     start.record()

@@ -1,4 +1,4 @@
-"""Single layers as ONNX files in memory: the very operators that an exported network ends up with."""
+"""Single layers as ONNX files in memory, with the operators that a layer of an exported network has."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from hessprune.latency.timers import Case
 
 OPSET, IR_VERSION = 20, 10
 NAMES = {"Conv": ("Conv", "QLinearConv"), "ConvTranspose": ("ConvTranspose", ""), "Linear": ("Gemm", "QLinearMatMul")}
-"""ONNX's names of the operators for floats and for integers, where there is one."""
+"""ONNX operator of each layer in floats and in integers; the name is empty if ONNX has no integer operator."""
 
 
 def layer_bytes(case: Case, *, int8: bool) -> tuple[bytes, np.ndarray]:
-    """Return a file with one layer, and the input `x` that it takes."""
+    """Return the bytes of a file with one layer, and an input `x` of zeros."""
     inputs, outputs, groups = case.shape.at(case.inputs, case.outputs)
     x = np.zeros((case.shape.rows[0], inputs, *case.shape.rows[1:]), dtype=np.float32)
     weight = np.zeros(_weight_shape(case, inputs, outputs, groups), dtype=np.float32)
@@ -33,7 +33,7 @@ def _weight_shape(case: Case, inputs: int, outputs: int, groups: int) -> tuple[i
 
 
 def _operator(case: Case, groups: int) -> tuple[str, dict[str, Any]]:
-    """Return name and attributes of the operator."""
+    """Return the name and the ONNX attributes of a layer's operator."""
     shape = case.shape
     if shape.kind == "linear":
         return "Linear", {}
@@ -44,7 +44,7 @@ def _operator(case: Case, groups: int) -> tuple[str, dict[str, Any]]:
 
 
 def _integer_inputs(operator: str, weight: np.ndarray, outputs: int) -> dict[str, np.ndarray]:
-    """Return scales and zero points of input, weight and output, with one scale per output channel."""
+    """Return weight, bias, scales and zero points of an integer layer; the weight has one scale per output channel."""
     scale, zero = np.array(0.02, np.float32), np.array(128, np.uint8)
     named = {"x_scale": scale, "x_zero": zero, "weight": weight}
     named |= {"weight_scale": np.full(outputs, 0.01, np.float32), "weight_zero": np.zeros(outputs, np.int8)}

@@ -1,4 +1,4 @@
-"""How long single layers and whole models take in ONNX Runtime."""
+"""Latency of single layers and whole models in ONNX Runtime."""
 
 import json
 import tempfile
@@ -9,21 +9,25 @@ from typing import Any
 from torch import nn
 
 from hessprune.costs.target import LatencyTarget
-from hessprune.deploy.export import export_onnx
+from hessprune.deploy.export import write_onnx
 from hessprune.deploy.onnx_model import onnx_session
+from hessprune.foundation.modules import device_of
 from hessprune.foundation.trees import to_device
 from hessprune.latency.measure import latency_rounds
 from hessprune.latency.onnx_layers import layer_bytes
 from hessprune.latency.timers import ROUNDS, Case, quiet_mean
 from hessprune.planning.inputs import describe_inputs
-from hessprune.quantize import calibrate, convert_qat, prepare_qat
+from hessprune.quantize.qat import calibrate, convert_qat, prepare_qat
 
 MOVING = frozenset({"ReorderInput", "ReorderOutput", "Transpose"})
-"""Operators that bring a lone layer into the runtime's own layout and back; a layer of a network has none."""
+"""Operators that convert the layout of a tensor. A single layer needs them around it, a layer inside a network not."""
+
+
+REMEDY = "Remove data-dependent Python and fixed batch sizes from its forward, or use LatencyTarget(runtime='torch')."
 
 
 class OnnxTimer:
-    """Times ONNX files, which lie in `folder` meanwhile."""
+    """Times layers and models as ONNX files, and writes the files to `folder`."""
 
     def __init__(self, example_inputs: Any, target: LatencyTarget, folder: Path) -> None:
         self._example, self._target, self._folder = to_device(example_inputs, "cpu"), target, folder
@@ -31,7 +35,7 @@ class OnnxTimer:
         self._files: list[tuple[nn.Module, Path]] = []
 
     def layers(self, cases: Sequence[Case]) -> list[float]:
-        """Return the milliseconds of each layer's kernel, by ONNX Runtime's own profile."""
+        """Return the milliseconds of each layer's kernels, from the profile of ONNX Runtime."""
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             sessions = []
             for number, case in enumerate(cases):
@@ -44,27 +48,29 @@ class OnnxTimer:
             return [_kernel_ms(Path(session.end_profiling())) for session, _ in sessions]
 
     def models(self, models: Mapping[str, nn.Module]) -> list[dict[str, float]]:
-        """Return the milliseconds of each model's file, in rounds; a model is exported once."""
+        """Return the milliseconds of each model's file, in rounds; every model is exported once."""
         files = {name: self._file(model) for name, model in models.items()}
         threads, repeats = self._target.num_threads, self._target.repeats
         return latency_rounds(files, self._example, num_threads=threads, warmup=3, repeats=repeats)
 
     def _file(self, model: nn.Module) -> Path:
-        known = next((path for other, path in self._files if other is model), None)
-        if known is None:
-            known = self._folder / f"model-{len(self._files)}.onnx"
-            export_onnx(self._integers(model) if self._int8 else model, self._example, known, check=False)
-            self._files.append((model, known))
-        return known
+        file = next((path for known_model, path in self._files if known_model is model), None)
+        if file is None:
+            file = self._folder / f"model-{len(self._files)}.onnx"
+            exported = self._integers(model) if self._int8 else model
+            example = to_device(self._example, device_of(exported))
+            write_onnx(exported, example, file, dynamic_batch=True, remedy=REMEDY)
+            self._files.append((model, file))
+        return file
 
     def _integers(self, model: nn.Module) -> nn.Module:
-        """Quantise a model; where its ranges lie does not change how long it takes."""
+        """Quantise a model with random inputs: its latency does not depend on its activation ranges."""
         prepared = prepare_qat(model, self._example)
         return convert_qat(calibrate(prepared, [(describe_inputs(self._example).example(), None)], method="minmax"))
 
 
 def _kernel_ms(profile: Path) -> float:
-    """Return the milliseconds of all kernels of a layer, without the first run."""
+    """Return the summed milliseconds of all kernels of a layer, without the first run."""
     times: dict[str, list[float]] = {}
     for event in json.loads(profile.read_text("utf-8")):
         is_kernel = event.get("cat") == "Node" and event["name"].endswith("_kernel_time")

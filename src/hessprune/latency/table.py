@@ -1,4 +1,4 @@
-"""Measuring a latency table, and correcting it on the models that are planned with it."""
+"""Measure a latency table, and correct it on the models that are planned with it."""
 
 import statistics
 import tempfile
@@ -30,11 +30,11 @@ from hessprune.structure.groups import Group
 from hessprune.surgery.apply import apply_plan
 
 PASSES = 2
-"""How often all shapes are gone through; the faster pass counts, for a slow spell may last for a whole shape."""
+"""Passes over all layer shapes; the faster pass counts, because a slow spell may last for a whole shape."""
 TOLERANCE = 0.03
-"""Relative error of a predicted share of the dense latency with which a plan is taken."""
+"""Largest relative error of the predicted share of the dense latency at which a plan is accepted."""
 ROUNDS = 4
-"""Plans that are measured at most."""
+"""Largest number of plans that are measured."""
 
 
 def latency_table(
@@ -46,51 +46,52 @@ def latency_table(
     cache_dir: Path | str | None = None,
     timer: Timer | None = None,
 ) -> LatencyTable:
-    """Measure what predicts the latency of a model with any units removed, on this machine.
+    """Measure a table that predicts the latency of a model with any units removed, on this machine.
 
-    Layers of one shape (kernel, stride, size of the input …) are timed once, on a grid of widths. The whole model and
-    one of about half its width then tell what all the rest takes.
+    Layers of one shape (kernel, stride, size of the input …) are timed once, on a grid of widths. The latencies of the
+    dense model and of a model of about half its width then calibrate the time of all other operators.
 
     Args:
-        model: The dense model; it is not changed.
+        model: The dense model; stays untouched.
         groups: From `find_groups`.
         example_inputs: A tensor, tuple or dict.
         target: Runtime, threads and batch size.
-        cache_dir: A folder that keeps the times of layers, by shape, runtime, version, threads and processor.
-        timer: What measures; the runtime's own by default.
+        cache_dir: A folder that keeps the times of layers by shape, runtime, version, threads and processor.
+        timer: Measures layers and models; that of the runtime by default.
 
     Returns:
         The table, for `Budget(latency_ms=…, target=table)`.
 
     Raises:
-        ArgumentError: The model cannot be exported to the runtime in question.
-        MissingDependencyError: ONNX Runtime is asked for, and it or what exports to it is not installed.
+        MissingDependencyError: `target` names ONNX Runtime, and a package to export or run the model is not installed.
+        UnsupportedModelError: The model cannot be exported to ONNX Runtime.
 
     Example:
         >>> import torch, hessprune as hp
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
         >>> x = torch.zeros(16, 64)
-        >>> table = latency_table(net, hp.find_groups(net, x), x)
+        >>> table = hp.latency_table(net, hp.find_groups(net, x), x)
         >>> 0 < table.ms({"0": 128}) <= table.ms() == table.dense_ms
         True
     """
     target = target or LatencyTarget()
     example = resized(example_inputs, target.batch_size or leading_size(example_inputs))
     facts = target.facts(leading_size(example), device_of(model).type)
-    with timing(model, example, target, timer) as watch:
+    with timing(model, example, target, timer) as active_timer:
         layers = find_layers(model, groups, example)
         shapes = list(dict.fromkeys(layer.shape for layer in layers.layers))
-        dense_ms = statistics.median(times["dense"] for times in watch.models({"dense": model}))
+        dense_ms = statistics.median(times["dense"] for times in active_timer.models({"dense": model}))
         table = LatencyTable(
             groups=tuple(group.name for group in groups),
             units=tuple(group.num_units for group in groups),
             steps=tuple(unit_step(group, target.round_to) for group in groups),
             layers=layers,
-            times=_timed(shapes, watch, target.round_to, facts, None if cache_dir is None else Path(cache_dir)),
+            times=_timed(shapes, active_timer, target.round_to, facts, None if cache_dir is None else Path(cache_dir)),
             dense_ms=dense_ms,
             target=facts,
         )
-        return _calibrated(table, model, groups, example, watch)
+        return _calibrated(table, model, groups, example, active_timer)
 
 
 def settled(
@@ -101,32 +102,35 @@ def settled(
     *,
     timer: Timer | None = None,
 ) -> LatencyTable:
-    """Return the table that predicts the plan made with it: plan, measure, correct, up to four times.
+    """Plan with a table, measure the plan and correct the table until it predicts the plan, at most `ROUNDS` times.
 
     Args:
         table: From `latency_table`.
         model: The dense model.
-        example_inputs: As there.
-        plan_with: Plans with a table.
-        timer: As there.
+        example_inputs: A tensor, tuple or dict.
+        plan_with: Makes a plan with a table.
+        timer: Measures layers and models; that of the runtime by default.
+
+    Returns:
+        The corrected table, checked on the last plan.
     """
     target = LatencyTarget.of(table.target)
     example = resized(example_inputs, table.target["batch_size"])
-    with timing(model, example, target, timer) as watch, progress_bar("measuring plans", ROUNDS) as bar:
+    with timing(model, example, target, timer) as active_timer, progress_bar("measuring plans", ROUNDS) as bar:
 
-        def look() -> tuple[dict[str, int], float, float]:
+        def measure() -> tuple[dict[str, int], float, float]:
             plan = plan_with(table)
-            counts, share = _counts(plan), measured_share(model, plan, watch)
+            counts, share = _counts(plan), measured_share(model, plan, active_timer)
             predicted = table.ms(counts) / table.dense_ms
             bar.advance(note=f"{share:.3f} of the dense latency, predicted {predicted:.3f}")
             return counts, share, predicted
 
-        counts, share, predicted = look()
+        counts, share, predicted = measure()
         for _ in range(ROUNDS - 1):
             if abs(predicted / share - 1) <= TOLERANCE:
                 break
             table = table.corrected(counts, share)
-            counts, share, predicted = look()
+            counts, share, predicted = measure()
         return table.checked(counts, share)
 
 
@@ -137,35 +141,35 @@ def table_for(
     latency: LatencyTarget | LatencyTable | None,
     plan_with: Callable[[LatencyTable], Plan],
 ) -> LatencyTable:
-    """Return a table to plan with: measured unless it is given, and corrected on what is planned with it."""
+    """Return a table to plan with: `latency` or a new one, corrected on the plan that is made with it."""
     target = LatencyTarget.of(latency.target) if isinstance(latency, LatencyTable) else latency or LatencyTarget()
     example = resized(example_inputs, target.batch_size or leading_size(example_inputs))
     with timing(model, example, target) as timer:
-        known = latency if isinstance(latency, LatencyTable) else None
-        table = known or latency_table(model, groups, example, target, timer=timer)
+        table = latency if isinstance(latency, LatencyTable) else None
+        table = table or latency_table(model, groups, example, target, timer=timer)
         return settled(table, model, example, plan_with, timer=timer)
 
 
 def with_measured_latency(plan: Plan, model: nn.Module, example_inputs: Any, *, timer: Timer | None = None) -> Plan:
-    """Return the plan with the latency of its model, measured unless its table was checked on this very plan."""
+    """Add the measured latency of the pruned model to a plan, unless its table was checked on this plan already."""
     facts = plan.provenance["latency"]
     if "measured_ms" in facts:
         return plan
     example = resized(example_inputs, facts["batch_size"])
-    with timing(model, example, LatencyTarget.of(facts), timer) as watch:
-        found = {"measured_ms": float(f"{measured_share(model, plan, watch) * facts['dense_ms']:.6g}")}
-    return replace(plan, provenance={**plan.provenance, "latency": {**facts, **found}})
+    with timing(model, example, LatencyTarget.of(facts), timer) as active_timer:
+        measured_ms = float(f"{measured_share(model, plan, active_timer) * facts['dense_ms']:.6g}")
+    return replace(plan, provenance={**plan.provenance, "latency": {**facts, "measured_ms": measured_ms}})
 
 
-def measured_share(model: nn.Module, plan: Plan, watch: Timer) -> float:
-    """Return the latency of what a plan leaves over the dense model's: the median ratio of calls in turns."""
-    rounds = watch.models({"dense": model, "pruned": apply_plan(model, plan, check=False)})
+def measured_share(model: nn.Module, plan: Plan, timer: Timer) -> float:
+    """Return the latency of the pruned model over that of the dense model: the median ratio over rounds of calls."""
+    rounds = timer.models({"dense": model, "pruned": apply_plan(model, plan, check=False)})
     return statistics.median(times["pruned"] / times["dense"] for times in rounds)
 
 
 @contextmanager
 def timing(model: nn.Module, example_inputs: Any, target: LatencyTarget, timer: Timer | None = None) -> Iterator[Timer]:
-    """Yield what measures for a target, or the `timer` given."""
+    """Yield `timer`, or by default the timer of the target's runtime."""
     if timer is not None:
         yield timer
     elif target.runtime == "torch":
@@ -178,33 +182,33 @@ def timing(model: nn.Module, example_inputs: Any, target: LatencyTarget, timer: 
 
 
 def _timed(
-    shapes: Sequence[LayerShape], watch: Timer, step: int, facts: Mapping[str, Any], cache: Path | None
+    shapes: Sequence[LayerShape], timer: Timer, step: int, facts: Mapping[str, Any], cache: Path | None
 ) -> tuple[LayerTimes, ...]:
-    """Return the times of all shapes, from the cache as far as it has them."""
+    """Return the times of all shapes; read them from the cache, and measure the others."""
     files = [_cache_file(cache, shape, step, facts) for shape in shapes]
-    found = [None if file is None else _cached(file) for file in files]
-    missing = [number for number, times in enumerate(found) if times is None]
+    times = [None if file is None else _cached(file) for file in files]
+    missing = [number for number, cached in enumerate(times) if cached is None]
     for number in track(missing * PASSES, "timing layers"):
-        fresh, known = _on_grid(shapes[number], watch, step), found[number]
-        found[number] = fresh if known is None else _faster(known, fresh)
+        latest, earlier = _on_grid(shapes[number], timer, step), times[number]
+        times[number] = latest if earlier is None else _faster(earlier, latest)
     for number in missing:
-        file, times = files[number], found[number]
-        if file is not None and times is not None:
-            write_json(file, times.to_json())
-    return tuple(times for times in found if times is not None)
+        file, measured = files[number], times[number]
+        if file is not None and measured is not None:
+            write_json(file, measured.to_json())
+    return tuple(measured for measured in times if measured is not None)
 
 
-def _on_grid(shape: LayerShape, watch: Timer, step: int) -> LayerTimes:
+def _on_grid(shape: LayerShape, timer: Timer, step: int) -> LayerTimes:
     inputs, outputs = grid(shape, step)
-    ms = watch.layers([Case(shape, i, o) for i in inputs for o in outputs])
+    ms = timer.layers([Case(shape, i, o) for i in inputs for o in outputs])
     rows = (tuple(ms[start : start + len(outputs)]) for start in range(0, len(ms), len(outputs)))
     return LayerTimes(shape=shape, inputs=inputs, outputs=outputs, ms=tuple(rows))
 
 
-def _faster(one: LayerTimes, other: LayerTimes) -> LayerTimes:
-    """Return the shorter time at each point."""
-    pairs = zip(one.ms, other.ms, strict=True)
-    return replace(one, ms=tuple(tuple(map(min, row, beside)) for row, beside in pairs))
+def _faster(first: LayerTimes, second: LayerTimes) -> LayerTimes:
+    """Return the shorter of two times at each point of the grid."""
+    pairs = zip(first.ms, second.ms, strict=True)
+    return replace(first, ms=tuple(tuple(map(min, *rows)) for rows in pairs))
 
 
 def _cache_file(cache: Path | None, shape: LayerShape, step: int, facts: Mapping[str, Any]) -> Path | None:
@@ -219,7 +223,7 @@ def _cache_file(cache: Path | None, shape: LayerShape, step: int, facts: Mapping
 
 
 def _cached(file: Path) -> LayerTimes | None:
-    """Read times back; nothing where there are none that can be read."""
+    """Read times from a file; return None if the file is missing or cannot be read."""
     try:
         return LayerTimes.from_json(read_json(file))
     except (DataError, KeyError, TypeError):
@@ -227,15 +231,15 @@ def _cached(file: Path) -> LayerTimes | None:
 
 
 def _calibrated(
-    table: LatencyTable, model: nn.Module, groups: Sequence[Group], example_inputs: Any, watch: Timer
+    table: LatencyTable, model: nn.Module, groups: Sequence[Group], example_inputs: Any, timer: Timer
 ) -> LatencyTable:
-    """Measure a model of about half the width beside the dense one, and let the table predict it."""
+    """Measure a model of about half the width beside the dense model, and calibrate the table on it."""
     counts = {name: units - min(w for w in table.widths[name] if 2 * w >= units) for name, units in _units(table)}
     if not any(counts.values()):
         return table
     removed = {name: range(number) for name, number in counts.items()}
     half = plan_removing(model, groups, removed, Budget(units=0.5), example_inputs=example_inputs, provenance={})
-    return table.calibrated(counts, measured_share(model, half, watch) * table.dense_ms)
+    return table.calibrated(counts, measured_share(model, half, timer) * table.dense_ms)
 
 
 def _units(table: LatencyTable) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""Stop-watches: how long single layers and whole models take in torch."""
+"""Timers: the latency of single layers and whole models in torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +16,7 @@ ROUNDS = 8
 
 
 class Case(NamedTuple):
-    """One layer to time."""
+    """A layer shape with the numbers of input and output channels to time."""
 
     shape: LayerShape
     inputs: int
@@ -24,19 +24,19 @@ class Case(NamedTuple):
 
 
 class Timer(Protocol):
-    """What measures; tests put a formula in its place."""
+    """Measures latencies in one runtime; tests replace it by a formula."""
 
     def layers(self, cases: Sequence[Case]) -> list[float]:
         """Return the milliseconds of each layer, timed in turns."""
         ...
 
     def models(self, models: Mapping[str, nn.Module]) -> list[dict[str, float]]:
-        """Return the milliseconds of each model on the target's batch, in rounds of one call each."""
+        """Return rounds of one call per model, with the milliseconds of each model on the batch of the target."""
         ...
 
 
 class TorchTimer:
-    """Times modules on the device of a model."""
+    """Times layers and modules in torch, on the device and in the dtype of a model."""
 
     def __init__(self, model: nn.Module, example_inputs: Any, target: LatencyTarget) -> None:
         self._example, self._target = example_inputs, target
@@ -44,7 +44,7 @@ class TorchTimer:
         self._dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
     def layers(self, cases: Sequence[Case]) -> list[float]:
-        """Return the milliseconds of each layer."""
+        """Return the milliseconds of each layer, timed in turns."""
         clock = clock_of(self._device)
         with torch_threads(self._target.num_threads), torch.inference_mode():
             calls = [self._call(case) for case in cases]
@@ -72,9 +72,10 @@ class TorchTimer:
 
 
 def quiet_mean(times: Sequence[float]) -> float:
-    """Return the mean of the shorter half of some times: what else the machine does only ever adds.
+    """Return the mean of the shorter half of the times, because disturbances of the machine only lengthen a call.
 
     Example:
+        >>> from hessprune.latency.timers import quiet_mean
         >>> quiet_mean([1.0, 9.0, 2.0, 5.0])
         1.5
     """

@@ -1,26 +1,33 @@
-"""How a network becomes INT8: the grids, and how it is trained with them."""
+"""Settings of quantisation: the grids of a network, and its training with rounding."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from hessprune.quantize.targets import Target
+from hessprune.quantize.backend import find_backend
 from hessprune.training.config import FinetuneConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scheme:
-    """The grids of `prepare_qat`, for what prepares models by itself: the arguments of the same names."""
+    """The grids of a quantised network: the arguments of `prepare_qat` with the same names.
 
-    target: Target = "onnxruntime"
+    Raises:
+        ArgumentError: The target is unknown, or has no kernels for these grids.
+    """
+
+    target: str = "onnxruntime"
     activations: Literal["asymmetric", "symmetric"] = "asymmetric"
     weight_bits: Literal[7, 8] = 7
+
+    def __post_init__(self) -> None:
+        find_backend(self.target).check_grids(self.activations, self.weight_bits)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QatConfig(FinetuneConfig):
-    """How to train a fake-quantised network with `finetune`: as `FinetuneConfig`, with the defaults of EHAP.
+    """Settings of `finetune` for a prepared model: those of `FinetuneConfig`, with the defaults of EHAP.
 
-    Half of the loss comes from the outputs of the float model, which `finetune` wants as `teacher`.
+    Half of the loss comes from the outputs of the float model: pass that model to `finetune` as `teacher`.
 
     References:
         Chong, Gupta and Chen (2023), Resource-efficient quantized deep learning via Hessian-aware pruning,

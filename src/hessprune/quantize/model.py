@@ -1,4 +1,4 @@
-"""A captured graph with quantisers in it; unlike other captured graphs it changes its mode and copies itself."""
+"""The quantised model: a captured graph with quantisers that can change its mode and be copied."""
 
 import functools
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from torch.fx.graph import PythonCode
 
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import switch_graphs
+from hessprune.quantize.backend import find_backend
 from hessprune.quantize.exact import integer_graph
 
 _FACTS = "hessprune"  # the key of our entries in `GraphModule.meta`, which copies take along
@@ -21,10 +22,11 @@ class QuantizedModel(GraphModule):
 
     Attributes:
         stage: `"prepared"`: numbers are rounded in floating point, for calibration and training. `"converted"`:
-            weights are integers. The graph, which is exported, quantises and dequantises around each operator; a call
-            computes the integers that ONNX Runtime computes, bit for bit. For `"x86-inductor"` it runs the graph.
+            weights are integers. The exported graph quantises and dequantises around each operator; a call computes
+            the integers of ONNX Runtime bit for bit, or runs the graph: the backend's `execution` decides.
         target: The runtime that the quantisers are placed for.
-        fp32_layers: Layers that keep their numbers, each with the reason.
+        fp32_layers: Layers that stay in FP32, each with the reason.
+        export_tolerance: Largest relative difference that `export_onnx` accepts: the backend's `tolerance`.
     """
 
     def __init__(self, root: nn.Module | dict[str, Any], graph: Graph, class_name: str = "QuantizedModel") -> None:
@@ -33,27 +35,32 @@ class QuantizedModel(GraphModule):
 
     @property
     def stage(self) -> Literal["prepared", "converted"]:
-        """How far the model is."""
+        """The last step that the model went through."""
         return self.meta[_FACTS]["stage"]
 
     @property
     def target(self) -> str:
-        """The runtime."""
+        """The runtime that the quantisers are placed for."""
         return self.meta[_FACTS]["target"]
 
     @property
+    def export_tolerance(self) -> float:
+        """Largest difference from the ONNX file, relative to the largest output."""
+        return find_backend(self.target).tolerance
+
+    @property
     def fp32_layers(self) -> dict[str, str]:
-        """Names and reasons of layers left in FP32."""
+        """Layers that stay in FP32, each with the reason."""
         return dict(self.meta[_FACTS]["fp32_layers"])
 
     def recompile(self) -> PythonCode:
-        """Take over what the graph says now."""
+        """Update the forward after a change of the graph."""
         code = super().recompile()
         type(self).forward = _choosing(type(self).forward)  # every graph has a class of its own
         return code
 
     def train(self, mode: bool = True) -> "QuantizedModel":
-        """Switch the mode, dropout included."""
+        """Switch the mode, that of dropout in the graph included."""
         super().train(mode)
         switch_graphs(self, mode)
         return self
@@ -64,14 +71,13 @@ class QuantizedModel(GraphModule):
 
 
 def _choosing(simulated: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a forward that runs the graph itself while it is captured or compiled, and its integers otherwise."""
+    """Return a forward that computes in integers; while torch captures or compiles the model, it runs the graph."""
     integer: Callable[..., Any] | None = None
 
     @functools.wraps(simulated)
     def forward(self: QuantizedModel, *args: Any, **kwargs: Any) -> Any:
         nonlocal integer
-        facts = self.meta.get(_FACTS, {})
-        if facts.get("stage") != "converted" or facts["target"] == "x86-inductor" or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not _computes_integers(self):
             return simulated(self, *args, **kwargs)
         integer = integer or type(integer_graph(self)).forward
         return integer(self, *args, **kwargs)  # with the buffers that `self` has now
@@ -79,8 +85,13 @@ def _choosing(simulated: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
+def _computes_integers(model: QuantizedModel) -> bool:
+    facts = model.meta.get(_FACTS, {})  # none yet while torch builds or copies the module
+    return facts.get("stage") == "converted" and find_backend(facts["target"]).execution == "integers"
+
+
 def quantized(graph: GraphModule, **facts: object) -> QuantizedModel:
-    """Wrap a graph of torchao, in evaluation mode; `facts` are the attributes of `QuantizedModel`."""
+    """Wrap a graph of torchao and put it into evaluation mode; `facts` are the attributes of `QuantizedModel`."""
     model = QuantizedModel(graph, graph.graph)
     model.meta[_FACTS] = facts
     return model.eval()

@@ -1,4 +1,4 @@
-"""From a float model to integers: prepare, calibrate, train, convert."""
+"""Quantise a float model: prepare it, calibrate or train it, and convert it to integers."""
 
 import copy
 import fnmatch
@@ -15,7 +15,6 @@ from hessprune.foundation.checks import (
     check_batches,
     check_choice,
     check_finite_parameters,
-    check_range,
     nearest,
     optional_import,
 )
@@ -25,52 +24,53 @@ from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode, seeded
 from hessprune.foundation.trees import leading_size, to_device
 from hessprune.operators.table import integer_kind
+from hessprune.quantize.backend import find_backend
 from hessprune.quantize.graph import activation_quantizers, run_all, weights_read
 from hessprune.quantize.model import QuantizedModel, quantized
 from hessprune.quantize.rewrite import WEIGHT_AXES, layer_name, rewrite
 from hessprune.quantize.rounding import round_weights
-from hessprune.quantize.targets import Target, check_target
 
 if TYPE_CHECKING:
-    from hessprune.quantize.ranges import ActivationQuantizer, Watch
+    from hessprune.quantize.ranges import ActivationQuantizer, Statistic
 
 
 def prepare_qat(
     model: nn.Module,
     example_inputs: Any,
     *,
-    target: Target = "onnxruntime",
+    target: str = "onnxruntime",
     activations: Literal["asymmetric", "symmetric"] = "asymmetric",
     weight_bits: Literal[7, 8] = 7,
     keep_fp32: Sequence[str] | Mapping[str, str] = (),
 ) -> QuantizedModel:
-    """Return a copy of `model` in which weights and activations are rounded to the grid of INT8.
+    """Return a copy of `model` in which weights and activations are rounded to the grids of INT8.
 
-    Weights are symmetric with one scale per output channel, biases int32, activations have one scale per tensor.
-    BatchNorm is folded into the layers beforehand, so that what is trained is what will run. The graph is captured for
-    any batch size. Quantisers are placed where `target` can fuse; what it has no integer kernel for stays in FP32 and
-    is listed in `.fp32_layers`.
+    Weights have one scale per output channel and no zero point, activations one scale per tensor; biases are int32.
+    BatchNorm is folded into the layers first, so that training sees the weights that will run. The graph accepts any
+    batch size. Quantisers stand where `target` can fuse operators into integer kernels. Layers without such a kernel
+    stay in FP32, and `.fp32_layers` lists them.
 
     Args:
         model: Any float model that `torch.export` captures; stays untouched.
         example_inputs: A tensor, tuple or dict.
-        target: `"onnxruntime"`; `"x86-inductor"` for `torch.compile`; `"openvino"`, placed as for ONNX Runtime.
-        activations: `"asymmetric"`: uint8 with a zero point. `"symmetric"`: int8 around zero, for engines that want it;
-            ONNX Runtime then keeps every ReLU in floats.
-        weight_bits: On x86 CPUs without VNNI the integer kernels add two products in 16 bits, which overflows with
-            8-bit weights and never with 7. 8 is exact on CPUs with VNNI, on ARM and on GPUs.
-        keep_fp32: Patterns of the names of layers that stay in FP32, if with reasons: as a mapping. What
-            `choose_fp32_layers` returns is one.
+        target: The backend: `"onnxruntime"`; `"x86-inductor"` for `torch.compile`; `"openvino"`, with the quantisers
+            in the places of ONNX Runtime; or one that you add in `quantize/backends/`.
+        activations: `"asymmetric"`: uint8 with a zero point. `"symmetric"`: int8 around zero, for engines that need it;
+            ONNX Runtime then computes every ReLU in floats.
+        weight_bits: The integer kernels of x86 CPUs without VNNI add two products in 16 bits; these sums overflow with
+            8-bit weights and never with 7 bits. 8 bits are exact on CPUs with VNNI, on ARM and on GPUs.
+        keep_fp32: Patterns of the names of layers that stay in FP32, or a mapping of patterns to reasons, such as the
+            result of `choose_fp32_layers`.
 
     Returns:
         The prepared model, in evaluation mode; `calibrate` it next.
 
     Raises:
-        ArgumentError: A choice is unknown, a pattern matches no layer, or the model is quantised already.
+        ArgumentError: A choice is unknown, a pattern matches no layer, or the model is already quantised.
         DataError: The example does not fit the model.
         MissingDependencyError: torchao or the target is not installed.
         NumericalError: Weights are not finite.
-        UnsupportedModelError: The model cannot be captured, or has no layer to quantise.
+        UnsupportedModelError: The model cannot be captured, has no layer to quantise, or `target` cannot annotate it.
 
     References:
         Chong, Gupta and Chen (2023), Resource-efficient quantized deep learning via Hessian-aware pruning,
@@ -79,31 +79,27 @@ def prepare_qat(
             inference, arXiv:1712.05877, Section 3.
 
     Example:
-        >>> prepared = prepare_qat(nn.Linear(4, 2), torch.zeros(1, 4))
-        >>> calibrated = calibrate(prepared, [(torch.randn(64, 4), None)])
-        >>> convert_qat(calibrated).stage
+        >>> import torch, hessprune as hp
+        >>> prepared = hp.prepare_qat(torch.nn.Linear(4, 2), torch.zeros(1, 4))
+        >>> calibrated = hp.calibrate(prepared, [(torch.randn(64, 4), None)])
+        >>> hp.convert_qat(calibrated).stage
         'converted'
     """
-    check_choice("activations", activations, ("asymmetric", "symmetric"))
-    check_range("weight_bits", weight_bits, low=7, high=8, integer=True)
+    backend = find_backend(target)
+    backend.check_grids(activations, weight_bits)
     _check_float(model)
-    check_target(target)
-    torchao = _torchao()
+    backend.check_installed()
+    _torchao()
     with evaluation_mode(model), seeded(0), torch.no_grad(), progress_bar("preparing for INT8", 2) as bar:
         graph = _float_graph(copy.deepcopy(model), to_device(example_inputs, device_of(model)))
         bar.advance(1, "captured")
         kept = _kept_layers(graph, keep_fp32)
-        left = _fp32_layers(graph, kept)
-        quantizer = _quantizer(target, activations, weight_bits, list(kept))
+        fp32_layers = _fp32_layers(graph, kept)
         with quiet():
-            prepared = torchao.prepare_qat_pt2e(graph, quantizer)
-        if not activation_quantizers(prepared):
-            raise UnsupportedModelError(
-                f"`target` must find layers that it can quantise, got none for {target!r} with torch "
-                f"{torch.__version__}. Use target='onnxruntime', or a newer torch."
-            )
+            quantizer = backend.make_quantizer(activations, weight_bits, list(kept))
+        prepared = _place(graph, quantizer, target)
         bar.advance(1, "placed")
-    return quantized(prepared, stage="prepared", target=target, fp32_layers=left)
+    return quantized(prepared, stage="prepared", target=target, fp32_layers=fp32_layers)
 
 
 def calibrate(
@@ -115,28 +111,29 @@ def calibrate(
 ) -> QuantizedModel:
     """Return a copy of a prepared model whose activation ranges and rounded weights fit `batches`.
 
-    With h the histogram of the values that a quantiser q sees, `"mse"` takes the range [a, b] with the least
-    `Σ h(x)·(q(x) − x)²`, among shares of the observed range; `"minmax"` takes the observed range itself. Values pass
-    unrounded meanwhile.
+    Let h be the histogram of the values that a quantiser q reads, summed over all samples and positions. `"mse"` takes
+    the range with the least `Σ h(x)·(q(x) − x)²` among shares of the observed range; `"minmax"` takes the observed
+    range. During these passes the quantisers do not round.
 
-    Weights are then put on their grids. With ΔW the change of a layer's weights and G the Gram matrix of its inputs,
-    the Hessian of the squared error of its outputs, `"second-order"` keeps `tr(ΔW G ΔWᵀ)` small: the error of each
-    weight is made up for by the weights not yet rounded. `"nearest"` leaves the weights to their quantisers.
+    The weights are rounded next. Let ΔW be the change of a layer's weights and `G = Σ x xᵀ` the Gram matrix of its
+    inputs: the Hessian of the summed squared error of its outputs, without the factor 2. `"second-order"` keeps
+    `tr(ΔW G ΔWᵀ)` small: the weights that are not yet rounded compensate the error of each rounded weight. `"nearest"`
+    leaves the rounding to the quantisers of the weights.
 
-    Three passes over the data, one less for `"minmax"` and for `"nearest"` each; more for very wide layers. That is all
-    there is to post-training quantisation; `finetune` is better.
+    Cost: three passes over the data, one less for `"minmax"`, one less for `"nearest"`, and more for very wide layers.
+    Calibration alone is post-training quantisation; `finetune` gives better accuracy.
 
     Args:
-        model: What `prepare_qat` returned.
-        batches: Re-iterable of (inputs, targets); some hundred samples do. The targets are not read.
-        method: How the ranges of activations are chosen.
-        rounding: How weights are rounded.
+        model: The result of `prepare_qat`.
+        batches: Re-iterable of (inputs, targets); a few hundred samples suffice. Targets are not read.
+        method: Choice of the activation ranges.
+        rounding: Rounding of the weights.
 
     Returns:
         A new prepared model, in evaluation mode.
 
     Raises:
-        ArgumentError: The model is not a prepared one, or a choice is unknown.
+        ArgumentError: The model is not prepared, or a choice is unknown.
         DataError: The batches are empty or one-shot, or do not fit the model.
 
     References:
@@ -144,12 +141,13 @@ def calibrate(
             pre-trained transformers, arXiv:2210.17323, Section 3.3.
 
     Example:
-        >>> layer, x = nn.Linear(4, 2), torch.linspace(-1, 1, 256).reshape(64, 4)
-        >>> calibrated = calibrate(prepare_qat(layer, x), [(x, None)])
+        >>> import torch, hessprune as hp
+        >>> layer, x = torch.nn.Linear(4, 2), torch.linspace(-1, 1, 256).reshape(64, 4)
+        >>> calibrated = hp.calibrate(hp.prepare_qat(layer, x), [(x, None)])
         >>> torch.allclose(calibrated(x), layer(x), atol=0.05)
         True
     """
-    model = _prepared(model, "Call hp.prepare_qat first, and hp.convert_qat last.")
+    model = _prepared(model, "Pass hp.prepare_qat(model, example_inputs).")
     check_choice("method", method, ("mse", "minmax"))
     check_choice("rounding", rounding, ("second-order", "nearest"))
     check_batches(batches)
@@ -158,12 +156,12 @@ def calibrate(
     model = copy.deepcopy(model).eval()
     quantizers = activation_quantizers(model)
     extremes = {quantizer: Extremes() for quantizer in quantizers.values()}
-    _watch(model, batches, extremes)
-    ranges = {quantizer: (seen.low, seen.high) for quantizer, seen in extremes.items()}
+    _observe(model, batches, extremes)
+    ranges = {quantizer: (observed.low, observed.high) for quantizer, observed in extremes.items()}
     if method == "mse":
-        histograms = {quantizer: Histogram(seen) for quantizer, seen in extremes.items()}
-        _watch(model, batches, histograms)
-        ranges = {quantizer: seen.best_range(quantizer) for quantizer, seen in histograms.items()}
+        histograms = {quantizer: Histogram(observed) for quantizer, observed in extremes.items()}
+        _observe(model, batches, histograms)
+        ranges = {quantizer: histogram.best_range(quantizer) for quantizer, histogram in histograms.items()}
     for quantizer, (low, high) in ranges.items():
         quantizer.set_range(low, high)
     if rounding == "second-order":
@@ -172,68 +170,74 @@ def calibrate(
 
 
 def convert_qat(model: nn.Module) -> QuantizedModel:
-    """Return a copy of a prepared model with integer weights, ready for `export_onnx` (or `torch.compile`).
+    """Return a copy of a prepared model with integer weights, ready for `export_onnx` or `torch.compile`.
 
-    It computes in the integers that ONNX Runtime computes in, bit for bit on x86 with AVX2, and returns what the
-    prepared model returns in evaluation mode, up to the rounding of biases and of values midway between two steps.
+    The copy computes the integers of ONNX Runtime, bit for bit on x86 with AVX2. Its outputs are those of the prepared
+    model in evaluation mode, except for the rounding of biases and of values midway between two steps. A model for
+    `"x86-inductor"` runs its graph in floats instead, for `torch.compile`.
 
     Args:
-        model: Calibrated or trained.
+        model: A prepared model, calibrated or trained.
 
     Returns:
         The converted model, in evaluation mode.
 
     Raises:
-        ArgumentError: The model is not a prepared one, or an activation was never calibrated.
+        ArgumentError: The model is not prepared, or an activation was never calibrated.
 
     Example:
-        >>> batches = [(torch.randn(64, 4), None)]
-        >>> int8 = convert_qat(calibrate(prepare_qat(nn.Linear(4, 2), torch.zeros(1, 4)), batches))
+        >>> import torch, hessprune as hp
+        >>> prepared = hp.prepare_qat(torch.nn.Linear(4, 2), torch.zeros(1, 4))
+        >>> int8 = hp.convert_qat(hp.calibrate(prepared, [(torch.randn(64, 4), None)]))
         >>> sorted({str(value.dtype) for value in int8.state_dict().values()} & {"torch.int8", "torch.float32"})
         ['torch.float32', 'torch.int8']
     """
-    model = _prepared(model, "Pass what hp.prepare_qat returned.")
+    model = _prepared(model, "Pass the model that hp.calibrate or hp.finetune returned.")
     missing = [name for name, quantizer in activation_quantizers(model).items() if not quantizer.is_calibrated]
     if missing:
         raise ArgumentError(
             f"activations must be calibrated before conversion, got {len(missing)} without a range, in {missing[0]!r} "
-            "first. Call hp.calibrate(model, batches), or train it."
+            "first. Call hp.calibrate(model, batches)."
         )
     model = copy.deepcopy(model).eval()
     for quantizer, weight in weights_read(model):
-        quantizer(weight)  # which sets its scale
+        quantizer(weight)  # sets the scale
     with quiet():
         converted = _torchao().convert_pt2e(model)
     return quantized(converted, stage="converted", target=model.target, fp32_layers=model.fp32_layers)
 
 
 def _float_graph(model: nn.Module, example: Any) -> GraphModule:
-    """Capture a model for any batch size, with everything that has an integer counterpart turned into that."""
+    """Capture a model for any batch size, and rewrite operators that have an equivalent with an integer kernel."""
     predict(model, example, "example_inputs")
     traced = resized(example, 2) if leading_size(example) == 1 else example
-    graph = capture(model, traced, batch_axes(traced)).module()
+    remedy = "Remove data-dependent Python and fixed batch sizes from its forward."
+    graph = capture(model, traced, batch_axes(traced), remedy=remedy).module()
     assert isinstance(graph, GraphModule)
     rewrite(graph)
     return graph
 
 
-def _quantizer(target: str, activations: str, weight_bits: int, kept: Sequence[str]) -> Any:
-    """Return what tells torchao where to quantise, and how."""
-    with quiet():
-        from hessprune.quantize import quantizer, ranges  # they need torchao
-
-        activation, weight = ranges.activation_spec(activations), ranges.weight_specs(weight_bits)
-        if target == "x86-inductor":
-            return quantizer.inductor_quantizer(activation, weight[0], kept)
-        return quantizer.FusionQuantizer(activation, weight, kept)
+def _place(graph: GraphModule, quantizer: Any, target: str) -> GraphModule:
+    """Insert quantisers into a graph where the quantizer of a backend annotates it."""
+    remedy = f"with torch {torch.__version__}. Use target='onnxruntime', or a newer torch."
+    try:
+        with quiet():
+            prepared = _torchao().prepare_qat_pt2e(graph, quantizer)
+    except NotImplementedError as error:  # torchao's own quantizers raise it for graphs that they cannot partition
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UnsupportedModelError(f"`target` must support the model, got {target!r}: {reason}, {remedy}") from error
+    if not activation_quantizers(prepared):
+        raise UnsupportedModelError(f"`target` must find layers that it can quantise, got none for {target!r} {remedy}")
+    return prepared
 
 
 def _kept_layers(graph: GraphModule, patterns: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    """Return the layers that patterns name, each with the reason."""
+    """Return the layers that match the patterns, each with the reason."""
     if isinstance(patterns, str):
         raise ArgumentError(
-            f"`keep_fp32` must be a list of patterns, got {patterns!r}. Write [{patterns!r}], or pass what "
-            "hp.choose_fp32_layers(model, example_inputs, batches) returns."
+            f"`keep_fp32` must be a list of patterns, got {patterns!r}. Write [{patterns!r}], or pass "
+            "hp.choose_fp32_layers(model, example_inputs, batches)."
         )
     names = list(
         dict.fromkeys(layer_name(node) for node in graph.graph.nodes if integer_kind(node.target) in WEIGHT_AXES)
@@ -252,47 +256,50 @@ def _kept_layers(graph: GraphModule, patterns: Sequence[str] | Mapping[str, str]
 
 
 def _fp32_layers(graph: GraphModule, kept: Mapping[str, str]) -> dict[str, str]:
-    """Return the layers that stay as they are, with the reason."""
-    left = dict(kept)
+    """Return all layers that stay in FP32, each with the reason."""
+    fp32_layers = dict(kept)
     names = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
     for node in graph.graph.nodes:
         if node.op == "get_attr" and node.target in names:
             for user in node.users:
                 if integer_kind(user.target) not in WEIGHT_AXES:
-                    left.setdefault(split_name(node.target)[0], f"no integer kernel for {_operator_name(user)}")
+                    fp32_layers.setdefault(split_name(node.target)[0], f"no integer kernel for {_operator_name(user)}")
     layers = [node for node in graph.graph.nodes if integer_kind(node.target) in WEIGHT_AXES]
-    if all(layer_name(node) in left for node in layers):
+    if all(layer_name(node) in fp32_layers for node in layers):
         raise UnsupportedModelError(
-            "`model` must have a convolution or linear layer to quantise, got none that is not kept in FP32."
+            "`model` must have a convolution or linear layer to quantise, got none outside `keep_fp32`. Shorten "
+            "`keep_fp32`, or deploy the float model."
         )
-    return left
+    return fp32_layers
 
 
 def _operator_name(node: Node) -> str:
     return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
-def _watch(model: nn.Module, batches: Iterable[Any], watches: "Mapping[ActivationQuantizer, Watch]") -> None:
-    """Run the batches while values pass the quantisers unrounded, each seen by its watch."""
-    for quantizer, watch in watches.items():
-        quantizer.watch = watch
+def _observe(model: nn.Module, batches: Iterable[Any], statistics: "Mapping[ActivationQuantizer, Statistic]") -> None:
+    """Run all batches without rounding, and update one statistic per quantiser with the values that it reads."""
+    for quantizer, statistic in statistics.items():
+        quantizer.statistic = statistic
     run_all(model, batches, "calibrating")
-    for quantizer in watches:
-        quantizer.watch = None
+    for quantizer in statistics:
+        quantizer.statistic = None
 
 
 def _check_float(model: nn.Module) -> None:
     if any(isinstance(module, QuantizedModel) for module in model.modules()):
-        raise ArgumentError("`model` must be a float model, got one that is quantised already. Pass the one before.")
+        raise ArgumentError(
+            "`model` must be a float model, got one that is quantised already. Pass the model before hp.prepare_qat."
+        )
     check_finite_parameters(model)
 
 
 def _prepared(model: nn.Module, remedy: str) -> QuantizedModel:
-    """Return the model if it is a prepared one."""
+    """Return the model if it is prepared, else raise."""
     if isinstance(model, QuantizedModel) and model.stage == "prepared":
         return model
-    found = model.stage if isinstance(model, QuantizedModel) else type(model).__name__
-    raise ArgumentError(f"`model` must be a prepared model, got a {found} one. {remedy}")
+    kind = model.stage if isinstance(model, QuantizedModel) else type(model).__name__
+    raise ArgumentError(f"`model` must be a prepared model, got a {kind} one. {remedy}")
 
 
 def _torchao() -> Any:

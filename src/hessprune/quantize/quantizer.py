@@ -141,15 +141,3 @@ def _share(model: GraphModule, values: set[Node]) -> dict[Node, Node]:
 
 def _annotation(node: Node) -> QuantizationAnnotation:
     return node.meta.setdefault("quantization_annotation", QuantizationAnnotation(_annotated=True))
-
-
-def inductor_quantizer(activation: QuantizationSpec, weight: QuantizationSpec, keep_fp32: Collection[str]) -> Quantizer:
-    """Return torchao's own quantiser for `torch.compile` on x86, with our ranges."""
-    from torchao.quantization.pt2e.quantizer.utils import QuantizationConfig  # seconds to import
-    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
-
-    config = QuantizationConfig(activation, activation, weight, None, is_qat=True)
-    quantizer = X86InductorQuantizer().set_global(config)
-    for name in keep_fp32:
-        quantizer.set_module_name_qconfig(name, None)
-    return quantizer

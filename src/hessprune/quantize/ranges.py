@@ -1,7 +1,7 @@
-"""Fake quantisers: put a tensor on the grid that integers will have, and let gradients through.
+"""Fake quantisers: round a tensor to the grid of integers, and let gradients through.
 
 With scale s, zero point z and integers from a to b, `q(x) = s·(clamp(round(x/s) + z, a, b) − z)`. Its gradient is 1
-inside the range and 0 outside. Weights take their range from themselves, activations from what they were shown.
+inside the range and 0 outside. The range of a weight is its own, that of an activation comes from calibration batches.
 """
 
 from abc import abstractmethod
@@ -15,20 +15,20 @@ from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
 from hessprune.errors import ArgumentError
 
-MOMENTUM = 0.01  # of the moving average of activation ranges in training
+MOMENTUM = 0.01  # weight of a new batch in the moving average of activation ranges
 BINS = 2048
-SHRINKS = torch.linspace(1, 0.25, 16)  # candidate ranges, as shares of the observed one
+SHRINKS = torch.linspace(1, 0.25, 16)  # candidate ranges, as shares of the observed range
 
 
 def activation_spec(kind: str) -> QuantizationSpec:
-    """Return how values are quantised: uint8 with a zero point, or int8 around zero."""
+    """Return the grid of activations: uint8 with a zero point, or int8 around zero."""
     if kind == "symmetric":
         return _spec(ActivationQuantizer, torch.int8, -127, 127, torch.per_tensor_symmetric)
     return _spec(ActivationQuantizer, torch.uint8, 0, 255, torch.per_tensor_affine)
 
 
 def weight_specs(bits: int) -> dict[int, QuantizationSpec]:
-    """Return how weights are quantised, by axis of their output channels."""
+    """Return the grids of weights, by axis of their output channels."""
     limit = {7: 64, 8: 127}[bits]  # 2·255·64 is below 2¹⁵
     return {
         axis: _spec(
@@ -46,8 +46,8 @@ def _spec(
     )
 
 
-class Quantizer(FakeQuantizeBase):
-    """What torchao asks of a fake quantiser when it puts integers in its place."""
+class FakeQuantizer(FakeQuantizeBase):
+    """A fake quantiser as torchao expects it, which replaces it by integer operators at conversion."""
 
     is_dynamic = False
 
@@ -57,19 +57,19 @@ class Quantizer(FakeQuantizeBase):
         super().__init__()
         assert not is_dynamic
         self.dtype, self.qscheme, self.quant_min, self.quant_max = dtype, qscheme, quant_min, quant_max
-        self.rounds = True  # where False, values pass as they are
+        self.rounds = True  # if False, the forward returns its input
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Return x on the grid."""
+        """Round x to the grid."""
 
     @abstractmethod
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Return scale and zero point."""
 
 
-class WeightQuantizer(Quantizer):
-    """Symmetric, one scale per output channel: `s = max|w| / b`, computed anew from every weight it sees."""
+class WeightQuantizer(FakeQuantizer):
+    """Round a weight symmetrically, with one scale `s = max|w| / b` per output channel, computed in every forward."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class WeightQuantizer(Quantizer):
         self.scale = torch.ones(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the weight on its grid."""
+        """Round the weight to its grid."""
         if not self.rounds:
             return x
         largest = x.detach().abs().transpose(0, self.ch_axis).flatten(1).amax(1)
@@ -95,12 +95,15 @@ class WeightQuantizer(Quantizer):
         return torch.fake_quantize_per_channel_affine(x, scale, zero, self.ch_axis, self.quant_min, self.quant_max)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Return scale and zero point per channel."""
+        """Return scales and zero points, `(C,)` each."""
         return self.scale, torch.zeros_like(self.scale, dtype=torch.int32)
 
 
-class ActivationQuantizer(Quantizer):
-    """One scale per tensor; the range is set by calibration, and in training follows a moving average until frozen."""
+class ActivationQuantizer(FakeQuantizer):
+    """Round an activation, with one scale per tensor.
+
+    Calibration sets the range. In training the range follows a moving average of the batches until it is frozen.
+    """
 
     low: Tensor
     high: Tensor
@@ -111,18 +114,18 @@ class ActivationQuantizer(Quantizer):
         super().__init__(dtype=dtype, quant_min=quant_min, quant_max=quant_max, qscheme=qscheme, is_dynamic=is_dynamic)
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
-        self.watch: Callable[[Tensor], None] | None = None  # set during calibration, which lets values pass
+        self.statistic: Callable[[Tensor], None] | None = None  # set during calibration, when nothing is rounded
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether there is a range."""
+        """Whether the range is set."""
         return bool(self.high > self.low)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x on the grid."""
-        if self.watch is not None:
-            self.watch(x.detach())
-        if self.watch is not None or not self.rounds:
+        """Round x to the grid, or update the statistic and return x."""
+        if self.statistic is not None:
+            self.statistic(x.detach())
+        if self.statistic is not None or not self.rounds:
             return x
         if self.training and bool(self.observer_enabled):
             self._follow(*x.detach().aminmax())
@@ -139,12 +142,12 @@ class ActivationQuantizer(Quantizer):
         return self._grid(self.low, self.high)
 
     def rounded(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Return x on the grid of a range, or on those of several, without gradients."""
+        """Round x to the grid of a range, or to the grids of several ranges, without gradients."""
         scale, zero = self._grid(low, high)
         return scale * ((x / scale).round().add(zero).clamp(self.quant_min, self.quant_max) - zero)
 
     def _grid(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scale and zero point of a range; zero is always on the grid."""
+        """Return scale and zero point of a range; zero lies on every grid."""
         low, high = low.clamp(max=0), high.clamp(min=0)
         if self.qscheme == torch.per_tensor_symmetric:
             low, high = -torch.maximum(-low, high), torch.maximum(-low, high)
@@ -153,7 +156,7 @@ class ActivationQuantizer(Quantizer):
         return scale, zero.to(torch.int32)
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
-        """Take over a range."""
+        """Replace the range."""
         self.low.copy_(low)
         self.high.copy_(high)
 
@@ -162,38 +165,38 @@ class ActivationQuantizer(Quantizer):
         self.set_range(self.low.lerp(low, weight), self.high.lerp(high, weight))
 
 
-class Watch(Protocol):
-    """Sees every batch of an activation."""
+class Statistic(Protocol):
+    """A statistic of an activation, updated with every batch."""
 
     def __call__(self, x: Tensor) -> None:
-        """Take note of the values."""
+        """Take in the values of a batch."""
 
 
 class Extremes:
-    """Smallest and largest value seen."""
+    """Smallest and largest value over all batches, with 0 between them."""
 
     def __init__(self) -> None:
         self.low, self.high = torch.tensor(0.0), torch.tensor(0.0)
 
     def __call__(self, x: Tensor) -> None:
-        """Take note of the values."""
+        """Take in the values of a batch."""
         low, high = x.float().aminmax()
         self.low, self.high = torch.minimum(self.low, low.cpu()), torch.maximum(self.high, high.cpu())
 
 
 class Histogram:
-    """Counts of values between two extremes."""
+    """Number of values in each of `BINS` bins between two extremes."""
 
     def __init__(self, extremes: Extremes) -> None:
         self.low, self.high = extremes.low, extremes.high
         self.counts = torch.zeros(BINS, dtype=torch.float64)
 
     def __call__(self, x: Tensor) -> None:
-        """Take note of the values."""
+        """Take in the values of a batch."""
         self.counts += torch.histc(x.float().cpu(), BINS, float(self.low), float(self.high)).double()
 
     def best_range(self, quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
-        """Return the range, within the observed one, that minimises the mean squared error of rounding."""
+        """Return the range inside the observed range that minimises the mean squared error of rounding."""
         centres = torch.linspace(float(self.low), float(self.high), 2 * BINS + 1)[1::2]
         ranges = torch.cartesian_prod(self.low * SHRINKS, self.high * SHRINKS).unique(dim=0)  # (R, 2)
         rounded = quantizer.rounded(centres, *ranges[:, :, None].unbind(1))  # (R, BINS)

@@ -136,10 +136,10 @@ def _weights(use: Use, before: QuantizedModel, after: QuantizedModel) -> tuple[T
 
 def _let_pass(model: nn.Module) -> None:
     """Switch all rounding off."""
-    from hessprune.quantize.ranges import Quantizer  # needs torchao, which made the model
+    from hessprune.quantize.ranges import FakeQuantizer  # needs torchao, which made the model
 
     for module in model.modules():
-        if isinstance(module, Quantizer):
+        if isinstance(module, FakeQuantizer):
             module.rounds = False
 
 
