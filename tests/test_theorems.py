@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hessprune.costs.budget import Budget
 from hessprune.costs.model import CostModel
 from hessprune.foundation.trees import tensors_in
-from hessprune.planning.plan import make_plan
+from hessprune.planning.planner import make_plan
 from hessprune.planning.ranking import Ranking
 from hessprune.structure.find import find_groups
 from hessprune.surgery.apply import apply_plan

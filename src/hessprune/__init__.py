@@ -21,17 +21,17 @@ from hessprune.errors import (
 from hessprune.structure.groups import Frozen, Group, Groups, Slice
 from hessprune.structure.find import find_groups
 from hessprune.curvature import TraceOptions, TraceResult, Until
-from hessprune.methods import Saliency, Settings, hessian_trace, implant_losses, saliency
+from hessprune.methods import Saliency, Settings, hessian_trace, saliency
 from hessprune.costs.budget import Budget
 from hessprune.costs.model import Cost, cost
 from hessprune.planning.implants import Implant
 from hessprune.costs.latency_table import LatencyTable
-from hessprune.planning.plan import Plan, make_plan
+from hessprune.planning.plan import Plan
+from hessprune.planning.planner import make_plan
 from hessprune.planning.ranking import Ranking
 from hessprune.planning.removal import removal_for
 from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.compensation import compensate
-from hessprune.surgery.implants.fitting import fit_stand_ins
 from hessprune.surgery.verify import verify
 from hessprune.training import FinetuneConfig, finetune, reestimate_batchnorm
 from hessprune.deploy.evaluation import evaluate
@@ -64,7 +64,6 @@ __all__ = [
     "TraceOptions",
     "Until",
     "saliency",
-    "implant_losses",
     "Saliency",
     "Settings",
     # planning
@@ -83,7 +82,6 @@ __all__ = [
     # surgery and checkpoints
     "apply_plan",
     "verify",
-    "fit_stand_ins",
     "compensate",
     "save",
     "load",

@@ -16,7 +16,7 @@ from hessprune.latency import LatencyTarget, latency_table
 from hessprune.latency import table as tables
 from hessprune.methods import saliency
 from hessprune.methods.values import Saliency
-from hessprune.planning.plan import make_plan, plan_removing
+from hessprune.planning.planner import make_plan, plan_removing
 from hessprune.planning.ranking import Ranking
 from hessprune.pruning.steps import plan_stepwise
 from hessprune.structure.find import find_groups

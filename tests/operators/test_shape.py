@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.costs.budget import Budget
-from hessprune.planning.plan import make_plan
+from hessprune.planning.planner import make_plan
 from hessprune.structure.find import find_groups
 from hessprune.structure.groups import Group, Groups
 from hessprune.surgery.apply import apply_plan

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import hessprune as hp
 from hessprune.layers.least_squares import STRENGTHS, ridge, solve
 from hessprune.layers.sums import Sums
-from hessprune.planning.plan import Plan, plan_removing
+from hessprune.planning.plan import Plan
+from hessprune.planning.planner import plan_removing
 from hessprune.surgery.compensation import compensate
 from tests.cases import AWKWARD, Flatten, Grouped, Inverted, Plain, Residual, Shared, Tokens, image, make
 

@@ -1,4 +1,4 @@
-"""What a model costs, measured; and what it will cost as an exact function of the units removed."""
+"""The cost of a model: counted on the model, and as an exact function of the units removed."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from hessprune.costs.budget import LATENCY
 from hessprune.costs.latency_table import LatencyTable
 from hessprune.costs.products import Product, record_products, size_changes
-from hessprune.errors import BudgetError
+from hessprune.foundation.formatting import bytes_text, count_text, html_table
 from hessprune.structure.groups import Group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """Cost of one forward on the example inputs, and of keeping the model.
+    """The cost of one forward on the example inputs, and the size of the model.
 
-    One multiply-add counts as one MAC; convolutions and matrix products are counted, element-wise work is not.
+    One multiply-add is one MAC. Convolutions and matrix products are counted, element-wise operations are not.
     """
 
     macs: int
@@ -30,8 +29,18 @@ class Cost:
     """Size of parameters and buffers, in bytes."""
 
     def __str__(self) -> str:
-        """`40.8 M MACs, 0.27 M parameters, 1.1 MB`."""
-        return f"{self.macs / 1e6:.4g} M MACs, {self.params / 1e6:.4g} M parameters, {self.bytes / 1e6:.4g} MB"
+        """Return for example `12.4 M MACs, 1.2 M parameters, 4.8 MB`."""
+        return ", ".join([
+            f"{count_text(self.macs)} MACs",
+            f"{count_text(self.params)} parameters",
+            bytes_text(self.bytes),
+        ])
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        return html_table(
+            ["MACs", "parameters", "size"], [[count_text(self.macs), count_text(self.params), bytes_text(self.bytes)]]
+        )
 
 
 def cost(model: nn.Module, example_inputs: Any) -> Cost:
@@ -48,21 +57,28 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         The counted cost.
 
     Example:
-        >>> import torch
-        >>> cost(nn.Linear(10, 5), torch.zeros(1, 10))
+        >>> import torch, hessprune as hp
+        >>> hp.cost(torch.nn.Linear(10, 5), torch.zeros(1, 10))
         Cost(macs=50, params=55, bytes=220)
     """
     return CostModel(model, example_inputs).dense
 
 
 class CostModel:
-    """Cost as an exact function of how many units each group loses.
+    """The cost as an exact function of the number of units that each group loses.
 
-    Nearly every counted product reads one weight and costs `(positions) × numel(weight)` MACs, whatever the groups or
-    the kernel; so MACs, like parameters, are a sum over tensors of a coefficient times a product of axis sizes, and
-    each axis size falls linearly with the units removed. The few products for which a forward without one unit of every
-    group shows something else (of two activations, or along other axes than channels) are computed from their own axis
-    sizes, which fall linearly too. Predicted cost is therefore the measured cost, not an estimate.
+    Nearly every counted product reads one weight and costs `(positions) × numel(weight)` MACs, for any kernel and any
+    number of convolution groups. So MACs, like parameters, are a sum over tensors of a coefficient times a product of
+    axis sizes, and every axis size falls linearly with the units removed. A forward without one unit of every group
+    shows the few exceptions: products of two activations, or along other axes than channels. Their cost is computed
+    from their own axis sizes, which fall linearly too. The predicted cost is therefore the counted cost.
+
+    Args:
+        model: The dense model; it is not changed.
+        example_inputs: The inputs for which MACs are counted; shapes only.
+        groups: From `find_groups`.
+        stand_ins: Layers that can hold stand-ins, each with its rank (None: 1×1 filters).
+        latency: The table that predicts milliseconds, for a budget of time.
     """
 
     def __init__(
@@ -98,10 +114,10 @@ class CostModel:
         self.dense = self({})
 
     def _irregular(self, products: list[Product], fewer: list[Product], names: list[str]) -> list[int]:
-        """Number the products whose cost does not fall with their weight when every group loses a unit."""
+        """Return the numbers of products whose cost does not fall with their weight when every group loses a unit."""
         num_groups = len(self._groups)
-        left = self._numel(np.ones(num_groups)) / np.maximum(self._numel(np.zeros(num_groups)), 1)
-        share = dict(zip(names, left, strict=True))
+        shares = self._numel(np.ones(num_groups)) / np.maximum(self._numel(np.zeros(num_groups)), 1)
+        share = dict(zip(names, shares, strict=True))
         pairs = enumerate(zip(products, fewer, strict=True))
         return [n for n, (p, q) in pairs if p.owner not in share or round(p.macs() * share[p.owner]) != q.macs()]
 
@@ -114,26 +130,26 @@ class CostModel:
         return sum(product.macs([next(sizes) for _ in product.sizes]) for product in self._irregular_products)
 
     def _irregular_saved(self, counts: np.ndarray) -> np.ndarray:
-        """Return what one more unit of each group saves in the irregular products that it changes."""
+        """Return the MACs that one more unit of each group saves in the irregular products."""
         saved = np.zeros(len(counts))
         if not self._irregular_products:
             return saved
         sizes = self._dense_sizes() - counts @ self._changes
         start = 0
         for product in self._irregular_products:
-            own = slice(start, start + len(product.sizes))
-            changing = np.flatnonzero(self._changes[:, own].any(1))
-            now = product.macs(sizes[own].tolist()) if len(changing) else 0
+            axes = slice(start, start + len(product.sizes))
+            changing = np.flatnonzero(self._changes[:, axes].any(1))
+            now = product.macs(sizes[axes].tolist()) if len(changing) else 0
             for number in changing:
-                saved[number] += now - product.macs((sizes[own] - self._changes[number, own]).tolist())
-            start = own.stop
+                saved[number] += now - product.macs((sizes[axes] - self._changes[number, axes]).tolist())
+            start = axes.stop
         return saved
 
     def _dense_sizes(self) -> np.ndarray:
         return np.concatenate([np.zeros(0), *(product.sizes for product in self._irregular_products)])
 
     def _set_axes(self, state: Mapping[str, Tensor], groups: list[Group]) -> None:
-        """Lay out axis sizes `(tensors, 8)` and how many positions one unit of each group takes, `(tensors × 8, G)`."""
+        """Set the axis sizes `(T, A)` of all tensors, and the positions that one unit takes on them, `(G, T, A)`."""
         rows = {name: number for number, name in enumerate(state)}
         width = max([8, *(tensor.dim() for tensor in state.values())])
         self._sizes = np.ones((len(state), width))
@@ -147,7 +163,7 @@ class CostModel:
         self._less = self._per_unit[self._touching, self._touched]
 
     def _stand_in_numel(self, counts: np.ndarray, implanted: np.ndarray) -> np.ndarray:
-        """Return how many more elements the stand-ins' layers hold than if the implanted units had kept their filters.
+        """Return the change in elements of each tensor where implanted units hold stand-ins in the place of filters.
 
         A full filter has `I·k` weights; a 1×1 filter has `I`, and filters of rank `r` have `r` each and share `r·I·k`.
         """
@@ -160,10 +176,11 @@ class CostModel:
         return change
 
     def __call__(self, num_removed: Mapping[str, int], num_implanted: Mapping[str, int] | None = None) -> Cost:
-        """Return the cost after removing `num_removed[group name]` units of each group (0 where absent).
+        """Return the cost of the model that is left.
 
-        `num_implanted` more units keep a stand-in in the layers given as `stand_ins`: names, each with its rank (None
-        for 1×1 filters).
+        Args:
+            num_removed: Removed units by group name; 0 where a group is absent.
+            num_implanted: Further units by group name, each with a stand-in in the layers of `stand_ins`.
         """
         counts = self._counts(num_removed)
         numel = self._numel(counts) + self._stand_in_numel(counts, self._counts(num_implanted or {}))
@@ -177,19 +194,15 @@ class CostModel:
         num_removed: Mapping[str, int] | None = None,
         num_implanted: Mapping[str, int] | None = None,
     ) -> float:
-        """Return one quantity of the cost, or the number of `units` left, after `num_removed` are gone.
-
-        Raises:
-            BudgetError: Time is asked for, and there is no latency table.
-        """
-        if quantity in LATENCY:
-            return LATENCY[quantity] * self._table().ms(num_removed)
+        """Return one quantity of the model that is left: of its cost, its milliseconds, or its number of units."""
+        if quantity == "latency_ms":
+            return self._table().ms(num_removed)
         if quantity == "units":
             return self._num_units - sum((num_removed or {}).values())
         return getattr(self(num_removed or {}, num_implanted), quantity)
 
     def saved_next(self, quantity: str, num_removed: Mapping[str, int] | None = None) -> dict[str, float]:
-        """Return what one more unit of each group saves, in any quantity, after `num_removed` are gone."""
+        """Return by group name the saving of one more unit in a quantity, after `num_removed` units are gone."""
         if quantity == "units":
             return dict.fromkeys(self._groups, 1.0)
         counts = self._counts(num_removed or {})
@@ -201,19 +214,18 @@ class CostModel:
             saved = saved + self._irregular_saved(counts)
         return {name: float(saved[number]) for name, number in self._groups.items()}
 
-    def num_leaving(self, quantity: str, group: str, num_removed: int, step: int) -> int:
-        """Return how many units of a group go where `num_removed` may and kept ones come in multiples of `step`."""
-        if quantity in LATENCY:
-            return self._table().rounded(group, num_removed, step)
+    def num_leaving(self, quantity: str, group: str, num_ranked: int, multiple: int) -> int:
+        """Return how many of `num_ranked` units of a group go, so that the kept ones come in multiples of `multiple`.
+
+        For milliseconds, a group also stops only at widths that measure as faster.
+        """
+        if quantity == "latency_ms":
+            return self._table().rounded(group, num_ranked, multiple)
         units = self._units[group]
-        return max(units - math.ceil((units - num_removed) / step) * step, 0)
+        return max(units - math.ceil((units - num_ranked) / multiple) * multiple, 0)
 
     def _table(self) -> LatencyTable:
-        if self.latency is None:
-            raise BudgetError(
-                "`Budget(latency_ms=…)` needs a latency table. Pass latency=hp.latency_table(model, groups, "
-                "example_inputs), or call hp.prune, which measures one."
-            )
+        assert self.latency is not None, "a budget of time is planned with a latency table"
         return self.latency
 
     def _counts(self, num_removed: Mapping[str, int]) -> np.ndarray:

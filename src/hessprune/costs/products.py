@@ -1,4 +1,4 @@
-"""The products of one forward, recorded without arithmetic: which parameter each reads, and what it costs."""
+"""The products of one forward, recorded without arithmetic: the parameter that each one reads, and its cost."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,22 +50,13 @@ def record_products(model: nn.Module, example_inputs: Any, removed: Sequence[Gro
     return dry_run(model, example_inputs, lambda empty, inputs: _run(empty, inputs, removed))
 
 
-def count_macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:
-    """Return MACs of one forward per parameter that the product reads (`""` for products of two activations)."""
-    macs: dict[str, int] = {}
-    for product in record_products(model, example_inputs):
-        macs[product.owner] = macs.get(product.owner, 0) + product.macs()
-    return macs
-
-
 def size_changes(
     model: nn.Module, example_inputs: Any, groups: Sequence[Group], products: Sequence[Product], numbers: Sequence[int]
 ) -> np.ndarray:
     """Return by how much the first unit of each group shrinks the axes of some products, `(G, sizes)`.
 
-    An axis mostly depends on one group: forward `j` goes without the groups whose number has bit `j` set, so
-    `log₂ G` forwards spell the number of that group for every axis at once. What is not spelt clearly takes one forward
-    for each group.
+    Most axes depend on one group. Forward `j` leaves out the groups whose number has bit `j` set, so `log₂ G` forwards
+    spell the number of that group for every axis at once. The axes without a clear answer take one forward per group.
     """
 
     def changes(removed: Sequence[Group]) -> np.ndarray:
@@ -101,7 +92,7 @@ def _run(model: nn.Module, inputs: Any, removed: Sequence[Group]) -> list[Produc
 
 
 class _Recorder(TorchDispatchMode):
-    """Records products below autograd; a weight is recognised by its storage, so views of it count as it."""
+    """Records the products below autograd. A weight is recognised by its storage, so its views count as the weight."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -124,7 +115,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _without_numbers(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Answer for BatchNorm on the meta device, whose kernel there goes through its arithmetic: half of a dry run."""
+    """Return empty results of BatchNorm on the meta device, where its own kernel takes half the time of a dry run."""
     if func is not torch.ops.aten.native_batch_norm.default or not args[0].is_meta:
         return None
     statistics = args[0].new_empty(args[0].shape[1])

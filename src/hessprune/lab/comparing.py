@@ -13,10 +13,9 @@ T = TypeVar("T")
 ESTIMATORS = ("exact", "rademacher", "hutchinson")
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 IMPLANTS = {
-    "implant": Implant(),
-    "implant=fitted": Implant(start="fitted"),
-    "implant=centre": Implant(start="centre"),
-    "implant=zero": Implant(start="zero"),
+    "implant": Implant(share=0.5),
+    "implant=fitted": Implant(share=0.5, start="fitted"),
+    "implant=zero": Implant(share=0.5, start="zero"),
 }
 NUMBERS = {"probes": ("num_probes", int), "step": ("step", float), "temperature": ("temperature", float)}
 

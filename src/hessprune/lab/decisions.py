@@ -1,6 +1,7 @@
 """From a dense model to a pruned one: score, plan, cut."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hessprune.costs.latency_table import LatencyTable
 from hessprune.costs.target import LatencyTarget
 from hessprune.curvature import TraceOptions
 from hessprune.deploy.evaluation import evaluate
-from hessprune.foundation.files import sha256, write_text
+from hessprune.foundation.files import write_text
 from hessprune.lab.context import Decision, Model, Run
 from hessprune.lab.identity import architecture_of
 from hessprune.lab.settings import as_json
@@ -21,7 +22,9 @@ from hessprune.lab.store import Stage, load_saliency, save_saliency
 from hessprune.latency.table import latency_table, settled, with_measured_latency
 from hessprune.methods.scores import Settings
 from hessprune.methods.table import COMPENSATING, saliency
-from hessprune.planning.plan import Plan, fingerprint, make_plan
+from hessprune.planning.packing import digest
+from hessprune.planning.plan import Plan
+from hessprune.planning.planner import fingerprint, make_plan
 from hessprune.pruning.steps import plan_stepwise
 from hessprune.structure.groups import Groups
 from hessprune.surgery.apply import apply_plan
@@ -44,7 +47,7 @@ def score(run: Run, model: nn.Module, groups: Groups, method: str) -> Stage:
     a folder of stages, whatever their budgets, share their saliencies.
     """
     settings, batches = scoring_settings(run, method), run.batches("calibration")
-    contents = [fingerprint(model), architecture_of(model), sha256(repr(groups)), run.data.calibration.digest().hex()]
+    contents = [fingerprint(model), architecture_of(model), digest(groups), run.data.calibration.digest().hex()]
     reading = [run.data.mean, run.data.std, run.settings.data.batch_size, run.device.type]
 
     def make(folder: Path) -> None:
@@ -85,16 +88,19 @@ def plan_for(run: Run, model: nn.Module, groups: Groups, scored: Stage, budget: 
     method, step = values.provenance["method"], prune.step
     timed = latency_for(run, model, groups, scored, budget) if budget.is_latency else None
     stages = [scored] if timed is None else [scored, timed]
+    bound = budget.without_target()
+    budget = budget if timed is None else replace(budget, target=read_table(timed))
 
     def remember(limit: Budget, _: Plan | None, make: Callable[[], Plan]) -> Plan:
         def write(folder: Path) -> None:
             plan = make()
-            if timed is not None and limit == budget:
+            if timed is not None and limit.without_target() == bound:
                 plan = with_measured_latency(plan, model, run.example)
             write_text(folder / "plan.json", plan.to_json())
 
-        last, own = limit == budget, limit == budget == prune.budget
-        asked = (limit, prune.ranking, prune.implant if last else None)
+        last = limit.without_target() == bound
+        own = last and bound == prune.budget.without_target()
+        asked = (limit.without_target(), prune.ranking, prune.implant if last else None)
         name, inputs = "plan" if own else "step", (stages[-1], *map(as_json, asked), step)
         stages.append(run.store.run(f"3-{name}-{method}", write, *inputs, by_content=not own, code=PRUNING_CODE))
         return read_plan(stages[-1])
@@ -110,7 +116,6 @@ def plan_for(run: Run, model: nn.Module, groups: Groups, scored: Stage, budget: 
         settings=scoring_settings(run, method),
         ranking=prune.ranking,
         implant=prune.implant or 0.0,
-        latency=None if timed is None else read_table(timed),
         remember=remember,
     )
     return stages[-1]
@@ -122,7 +127,7 @@ def latency_for(run: Run, model: nn.Module, groups: Groups, scored: Stage, budge
     The table itself is kept by content and shared by all methods and budgets.
     """
     prune, values, target = run.settings.prune, load_saliency(scored.folder), latency_target(run)
-    contents = [architecture_of(model), sha256(repr(groups)), list(run.example.shape), run.device.type]
+    contents = [architecture_of(model), digest(groups), list(run.example.shape), run.device.type]
     machine = target.facts(target.batch_size or 1, run.device.type)
 
     def measure(folder: Path) -> None:
@@ -130,12 +135,12 @@ def latency_for(run: Run, model: nn.Module, groups: Groups, scored: Stage, budge
         write_text(folder / "latency.json", found.to_json())
 
     def correct(folder: Path) -> None:
-        plan_with = partial(make_plan, model, groups, values, budget, example_inputs=run.example, ranking=prune.ranking)
-        found = settled(read_table(table), model, run.example, lambda known: plan_with(latency=known))
+        plan_for = partial(make_plan, model, groups, values, example_inputs=run.example, ranking=prune.ranking)
+        found = settled(read_table(table), model, run.example, lambda known: plan_for(replace(budget, target=known)))
         write_text(folder / "latency.json", found.to_json())
 
     table = run.store.run("3-latency", measure, *contents, machine, by_content=True, code=TIMING_CODE)
-    asked = (table, scored, as_json(budget), as_json(prune.ranking))
+    asked = (table, scored, as_json(budget.without_target()), as_json(prune.ranking))
     name = f"3-latency-{values.provenance['method']}"
     return run.store.run(name, correct, *asked, by_content=True, code=(*PRUNING_CODE, *TIMING_CODE))
 
@@ -144,6 +149,8 @@ def latency_target(run: Run) -> LatencyTarget:
     """Return where the recipe counts milliseconds: where the report does, unless it says otherwise."""
     settings = run.settings
     runtime = "torch" if settings.quantize is None else "onnxruntime-int8"
+    if isinstance(settings.prune.budget.target, LatencyTarget):
+        return settings.prune.budget.target
     return settings.prune.latency or LatencyTarget(runtime=runtime, batch_size=settings.report.latency_batch_size)
 
 

@@ -102,7 +102,7 @@ class PruneSettings:
     latency: LatencyTarget | None = None
 
     def __post_init__(self) -> None:
-        check_no_stand_ins(self.implant or Implant(share=0.0), self.budget)
+        check_no_stand_ins(self.implant or Implant(share=0), self.budget)
         check_choice("method", self.method, METHODS)
         check_range("step", self.step, low=1e-3, high=1)
         if self.num_probes is not None:
@@ -220,7 +220,8 @@ class RunSettings:
 def as_json(settings: Any) -> Any:
     """Turn settings into nested dicts and lists; a budget shows the one quantity that it sets."""
     if isinstance(settings, Budget):
-        return {settings.quantity: settings.value}
+        target = {"target": as_json(settings.target)} if isinstance(settings.target, LatencyTarget) else {}
+        return {settings.quantity: settings.value, **target}
     if dataclasses.is_dataclass(settings):
         return {item.name: as_json(getattr(settings, item.name)) for item in dataclasses.fields(settings)}
     return [as_json(item) for item in settings] if isinstance(settings, tuple | list) else settings

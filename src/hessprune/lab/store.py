@@ -99,7 +99,6 @@ def save_saliency(values: Saliency, folder: Path) -> None:
     """Write the numbers as tensors, and how they came about as JSON."""
     tensors = {f"value:{name}": value for name, value in values.items()}
     tensors |= {f"error:{name}": value for name, value in (values.standard_error or {}).items()}
-    tensors |= {f"implant:{name}": value for name, value in (values.implant_losses or {}).items()}
     tensors |= {} if values.interactions is None else as_interactions(values.interactions).tensors()
     with replacing(folder / "saliency.safetensors") as path:
         save_file({name: value.contiguous() for name, value in tensors.items()}, path)
@@ -111,14 +110,12 @@ def load_saliency(folder: Path) -> Saliency:
     """Read what `save_saliency` wrote."""
     tensors, facts = load_file(folder / "saliency.safetensors"), read_json(folder / "saliency.json")
     errors = {name: tensors[f"error:{name}"] for name in facts["groups"] if f"error:{name}" in tensors}
-    losses = {name: tensors[f"implant:{name}"] for name in facts["groups"] if f"implant:{name}" in tensors}
     return Saliency(
         {name: tensors[f"value:{name}"] for name in facts["groups"]},
         provenance=facts["provenance"],
         per_cost=facts["per_cost"],
         standard_error=errors or None,
         interactions=interactions_from(tensors),
-        implant_losses=losses or None,
     )
 
 

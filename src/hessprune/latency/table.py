@@ -24,7 +24,8 @@ from hessprune.foundation.progress import progress_bar, track
 from hessprune.foundation.trees import leading_size
 from hessprune.latency.onnx_timer import OnnxTimer
 from hessprune.latency.timers import Case, Timer, TorchTimer
-from hessprune.planning.plan import Plan, plan_removing
+from hessprune.planning.plan import Plan
+from hessprune.planning.planner import plan_removing
 from hessprune.structure.groups import Group
 from hessprune.surgery.apply import apply_plan
 
@@ -59,7 +60,7 @@ def latency_table(
         timer: What measures; the runtime's own by default.
 
     Returns:
-        The table, for `make_plan(…, latency=…)` and `prune(…, latency=…)`.
+        The table, for `Budget(latency_ms=…, target=table)`.
 
     Raises:
         ArgumentError: The model cannot be exported to the runtime in question.

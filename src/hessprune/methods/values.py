@@ -15,8 +15,7 @@ class Saliency(ByGroup[Tensor]):
     A dict for every purpose. Beside it stand `provenance` (method, estimator, seed, data seen), which goes into the
     plan; `per_cost`, whether a ranking should divide by the cost saved unless told otherwise; `standard_error`;
     `interactions`, `(U, U)` over all units in order, where the method knows how removals interact: a tensor, or beyond
-    4 096 units a `Factor` with `.rows(units)`, `.block(units, columns)`, `.diagonal()` and `.dense()`; and, from
-    `hessprune.implant_losses`, the loss increase where a unit keeps a low-rank stand-in.
+    4 096 units a `Factor` with `.rows(units)`, `.block(units, columns)`, `.diagonal()` and `.dense()`.
     """
 
     def __init__(
@@ -27,11 +26,9 @@ class Saliency(ByGroup[Tensor]):
         per_cost: bool = True,
         standard_error: Mapping[str, Tensor] | None = None,
         interactions: Tensor | Interactions | None = None,
-        implant_losses: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(values)
         self.provenance = dict(provenance)
         self.per_cost = per_cost
         self.standard_error = standard_error
         self.interactions = interactions
-        self.implant_losses = implant_losses

@@ -1,7 +1,7 @@
 """Exchanging removed for kept units of the same group, while that lowers the estimated loss increase.
 
-An exchange leaves all costs as they are. Groups are looked at in turn, and what changed elsewhere meanwhile is added up
-when a group's turn comes, so that one exchange costs `O(r U_g)` with a factor of `r` rows, not `O(r U)`.
+An exchange leaves all costs as they are. Groups take turns. Changes in other groups are added up when a group's turn
+comes, so that one exchange costs `O(r U_g)` with a factor of `r` rows, not `O(r U)`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from hessprune.foundation.symmetric import Interactions
 from hessprune.planning.zones import KEPT
 
 POOL = 1024
-"""Of a group with more than twice as many units, so many of each side are tried: the likeliest."""
+"""Units of each side that are tried in a group with more than twice as many: the likeliest ones."""
 
 
 class Exchange:
@@ -30,7 +30,7 @@ class Exchange:
         self.interactions, self.increase, self.zone, self.order, self.start = interactions, increase, zone, order, start
         self.diagonal = interactions.diagonal().numpy()
         self.pools = [self._pool(number) for number in range(len(order))]
-        self.own: list[np.ndarray | None] = [None] * len(order)
+        self.blocks: list[np.ndarray | None] = [None] * len(order)
         self.changes: list[tuple[int, float]] = []
         self.seen = [0] * len(order)
 
@@ -75,12 +75,12 @@ class Exchange:
         return range(int(self.start[number]), int(self.start[number + 1])) if whole else set(pool.tolist())
 
     def _block(self, number: int) -> np.ndarray:
-        """Return the interactions within a group's pool; formed once."""
-        found = self.own[number]
-        if found is None:
+        """Return the interactions within a group's pool, formed once."""
+        block = self.blocks[number]
+        if block is None:
             pool = torch.from_numpy(self.pools[number])
-            found = self.own[number] = self.interactions.block(pool, pool).numpy()
-        return found
+            block = self.blocks[number] = self.interactions.block(pool, pool).numpy()
+        return block
 
     def _exchange(self, number: int, back: int, out: int) -> None:
         self.zone[out], self.zone[back] = self.zone[back], KEPT
@@ -89,7 +89,7 @@ class Exchange:
         self.changes += [(back, -1.0), (out, 1.0)]
 
     def _catch_up(self, number: int) -> None:
-        """Add to a group's increases what was exchanged since its last turn."""
+        """Add the exchanges since a group's last turn to its increases."""
         pending = self.changes[self.seen[number] :]
         self.seen[number] = len(self.changes)
         if not pending:
@@ -98,8 +98,8 @@ class Exchange:
         pool = self.pools[number]
         change = self.interactions.combined(torch.from_numpy(amounts), torch.from_numpy(units), torch.from_numpy(pool))
         self.increase[pool] += change.numpy()
-        own = (units >= self.start[number]) & (units < self.start[number + 1])
-        np.add.at(self.increase, units[own], -amounts[own] * self.diagonal[units[own]])
+        inside = (units >= self.start[number]) & (units < self.start[number + 1])
+        np.add.at(self.increase, units[inside], -amounts[inside] * self.diagonal[units[inside]])
 
 
 def exchange(
@@ -110,8 +110,8 @@ def exchange(
     Args:
         interactions: `B`; its diagonal is not used.
         increase: Marginal loss increase of every unit given those that left.
-        zone: Where every unit is.
-        order: The units of each group that were removed (or implanted by a share), in that order.
+        zone: The zone of every unit.
+        order: The units of each group that were removed or implanted, in the order of leaving.
         start: First unit of each group, and the number of all.
     """
     Exchange(interactions, increase, zone, list(order), start).run()

@@ -1,10 +1,12 @@
-"""Example inputs as a description: shapes and dtypes that fit in JSON and can be made again, filled from a seed."""
+"""Example inputs as a description in JSON: shapes and dtypes, from which inputs can be made again."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hessprune.errors import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,10 +24,33 @@ def describe_inputs(inputs: Any) -> InputSpec:
     """Describe a tensor, tuple or dict of inputs.
 
     Example:
+        >>> import torch
+        >>> from hessprune.planning.inputs import describe_inputs
         >>> describe_inputs(torch.zeros(1, 3)).example().shape
         torch.Size([1, 3])
     """
     return InputSpec(tree=_describe(inputs))
+
+
+def check_tree(tree: Any) -> Any:
+    """Return a description that was read from JSON, after a check of its kinds, shapes and dtypes.
+
+    Raises:
+        CheckpointError: It describes no inputs.
+    """
+    kind = tree.get("kind") if isinstance(tree, dict) else None
+    if kind == "tensor":
+        shape, dtype = tree["shape"], getattr(torch, str(tree["dtype"]), None)
+        is_shape = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+        if is_shape and isinstance(dtype, torch.dtype) and type(tree.get("high", 1)) is int:
+            return tree
+    elif kind in ("dict", "tuple"):
+        for item in tree["items"].values() if kind == "dict" else tree["items"]:
+            check_tree(item)
+        return tree
+    elif kind == "value":
+        return tree
+    raise CheckpointError(f"`inputs` of the plan must describe tensors, got {tree!r}. Save the plan again.")
 
 
 def _describe(value: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Joint selection: removals interact, so each next unit is chosen given all that went before.
+"""Joint selection: removals interact, so each next unit is chosen given the units that went before.
 
-The estimated loss increase of removing a set `M` is the quadratic form `Σ_{j∈M} a_j + ½ Σ_{i≠j∈M} B_ij`; the marginal
-increase of one more unit is `a_j + Σ_{i∈M} B_ij`. With `a = ½ diag Q` and `B = Q` this is the signed joint criterion,
-with `a = |g| + ½ diag |Q|` and `B = |Q|` the greedy of SOSP-I.
+The estimated loss increase of removing a set `M` is the quadratic form `Σ_{j∈M} a_j + ½ Σ_{i≠j∈M} B_ij`. One more unit
+adds `a_j + Σ_{i∈M} B_ij`. With `a = ½ diag Q` and `B = Q` this is the signed joint criterion; with
+`a = |g| + ½ diag |Q|` and `B = |Q|` it is the greedy criterion of SOSP-I.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,14 @@ from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError, BudgetError
 from hessprune.foundation.symmetric import Interactions, as_interactions
 from hessprune.planning.exchange import exchange
-from hessprune.planning.implants import Options
+from hessprune.planning.implants import ImplantShare
 from hessprune.planning.ranking import Ranking, out_of_reach, removable, rounding
 from hessprune.planning.steps import take_steps
 from hessprune.planning.zones import IMPLANTED, KEPT, REMOVED, Zones
 from hessprune.structure.groups import Group
+
+HELD = 16
+"""How many batches of rows are held for later."""
 
 
 def select_jointly(
@@ -31,32 +34,29 @@ def select_jointly(
     *,
     budget: Budget,
     ranking: Ranking,
-    options: Options | None = None,
+    implants: ImplantShare | None = None,
 ) -> Zones:
-    """Remove greedily the unit with the least marginal loss increase per cost saved, then swap where that helps.
-
-    Where implants are allowed, a unit leaves in up to two steps. A stand-in that leaves a share `t` of the unit's loss
-    counts as `t` of a removal, for the unit and for all that interact with it.
+    """Remove greedily the unit with the least marginal loss increase per cost saved, then exchange where that helps.
 
     Args:
         groups: All groups, in the order in which `interactions` counts their units.
         saliency: `a`, the loss increase of each unit alone: `{group name: (U_g,)}`.
         interactions: `B`, `(U, U)` over the units of all groups, whole or as a `Factor`; the diagonal is not used.
-        costs: Exact cost of what is left.
-        budget: What may be left.
+        costs: Exact costs.
+        budget: The bound.
         ranking: Floors, rounding, and whether increases are taken per cost saved.
-        options: What implanting costs; None removes only.
+        implants: The share of leaving units that are implanted, the last ones; None removes only.
 
     Returns:
         The removed and the implanted units of each group. A removal takes O(U), and with a factor of `r` rows
-        `2 r U` operations, most of them in products of many rows at once; exchanges take O(U_g²) per group and turn,
-        and up to 1 024 units of each side of a group `8 U_g²` bytes.
+        `2 r U` operations, most of them in products of many rows at once. Exchanges take O(U_g²) per group and turn,
+        and for up to 1 024 units of each side of a group `8 U_g²` bytes.
 
     Raises:
         BudgetError: Removing all that may go is not enough.
         ArgumentError: `interactions` has the wrong shape or is not finite.
     """
-    greedy = _Greedy(groups, saliency, interactions, costs, budget=budget, ranking=ranking, options=options)
+    greedy = _Greedy(groups, saliency, interactions, costs, budget=budget, ranking=ranking, implants=implants)
     if budget.is_latency:
         greedy.run_in_steps()
     else:
@@ -65,12 +65,8 @@ def select_jointly(
     return greedy.zones()
 
 
-HELD = 16
-"""How many batches of rows are held for later."""
-
-
 class _Greedy:
-    """The state of the selection: who is where, and what removing each other unit would add."""
+    """The state of the selection: the zone of every unit, and the increase that its removal would add."""
 
     def __init__(
         self,
@@ -81,7 +77,7 @@ class _Greedy:
         *,
         budget: Budget,
         ranking: Ranking,
-        options: Options | None,
+        implants: ImplantShare | None,
     ) -> None:
         self.groups, self.costs, self.budget, self.ranking = groups, costs, budget, ranking
         self.leaving = rounding(costs, budget, ranking)
@@ -95,26 +91,11 @@ class _Greedy:
         self.order: list[list[int]] = [[] for _ in groups]
         self.zone = np.full(len(self.owner), KEPT)
         self.saved: np.ndarray | None = None
-        self._set_options(options)
-
-    def _set_options(self, options: Options | None) -> None:
-        """Lay out the options of every unit: what an implant loses and saves, in shares, and who has one at all."""
-        self.options = options
-        known = options.loss if options else {}
-        parts = [known.get(group.name, np.ones(group.num_units)) for group in self.groups]
-        self.loss = np.concatenate(parts)
-        self.saving = np.array([options.saving.get(g.name, 0.0) if options else 0.0 for g in self.groups])[self.owner]
-        self.able = np.array([group.name in known for group in self.groups])[self.owner]
-        worth = [options.is_worth_it(group.name) for group in self.groups if options and group.name in known]
-        self.worth = np.zeros(len(self.owner), dtype=bool)
-        if options and options.share == "auto" and worth:
-            self.worth[self.able] = np.concatenate(worth)
-        # Shares of a removal that each unit's next step loses and saves.
-        self.step_loss = np.where(self.worth, self.loss, 1.0)
-        self.step_saving = np.maximum(np.where(self.worth, self.saving, 1.0), 1e-12)
+        self.implants = implants
         self.tally = _Tally(self.groups, self.leaving)
         self.sequence: list[int] = []
-        self.passed = 0
+        """Units that left and can hold a stand-in, in that order; the first `num_whole` of them are removed."""
+        self.num_whole = 0
 
     def run(self) -> None:
         """Let units leave one by one until the budget is met."""
@@ -125,14 +106,13 @@ class _Greedy:
             if not self.available.any():
                 dense = self.costs.spent(self.budget.quantity)
                 raise BudgetError(out_of_reach(self.budget, self._spent(), dense, self.ranking))
-            price = np.where(self.available, self._price(), np.inf)
+            price = np.where(self.available, self.increase / self._saved()[self.owner], np.inf)
             unit = int(price.argmin())
             self._leave(unit, price)
-            group = self._units(self.owner[unit])
-            if (self.zone[group] != KEPT).sum() >= allowed[self.owner[unit]]:
-                self.available[group] &= self.zone[group] == IMPLANTED
-        # Of a given share, the last units that left are the implanted ones.
-        self.zone[self.sequence[self.passed :]] = IMPLANTED
+            number = int(self.owner[unit])
+            if len(self.order[number]) >= allowed[number]:
+                self.available[self._units(number)] = False
+        self.zone[self.sequence[self.num_whole :]] = IMPLANTED
 
     def run_in_steps(self) -> None:
         """Let units leave in steps of time until the budget is met."""
@@ -149,7 +129,7 @@ class _Greedy:
                 self._restore(unit)
 
     def _next_of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the kept units of a group, the cheapest first, and what the first one, two, … of them add."""
+        """Return the kept units of a group, the cheapest first, and the increase by the first one, two, … of them."""
         units = np.arange(self.start[number], self.start[number + 1])[self.available[self._units(number)]]
         units = units[np.argsort(self.increase[units], kind="stable")]
         index = torch.from_numpy(units)
@@ -161,52 +141,42 @@ class _Greedy:
             self._leave(unit, np.where(self.available, self.increase, np.inf))
 
     def _restore(self, unit: int) -> None:
-        own, number = self.increase[unit], int(self.owner[unit])
+        increase, number = self.increase[unit], int(self.owner[unit])
         self.increase -= self.interactions.rows([unit]).numpy()[0]
-        self.increase[unit] = own
+        self.increase[unit] = increase
         self.order[number].remove(unit)
         self.tally.move(number, REMOVED, KEPT)
         self.zone[unit] = KEPT
 
-    def _price(self) -> np.ndarray:
-        """Loss increase per cost saved of every unit's next step."""
-        return self.step_loss * self.increase / (self.step_saving * self._saved()[self.owner])
-
     def _leave(self, unit: int, price: np.ndarray) -> None:
-        """Take the next step of a unit: into an implant where that is worth it, else out."""
-        row, own = self.rows.take(unit, price), self.increase[unit]
-        self.increase += self.step_loss[unit] * row
-        self.increase[unit] = own
+        """Remove a unit, and add its interactions to the increases of all others."""
+        row, increase = self.rows.take(unit, price), self.increase[unit]
+        self.increase += row
+        self.increase[unit] = increase
         number = int(self.owner[unit])
-        if self.zone[unit] == KEPT and self.worth[unit]:
-            self.zone[unit] = IMPLANTED
-            self.step_loss[unit] = 1 - self.loss[unit]
-            self.step_saving[unit] = max(1 - self.saving[unit], 1e-12)
-            self.tally.move(number, KEPT, IMPLANTED)
-            return
         self.order[number].append(unit)
         self.available[unit] = False
         self.saved = None
-        self.tally.move(number, int(self.zone[unit]), REMOVED)
+        self.tally.move(number, KEPT, REMOVED)
         self.zone[unit] = REMOVED
-        if self.options and self.able[unit]:
-            self._share_out(unit)
+        if self.implants and self.groups[number].name in self.implants.groups:
+            self._implant_last(unit, self.implants)
 
-    def _share_out(self, unit: int) -> None:
-        """Count the last of those that left as implanted, as many as a given share says."""
+    def _implant_last(self, unit: int, implants: ImplantShare) -> None:
+        """Count the last units that left as implanted, and those before them as removed."""
         self.sequence.append(unit)
         self.tally.move(int(self.owner[unit]), REMOVED, IMPLANTED)
-        whole = len(self.sequence) - self.options.num_by_share(len(self.sequence)) if self.options else 0
-        for earlier in self.sequence[self.passed : whole]:
+        num_whole = len(self.sequence) - implants.number(len(self.sequence))
+        for earlier in self.sequence[self.num_whole : num_whole]:
             self.tally.move(int(self.owner[earlier]), IMPLANTED, REMOVED)
-        self.passed = max(whole, self.passed)
+        self.num_whole = max(num_whole, self.num_whole)
 
     def swap(self) -> None:
         """Exchange a removed for a kept unit of the same group while that lowers the estimate; costs do not change."""
         exchange(self.interactions, self.increase, self.zone, self.order, self.start)
 
     def zones(self) -> Zones:
-        """The decision; where rounding gives units back, the last ones removed return."""
+        """Return the decision; where rounding gives units back, the last ones removed return."""
         parts = []
         for number, group in enumerate(self.groups):
             gone = [unit for unit in self.order[number] if self.zone[unit] == REMOVED]
@@ -221,7 +191,7 @@ class _Greedy:
         return self.costs.spent(self.budget.quantity, self.tally.removed, self.tally.implanted)
 
     def _saved(self) -> np.ndarray:
-        """Cost that one more unit of each group saves now (1 where cost is not asked for)."""
+        """Return the cost that one more unit of each group saves now, `(G,)`; 1 where cost does not matter."""
         if self.ranking.per_cost is False:
             return np.ones(len(self.groups))
         if self.saved is None:
@@ -232,7 +202,7 @@ class _Greedy:
 
 
 class _Tally:
-    """How many units of each group are removed, after rounding, and implanted."""
+    """The numbers of units of each group that are removed, after rounding, and implanted."""
 
     def __init__(self, groups: Sequence[Group], leaving: Callable[[Group, int], int]) -> None:
         self.groups, self.leaving = groups, leaving
@@ -241,7 +211,7 @@ class _Tally:
         self.implanted: dict[str, int] = {}
 
     def move(self, number: int, origin: int, zone: int) -> None:
-        """Count one unit of a group that went from one zone to another."""
+        """Move one unit of a group from one zone to another."""
         group, counts = self.groups[number], self.counts[number]
         counts[origin] -= 1
         counts[zone] += 1
@@ -250,14 +220,14 @@ class _Tally:
 
 
 class _Rows:
-    """Rows of the interactions, with those of the units that will probably leave next fetched along."""
+    """Rows of the interactions; the rows of the units that will probably leave next are fetched in the same product."""
 
     def __init__(self, interactions: Interactions) -> None:
         self.interactions = interactions
         self.held: dict[int, np.ndarray] = {}
 
     def take(self, unit: int, price: np.ndarray) -> np.ndarray:
-        """Return the row of a unit, and forget it."""
+        """Return the row of a unit, and release it."""
         if unit not in self.held:
             self._fetch(unit, price)
         return self.held.pop(unit)
@@ -269,16 +239,17 @@ class _Rows:
             self.held = {other: self.held[other] for other in cheapest}
         nearest = np.argpartition(price, size - 1)[:size] if size > 1 else np.zeros(0, dtype=int)
         others = nearest[price[nearest] < np.inf].tolist()
-        wanted = [unit, *(other for other in others if other != unit and other not in self.held)]
-        rows = self.interactions.rows(wanted).numpy()
-        self.held.update((other, row.copy()) for other, row in zip(wanted, rows, strict=True))  # not views: each goes
+        units = [unit, *(other for other in others if other != unit and other not in self.held)]
+        rows = self.interactions.rows(units).numpy()
+        # Copies, not views: a released row must free its memory.
+        self.held.update((other, row.copy()) for other, row in zip(units, rows, strict=True))
 
 
 def _checked(interactions: Tensor | Interactions, size: int) -> Interactions:
-    """Return `B`, known to fit."""
-    found = as_interactions(interactions)
-    if found.shape != (size, size):
-        raise ArgumentError(f"`interactions` must have shape ({size}, {size}), one row per unit, got {found.shape}.")
-    if not found.is_finite():
+    """Return `B` after a check of its shape and values."""
+    matrix = as_interactions(interactions)
+    if matrix.shape != (size, size):
+        raise ArgumentError(f"`interactions` must have shape ({size}, {size}), one row per unit, got {matrix.shape}.")
+    if not matrix.is_finite():
         raise ArgumentError("`interactions` must be finite. Check the data and the model's weights.")
-    return found
+    return matrix

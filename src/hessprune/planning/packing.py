@@ -1,9 +1,16 @@
-"""Groups as readable JSON: runs of consecutive positions are written by where they start."""
+"""Groups as readable JSON: runs of consecutive positions are written as their start and width."""
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
+from hessprune.errors import CheckpointError
+from hessprune.foundation.files import sha256
+from hessprune.operators.leaves import Role
 from hessprune.structure.groups import Group, Literal, Slice
+
+MOST_UNITS = 10_000_000
+"""Of one group: more are a damaged file."""
 
 
 def group_to_json(group: Group) -> dict[str, Any]:
@@ -14,14 +21,39 @@ def group_to_json(group: Group) -> dict[str, Any]:
 
 
 def group_from_json(data: Mapping[str, Any]) -> Group:
-    """Read back what `group_to_json` wrote."""
-    units = data["num_units"]
+    """Read a group that `group_to_json` wrote.
+
+    Raises:
+        CheckpointError: A number of units, a slice or a literal is not possible.
+    """
+    name, units = data["name"], data["num_units"]
+    require(isinstance(name, str) and is_count(units) and 0 < units <= MOST_UNITS, f"{units!r} units in group {name!r}")
     return Group(
-        name=data["name"],
+        name=name,
         num_units=units,
-        slices=tuple(Slice(**{**piece, "index": _unpack(piece["index"], units)}) for piece in data["slices"]),
-        literals=tuple(Literal(**{**item, "counts": tuple(item["counts"])}) for item in data["literals"]),
+        slices=tuple(_slice(piece, units) for piece in data["slices"]),
+        literals=tuple(_literal(item, units) for item in data["literals"]),
     )
+
+
+def digest(groups: Sequence[Group]) -> str:
+    """Return a SHA-256 over all slices and literals of groups."""
+    return sha256(json.dumps([group_to_json(group) for group in groups]))
+
+
+def require(condition: bool, description: str) -> None:
+    """Raise where a value of the file is not possible.
+
+    Raises:
+        CheckpointError: The condition does not hold.
+    """
+    if not condition:
+        raise CheckpointError(f"the plan must be complete JSON written by hessprune, got {description}. Save it again.")
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a value is an integer of at least 0 (True and False are none)."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _fields(value: Slice | Literal) -> dict[str, Any]:
@@ -29,15 +61,42 @@ def _fields(value: Slice | Literal) -> dict[str, Any]:
 
 
 def _pack(index: tuple[tuple[int, ...], ...]) -> Any:
-    """Write consecutive positions as `{"start", "width"}`: the usual case, and it keeps the file readable."""
+    """Write consecutive positions as `{"start", "width"}`: the usual case, which keeps the file readable."""
     width, start = len(index[0]), index[0][0]
     if all(row == tuple(range(start + u * width, start + (u + 1) * width)) for u, row in enumerate(index)):
         return {"start": start, "width": width}
     return [list(row) for row in index]
 
 
+def _slice(data: Mapping[str, Any], num_units: int) -> Slice:
+    piece = Slice(**{**data, "index": _unpack(data["index"], num_units)})
+    positions = [position for row in piece.index for position in row]
+    require(isinstance(piece.param, str) and is_count(piece.dim), f"dim {piece.dim!r} of {piece.param!r}")
+    require(piece.role in get_args(Role), f"the role {piece.role!r} of '{piece.param}'")
+    widths = {len(row) for row in piece.index}
+    require(
+        len(piece.index) == num_units and len(widths) == 1 and 0 not in widths and all(map(is_count, positions)),
+        f"impossible positions of '{piece.param}' in dim {piece.dim}",
+    )
+    require(len(set(positions)) == len(positions), f"doubled positions of '{piece.param}' in dim {piece.dim}")
+    return piece
+
+
+def _literal(data: Mapping[str, Any], num_units: int) -> Literal:
+    item = Literal(**{**data, "counts": tuple(data["counts"])})
+    require(
+        isinstance(item.module, str)
+        and isinstance(item.attribute, str)
+        and len(item.counts) == num_units
+        and all(map(is_count, item.counts)),
+        f"impossible counts of '{item.module}.{item.attribute}'",
+    )
+    return item
+
+
 def _unpack(packed: Any, num_units: int) -> tuple[tuple[int, ...], ...]:
     if isinstance(packed, dict):
         start, width = packed["start"], packed["width"]
+        require(is_count(start) and is_count(width) and 0 < width <= MOST_UNITS, f"positions {packed!r}")
         return tuple(tuple(range(start + u * width, start + (u + 1) * width)) for u in range(num_units))
     return tuple(tuple(row) for row in packed)

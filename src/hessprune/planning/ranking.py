@@ -4,6 +4,7 @@ import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -12,32 +13,71 @@ from hessprune.costs.budget import Budget
 from hessprune.costs.latency_table import unit_step
 from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError, BudgetError
-from hessprune.foundation.checks import check_range
+from hessprune.foundation.checks import check_range, nearest
 from hessprune.structure.groups import Group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranking:
-    """How saliencies become decisions.
+    """Settings between saliencies and a plan.
 
     Args:
-        per_cost: Divide each saliency by what its unit saves of the budgeted quantity. What a saliency cannot know is
-            that an early channel costs many times a late one. None follows the method's own habit.
+        per_cost: Divide each saliency by the cost that its unit saves, in the budgeted quantity: an early channel may
+            cost many times a late one. None follows the habit of the method.
         min_kept_fraction: Every group keeps at least this share of its units (and always one).
-        round_to: Layers keep a multiple of this many channels, as kernels on real hardware like it.
-        ignored_layers: Name patterns of groups that stay whole.
+        round_to: Layers keep a multiple of this many channels, which suits the kernels of most hardware.
+        ignore: Name patterns of groups that stay whole.
         min_kept_units: Floors of single groups, `(name, units)`, in place of the fraction.
+        step: Share of the budgeted quantity to remove before saliencies are measured anew; 1 decides at once.
+
+    Raises:
+        ArgumentError: A value is out of range or of another type.
+
+    Example:
+        >>> import hessprune as hp
+        >>> hp.Ranking(round_to=8, ignore=("layer1.*",)).round_to
+        8
     """
 
     per_cost: bool | None = None
     min_kept_fraction: float = 0.1
     round_to: int = 1
-    ignored_layers: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
     min_kept_units: tuple[tuple[str, int], ...] = ()
+    step: float = 1.0
 
     def __post_init__(self) -> None:
         check_range("min_kept_fraction", self.min_kept_fraction, low=0, high=1)
         check_range("round_to", self.round_to, low=1, integer=True)
+        check_range("step", self.step, low=1e-3, high=1)
+        if self.per_cost not in (None, True, False):
+            raise ArgumentError(f"`per_cost` must be True, False or None, got {self.per_cost!r}.")
+        if not _is_sequence(self.ignore) or not all(isinstance(pattern, str) for pattern in self.ignore):
+            raise ArgumentError(
+                f'`ignore` must be a tuple of name patterns, got {self.ignore!r}. Write ignore=("layer1.*",).'
+            )
+        if not _is_sequence(self.min_kept_units) or not all(map(_is_floor, self.min_kept_units)):
+            raise ArgumentError(
+                "`min_kept_units` must be pairs of a group's name and its number of units, got "
+                f'{self.min_kept_units!r}. Write min_kept_units=(("layer1.0.conv1", 8),).'
+            )
+
+
+def check_ranking(ranking: Any, groups: Sequence[Group]) -> Ranking:
+    """Return the ranking, the defaults for None, after a look at its type and its names.
+
+    Raises:
+        ArgumentError: It is no `Ranking`, or one of its floors is of a group that does not exist.
+    """
+    if ranking is None:
+        return Ranking()
+    if not isinstance(ranking, Ranking):
+        raise ArgumentError(f"`ranking` must be a Ranking, got {ranking!r}. Write ranking=hp.Ranking(round_to=8).")
+    names = [group.name for group in groups]
+    for name, _ in ranking.min_kept_units:
+        if name not in names:
+            raise ArgumentError(f"`min_kept_units` must name groups, got {name!r}.{nearest(name, names)}")
+    return ranking
 
 
 def select(
@@ -50,35 +90,53 @@ def select(
     Raises:
         BudgetError: Removing all that may go is not enough; the message says what is reachable.
     """
-    limit = budget.limit(costs.spent(budget.quantity))
-    order, leaving = _orders(groups, saliency), rounding(costs, budget, ranking)
-    candidates = _candidates(groups, saliency, costs, budget, ranking)
+    order, leaving = orders(groups, saliency), rounding(costs, budget, ranking)
+    candidates = candidate_groups(groups, saliency, costs, budget, ranking)
 
     def removed(length: int) -> dict[str, int]:
         counts = np.bincount(candidates[:length], minlength=len(groups)).tolist()
         return {group.name: leaving(group, count) for group, count in zip(groups, counts, strict=True)}
 
-    def spent(length: int) -> float:
-        return costs.spent(budget.quantity, removed(length))
+    length = shortest_prefix(
+        len(candidates), lambda size: costs.spent(budget.quantity, removed(size)), costs, budget=budget, ranking=ranking
+    )
+    return {name: tuple(sorted(order[name][:count].tolist())) for name, count in removed(length).items()}
 
-    low, high = 0, len(candidates)
-    if spent(high) > limit:
-        raise BudgetError(out_of_reach(budget, spent(high), costs.spent(budget.quantity), ranking))
+
+def shortest_prefix(
+    most: int, spent: Callable[[int], float], costs: CostModel, *, budget: Budget, ranking: Ranking
+) -> int:
+    """Return the length of the shortest prefix of a ranking that meets the budget, by bisection.
+
+    Args:
+        most: Length of the whole ranking.
+        spent: The cost that is left after the first units of the ranking are gone.
+        costs: Exact costs.
+        budget: The bound.
+        ranking: For the message.
+
+    Raises:
+        BudgetError: The whole ranking is not enough.
+    """
+    limit = budget.limit(dense := costs.spent(budget.quantity))
+    if (least := spent(most)) > limit:
+        raise BudgetError(out_of_reach(budget, least, dense, ranking))
+    low, high = 0, most
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if spent(middle) <= limit else (middle + 1, high)
-    return {name: tuple(sorted(order[name][:count])) for name, count in removed(low).items()}
+    return low
 
 
-def _orders(groups: Sequence[Group], saliency: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """Units of each group, least salient first."""
-    return {group.name: np.argsort(saliency[group.name].numpy(), kind="stable").tolist() for group in groups}
+def orders(groups: Sequence[Group], saliency: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Return the units of each group, the least salient first."""
+    return {group.name: np.argsort(saliency[group.name].numpy(), kind="stable") for group in groups}
 
 
-def _candidates(
+def candidate_groups(
     groups: Sequence[Group], saliency: Mapping[str, Tensor], costs: CostModel, budget: Budget, ranking: Ranking
 ) -> np.ndarray:
-    """Group numbers of all units that may go, in the order in which they go."""
+    """Return the global ranking as group numbers: one entry for each unit that may go, in the order of elimination."""
     saved = costs.saved_next(budget.quantity) if ranking.per_cost is not False else {}
     scores, owners = [], []
     for number, group in enumerate(groups):
@@ -89,11 +147,20 @@ def _candidates(
 
 
 def not_ignored(groups: Sequence[Group], patterns: Sequence[str]) -> list[Group]:
-    """Return the groups that no pattern names."""
+    """Return the groups that match no pattern.
+
+    Raises:
+        ArgumentError: A pattern matches no group, or together they match all.
+    """
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(group.name, pattern) for group in groups):
-            raise ArgumentError(f"`ignored_layers` must match group names, got {pattern!r}. See `find_groups`.")
-    return [group for group in groups if not any(fnmatch.fnmatchcase(group.name, pattern) for pattern in patterns)]
+            raise ArgumentError(f"`ignore` must match group names, got {pattern!r}. See `find_groups`.")
+    free = [group for group in groups if not any(fnmatch.fnmatchcase(group.name, pattern) for pattern in patterns)]
+    if not free:
+        raise ArgumentError(
+            f"`ignore` must leave a group to prune, got {tuple(patterns)!r}, which match all. Drop one."
+        )
+    return free
 
 
 def removable(group: Group, ranking: Ranking) -> int:
@@ -104,9 +171,10 @@ def removable(group: Group, ranking: Ranking) -> int:
 
 
 def rounding(costs: CostModel, budget: Budget, ranking: Ranking) -> Callable[[Group, int], int]:
-    """Return how many units of a group go where so many are ranked: fewer, to keep a multiple of `round_to` channels.
+    """Return a function of a group and a number of ranked units: the number that goes, after rounding.
 
-    For a budget of time, groups also stop only at widths that are worth it.
+    The kept channels come in multiples of `round_to`. For a budget of time, groups stop only at widths that measure as
+    faster.
     """
     return lambda group, num_ranked: costs.num_leaving(
         budget.quantity, group.name, num_ranked, unit_step(group, ranking.round_to)
@@ -114,12 +182,24 @@ def rounding(costs: CostModel, budget: Budget, ranking: Ranking) -> Callable[[Gr
 
 
 def out_of_reach(budget: Budget, reachable: float, dense: float, ranking: Ranking) -> str:
-    """Say what is reachable."""
-    least = math.ceil(1000 * reachable / dense) / 1000
+    """Return the message about a budget out of reach, with the least budget that can be met."""
+    least = Budget.keeping(budget.quantity, math.ceil(1000 * reachable / dense) / 1000)
+    bound = f'"{least.value}"' if isinstance(least.value, str) else f"{least.value:g}"
     time = "; narrower layers do not measure as faster" if budget.is_latency else ""
-    left = f"{budget.quantity} = {round(reachable, 3):,}"
     return (
-        f"`{budget}` must be reachable, but removing every unit that may go leaves {left}, "
-        f"{reachable / dense:.3f} of the dense model (min_kept_fraction={ranking.min_kept_fraction:g}, "
-        f"round_to={ranking.round_to}{time}). Ask for at least {budget.quantity}={least:g}."
+        f"`{budget.without_target()}` must be reachable, but removing every unit that may go leaves "
+        f"{budget.quantity} = {round(reachable, 3):,}, {reachable / dense:.3f} of the dense model "
+        f"(min_kept_fraction={ranking.min_kept_fraction:g}, round_to={ranking.round_to}{time}). "
+        f"Ask for at least {budget.quantity}={bound}."
     )
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, tuple | list)
+
+
+def _is_floor(pair: Any) -> bool:
+    if not _is_sequence(pair) or len(pair) != 2:
+        return False
+    name, units = pair
+    return isinstance(name, str) and isinstance(units, int) and not isinstance(units, bool) and units >= 0

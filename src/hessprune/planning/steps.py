@@ -1,4 +1,4 @@
-"""Selection for budgets of time, which falls in steps: groups go from one width that is worth it to a narrower one."""
+"""Selection for budgets of time. Time falls in steps, so a group goes from one width to the next that is faster."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,7 +12,7 @@ from hessprune.planning.ranking import Ranking, out_of_reach, removable, roundin
 from hessprune.structure.groups import Group
 
 AHEAD = 4
-"""How many narrower widths of a group are looked at: a step may be worth it only together with the next one."""
+"""Number of narrower widths of a group that are compared: a step may pay only together with the next one."""
 
 
 def select_in_steps(
@@ -52,19 +52,19 @@ def take_steps(
 ) -> dict[str, int]:
     """Narrow groups, step by step, by the step with the least loss per time saved, until the budget is met.
 
-    Then the steps beyond the budget are taken back, the last ones first: the last one, such as that of a residual
-    stream, may be a large one.
+    The last step, such as that of a residual stream, may overshoot. So steps are taken back while the budget allows it,
+    the last ones first.
 
     Args:
         groups: All that may be narrowed.
         costs: With a latency table.
-        budget: What may be left.
+        budget: The bound.
         ranking: Floors, rounding, and whether loss is taken per time saved, or else per unit.
-        losses: Of a group's number: loss of its next unit, of its next two, and so on, the cheapest first.
-        take: Called with a group's number and how many of its next units go.
+        losses: A function of a group's number: the loss of its next unit, of its next two, …, the cheapest first.
+        take: Called with a group's number and the number of its next units that go.
 
     Returns:
-        How many units of each group go in the end; of those that `take` was told, the first ones.
+        The number of units of each group that go in the end: the first ones of those that `take` received.
 
     Raises:
         BudgetError: Removing all that may go is not enough.
@@ -92,7 +92,7 @@ def take_steps(
 
 
 def _stops(groups: Sequence[Group], costs: CostModel, budget: Budget, ranking: Ranking) -> list[list[int]]:
-    """Return for each group how many units may be gone, rising."""
+    """Return for each group the numbers of removed units at which it may stop, rising."""
     leaving = rounding(costs, budget, ranking)
     return [sorted({leaving(group, n) for n in range(removable(group, ranking) + 1)} - {0}) for group in groups]
 
@@ -100,7 +100,7 @@ def _stops(groups: Sequence[Group], costs: CostModel, budget: Budget, ranking: R
 def _taken_back(
     counts: dict[str, int], taken: Sequence[tuple[str, int]], costs: CostModel, quantity: str, limit: float
 ) -> dict[str, int]:
-    """Take back what is beyond the limit: steps of `(group, units gone before)`, the last ones first."""
+    """Take steps `(group, units gone before)` back within the limit, the last ones first."""
     stuck: set[str] = set()
     for name, before in reversed(taken):
         wider = counts | {name: before}

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from hessprune.costs.budget import Budget
+from hessprune.costs.budget import Budget, check_budget
 from hessprune.costs.latency_table import LatencyTable
 from hessprune.costs.model import Cost
 from hessprune.costs.target import LatencyTarget
@@ -26,8 +26,9 @@ from hessprune.latency.table import table_for, with_measured_latency
 from hessprune.methods.scores import Settings
 from hessprune.methods.table import saliency
 from hessprune.methods.values import Saliency
-from hessprune.planning.implants import Implant, Share, as_implant, check_no_stand_ins
-from hessprune.planning.plan import Plan, make_plan
+from hessprune.planning.implants import Implant, as_implant, check_no_stand_ins
+from hessprune.planning.plan import Plan
+from hessprune.planning.planner import make_plan
 from hessprune.planning.ranking import Ranking
 from hessprune.pruning.steps import plan_stepwise
 from hessprune.quantize.targets import check_target
@@ -53,7 +54,7 @@ def prune(
     *,
     budget: Budget,
     method: str = "joint",
-    implant: Share | Implant = 0.0,
+    implant: float | Implant = 0.0,
     compensate: bool = True,
     ignore: Sequence[Ignored] = (),
     ranking: Ranking | None = None,
@@ -71,7 +72,7 @@ def prune(
         budget: What may be left, such as `Budget(macs=0.5)`.
         method: Which saliency decides.
         implant: Share of the units leaving the full zone that keep a low-rank stand-in, the most salient of them;
-            `"auto"` decides unit by unit; an `Implant` also says of what form. With a `step`, in the last one.
+            an `Implant` also says of what form. With a `step`, in the last one.
         compensate: Refit the surviving layers to the dense layers' outputs, and re-estimate BatchNorm statistics, each
             where that lowers the loss on calibration samples. No labels are trained on; seconds, not epochs.
         ignore: Layers whose outputs keep their width: modules, module types, or name patterns.
@@ -102,6 +103,8 @@ def prune(
         >>> result.cost_before.macs, result.cost_after.macs
         (48, 24)
     """
+    check_budget(budget)
+    budget = budget if latency is None else replace(budget, target=latency)
     implant = as_implant(implant)
     check_no_stand_ins(implant, budget)
     check_batches(batches)
@@ -109,10 +112,12 @@ def prune(
     groups = find_groups(model, example_inputs, ignore)
     settings = replace(settings or Settings(seed=seed), compensated=compensate)
     values = saliency(model, groups, batches, method, settings=settings)
-    table = None
     if budget.is_latency:
-        plan_with = partial(make_plan, model, groups, values, budget, example_inputs=example_inputs, ranking=ranking)
-        table = table_for(model, groups, example_inputs, latency, lambda found: plan_with(latency=found))
+        plan_for = partial(make_plan, model, groups, values, example_inputs=example_inputs, ranking=ranking)
+        table = table_for(
+            model, groups, example_inputs, budget.target, lambda found: plan_for(replace(budget, target=found))
+        )
+        budget = replace(budget, target=table)
     plan = plan_stepwise(
         model,
         groups,
@@ -124,9 +129,8 @@ def prune(
         settings=settings,
         ranking=ranking,
         implant=implant,
-        latency=table,
     )
-    if table is not None:
+    if budget.is_latency:
         plan = with_measured_latency(plan, model, example_inputs)
     smaller = cut_by(model, plan, batches, start=implant.start)
     if compensate:

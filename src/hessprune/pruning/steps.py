@@ -12,16 +12,16 @@ from typing import Any
 
 from torch import nn
 
-from hessprune.costs.budget import LATENCY, Budget
+from hessprune.costs.budget import Budget
 from hessprune.costs.latency_table import LatencyTable
 from hessprune.errors import BudgetError
 from hessprune.foundation.checks import check_range
-from hessprune.methods.implant_losses import implant_losses
 from hessprune.methods.scores import Settings
 from hessprune.methods.table import saliency
 from hessprune.methods.values import Saliency
-from hessprune.planning.implants import Implant, Share, as_implant
-from hessprune.planning.plan import Plan, make_plan, plan_removing
+from hessprune.planning.implants import Implant, as_implant
+from hessprune.planning.plan import Plan
+from hessprune.planning.planner import make_plan, plan_removing
 from hessprune.planning.ranking import Ranking, removable
 from hessprune.structure.groups import Group
 from hessprune.structure.remaining import remaining_groups
@@ -45,8 +45,7 @@ def plan_stepwise(
     step: float,
     settings: Settings | None = None,
     ranking: Ranking | None = None,
-    implant: Share | Implant = 0.0,
-    latency: LatencyTable | None = None,
+    implant: float | Implant = 0.0,
     remember: Remember | None = None,
 ) -> Plan:
     """Go to the budget in steps, saliencies measured anew on each compensated model.
@@ -55,14 +54,13 @@ def plan_stepwise(
         model: The dense model; left untouched.
         groups: From `find_groups`.
         batches: Calibration data.
-        budget: What may be left at the end.
+        budget: What may be left at the end; with `latency_ms`, its `target` is a latency table.
         example_inputs: The inputs for which MACs are counted.
         values: Saliencies of the dense model; their method is that of all steps.
         step: Share of the dense quantity that one step removes; 1 is `make_plan`.
         settings: Seed, estimator, precision and loss of the saliency.
         ranking: Floors, rounding, and whether saliency is taken per cost saved.
         implant: Which units keep a stand-in, of those that leave in the last step.
-        latency: For a budget of time, what predicts it.
         remember: To resume: may return the plan of a step as it was made before.
 
     Returns:
@@ -83,7 +81,6 @@ def plan_stepwise(
         settings=settings,
         ranking=ranking or Ranking(),
         implant=as_implant(implant),
-        latency=latency,
     )
     plan = None
     for limit, share in way.limits(budget) if step < 1 else [(budget, 0.0)]:
@@ -109,7 +106,6 @@ class _Way:
     settings: Settings | None
     ranking: Ranking
     implant: Implant
-    latency: LatencyTable | None
 
     def limits(self, budget: Budget) -> list[tuple[Budget, float]]:
         """Return where each step ends, as a budget and as a kept share: multiples of the step, and the budget itself.
@@ -122,41 +118,38 @@ class _Way:
         if quantity == "units":
             total = sum(group.num_units for group in self.groups)
         elif budget.is_latency:
-            total = at_once.provenance["latency"]["dense_ms"] * LATENCY[quantity]
+            total = at_once.provenance["latency"]["dense_ms"]
         else:
             total = getattr(at_once.cost_before, quantity)
         last = budget.limit(total) / total
         steps = max(math.ceil(round((1 - last) / self.step, 6)) - 1, 0)
         shares = [round(1 - self.step * (number + 1), 9) for number in range(steps)]
-        return [*((Budget(**{quantity: share}), share) for share in shares), (budget, last)]
+        return [*((Budget.keeping(quantity, share, budget.target), share) for share in shares), (budget, last)]
 
     def go_on(self, plan: Plan | None, limit: Budget, share: float, *, last: bool) -> Plan:
         """Return the plan of the step that ends at `limit`, after the plan of the steps before it."""
         removed = {group.name: () for group in self.groups} if plan is None else plan.removed
         spent = 1.0 if plan is None else plan.kept_fraction(limit.quantity)
         if plan is None and last:
-            return self._plan(self.model, self.groups, self._judged(self.model, self.groups, last=last), limit)
+            return self._plan(self.model, self.groups, self.values, limit)
         if spent <= share:
             return self._plan_removing(removed, limit, None)
         left, current = remaining_groups(self.groups, removed), self.model
         if plan is not None:
             current = refit(self.model, apply_plan(self.model, plan, check=False), plan, self.batches)
-        fresh = self._judged(current, left, last=last)
-        part = Budget(**{limit.quantity: math.floor(1e9 * share / spent) / 1e9})  # of what is left
+        fresh = self._measured(current, left)
+        part = Budget.keeping(limit.quantity, math.floor(1e9 * share / spent) / 1e9, limit.target)  # of what is left
         if last and self.implant.share:
             more = self._plan(current, left, fresh, part, self._floored, self.implant)
         else:
             more = self._plan_within_trust(current, left, fresh, part)
         return self._plan_removing(removed, limit, more)
 
-    def _judged(self, current: nn.Module, left: Sequence[Group], *, last: bool) -> Saliency:
-        """Measure saliencies, unless they are known, and what stand-ins would save where the plan decides on them."""
-        values = self.values
-        if current is not self.model:
-            values = saliency(current, left, self.batches, values.provenance["method"], settings=self.settings)
-        if last and self.implant.share == "auto":
-            values = implant_losses(current, left, self.batches, values, rank=self.implant.rank)
-        return values
+    def _measured(self, current: nn.Module, left: Sequence[Group]) -> Saliency:
+        """Measure saliencies, unless they are known."""
+        if current is self.model:
+            return self.values
+        return saliency(current, left, self.batches, self.values.provenance["method"], settings=self.settings)
 
     def _plan(
         self,
@@ -171,19 +164,19 @@ class _Way:
             model,
             groups,
             values,
-            budget,
+            self._after_removal(budget, groups),
             example_inputs=self.example_inputs,
             ranking=ranking or self.ranking,
             implant=(self.implant if ranking is None else 0.0) if implant is None else implant,
-            latency=self._latency_of(groups),
         )
 
-    def _latency_of(self, groups: Sequence[Group]) -> LatencyTable | None:
-        """Return what predicts the time of the model that has these groups, which may have lost units before."""
-        if self.latency is None:
-            return None
+    def _after_removal(self, budget: Budget, groups: Sequence[Group]) -> Budget:
+        """Return the budget with the table of the model that has these groups, which may have lost units before."""
+        if not isinstance(budget.target, LatencyTable):
+            return budget
         pairs = zip(self.groups, groups, strict=True)
-        return self.latency.after({dense.name: dense.num_units - group.num_units for dense, group in pairs})
+        gone = {dense.name: dense.num_units - group.num_units for dense, group in pairs}
+        return replace(budget, target=budget.target.after(gone))
 
     def _plan_within_trust(self, model: nn.Module, groups: Sequence[Group], values: Saliency, budget: Budget) -> Plan:
         """Plan one step, removing few units of each group if the budget can be met so."""
@@ -215,7 +208,6 @@ class _Way:
             provenance={**self.values.provenance, "ranking": asdict(self.ranking), "step": self.step},
             implanted={name: [names[name][unit] for unit in units] for name, units in implanted.items()},
             stand_ins=None if more is None else more.stand_ins,
-            latency=self.latency,
         )
 
 

@@ -1,4 +1,4 @@
-"""Which layers can carry stand-ins for the units of which group."""
+"""The layers that can carry stand-ins for the units of a group, and the centre of a kernel, where 1×1 filters read."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,9 @@ from hessprune.foundation.modules import call_model, dry_run, split_name
 from hessprune.layers.recording import CallMode, slow_attention, weight_names
 from hessprune.operators.maps import Arguments, Call
 from hessprune.structure.groups import Group, producers
-from hessprune.surgery.implants.stand_ins import obstacle
+
+CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+"""Layers that can have a stand-in, and the number of axes of their kernel; with a `rank`, linear layers can too."""
 
 
 def stand_in_layers(
@@ -32,20 +34,62 @@ def stand_in_layers(
         `{group name: (module name, …)}`, modules in the model's order.
     """
     plain = _called_as_modules(model, inputs)
-    found = {}
+    carriers = {}
     for group in groups:
         pieces = [piece for piece in producers(group) if piece.dim == 0 and piece.param in plain]
         layers = dict.fromkeys(split_name(piece.param)[0] for piece in pieces)
-        found[group.name] = tuple(name for name in layers if not obstacle(model.get_submodule(name), rank))
-    return {name: layers for name, layers in found.items() if layers}
+        carriers[group.name] = tuple(name for name in layers if not obstacle(model.get_submodule(name), rank))
+    return {name: layers for name, layers in carriers.items() if layers}
+
+
+def obstacle(layer: Any, rank: int | None) -> str:
+    """Return the reason why filters of a layer cannot be replaced; empty where they can."""
+    kind = type(layer)
+    if kind not in {*CONVOLUTIONS, nn.Linear}:
+        return f"it is a {kind.__name__}"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "it has hooks"
+    if rank is None and (kind is nn.Linear or layer.weight[0, 0].numel() == 1):
+        return "it has no kernel to shrink: set `rank`"
+    if kind is not nn.Linear and layer.groups > 1:
+        return "it is a grouped convolution"
+    if rank is None and layer.padding_mode != "zeros" and max(sum(centre_padding(layer), ())) > 0:
+        return f"its 1×1 filters would read {layer.padding_mode} padding"
+    return ""
+
+
+def centre(layer: Any) -> tuple[int, ...]:
+    """Return the position in the kernel that a 1×1 filter takes over: the middle, the left one of two."""
+    return tuple((size - 1) // 2 for size in layer.kernel_size)
+
+
+def centre_padding(layer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the padding, before and after, with which a 1×1 filter reads the centre of the kernel (negative: cut).
+
+    Example:
+        >>> from torch import nn
+        >>> from hessprune.structure.carriers import centre_padding
+        >>> centre_padding(nn.Conv2d(1, 1, 3, padding=1)), centre_padding(nn.Conv1d(1, 1, 3))
+        (((0, 0), (0, 0)), ((-1,), (-1,)))
+    """
+    reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if isinstance(layer.padding, str):
+        padding = [(total // 2, total - total // 2) if layer.padding == "same" else (0, 0) for total in reach]
+    else:
+        padding = [(amount, amount) for amount in layer.padding]
+    offsets = [d * at for d, at in zip(layer.dilation, centre(layer), strict=True)]
+    return (
+        tuple(before - offset for (before, _), offset in zip(padding, offsets, strict=True)),
+        tuple(after - (total - offset) for (_, after), total, offset in zip(padding, reach, offsets, strict=True)),
+    )
 
 
 def _called_as_modules(model: nn.Module, inputs: Any) -> set[str]:
     """Return the weights of modules that are used by calling their module, and in no other way."""
-    return dry_run(model, inputs, _watch)
+    return dry_run(model, inputs, _observe)
 
 
-def _watch(model: nn.Module, inputs: Any) -> set[str]:
+def _observe(model: nn.Module, inputs: Any) -> set[str]:
     calls: Counter[str] = Counter()
     owners = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
 
@@ -62,7 +106,7 @@ def _watch(model: nn.Module, inputs: Any) -> set[str]:
 
 
 class _Uses(CallMode):
-    """Counts how often each weight multiplies something."""
+    """Counts the products in which each weight is used."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hessprune.errors import ArgumentError
+from hessprune.foundation.formatting import html_table, shortened
 from hessprune.operators.leaves import Role
 
 T = TypeVar("T")
@@ -34,6 +35,10 @@ class Slice:
         rows = self.index if units is None else [self.index[unit] for unit in units]
         width = len(self.index[0]) if self.index else 0
         return torch.tensor(list(rows), dtype=torch.int64).reshape(-1, width)
+
+    def __repr__(self) -> str:
+        """Return tensor, axis and role, without positions."""
+        return f"Slice({self.role} {self.param} dim {self.dim}, {len(self.index)} units{_width(self)})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +71,12 @@ class Group:
         """Return the slices of one role, in the model's order."""
         return tuple(piece for piece in self.slices if piece.role == role)
 
+    def __repr__(self) -> str:
+        """Return the name and the numbers of units and slices."""
+        return f"Group({self.name!r}, {self.num_units} units, {len(self.slices)} slices)"
+
     def __str__(self) -> str:
-        """One line for the group, one for each of its slices."""
+        """Return one line for the group and one for each of its slices."""
         head = f"{self.name}: {self.num_units} units"
         lines = [f"  {s.role:<8} {s.param} dim {s.dim}" + _width(s) for s in self.slices]
         return "\n".join([head, *lines])
@@ -85,25 +94,50 @@ class Frozen:
 class Groups(tuple[Group, ...]):
     """The prunable groups of a model, in the model's order, with what is `frozen` beside them.
 
-    A plain tuple for every purpose; printing it gives a readable table.
+    A plain tuple for every purpose. Printing gives a few lines, `table()` all of it, and `str(group)` one group.
     """
 
     frozen: tuple[Frozen, ...]
 
     def __new__(cls, groups: Iterable[Group] = (), frozen: Iterable[Frozen] = ()) -> "Groups":
-        """Build the tuple and attach what is frozen."""
+        """Build the tuple and attach the frozen axes."""
         self = super().__new__(cls, groups)
         self.frozen = tuple(frozen)
         return self
 
+    def table(self) -> str:
+        """Return all groups with their slices, then the frozen axes, grouped by reason."""
+        lines = [str(group) for group in self]
+        lines += [f"frozen: {reason}\n  " + ", ".join(axes) for reason, axes in self._reasons().items()]
+        return "\n".join(lines)
+
     def __str__(self) -> str:
-        """All groups, then what is frozen, grouped by reason."""
+        """Return at most five lines: numbers of groups and units, the largest groups, the frozen axes."""
+        largest = sorted(self, key=lambda group: -group.num_units)
+        lines = [
+            repr(self),
+            "largest: " + shortened([f"{group.name} ({group.num_units} units)" for group in largest]),
+        ]
+        reasons = [f"{len(axes)} because {reason}" for reason, axes in self._reasons().items()]
+        lines += [f"frozen axes: {shortened(reasons, 2)}"] if reasons else []
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """Return the numbers of groups and units."""
+        return f"Groups({len(self)} groups, {sum(group.num_units for group in self)} units)"
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        rows = [[group.name, group.num_units, len(group.slices)] for group in self]
+        frozen = [[len(axes), reason] for reason, axes in self._reasons().items()]
+        tables = html_table(["group", "units", "slices"], rows, repr(self))
+        return tables + (html_table(["frozen axes", "reason"], frozen) if frozen else "")
+
+    def _reasons(self) -> dict[str, list[str]]:
         reasons: dict[str, list[str]] = {}
         for item in self.frozen:
             reasons.setdefault(item.reason, []).append(f"{item.param} dim {item.dim}")
-        lines = [str(group) for group in self]
-        lines += [f"frozen: {reason}\n  " + ", ".join(names) for reason, names in reasons.items()]
-        return "\n".join(lines)
+        return reasons
 
 
 class ByGroup(dict[str, T]):

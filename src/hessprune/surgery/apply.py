@@ -1,13 +1,15 @@
-"""Apply a plan: a new, smaller model that trains, exports, copies and saves like any other."""
+"""Apply a plan: the result is a new, smaller model that trains, exports, copies and saves like any other."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
 from hessprune.planning.plan import Plan
-from hessprune.surgery.arrangement import arrange_units
+from hessprune.structure.groups import Slice
+from hessprune.surgery.implants.arrangement import arrange_units
 from hessprune.surgery.implants.module import Start, insert_stand_ins
 from hessprune.surgery.slicing import slice_units
 from hessprune.surgery.verify import verify
@@ -19,17 +21,16 @@ def apply_plan(
     """Return a copy of `model` without the plan's removed units, and with stand-ins for the implanted ones.
 
     The copy has the same classes and the same forward; its tensors and layer sizes are smaller. A layer that holds
-    stand-ins becomes an `Implanted`: plain layers side by side. The argument is not changed. Before it is returned, the
-    copy is compared with the masked dense model on an example (two forwards in float64) and its cost with the predicted
-    one.
+    stand-ins becomes an `Implanted`: plain layers side by side. The argument is not changed. The copy is compared with
+    the masked dense model on an example (two forwards in float64), and its cost with the predicted one.
 
     Args:
         model: The dense model that the plan was made for.
         plan: From `make_plan`, or read back with `Plan.from_json`.
         check: Whether to verify (*slicing equals masking*).
         example_inputs: Inputs to verify on; by default made from the shapes recorded in the plan.
-        start: Weights of the stand-ins: the `"centre"` of their filters' kernels, or `"zero"`; `fit_stand_ins` does
-            better.
+        start: Weights of the stand-ins: the `"centre"` of their filters' kernels, or `"zero"`; `hp.prune` fits them to
+            data.
 
     Returns:
         The pruned model, in the mode and on the device of `model`.
@@ -40,7 +41,7 @@ def apply_plan(
 
     Example:
         >>> import torch, hessprune as hp
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> groups = hp.find_groups(net, torch.zeros(1, 4))
         >>> saliency = {group.name: torch.arange(8.0) for group in groups}
         >>> plan = hp.make_plan(net, groups, saliency, hp.Budget(params=0.5), example_inputs=torch.zeros(1, 4))
@@ -64,10 +65,10 @@ def apply_plan(
 
 
 def check_fits(model: nn.Module, plan: Plan) -> None:
-    """Raise unless every slice of the plan exists in the dense model.
+    """Raise unless the dense model has every slice and every counting attribute of the plan.
 
     Raises:
-        CheckpointError: A parameter is missing or of another size; all of them are listed.
+        CheckpointError: A tensor is missing or of another size, or a literal names no integer; all are listed.
     """
     state = {
         **dict(model.named_parameters(remove_duplicate=False)),
@@ -75,14 +76,36 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
     }
     problems = {}
     for piece in (piece for group in plan.groups for piece in group.slices):
-        tensor, highest = state.get(piece.param), max(max(row) for row in piece.index)
-        if tensor is None:
-            problems[piece.param] = "is missing"
-        elif tensor.dim() <= piece.dim or tensor.shape[piece.dim] <= highest:
-            problems[piece.param] = f"has shape {tuple(tensor.shape)}, too small in dim {piece.dim}"
+        problem = _misfit(state.get(piece.param), piece, plan.shapes.get(piece.param))
+        if problem:
+            problems[f"'{piece.param}' {problem}"] = None
+    problems |= dict.fromkeys(_wrong_literals(model, plan))
     if problems:
-        listed = "; ".join(f"'{name}' {what}" for name, what in list(problems.items())[:5])
+        listed = "; ".join([*problems][:5])
         raise CheckpointError(
             f"the plan must be applied to the dense model that it was made for, but {listed} ({len(problems)} in all). "
             f"Pass the unpruned model, built by the same factory."
         )
+
+
+def _misfit(tensor: Tensor | None, piece: Slice, planned: tuple[int, ...] | None) -> str:
+    """Return the difference between a tensor and the plan's idea of it; empty if there is none."""
+    if tensor is None:
+        return "is missing"
+    shape, dim = tuple(tensor.shape), piece.dim
+    highest = max(max(row) for row in piece.index)
+    if tensor.dim() <= dim or shape[dim] <= highest:
+        return f"has shape {shape}, too small in dim {dim}"
+    if planned is not None and len(planned) > dim and shape[dim] != planned[dim]:
+        return f"has shape {shape}, and must have {planned[dim]} in dim {dim}"
+    return ""
+
+
+def _wrong_literals(model: nn.Module, plan: Plan) -> Iterator[str]:
+    """Yield the attributes that no integer of the model answers to, or a smaller one than its units count."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for item in (item for group in plan.groups for item in group.literals):
+        module = modules.get(item.module)
+        value = None if module is None else vars(module).get(item.attribute)
+        if type(value) is not int or value < sum(item.counts):
+            yield f"'{item.module}.{item.attribute}' is no integer that counts its units"

@@ -1,4 +1,4 @@
-"""Save and load pruned models as safetensors and JSON: no pickle, strict, into the same factory's dense model."""
+"""Checkpoints of pruned models as safetensors and JSON: without pickle, strict, for the same factory's dense model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,24 +13,37 @@ from hessprune.foundation.files import replacing, writable_folder, write_text
 from hessprune.foundation.tensors import replace_tensors
 from hessprune.planning.plan import Plan
 from hessprune.surgery.apply import apply_plan
+from hessprune.surgery.implants.module import whole_shapes
 
 WEIGHTS, PLAN = "model.safetensors", "plan.json"
 
 
 def save(model: nn.Module, plan: Plan, folder: str | Path) -> Path:
-    """Write a pruned model: `model.safetensors` (its state) and `plan.json` (how to make its shape again).
+    """Write a pruned model: `model.safetensors` (its state) and `plan.json` (the plan that gives its shapes again).
 
     Args:
         model: The pruned model, fine-tuned or not.
-        plan: The plan that made it.
+        plan: The plan between the dense model and this one; after several plans in a row `plan.then(next_plan)`.
         folder: Created if needed; files are replaced atomically.
 
     Returns:
         The folder.
 
     Raises:
+        CheckpointError: The plan gives other shapes; nothing is written.
         OutputError: The folder cannot be written.
+
+    Example:
+        >>> import tempfile, torch, hessprune as hp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.zeros(1, 4)
+        >>> groups, saliency = hp.find_groups(net, x), {"0": torch.arange(8.0)}
+        >>> plan = hp.make_plan(net, groups, saliency, hp.Budget(params=0.5), example_inputs=x)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sorted(path.name for path in hp.save(hp.apply_plan(net, plan), plan, folder).iterdir())
+        ['model.safetensors', 'plan.json']
     """
+    check_shapes(model, plan)
     folder = writable_folder(folder)
     with replacing(folder / WEIGHTS) as temporary:
         safetensors.torch.save_file(_unique_state(model), temporary, metadata={"format": "pt"})
@@ -42,9 +55,9 @@ def load(folder: str | Path, factory: Callable[[], nn.Module], *, device: torch.
     """Read a pruned model back, bit for bit.
 
     Args:
-        folder: What `save` wrote.
+        folder: The folder that `save` wrote.
         factory: Builds the dense model; its weights do not matter.
-        device: Where the model goes.
+        device: The device of the model.
 
     Returns:
         The pruned model in evaluation mode.
@@ -53,8 +66,8 @@ def load(folder: str | Path, factory: Callable[[], nn.Module], *, device: torch.
         CheckpointError: A file is missing or truncated, or the factory builds another model.
 
     Example:
-        >>> import tempfile, hessprune as hp
-        >>> factory = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> import tempfile, torch, hessprune as hp
+        >>> factory = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> net, x = factory(), torch.zeros(1, 4)
         >>> result = hp.prune(net, x, [(x, torch.zeros(1).long())], budget=hp.Budget(params=0.5), method="magnitude")
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -67,6 +80,29 @@ def load(folder: str | Path, factory: Callable[[], nn.Module], *, device: torch.
     model = apply_plan(factory(), plan, check=False)
     _fill(model, _read_tensors(folder / WEIGHTS, str(device)))
     return model.to(device).eval()
+
+
+def check_shapes(model: nn.Module, plan: Plan) -> None:
+    """Raise unless a model has the shapes that a plan gives, on all axes that the plan has slices of.
+
+    Raises:
+        CheckpointError: A tensor is missing or has another shape.
+    """
+    shapes = {
+        **whole_shapes(model),
+        **{name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)},
+        **{name: tuple(value.shape) for name, value in model.named_buffers(remove_duplicate=False)},
+    }
+    axes: dict[str, set[int]] = {}
+    for piece in (piece for group in plan.groups for piece in group.slices):
+        axes.setdefault(piece.param, set()).add(piece.dim)
+    for name, planned in plan.shapes_after.items():
+        shape = shapes.get(name)
+        if shape is None or any(dim >= len(shape) or shape[dim] != planned[dim] for dim in axes[name]):
+            raise CheckpointError(
+                f"`plan` must give the shapes of `model`, but '{name}' must be {planned}, got {shape}. Pass the plan "
+                "between the dense model and this one: plan.then(next_plan) after several plans in a row."
+            )
 
 
 def load_plan(folder: str | Path) -> Plan:
@@ -83,7 +119,7 @@ def load_plan(folder: str | Path) -> Plan:
 
 
 def _unique_state(model: nn.Module) -> dict[str, Tensor]:
-    """State by first name: shared tensors are stored once, as safetensors demands."""
+    """Return the state by first names: safetensors stores a shared tensor once."""
     seen: set[int] = set()
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -104,7 +140,7 @@ def _read_tensors(path: Path, device: str) -> dict[str, Tensor]:
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load strictly: every tensor must be there, with the right shape; dtypes are those of the file."""
+    """Load strictly: every tensor must be there with the right shape; dtypes are those of the file."""
     expected = _unique_state(model)
     problems = [f"'{name}' is missing" for name in expected.keys() - state.keys()]
     problems += [f"'{name}' is not expected" for name in state.keys() - expected.keys()]

@@ -26,7 +26,7 @@ from hessprune.layers.recording import Recording, record, slow_attention
 from hessprune.layers.regression import columns_of, design, rows_of, weight_from
 from hessprune.operators.maps import Arguments, Call, Convolution
 from hessprune.planning.plan import Plan
-from hessprune.surgery.arrangement import origins
+from hessprune.surgery.implants.arrangement import origins
 from hessprune.surgery.implants.module import parts_of
 
 ROWS_PER_INPUT, MIN_ROWS, MAX_ROWS = 48, 8192, 32768

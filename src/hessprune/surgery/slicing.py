@@ -1,4 +1,4 @@
-"""Two ways to take units out: delete their slices, or set them to zero. Theorem: both compute the same function."""
+"""Two ways to take units out: delete their slices, or set them to zero. Both give the same function."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -18,7 +18,7 @@ def slice_units(model: nn.Module, groups: Sequence[Group], removed: Mapping[str,
 def mask_units(model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Sequence[int]]) -> None:
     """Set every slice of the removed units to zero, in place; the model keeps its shape.
 
-    Consumers read zero times whatever the unit emits, so this is exact also for activations with f(0) ≠ 0.
+    Consumers multiply the unit by zero, so this is exact also for activations with f(0) ≠ 0.
     """
     state = {
         **dict(model.named_buffers(remove_duplicate=False)),

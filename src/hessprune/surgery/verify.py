@@ -24,11 +24,12 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any = None) -> float:
     """Compare a pruned model with its masked dense parent, both in evaluation mode.
 
-    In the parent the removed units are set to zero, and implanted filters to what their stand-ins are equal to.
+    In the parent, removed units are set to zero, and implanted filters are replaced by full filters that are equal to
+    their stand-ins.
 
     Args:
         dense: The model the plan was made for.
-        pruned: What surgery made of it.
+        pruned: The result of surgery.
         plan: The plan between them.
         example_inputs: Inputs to compare on; made from the plan's description if None.
 
@@ -37,6 +38,15 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
 
     Raises:
         VerificationError: Outputs differ, the pruned model does not run, or its cost is not the predicted one.
+
+    Example:
+        >>> import torch, hessprune as hp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.zeros(1, 4)
+        >>> groups, saliency = hp.find_groups(net, x), {"0": torch.arange(8.0)}
+        >>> plan = hp.make_plan(net, groups, saliency, hp.Budget(params=0.5), example_inputs=x)
+        >>> hp.verify(net, hp.apply_plan(net, plan), plan) < 1e-9
+        True
     """
     inputs = plan.inputs.example() if example_inputs is None else example_inputs
     masked = copy.deepcopy(dense)
@@ -52,12 +62,14 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
         )
     counted = cost(pruned, inputs)
     if counted != plan.cost_after:
-        raise VerificationError(f"the pruned model must cost what the plan predicts, {plan.cost_after}, got {counted}.")
+        raise VerificationError(
+            f"the pruned model must cost what the plan predicts, {plan.cost_after!r}, got {counted!r}."
+        )
     return difference
 
 
 def _compare(masked: nn.Module, pruned: nn.Module, inputs: Any) -> tuple[float, torch.dtype]:
-    """Return the relative difference and the precision in which it was computed: float64 where the forward allows."""
+    """Return the relative difference and its precision: float64 where the forward allows it."""
     inputs = to_device(inputs, device_of(masked))
     expected = _try(masked.double(), to_device(inputs, device_of(masked), torch.float64))
     if expected is not None:

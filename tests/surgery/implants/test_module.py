@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import hessprune as hp
 from hessprune.planning.implants import Implant
-from hessprune.planning.plan import Plan, plan_removing
+from hessprune.planning.plan import Plan
+from hessprune.planning.planner import plan_removing
 from hessprune.structure.carriers import stand_in_layers
 from hessprune.surgery import apply as apply_module
 from hessprune.surgery.implants.module import Implanted, factors, insert_stand_ins

@@ -1,4 +1,4 @@
-"""Fit stand-ins to what their filters gave on calibration data: ridge least squares in closed form."""
+"""Fit stand-ins to the outputs of their filters on calibration data: ridge least squares in closed form."""
 
 import copy
 from typing import Any
@@ -12,7 +12,7 @@ from hessprune.foundation.trees import to_device
 from hessprune.layers.recording import record
 from hessprune.layers.sums import Sums
 from hessprune.planning.plan import Plan
-from hessprune.surgery.arrangement import origins
+from hessprune.surgery.implants.arrangement import origins
 from hessprune.surgery.implants.module import Implanted, Part, factors, parts_of
 from hessprune.surgery.implants.stand_ins import layer_sums, low_rank_fit
 
@@ -21,14 +21,14 @@ from hessprune.surgery.implants.stand_ins import layer_sums, low_rank_fit
 def fit_stand_ins(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any) -> nn.Module:
     """Fit the stand-ins of a pruned model to the dense outputs of the units that they stand for.
 
-    `min_W ‖Y − X W‖² + λ ‖W‖²` over all calibration positions, where `X` is what the stand-in reads of the surviving
-    inputs in the dense model and `Y` what the dense filters give there; of a given rank, over all `W` of that rank. The
-    mean of what is left goes into the bias, or into the BatchNorm behind; where there is neither, `X` and `Y` keep
-    their means. `λ` is 1e-8 of the mean diagonal of `XᵀX`. One forward pass of the dense model; float64.
+    `min_W ‖Y − X W‖² + λ ‖W‖²`, a sum over all calibration positions. `X` are the stand-in's inputs in the dense model,
+    restricted to the surviving channels, and `Y` the outputs of the dense filters; with a rank, `W` has that rank. The
+    mean residual goes into the bias, or into the BatchNorm behind; without either, `X` and `Y` keep their means. `λ` is
+    1e-8 of the mean diagonal of `XᵀX`. One forward pass of the dense model; float64.
 
     Args:
         dense: The model that the plan was made for.
-        pruned: What `apply_plan` made of it; both are left untouched.
+        pruned: The result of `apply_plan`; both models are left untouched.
         plan: The plan between them.
         batches: Calibration data, a re-iterable of `(inputs, targets)`.
 
@@ -50,7 +50,7 @@ def fit_stand_ins(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any)
 
 
 def _columns(dense: nn.Module, plan: Plan, name: str) -> Tensor:
-    """Return which columns of the regression the pruned model still has, in its order."""
+    """Return the columns of the regression that are left in the pruned model, in its order."""
     weight, axis = dense.get_parameter(f"{name}.weight"), (f"{name}.weight", 1)
     channels = origins(plan, {axis: weight.shape[1]})[axis]
     if plan.stand_ins[name] is None:
@@ -62,11 +62,11 @@ def _columns(dense: nn.Module, plan: Plan, name: str) -> Tensor:
 def _fit(module: Implanted, parts: list[Part], sums: Sums, columns: Tensor, means: dict[str, Tensor]) -> None:
     """Fit all stand-ins of one layer, which share a base where they have a rank."""
     rows = torch.cat([part.rows for part in parts])
-    own = sums.select(columns, rows)
+    moments = sums.select(columns, rows)
     absorbs = parts[0].layer.bias is not None or all(f"{part.name}.weight" in means for part in parts)
     rank = len(module.base.weight) if isinstance(module.base, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) else None
-    weight = low_rank_fit(own.centred() if absorbs else own, rank).T
-    shift = (own.y - own.x @ weight.T) / own.count
+    weight = low_rank_fit(moments.centred() if absorbs else moments, rank).T
+    shift = (moments.y - moments.x @ weight.T) / moments.count
     if rank is not None:
         weight, base = factors(weight, rank)
         _put(module.base.weight, base)

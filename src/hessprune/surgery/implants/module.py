@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.planning.plan import Plan
-from hessprune.surgery.arrangement import origins
-from hessprune.surgery.implants.stand_ins import CONVOLUTIONS, centre, centre_padding, flat_padding
+from hessprune.structure.carriers import CONVOLUTIONS, centre, centre_padding
+from hessprune.surgery.implants.arrangement import origins
+from hessprune.surgery.implants.stand_ins import flat_padding
 
 Start = Literal["centre", "zero"]
+"""Weights of stand-ins before any fit: the centre of the kernel (with a rank, the main components), or zero."""
 PADDING = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
 
 
@@ -28,10 +30,13 @@ class Implanted(nn.Module):
     Args:
         parts: Layers in the order of their outputs.
         stand_in: Which of them are stand-ins: these read `base(x)` instead of `x`.
-        base: `r` filters of the full kernel, or what moves the input under 1×1 filters; identity if None.
+        base: `r` filters of the full kernel, or the padding that moves the input under 1×1 filters; identity if None.
         dim: Where outputs are concatenated, counted from behind.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from hessprune.surgery.implants.module import Implanted
         >>> parts = [nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 2, 1)]
         >>> Implanted(parts, [False, True], dim=-3)(torch.zeros(1, 3, 8, 8)).shape
         torch.Size([1, 6, 8, 8])
@@ -47,7 +52,7 @@ class Implanted(nn.Module):
         self.dim = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Concatenate what the parts give."""
+        """Concatenate the outputs of the parts."""
         low = self.base(x)
         pairs = zip(self.parts, self.stand_in, strict=True)
         return torch.cat([part(low if small else x) for part, small in pairs], self.dim)
@@ -59,7 +64,7 @@ class Implanted(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """One layer of an implanted one, with the dense rows that it stands for."""
+    """One layer inside an `Implanted`, with the dense output rows that it stands for."""
 
     name: str
     layer: Any
@@ -74,8 +79,8 @@ def insert_stand_ins(pruned: nn.Module, dense: nn.Module, plan: Plan, *, start: 
         pruned: The model without the removed units.
         dense: The model that the plan was made for.
         plan: Names the layers and the implanted units.
-        start: What the stand-ins take over from their filters: the kernel's centre (with a rank, the main components of
-            all of them), or nothing.
+        start: Weights of the stand-ins: the centre of their filters' kernels (with a rank, the main components of all
+            filters), or zero.
     """
     for name, rank in plan.stand_ins.items():
         layer, rows = pruned.get_submodule(name), _rows(dense, plan, name)
@@ -94,15 +99,28 @@ def parts_of(pruned: nn.Module, dense: nn.Module, plan: Plan) -> Iterator[tuple[
         rows = _rows(dense, plan, name).split([part.weight.shape[0] for part in modules])
         each = zip(modules, module.stand_in, rows, strict=True)
         parts = [
-            Part(name=f"{name}.parts.{number}", layer=part, is_stand_in=small, rows=own)
-            for number, (part, small, own) in enumerate(each)
+            Part(name=f"{name}.parts.{number}", layer=part, is_stand_in=small, rows=part_rows)
+            for number, (part, small, part_rows) in enumerate(each)
         ]
         yield name, module, parts
 
 
+def whole_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return for all implanted layers `(O, I)` of their weight and `(O,)` of their bias, as of one layer each."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Implanted):
+            parts: list[Any] = list(module.parts)
+            reader: Any = module.base if hasattr(module.base, "weight") else parts[0]
+            outputs = sum(part.weight.shape[0] for part in parts)
+            shapes[f"{name}.weight"] = (outputs, reader.weight.shape[1])
+            shapes[f"{name}.bias"] = (outputs,)
+    return shapes
+
+
 @torch.no_grad()
 def embed_stand_ins(masked: nn.Module, pruned: nn.Module, plan: Plan) -> None:
-    """Put the filters that a pruned model's stand-ins are equal to into a masked dense model, in place."""
+    """Put full filters that are equal to the stand-ins of a pruned model into a masked dense model, in place."""
     for name, module, parts in parts_of(pruned, masked, plan):
         layer: Any = masked.get_submodule(name)
         columns = origins(plan, {(f"{name}.weight", 1): layer.weight.shape[1]})[f"{name}.weight", 1]
@@ -116,7 +134,7 @@ def embed_stand_ins(masked: nn.Module, pruned: nn.Module, plan: Plan) -> None:
 
 
 def factors(filters: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the best `heads (O, r)` and `base (r, K)` whose product is near `filters (O, K)`."""
+    """Return `heads (O, r)` and `base (r, K)` whose product is nearest to `filters (O, K)`, by singular values."""
     u, s, v = torch.linalg.svd(filters.double(), full_matrices=False)
     room = max(rank - len(s), 0)
     heads, base = u[:, :rank] * s[:rank], v[:rank]
@@ -153,15 +171,15 @@ def _implanted(layer: Any, small: Tensor, rank: int | None, start: Start) -> Imp
     rows[small] = heads
     parts = []
     for flag, index in zip(flags.tolist(), torch.arange(len(weight)).split(lengths.tolist()), strict=True):
-        own = None if bias is None else bias.detach()[index]
+        part_bias = None if bias is None else bias.detach()[index]
         geometry = {"kernel_size": 1, "dilation": 1, "padding": 0} | _small_geometry(layer, rank) if flag else {}
-        parts.append(_like(layer, (rows if flag else weight)[index], own, **geometry))
+        parts.append(_like(layer, (rows if flag else weight)[index], part_bias, **geometry))
     dim = -1 if isinstance(layer, nn.Linear) else -1 - CONVOLUTIONS[type(layer)]
     return Implanted(parts, flags.tolist(), base=base, dim=dim).train(layer.training)
 
 
 def _stand_in(layer: Any, filters: Tensor, rank: int | None) -> tuple[nn.Module | None, Tensor]:
-    """Return what comes before the stand-ins' last layer, and the weights of that layer for the given filters."""
+    """Return the layer before the stand-ins' last one (or None), and the weights of the last one for some filters."""
     if rank is not None:
         heads, base = factors(filters.flatten(1), rank)
         return _like(layer, base.view(-1, *filters.shape[1:]), None), heads.view(
@@ -174,7 +192,7 @@ def _stand_in(layer: Any, filters: Tensor, rank: int | None) -> tuple[nn.Module 
 
 
 def _small_geometry(layer: Any, rank: int | None) -> dict[str, Any]:
-    """Return how the last layer of a stand-in reads its input."""
+    """Return the geometry with which the last layer of a stand-in reads its input."""
     if rank is not None:
         return {"stride": 1}
     before, after = centre_padding(layer)
@@ -182,13 +200,13 @@ def _small_geometry(layer: Any, rank: int | None) -> dict[str, Any]:
 
 
 def _like(layer: Any, weight: Tensor, bias: Tensor | None, **geometry: Any) -> nn.Module:
-    """Return a layer of the same kind with other weights, and other geometry where given."""
+    """Return a layer of the same kind with other weights and, where named, another geometry."""
     out, inside = weight.shape[:2]
     if isinstance(layer, nn.Linear):
         new: Any = nn.Linear(inside, out, bias=bias is not None, device="meta")
     else:
-        own = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
-        new = type(layer)(inside, out, **{**own, **geometry}, bias=bias is not None, device="meta")
+        same = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+        new = type(layer)(inside, out, **{**same, **geometry}, bias=bias is not None, device="meta")
     new.weight = nn.Parameter(weight.clone(), requires_grad=layer.weight.requires_grad)
     if bias is not None:
         new.bias = nn.Parameter(bias.clone(), requires_grad=layer.bias.requires_grad)
@@ -196,7 +214,7 @@ def _like(layer: Any, weight: Tensor, bias: Tensor | None, **geometry: Any) -> n
 
 
 def _equal_filters(module: Implanted, part: Any, dense: Any) -> Tensor:
-    """Return the full filters that a stand-in is equal to, `(O, I, *K)`."""
+    """Return the full filters `(O, I, *K)` that are equal to a stand-in."""
     base: Any = module.base
     if hasattr(base, "weight"):
         heads, shared = part.weight.flatten(1).double(), base.weight.flatten(1).double()

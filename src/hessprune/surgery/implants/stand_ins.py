@@ -1,4 +1,4 @@
-"""Stand-ins: what may take the place of some filters of a layer, what it reads, and the least squares that fit it.
+"""Stand-ins: the input that they read in the place of some filters of a layer, and the least squares that fit them.
 
 A filter of a k×k convolution becomes a 1×1 filter that reads the position of the kernel's centre; or, given a rank `r`,
 all replaced filters of a layer (linear ones too) share `r` filters of the full kernel and mix them.
@@ -16,53 +16,12 @@ from hessprune.foundation.progress import track
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import to_device
 from hessprune.layers.sums import Sums
+from hessprune.structure.carriers import CONVOLUTIONS, centre_padding
 
-CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
-"""Layers that can have a stand-in, and over how many axes their kernel slides; with a `rank`, linear layers can too."""
 MAX_ROWS = 32768
-"""Positions of one batch that the least squares looks at."""
+"""Positions of one batch that the least squares uses."""
 RIDGE = 1e-8
-"""Relative to the mean diagonal of `XᵀX`: only there to keep it invertible."""
-
-
-def obstacle(layer: Any, rank: int | None) -> str:
-    """Say why filters of a layer cannot be replaced; empty where they can."""
-    kind = type(layer)
-    if kind not in {*CONVOLUTIONS, nn.Linear}:
-        return f"it is a {kind.__name__}"
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        return "it has hooks"
-    if rank is None and (kind is nn.Linear or layer.weight[0, 0].numel() == 1):
-        return "it has no kernel to shrink: set `rank`"
-    if kind is not nn.Linear and layer.groups > 1:
-        return "it is a grouped convolution"
-    if rank is None and layer.padding_mode != "zeros" and max(sum(centre_padding(layer), ())) > 0:
-        return f"its 1×1 filters would read {layer.padding_mode} padding"
-    return ""
-
-
-def centre(layer: Any) -> tuple[int, ...]:
-    """Return the position in the kernel that a 1×1 filter takes over: the middle, the left one of two."""
-    return tuple((size - 1) // 2 for size in layer.kernel_size)
-
-
-def centre_padding(layer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the padding, before and after, with which a 1×1 filter sees what the kernel's centre sees (negative: cut).
-
-    Example:
-        >>> centre_padding(nn.Conv2d(1, 1, 3, padding=1)), centre_padding(nn.Conv1d(1, 1, 3))
-        (((0, 0), (0, 0)), ((-1,), (-1,)))
-    """
-    reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    if isinstance(layer.padding, str):
-        own = [(total // 2, total - total // 2) if layer.padding == "same" else (0, 0) for total in reach]
-    else:
-        own = [(amount, amount) for amount in layer.padding]
-    left = [d * at for d, at in zip(layer.dilation, centre(layer), strict=True)]
-    return (
-        tuple(before - x for (before, _), x in zip(own, left, strict=True)),
-        tuple(after - (total - x) for (_, after), total, x in zip(own, reach, left, strict=True)),
-    )
+"""Relative to the mean diagonal of `XᵀX`, which it keeps invertible."""
 
 
 def flat_padding(before: Sequence[int], after: Sequence[int]) -> list[int]:
@@ -71,7 +30,7 @@ def flat_padding(before: Sequence[int], after: Sequence[int]) -> list[int]:
 
 
 def design(layer: Any, x: Tensor, rank: int | None) -> Tensor:
-    """Return what a stand-in multiplies at every output position, `(R, K)`: the centre, or with a rank all."""
+    """Return the inputs of a stand-in per output position, `(R, K)`: the kernel's centre, or with a rank all of it."""
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2)
     axes = CONVOLUTIONS[type(layer)]
@@ -110,14 +69,9 @@ def low_rank_fit(sums: Sums, rank: int | None) -> Tensor:
     return weight @ main @ main.T
 
 
-def unexplained(sums: Sums, weight: Tensor) -> Tensor:
-    """Return the share of each output's square that `x W` leaves over, `(O,)` in [0, 1]."""
-    return (sums.error(weight) / sums.yy.clamp(min=1e-30)).clamp(0, 1)
-
-
 @torch.no_grad()
 def layer_sums(model: nn.Module, layers: Mapping[str, int | None], batches: Iterable[Any]) -> dict[str, Sums]:
-    """Run a model over batches; return for each layer the moments of what its stand-in reads and of what it gives.
+    """Run a model over batches and return for each layer the moments of its stand-in's inputs and of its outputs.
 
     Args:
         model: Left untouched; runs in evaluation mode.

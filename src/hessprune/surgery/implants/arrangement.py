@@ -1,4 +1,4 @@
-"""Where units stand in the pruned model: removed ones leave, implanted ones move behind the kept ones."""
+"""The order of units in the pruned model: removed ones leave, implanted ones move behind the kept ones."""
 
 from collections.abc import Iterator, Mapping
 
@@ -24,29 +24,29 @@ def arrange_units(model: nn.Module, plan: Plan) -> None:
 
 
 def origins(plan: Plan, sizes: Mapping[Axis, int]) -> dict[Axis, Tensor]:
-    """Return for axes of the pruned model the dense positions whose contents stand there, one vector each.
+    """Return for each axis of the pruned model the dense positions of its contents, as one vector.
 
     Args:
         plan: The decision.
         sizes: The axes, with their sizes in the dense model.
     """
-    found = _permutations(plan, sizes)
+    permutations = _permutations(plan, sizes)
     stays = {axis: torch.ones(size, dtype=torch.bool) for axis, size in sizes.items()}
     for group in plan.groups:
         units = plan.removed.get(group.name, ())
         for piece in group.slices if units else ():
             if (piece.param, piece.dim) in stays:
                 stays[piece.param, piece.dim][piece.positions(units).reshape(-1)] = False
-    return {axis: index[stays[axis]] for axis, index in found.items()}
+    return {axis: index[stays[axis]] for axis, index in permutations.items()}
 
 
 def _permutations(plan: Plan, sizes: Mapping[Axis, int]) -> dict[Axis, Tensor]:
-    """Return for each axis which dense position's contents go to which dense position."""
-    found = {axis: torch.arange(size) for axis, size in sizes.items()}
+    """Return for each axis the vector `p`: position `k` receives the contents of dense position `p[k]`."""
+    permutations = {axis: torch.arange(size) for axis, size in sizes.items()}
     for axis, slots, contents in _moves(plan):
-        if axis in found:
-            found[axis][slots] = contents
-    return found
+        if axis in permutations:
+            permutations[axis][slots] = contents
+    return permutations
 
 
 def _moves(plan: Plan) -> Iterator[tuple[Axis, Tensor, Tensor]]:

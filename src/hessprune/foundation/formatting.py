@@ -1,0 +1,82 @@
+"""Numbers, tables and HTML for the values that a user prints."""
+
+import html
+from collections.abc import Iterable, Sequence
+
+PREFIXES = ((1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T"))
+
+
+def count_text(value: float) -> str:
+    """Write a count with at most one decimal, and from a thousand on with a prefix.
+
+    Example:
+        >>> from hessprune.foundation.formatting import count_text
+        >>> count_text(50), count_text(1_200), count_text(12_400_000), count_text(999_960)
+        ('50', '1.2 k', '12.4 M', '1 M')
+    """
+    text = f"{value:.0f}"
+    for scale, prefix in PREFIXES:
+        if round(value / scale, 1) >= 1:
+            text = f"{value / scale:.1f}".removesuffix(".0") + f" {prefix}"
+    return text
+
+
+def bytes_text(value: float) -> str:
+    """Write a number of bytes.
+
+    Example:
+        >>> from hessprune.foundation.formatting import bytes_text
+        >>> bytes_text(220), bytes_text(4_800_000)
+        ('220 B', '4.8 MB')
+    """
+    text = count_text(value)
+    return f"{text}B" if text[-1].isalpha() else f"{text} B"
+
+
+def text_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return aligned columns: the first to the left, all others to the right.
+
+    Example:
+        >>> from hessprune.foundation.formatting import text_table
+        >>> print(text_table(["layer", "units"], [["conv1", 8], ["conv10", 16]]))
+        layer   units
+        conv1       8
+        conv10     16
+    """
+    lines = [list(head), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join("  ".join(_padded(line, widths)).rstrip() for line in lines)
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+    """Return an HTML table with all texts escaped.
+
+    Example:
+        >>> from hessprune.foundation.formatting import html_table
+        >>> html_table(["a"], [["<b>"]])
+        '<table><thead><tr><th>a</th></tr></thead><tbody><tr><td>&lt;b&gt;</td></tr></tbody></table>'
+    """
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    body = "".join(_row(row, "td") for row in rows)
+    return f"<table>{title}<thead>{_row(head, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+def shortened(names: Sequence[str], most: int = 3) -> str:
+    """Join the first names; say how many follow.
+
+    Example:
+        >>> from hessprune.foundation.formatting import shortened
+        >>> shortened(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _padded(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+    first, *others = zip(line, widths, strict=True)
+    return [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+
+
+def _row(cells: Sequence[object], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"

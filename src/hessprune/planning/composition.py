@@ -1,0 +1,108 @@
+"""Two plans in a row as one plan for the dense model."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hessprune.errors import ArgumentError
+from hessprune.foundation.formatting import shortened
+from hessprune.structure.groups import Group
+from hessprune.structure.remaining import remaining_groups
+
+if TYPE_CHECKING:
+    from hessprune.planning.plan import Plan
+
+Place = tuple[str, int, int]
+"""A parameter or buffer, one of its dimensions, and a position there."""
+Unit = tuple[str, int]
+"""A group's name, and the number of a unit in the dense model."""
+
+
+def composed_fields(first: "Plan", second: "Plan") -> dict[str, Any]:
+    """Return the fields of the plan for the dense model that does what `first` and then `second` do.
+
+    Units are matched by their slices: a unit of `second` is the unit of `first` that owns the same positions of the
+    same tensors in the pruned model.
+
+    Raises:
+        ArgumentError: `second` was made for another model, or `first` has implants.
+    """
+    _check_order(first, second)
+    match = _matching(first)
+    removed = {name: set(units) for name, units in first.removed.items()}
+    implanted: dict[str, list[int]] = {}
+    for group in second.groups:
+        for unit in second.removed.get(group.name, ()):
+            name, dense_unit = match(group, unit)
+            removed.setdefault(name, set()).add(dense_unit)
+        for unit in second.implanted.get(group.name, ()):
+            name, dense_unit = match(group, unit)
+            implanted.setdefault(name, []).append(dense_unit)
+    return {
+        "removed": {name: tuple(sorted(units)) for name, units in removed.items()},
+        "implanted": {name: tuple(sorted(units)) for name, units in implanted.items()},
+        "stand_ins": second.stand_ins,
+        "budget": second.budget,
+        "cost_after": second.cost_after,
+        "provenance": _provenance(first, second),
+    }
+
+
+def dense_units(groups: Sequence[Group], removed: Mapping[str, Sequence[int]]) -> dict[Unit, frozenset[Place]]:
+    """Return for every remaining unit, by its number in the dense model, the places that it owns after surgery."""
+    places = {}
+    for group, left in zip(groups, remaining_groups(groups, removed), strict=True):
+        gone = set(removed.get(group.name, ()))
+        kept = [unit for unit in range(group.num_units) if unit not in gone]
+        for number, unit in enumerate(kept):
+            places[group.name, unit] = places_of(left, number)
+    return places
+
+
+def places_of(group: Group, unit: int) -> frozenset[Place]:
+    """Return the positions of all tensors that one unit owns."""
+    return frozenset((p.param, p.dim, position) for p in group.slices for position in p.index[unit])
+
+
+def _matching(first: "Plan") -> Any:
+    owners = {places: unit for unit, places in dense_units(first.groups, first.removed).items()}
+
+    def match(group: Group, unit: int) -> Unit:
+        owner = owners.get(places_of(group, unit))
+        if owner is None:
+            raise ArgumentError(
+                f"`next_plan` must be made for the model that this plan gives, but unit {unit} of its group "
+                f"{group.name!r} has other slices there. Make it with find_groups(hp.apply_plan(model, plan), …)."
+            )
+        return owner
+
+    return match
+
+
+def _check_order(first: "Plan", second: "Plan") -> None:
+    if first.implanted:
+        layers = shortened([repr(layer) for layer in first.stand_ins])
+        raise ArgumentError(
+            f"`plan.then` must start from a plan without implants, got stand-ins in {layers}, which are layers of "
+            "their own in the pruned model. Plan implants last."
+        )
+    left, start = first.cost_after, second.cost_before
+    if (left.macs, left.params) != (start.macs, start.params):
+        raise ArgumentError(
+            "`next_plan` must be made for the model that this plan gives, on the same example inputs, with "
+            f"{left.macs:,} MACs and {left.params:,} parameters, got {start.macs:,} and {start.params:,}. "
+            "Make it for hp.apply_plan(model, plan)."
+        )
+
+
+def _provenance(first: "Plan", second: "Plan") -> dict[str, Any]:
+    """Return the second plan's provenance, with the dense model's fingerprint and latency, and the plans before it."""
+    facts = {key: value for key, value in first.provenance.items() if key != "earlier"}
+    facts["budget"] = {first.budget.quantity: first.budget.value}
+    inner = list(second.provenance.get("earlier", ()))
+    result = {**second.provenance, "earlier": [*first.provenance.get("earlier", ()), facts, *inner]}
+    if "weights_sha256" in first.provenance:
+        result["weights_sha256"] = first.provenance["weights_sha256"]
+    if "latency" in first.provenance and "latency" in second.provenance:
+        dense_ms = first.provenance["latency"]["dense_ms"]
+        result["latency"] = {**second.provenance["latency"], "dense_ms": dense_ms}
+    return result
