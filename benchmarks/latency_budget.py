@@ -70,10 +70,11 @@ class Network:
 def one_case(claims: Claims, network: Network, runtime: str, share: float, *, beside: Sequence[int]) -> dict[str, Any]:
     """Ask for a share of the latency; then look for the MACs budgets that are as fast."""
     target = hp.LatencyTarget(runtime=runtime, batch_size=BATCH)  # type: ignore[arg-type]
-    budget, settings = hp.Budget(latency_ms=share), {"method": network.method, "compensate": network.trained}
-    result = hp.prune(
-        network.model, network.example, network.calibration, budget=budget, latency=target, seed=0, **settings
+    budget, settings = (
+        hp.Budget(latency_ms=f"{share:.0%}", target=target),
+        {"method": network.method, "compensate": network.trained},
     )
+    result = hp.prune(network.model, network.example, network.calibration, budget=budget, seed=0, **settings)
     images = network.test[0][0][:BATCH]
     facts = result.plan.provenance["latency"]
     with timing(network.model, images, target) as watch:

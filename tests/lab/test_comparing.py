@@ -17,8 +17,8 @@ def test_text_becomes_settings_and_absent_options_keep_their_defaults():
 def test_methods_carry_what_differs_from_the_recipe():
     assert parse_method("joint") == {"method": "joint"}
     assert parse_method("joint:step=0.2") == {"method": "joint", "step": 0.2}
-    assert parse_method("joint:implant") == {"method": "joint", "implant": Implant()}
-    assert parse_method("joint:implant=zero") == {"method": "joint", "implant": Implant(start="zero")}
+    assert parse_method("joint:implant") == {"method": "joint", "implant": Implant(share=0.5)}
+    assert parse_method("joint:implant=zero") == {"method": "joint", "implant": Implant(share=0.5, start="zero")}
     half = {"method": "hap", "estimator": "hutchinson", "precision": "bf16"}
     assert parse_method("hap:hutchinson:bf16") == half
     asked = {"method": "hap", "estimator": "rademacher", "num_probes": 8}

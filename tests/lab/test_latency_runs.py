@@ -1,9 +1,7 @@
 """Budgets of time in recipes: measured once, kept, and read back by a run that is resumed."""
 
 import pytest
-import torch
 
-from hessprune.costs.budget import Budget
 from hessprune.lab import stages
 from hessprune.lab.context import open_run
 from hessprune.lab.decisions import decide, latency_target
@@ -17,7 +15,7 @@ RECIPE = {
     "threads": 1,
     "data": {"validation_size": 60, "calibration_size": 64, "batch_size": 128},
     "model": {"pretrain": {"epochs": 0}},
-    "prune": {"method": "magnitude", "budget": {"latency_ms": 0.6}, "latency": {"batch_size": 4, "round_to": 2}},
+    "prune": {"method": "magnitude", "budget": {"latency_ms": "60%"}, "latency": {"batch_size": 4, "round_to": 2}},
 }
 
 
@@ -52,14 +50,13 @@ def test_where_a_recipe_counts_milliseconds(tmp_path) -> None:
     def target(**more):
         return latency_target(open_run(parse_recipe(RECIPE | more), tmp_path, tmp_path))
 
-    plain = {"method": "magnitude", "budget": {"latency_ms": 0.6}}
+    plain = {"method": "magnitude", "budget": {"latency_ms": "60%"}}
     assert target() == LatencyTarget(batch_size=4, round_to=2)
     assert target(prune=plain, report={"latency_batch_size": 3}) == LatencyTarget(batch_size=3)
     assert target(prune=plain, quantize={}) == LatencyTarget(runtime="onnxruntime-int8", batch_size=1)
 
 
-def test_budgets_below_a_millisecond_are_in_microseconds() -> None:
-    assert Budget(latency_us=800).limit(2000.0) == 800
-    assert Budget(latency_us=0.5).limit(2000.0) == 1000
-    assert Budget(latency_ms=1.5).limit(2.0) == 1.5
-    assert torch.tensor(Budget(latency_ms=1).limit(2.0)) == 2
+def test_the_target_of_the_budget_counts_before_the_section(tmp_path) -> None:
+    budget = {"latency_ms": "60%", "target": {"batch_size": 7}}
+    settings = parse_recipe(RECIPE | {"prune": RECIPE["prune"] | {"budget": budget}})
+    assert latency_target(open_run(settings, tmp_path, tmp_path)) == LatencyTarget(batch_size=7)

@@ -209,7 +209,7 @@ def test_prune_implants_what_the_plan_decides():
             layer.weight[..., 1, 1] *= 6
     x = torch.randn(40, 1, 8, 8)
     batches, options = [(x, net(x).argmax(1))], {"budget": Budget(macs=0.5), "method": "magnitude"}
-    for implant in ("auto", 0.5, Implant(share=0.5, rank=2), Implant(start="zero")):
+    for implant in (0.5, Implant(share=0.5, rank=2), Implant(share=0.5, start="zero")):
         for step in (1.0, 0.3):
             result = pipeline.prune(net, x[:1], batches, implant=implant, step=step, **options)
             assert result.plan.num_implanted > 0
@@ -286,3 +286,17 @@ def test_a_recipe_may_leave_the_choice_of_fp32_layers_to_their_sensitivity(setti
 
 def _test_batches(settings, out):
     return open_run(settings, out, out).batches("test")
+
+
+@pytest.mark.parametrize("budget", [0.5, "50%", {"macs": 0.5}])
+def test_prune_wants_a_budget(budget):
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4)
+    with pytest.raises(ArgumentError, match=r"`budget` must be a Budget, got .*. Write budget=hp.Budget\(macs="):
+        pipeline.prune(net, x, [(torch.zeros(2, 4), torch.zeros(2).long())], budget=budget)
+
+
+def test_a_latency_beside_a_budget_of_macs_is_refused():
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4)
+    batches = [(torch.zeros(2, 4), torch.zeros(2).long())]
+    with pytest.raises(ArgumentError, match="`target` must come with `latency_ms`, got it beside `macs`"):
+        pipeline.prune(net, x, batches, budget=Budget(macs=0.5), latency=hp.LatencyTarget())
