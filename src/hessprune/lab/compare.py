@@ -131,7 +131,7 @@ def _jobs(run: Run, asked: CompareSettings) -> Iterator[tuple[Run, str, float]]:
         data = run.data.with_calibration(seed)
         for label in asked.methods:
             for budget, compensate in product(asked.budgets, asked.compensate):
-                allowed = Budget(**{asked.quantity: budget})
+                allowed = Budget.keeping(asked.quantity, budget)
                 prune = replace(run.settings.prune, budget=allowed, compensate=compensate, **parse_method(label))
                 yield replace(run, data=data, settings=replace(run.settings, seed=seed, prune=prune)), label, budget
 

@@ -92,7 +92,7 @@ class Frozen:
 
 
 class Groups(tuple[Group, ...]):
-    """The prunable groups of a model, in the model's order, with what is `frozen` beside them.
+    """The prunable groups of a model, in the model's order, and the axes that are `frozen`.
 
     A plain tuple for every purpose. Printing gives a few lines, `table()` all of it, and `str(group)` one group.
     """
@@ -141,9 +141,11 @@ class Groups(tuple[Group, ...]):
 
 
 class ByGroup(dict[str, T]):
-    """A dict keyed by group name that can also be asked with the `Group` itself.
+    """A dict keyed by group name, or by the `Group` itself.
 
     Example:
+        >>> import torch
+        >>> from hessprune.structure.groups import ByGroup, Group
         >>> group = Group(name="conv1", num_units=2, slices=())
         >>> ByGroup(conv1=torch.ones(2))[group]
         tensor([1., 1.])

@@ -14,6 +14,8 @@ def remaining_groups(groups: Sequence[Group], removed: Mapping[str, Sequence[int
     Unit `k` of a returned group is the `k`-th unit that was kept. Groups keep their names and their order.
 
     Example:
+        >>> from hessprune.structure.groups import Group, Slice
+        >>> from hessprune.structure.remaining import remaining_groups
         >>> rows = Slice(param="a", dim=0, index=((0,), (1,), (2,)), role="producer")
         >>> (left,) = remaining_groups([Group(name="g", num_units=3, slices=(rows,))], {"g": (1,)})
         >>> left.num_units, left.slices[0].index
