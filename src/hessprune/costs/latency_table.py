@@ -131,7 +131,7 @@ class LatencyTable:
         return replace(self, checks=(*self.checks, check))
 
     def facts(self, num_removed: Mapping[str, int]) -> dict[str, Any]:
-        """Return the facts for a plan's provenance: the target, dense, predicted and measured milliseconds, the checks."""
+        """Return the facts for a plan's provenance: target, dense, predicted and measured milliseconds, checks."""
         predicted = self.ms(num_removed)
         ms = {"dense_ms": _digits(self.dense_ms), "predicted_ms": _digits(predicted)}
         if self.checks and self.checks[-1]["predicted"] == _digits(predicted / self.dense_ms):
