@@ -36,7 +36,7 @@ class Net(nn.Module):
 def main() -> None:
     model, example = Net(), torch.zeros(1, 3, 16, 16)
     groups = hp.find_groups(model, example)
-    print(groups)
+    print(groups.table())
 
     # An axis is prunable, or it is listed as frozen with the reason; `ignore` freezes more of them.
     kept_whole = hp.find_groups(model, example, ignore=["inner"])

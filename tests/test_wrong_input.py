@@ -63,7 +63,7 @@ EVERYWHERE = [
     (["data=[1]"], r"`data` must be a section of keys, got \[1\]"),
     (["data.sorce=npz"], r"unknown key `data.sorce`. Did you mean 'source'\?"),
     (["device=cuda"], r"`device` must be available, got 'cuda'"),
-    (["prune.budget.macs=0"], r"kept fraction in \(0, 1\].*got 0"),
+    (["prune.budget.macs=0"], r"kept share in \(0, 1\].*got 0"),
     (["prune.budget.macs=1.5"], r"above 1 must be a whole number, got 1.5"),
     (["prune.budget={macs: 0.5, params: 0.5}"], r"exactly one of .*got macs and params"),
     (["model.weights=absent.pt"], r"'absent.pt' must be an existing file"),
@@ -96,7 +96,7 @@ def test_it_is_one_line_and_exit_code_2(command, changes, message, folder, tmp_p
     ("words", "message"),
     [
         (["run", "--set=prune.budget.macs=0.001"], r"must be reachable.*Ask for at least macs=0\.\d"),
-        (["run", "--set=prune.ranking.ignored_layers=[xyz]"], r"`ignored_layers` must match group names, got 'xyz'"),
+        (["run", "--set=prune.ranking.ignore=[xyz]"], r"`ignore` must match group names, got 'xyz'"),
         (["run", "--set=finetune.lr=1.0e+30"], r"error: .*must be finite.*lower `lr`"),
         (["compare", "--budgets=0.001", "--methods=hap", "--seeds=0"], r"`budgets` must be reachable by one method"),
         (["compare", "--ignore=xyz"], r"`ignore` must name modules of the model, got 'xyz'"),

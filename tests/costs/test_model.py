@@ -4,7 +4,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hessprune.costs.model import CostModel, cost
-from hessprune.costs.products import count_macs, record_products
+from hessprune.costs.products import record_products
 from hessprune.structure.find import find_groups
 from tests.cases import AWKWARD, Plain, image, make, paper_model
 
@@ -50,9 +50,13 @@ def test_parameters_and_bytes_count_shared_tensors_once() -> None:
 
 def test_attention_products_are_counted_and_belong_to_no_weight() -> None:
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
-    macs = count_macs(layer, torch.zeros(1, 10, 16))
-    assert macs[""] == 2 * 10 * 10 * 16
-    assert macs["self_attn.in_proj_weight"] == 10 * 16 * 48
+    products = record_products(layer, torch.zeros(1, 10, 16))
+
+    def macs(owner: str) -> int:
+        return sum(product.macs() for product in products if product.owner == owner)
+
+    assert macs("") == 2 * 10 * 10 * 16
+    assert macs("self_attn.in_proj_weight") == 10 * 16 * 48
 
 
 def test_models_that_need_real_numbers_are_counted_on_their_device() -> None:
@@ -76,4 +80,7 @@ def test_saving_per_unit_is_the_difference_of_costs() -> None:
 
 
 def test_printing() -> None:
-    assert str(cost(nn.Linear(1000, 1000), torch.zeros(1, 1000))) == "1 M MACs, 1.001 M parameters, 4.004 MB"
+    large = cost(nn.Linear(1000, 1240), torch.zeros(10, 1000))
+    assert str(large) == "12.4 M MACs, 1.2 M parameters, 5 MB"
+    assert str(cost(nn.Linear(10, 5), torch.zeros(1, 10))) == "50 MACs, 55 parameters, 220 B"
+    assert "<td>12.4 M</td>" in large._repr_html_()

@@ -1,6 +1,7 @@
 """Latency tables against a formula: what is timed layer by layer predicts every whole model."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,8 +120,9 @@ def test_what_is_left_has_a_table_of_its_own() -> None:
 def test_plans_meet_a_budget_of_time_within_a_step(share: float, joint: bool) -> None:
     model, groups, x, watch, table = chain(target=LatencyTarget(round_to=4))
     values, ranking = values_of(groups, joint=joint), Ranking(min_kept_fraction=0.0)
-    budgets = [Budget(latency_ms=share), Budget(latency_us=1000 * share * table.dense_ms)]
-    plans = [make_plan(model, groups, values, b, example_inputs=x, ranking=ranking, latency=table) for b in budgets]
+    half = Budget.keeping("latency_ms", share, table)
+    budgets = [half, replace(half, latency_ms=share * table.dense_ms)]
+    plans = [make_plan(model, groups, values, b, example_inputs=x, ranking=ranking) for b in budgets]
     assert plans[0].removed == plans[1].removed
     kept = watch.ms(apply_plan(model, plans[0])) / watch.ms(model)
     assert kept <= share + 1e-9
@@ -144,27 +146,27 @@ def test_units_of_slow_layers_go_first(joint: bool) -> None:
         provenance={},
         interactions=values_of(groups, joint=joint).interactions,
     )
-    plan = make_plan(model, groups, same, Budget(latency_ms=0.6), example_inputs=x, latency=table)
+    plan = make_plan(model, groups, same, Budget(latency_ms="60%", target=table), example_inputs=x)
     assert len(plan.removed["a"]) > 20
     assert not plan.removed["b"]
 
 
 def test_removal_for_agrees_with_the_plan() -> None:
     model, groups, x, _, table = chain()
-    values, budget = values_of(groups), Budget(latency_ms=0.5)
-    plan = make_plan(model, groups, values, budget, example_inputs=x, latency=table)
-    removed = hp.removal_for(model, groups, budget, example_inputs=x, latency=table)(values)
+    values, budget = values_of(groups), Budget(latency_ms="50%", target=table)
+    plan = make_plan(model, groups, values, budget, example_inputs=x)
+    removed = hp.removal_for(model, groups, budget, example_inputs=x)(values)
     assert {name: tuple(mask.nonzero()[:, 0].tolist()) for name, mask in removed.items()} == plan.removed
 
 
 def planner(model, groups, x, budget: Budget) -> Callable[[LatencyTable], hp.Plan]:
     values = values_of(groups)
-    return lambda table: make_plan(model, groups, values, budget, example_inputs=x, latency=table)
+    return lambda table: make_plan(model, groups, values, replace(budget, target=table), example_inputs=x)
 
 
 def test_plans_are_measured_and_the_table_is_corrected() -> None:
     model, groups, x, _, table = chain()
-    watch, budget = Watch(x, fixed=0.02), Budget(latency_ms=0.6)
+    watch, budget = Watch(x, fixed=0.02), Budget(latency_ms="60%")
     plan_with = planner(model, groups, x, budget)
     settled = tables.settled(table, model, x, plan_with, timer=watch)
     plan = plan_with(settled)
@@ -179,7 +181,7 @@ def test_plans_are_measured_and_the_table_is_corrected() -> None:
 
 def test_a_right_table_is_taken_as_it_is() -> None:
     model, groups, x, watch, table = chain()
-    settled = tables.settled(table, model, x, planner(model, groups, x, Budget(latency_ms=0.5)), timer=watch)
+    settled = tables.settled(table, model, x, planner(model, groups, x, Budget(latency_ms="50%")), timer=watch)
     assert settled.scale == table.scale == 1
     assert len(settled.checks) == 1
 
@@ -207,12 +209,25 @@ def test_prune_measures_by_itself(monkeypatch) -> None:
     batches = [(torch.randn(32, 16), torch.arange(32) % 4)]
     for latency in (FINE, None, table):
         result = hp.prune(
-            model, x[:1], batches, budget=Budget(latency_ms=0.5), method="magnitude", latency=latency, compensate=False
+            model,
+            x[:1],
+            batches,
+            budget=Budget(latency_ms="50%"),
+            method="magnitude",
+            latency=latency,
+            compensate=False,
         )
         assert 0.4 < watches[-1].ms(result.model) / watches[-1].ms(model) <= 0.5 * (1 + tables.TOLERANCE)
         assert result.plan.provenance["latency"]["measured_ms"] > 0
     stepped = hp.prune(
-        model, x, batches, budget=Budget(latency_ms=0.5), method="magnitude", latency=FINE, compensate=False, step=0.25
+        model,
+        x,
+        batches,
+        budget=Budget(latency_ms="50%"),
+        method="magnitude",
+        latency=FINE,
+        compensate=False,
+        step=0.25,
     )
     assert watches[-1].ms(stepped.model) / watches[-1].ms(model) == pytest.approx(0.5, rel=0.1)
 
@@ -231,11 +246,10 @@ def test_steps_end_at_shares_of_the_dense_latency() -> None:
         model,
         groups,
         batches,
-        Budget(latency_ms=0.4),
+        Budget(latency_ms="40%", target=table),
         example_inputs=x,
         values=values,
         step=0.25,
-        latency=table,
         remember=remember,
     )
     assert shares == pytest.approx([0.75, 0.5, 0.4], abs=0.03)
@@ -244,15 +258,19 @@ def test_steps_end_at_shares_of_the_dense_latency() -> None:
 
 def test_what_is_refused() -> None:
     model, groups, x, _, table = chain()
-    values, budget = values_of(groups), Budget(latency_ms=0.5)
-    with pytest.raises(BudgetError, match=r"needs a latency table. Pass latency=hp.latency_table"):
-        make_plan(model, groups, values, budget, example_inputs=x)
-    with pytest.raises(ArgumentError, match=r"`implant` must be 0 with `Budget\(latency_ms=0.5\)`, got 'auto'"):
-        make_plan(model, groups, values, budget, example_inputs=x, latency=table, implant="auto")
-    with pytest.raises(BudgetError, match="narrower layers do not measure as faster"):
-        make_plan(model, groups, values, Budget(latency_ms=0.001), example_inputs=x, latency=table)
+    values, budget = values_of(groups), Budget(latency_ms="50%")
+    for target in (None, LatencyTarget()):
+        missing = replace(budget, target=target)
+        with pytest.raises(BudgetError, match=r"needs a latency table here. Pass Budget\(latency_ms=…, target=hp.lat"):
+            make_plan(model, groups, values, missing, example_inputs=x)
+        with pytest.raises(BudgetError, match=r"needs a latency table here"):
+            hp.removal_for(model, groups, missing, example_inputs=x)
+    with pytest.raises(ArgumentError, match=r"`implant` must be 0 with `Budget\(latency_ms='50%'\)`, got 0.5"):
+        make_plan(model, groups, values, replace(budget, target=table), example_inputs=x, implant=0.5)
+    with pytest.raises(BudgetError, match=r'narrower layers do not measure as faster.*at least latency_ms=".*%"'):
+        make_plan(model, groups, values, Budget(latency_ms=1e-9, target=table), example_inputs=x)
     with pytest.raises(BudgetError, match=r"latency_ms=50\)` must be below the dense model's 0"):
-        make_plan(model, groups, values, Budget(latency_ms=50), example_inputs=x, latency=table)
+        make_plan(model, groups, values, Budget(latency_ms=50, target=table), example_inputs=x)
     with pytest.raises(ArgumentError, match="`runtime` must be"):
         LatencyTarget(runtime="tensorrt")  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="`round_to` must be"):
@@ -265,11 +283,15 @@ def test_what_is_refused() -> None:
 def test_recipes_say_where_latency_counts() -> None:
     recipe = {
         "model": {"weights": "a"},
-        "prune": {"budget": {"latency_us": 800}, "latency": {"runtime": "onnxruntime-int8", "batch_size": 8}},
+        "prune": {"budget": {"latency_ms": 0.8}, "latency": {"runtime": "onnxruntime-int8", "batch_size": 8}},
     }
     settings = parse_recipe(recipe)
-    assert settings.prune.budget == Budget(latency_us=800)
+    assert settings.prune.budget == Budget(latency_ms=0.8)
     assert settings.prune.latency == LatencyTarget(runtime="onnxruntime-int8", batch_size=8)
+    assert parse_recipe(settings.to_json()) == settings
+    recipe["prune"]["budget"] = {"latency_ms": "50%", "target": {"batch_size": 8}}
+    settings = parse_recipe(recipe)
+    assert settings.prune.budget == Budget(latency_ms="50%", target=LatencyTarget(batch_size=8))
     assert parse_recipe(settings.to_json()) == settings
 
 

@@ -65,7 +65,7 @@ def transcribed(groups: Groups, alone: Tensor, b: Tensor, costs: CostModel, budg
     def last_of_its_group(index: int) -> bool:
         return sum(units[other][0] is units[index][0] for other in gone) + 1 == units[index][0].num_units
 
-    while macs(gone) > budget.value * costs.dense.macs:
+    while macs(gone) > (budget.share or 1) * costs.dense.macs:
         free = [index for index in range(len(units)) if index not in gone and not last_of_its_group(index)]
         price = [
             (increase([*gone, index]) - increase(gone)) / max(macs(gone) - macs([*gone, index]), 1e-12)
@@ -145,18 +145,17 @@ def test_the_predicted_cost_is_the_counted_one(case: type[nn.Module]) -> None:
     assert counted.macs <= 0.6 * plan.cost_before.macs
 
 
-@pytest.mark.parametrize("implant", ["auto", 0.3])
-def test_implants_weigh_a_factor_as_they_weigh_its_matrix(implant: float | str) -> None:
+@pytest.mark.parametrize("implant", [0.3, hp.Implant(share=0.7)])
+def test_implants_weigh_a_factor_as_they_weigh_its_matrix(implant: float | hp.Implant) -> None:
     model = make(Residual)
     groups = hp.find_groups(model, X)
     phi = features(groups)
     values = by_group(phi.square().sum(0) / 2, groups)
-    losses = {name: value * torch.linspace(0.0, 0.4, len(value)) for name, value in values.items()}
     plans = [
         hp.make_plan(
             model,
             groups,
-            Saliency(values, provenance={}, interactions=interactions, implant_losses=losses),
+            Saliency(values, provenance={}, interactions=interactions),
             hp.Budget(macs=0.75),
             example_inputs=X,
             implant=implant,
@@ -241,7 +240,7 @@ def test_ignored_groups_are_left_out_of_a_factor() -> None:
             Saliency(values, provenance={}, interactions=interactions),
             hp.Budget(params=0.6),
             example_inputs=torch.zeros(1, 3),
-            ranking=Ranking(ignored_layers=("0",)),
+            ranking=Ranking(ignore=("0",)),
         )
         for interactions in (phi.T @ phi, Factor(phi))
     ]

@@ -12,6 +12,7 @@ from hessprune.planning.plan import Plan
 from hessprune.planning.planner import fingerprint, make_plan
 from hessprune.planning.ranking import Ranking
 from hessprune.structure.find import find_groups
+from hessprune.surgery.apply import apply_plan
 from tests.cases import Flatten, Grouped, Plain, Residual, image, make
 
 MODEL, X = make(Plain), image()
@@ -81,11 +82,34 @@ def test_round_to_keeps_multiples(case: type[torch.nn.Module]) -> None:
             assert len(plan.kept[group.name]) * width % 4 == 0
 
 
-def test_ignored_layers_stay_whole() -> None:
-    plan = plan_with(Ranking(ignored_layers=("body.1*",)))
+def test_ignored_groups_stay_whole() -> None:
+    plan = plan_with(Ranking(ignore=("body.1*",)))
     assert plan.removed["body.1.0"] == ()
-    with pytest.raises(ArgumentError, match="`ignored_layers` must match group names, got 'boddy'"):
-        plan_with(Ranking(ignored_layers=("boddy",)))
+    with pytest.raises(ArgumentError, match="`ignore` must match group names, got 'boddy'"):
+        plan_with(Ranking(ignore=("boddy",)))
+
+
+def test_ignoring_every_group_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"`ignore` must leave a group to prune, got \('\*',\)"):
+        plan_with(Ranking(ignore=("*",)))
+
+
+def test_floors_of_unknown_groups_are_refused_by_name() -> None:
+    floors = (("body.0.0", 4), ("body.00", 4))
+    with pytest.raises(ArgumentError, match=r"`min_kept_units` must name groups, got 'body.00'. Did you mean 'body"):
+        plan_with(Ranking(min_kept_units=floors))
+
+
+def test_a_plan_is_made_at_once() -> None:
+    with pytest.raises(ArgumentError, match=r"`ranking.step` must be 1 .* got 0.25: hp.prune measures in between"):
+        plan_with(Ranking(step=0.25))
+
+
+def test_wrong_types_are_one_error() -> None:
+    with pytest.raises(ArgumentError, match=r"`ranking` must be a Ranking, got {'round_to': 8}. Write ranking=hp.Ran"):
+        plan_with({"round_to": 8})  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match=r"`budget` must be a Budget, got 0.5. Write budget=hp.Budget\(macs=0.5\)"):
+        plan_with(budget=0.4 + 0.1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("joint", [False, True])
@@ -122,8 +146,25 @@ def test_wrong_saliencies(change: object, message: str) -> None:
         make_plan(MODEL, GROUPS, values, Budget(macs=0.5), example_inputs=X)
 
 
-@pytest.mark.parametrize(("name", "value"), [("round_to", 0), ("round_to", 1.5), ("min_kept_fraction", 1.5)])
-def test_wrong_rankings(name: str, value: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("round_to", 0),
+        ("round_to", 1.5),
+        ("min_kept_fraction", 1.5),
+        ("min_kept_fraction", "0.1"),
+        ("step", 0),
+        ("step", 2),
+        ("per_cost", "yes"),
+        ("ignore", "layer1.*"),
+        ("ignore", (3,)),
+        ("min_kept_units", 3),
+        ("min_kept_units", {"body.0.0": 3}),
+        ("min_kept_units", (("body.0.0", 0.5),)),
+        ("min_kept_units", ("body.0.0",)),
+    ],
+)
+def test_wrong_rankings(name: str, value: object) -> None:
     with pytest.raises(ArgumentError, match=f"`{name}` must be"):
         Ranking(**{name: value})
 
@@ -162,5 +203,35 @@ def test_inputs_are_described_and_made_again() -> None:
     assert again["more"][1] is None
 
 
-def test_printing_a_plan() -> None:
-    assert "of macs kept" in str(plan_with())
+def test_a_plan_prints_in_a_few_lines() -> None:
+    plan = plan_with()
+    assert str(plan).splitlines() == [
+        f"Budget(macs=0.5): {plan.kept_fraction('macs'):.1%} of macs kept",
+        f"{plan.cost_before} -> {plan.cost_after}",
+        f"{plan.num_removed} of 30 units removed, in 3 groups",
+    ]
+    assert repr(plan) == f"Plan(Budget(macs=0.5), {plan.num_removed} of 30 units removed)"
+    lines = plan.table().splitlines()
+    assert len(lines) == 1 + len(GROUPS)
+    assert lines[1].split() == ["body.0.0", "8", str(len(plan.kept["body.0.0"]))]
+
+
+def test_a_plan_is_a_table_in_notebooks() -> None:
+    page = plan_with()._repr_html_()
+    assert "<td>body.1.0</td><td>12</td>" in page
+    assert page.count("<table>") == page.count("</table>") == 2
+
+
+def test_a_plan_is_plotted_as_bars() -> None:
+    pytest.importorskip("matplotlib")
+    plan = plan_with()
+    axes = plan.plot().axes[0]
+    widths = [[bar.get_width() for bar in container] for container in axes.containers]
+    assert widths == [[len(plan.kept[g.name]) for g in GROUPS], [len(plan.removed[g.name]) for g in GROUPS]]
+
+
+def test_a_plan_knows_the_shapes_that_it_gives() -> None:
+    plan = plan_with()
+    state = {name: tuple(tensor.shape) for name, tensor in apply_plan(MODEL, plan).state_dict().items()}
+    assert plan.shapes_after == {name: state[name] for name in plan.shapes}
+    assert plan.shapes["body.0.0.weight"] == (8, 3, 3, 3)

@@ -16,11 +16,11 @@ X = image(size=8, batch=2)
 def test_it_removes_what_the_plan_removes(case, budget):
     model = make(case)
     groups = hp.find_groups(model, X)
-    ranking = hp.Ranking(min_kept_fraction=0.2, ignored_layers=(groups[0].name,))
+    ranking = hp.Ranking(min_kept_fraction=0.2, ignore=(groups[0].name,))
     removed = hp.removal_for(model, groups, budget, example_inputs=X, ranking=ranking)
     for seed in range(3):
-        values = hp.saliency(model, groups, [(X, torch.tensor([0, 1]))], hp.Random(seed=seed))
-        ranking = hp.Ranking(min_kept_fraction=0.2, ignored_layers=(groups[0].name,), per_cost=True)
+        values = hp.saliency(model, groups, [(X, torch.tensor([0, 1]))], "random", settings=hp.Settings(seed=seed))
+        ranking = hp.Ranking(min_kept_fraction=0.2, ignore=(groups[0].name,), per_cost=True)
         plan = hp.make_plan(model, groups, values, budget, example_inputs=X, ranking=ranking)
         assert {name: tuple(mask.nonzero()[:, 0].tolist()) for name, mask in removed(values).items()} == plan.removed
 
@@ -28,10 +28,8 @@ def test_it_removes_what_the_plan_removes(case, budget):
 def test_wrong_values_and_layers_are_named():
     model = make(Plain)
     groups = hp.find_groups(model, X)
-    with pytest.raises(ValueError, match="`ignored_layers` must match group names"):
-        hp.removal_for(
-            model, groups, hp.Budget(macs=0.5), example_inputs=X, ranking=hp.Ranking(ignored_layers=("nothing*",))
-        )
+    with pytest.raises(ValueError, match="`ignore` must match group names"):
+        hp.removal_for(model, groups, hp.Budget(macs=0.5), example_inputs=X, ranking=hp.Ranking(ignore=("nothing*",)))
     removed = hp.removal_for(model, groups, hp.Budget(macs=0.5), example_inputs=X)
     with pytest.raises(ValueError, match="`values` must have an entry for group"):
         removed({})
@@ -58,8 +56,10 @@ def test_saliencies_settle_on_the_plan_of_the_exact_ones(case):
     removed = hp.removal_for(model, groups, budget, example_inputs=X)
     exact = hp.saliency(model, groups, batches)
     until = hp.Until(removed=removed, confidence=0.9)
-    method = hp.HAP(estimator="rademacher", until=until, num_probes=512, precision="fp64")
-    drawn = hp.saliency(model, groups, batches, method)
+    options = hp.TraceOptions(until=until, num_probes=512)
+    drawn = hp.saliency(
+        model, groups, batches, settings=hp.Settings(estimator="rademacher", options=options, precision="fp64")
+    )
     assert drawn.provenance["settled"] is True
     assert 8 <= drawn.provenance["num_probes"] < 512
     ours, theirs = removed(drawn), removed(exact)

@@ -1,10 +1,11 @@
 """Which layers can carry stand-ins: plain convolutions that are called as modules."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hessprune.structure.carriers import stand_in_layers
+from hessprune.structure.carriers import obstacle, stand_in_layers
 from hessprune.structure.find import find_groups
 from tests.cases import Flatten, Grouped, Inverted, Plain, Residual, Shared, Tokens, Transposed, image, make
 from tests.structure.nets import ComputedWeights
@@ -65,3 +66,31 @@ def test_models_that_need_real_numbers_are_watched_with_them() -> None:
     groups = find_groups(make(Plain), X)
     assert set(stand_in_layers(model, groups, X)) == {"body.0.0", "body.1.0", "body.2.0"}
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("layer", "rank", "reason"),
+    [
+        (nn.Conv2d(4, 4, 3), None, ""),
+        (nn.Conv1d(4, 4, 5, padding="same"), None, ""),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), None, ""),
+        (nn.Conv2d(4, 4, 3, padding=2, padding_mode="reflect"), None, "would read reflect padding"),
+        (nn.Conv2d(4, 4, 1), None, "no kernel to shrink: set `rank`"),
+        (nn.Linear(4, 4), None, "no kernel to shrink: set `rank`"),
+        (nn.Conv2d(4, 4, 1), 2, ""),
+        (nn.Linear(4, 4), 2, ""),
+        (nn.Conv2d(4, 4, 3, groups=2), 2, "grouped convolution"),
+        (nn.ConvTranspose2d(4, 4, 3), None, "it is a ConvTranspose2d"),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), None, "it is a ParametrizedConv2d"),
+    ],
+)
+def test_what_stands_in_the_way(layer: nn.Module, rank: int | None, reason: str) -> None:
+    answer = obstacle(layer, rank)
+    assert reason in answer
+    assert bool(answer) == bool(reason)
+
+
+def test_hooks_stand_in_the_way() -> None:
+    layer = nn.Conv2d(4, 4, 3)
+    layer.register_forward_pre_hook(lambda *_: None)
+    assert obstacle(layer, None) == "it has hooks"

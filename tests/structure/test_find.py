@@ -206,10 +206,3 @@ def test_dict_and_tuple_inputs() -> None:
     for inputs in ((a, b), {"a": a, "b": b}):
         groups = find_groups(Two(), inputs)
         assert owners(groups[0], "producer") == {("left.weight", 0), ("right.weight", 0)}
-
-
-def test_printing_shows_units_and_slices() -> None:
-    text = str(find_groups(make(Plain), image()))
-    assert "body.0.0: 8 units" in text
-    assert "consumer body.1.0.weight dim 1" in text
-    assert "frozen: the model returns it" in text

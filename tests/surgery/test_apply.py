@@ -90,6 +90,10 @@ def test_a_plan_for_another_model_is_refused_with_a_list() -> None:
     pruned = hp.apply_plan(make(Plain), plan_for(make(Plain)))
     with pytest.raises(CheckpointError, match="too small in dim"):
         hp.apply_plan(pruned, plan_for(make(Plain)))
+    wider = make(Plain)
+    wider.body[0][0] = nn.Conv2d(3, 9, 3).double()
+    with pytest.raises(CheckpointError, match=r"'body.0.0.weight' has shape \(9, 3, 3, 3\), and must have 8 in dim 0"):
+        hp.apply_plan(wider, plan_for(make(Plain)))
 
 
 def test_wrong_surgery_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 
 import hessprune as hp
 from hessprune.errors import CheckpointError
+from hessprune.planning.implants import Implant
 from hessprune.planning.plan import Plan
 from tests.cases import Plain, Residual, image, make
 
@@ -55,3 +57,62 @@ def test_a_model_with_other_tensors_is_refused(saved: tuple[Path, Plan]) -> None
 
     with pytest.raises(CheckpointError, match="'extra' is missing"):
         hp.load(saved[0], More)
+
+
+def plan_for(model: torch.nn.Module, implant: float | Implant = 0.0) -> Plan:
+    groups = hp.find_groups(model, X)
+    generator = torch.Generator().manual_seed(0)
+    saliency = {group.name: torch.rand(group.num_units, generator=generator) for group in groups}
+    budget = hp.Budget(params=0.8)
+    return hp.make_plan(model, groups, saliency, budget, example_inputs=X, implant=implant)
+
+
+def test_a_plan_of_other_shapes_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = make(Plain)
+    first = plan_for(model)
+    once = hp.apply_plan(model, first)
+    second = plan_for(once)
+    twice = hp.apply_plan(once, second)
+    for wrong, plan in ((twice, first), (model, first), (make(Residual), first)):
+        with pytest.raises(
+            CheckpointError, match=r"but 'body.0.0.weight' must be \(.*\), got .*plan.then\(next_plan\)"
+        ):
+            hp.save(wrong, plan, tmp_path / "wrong")
+        assert not (tmp_path / "wrong").exists()
+    with pytest.raises(CheckpointError, match=r"has shape .*, and must have \d+ in dim 0"):
+        hp.load(hp.save(twice, second, tmp_path / "between"), lambda: Plain().double())
+    both = first.then(second)
+    loaded = hp.load(hp.save(twice, both, tmp_path / "right"), lambda: Plain().double())
+    assert torch.equal(loaded(X), twice(X))
+
+
+@pytest.mark.parametrize("implant", [Implant(share=0.5), Implant(share=0.5, rank=2), Implant(share=1.0)])
+def test_models_with_stand_ins_are_saved_with_their_plan_alone(tmp_path: Path, implant: Implant) -> None:
+    model = make(Residual)
+    plan = plan_for(model, implant)
+    assert plan.num_implanted
+    pruned = hp.apply_plan(model, plan)
+    assert torch.equal(hp.load(hp.save(pruned, plan, tmp_path), lambda: Residual().double())(X), pruned(X))
+    with pytest.raises(CheckpointError, match="must give the shapes of `model`"):
+        hp.save(pruned, plan_for(model), tmp_path)
+
+
+def test_another_head_can_be_saved(tmp_path: Path) -> None:
+    """Axes that the plan does not touch may change, such as the number of classes."""
+    model = make(Plain)
+    plan = plan_for(model)
+    pruned = hp.apply_plan(model, plan)
+    pruned.head = torch.nn.Linear(pruned.head.in_features, 7).double()
+
+    def factory() -> torch.nn.Module:
+        dense = Plain().double()
+        dense.head = torch.nn.Linear(dense.head.in_features, 7).double()
+        return dense
+
+    assert torch.equal(hp.load(hp.save(pruned, plan, tmp_path), factory)(X), pruned(X))
+
+
+def test_plans_of_older_versions_are_saved_as_they_are(tmp_path: Path) -> None:
+    model = make(Plain)
+    plan = replace(plan_for(model), shapes={})
+    hp.save(hp.apply_plan(model, plan), plan, tmp_path)

@@ -70,8 +70,7 @@ class Budget:
             (Budget(macs=0.25), Budget(latency_ms='25%'))
         """
         value = f"{Decimal(repr(share)) * 100:f}" if quantity == "latency_ms" else ""
-        bound: dict[str, Any] = {quantity: _trimmed(value) + "%" if value else share, "target": target}
-        return cls(**bound)
+        return cls(**{quantity: _trimmed(value) + "%" if value else share, "target": target})
 
     @property
     def quantity(self) -> str:
@@ -80,7 +79,7 @@ class Budget:
 
     @property
     def is_latency(self) -> bool:
-        """Whether time is bounded."""
+        """True where time is bounded."""
         return self.latency_ms is not None
 
     @property
@@ -123,7 +122,7 @@ class Budget:
 
 
 QUANTITIES = tuple(field.name for field in fields(Budget) if field.name != "target")
-"""What a budget can bound."""
+"""The quantities that a budget can bound."""
 
 
 def check_budget(budget: Any) -> None:
@@ -136,8 +135,8 @@ def check_budget(budget: Any) -> None:
         return
     pairs = list(budget.items()) if isinstance(budget, dict) else [("macs", budget)]
     name, value = pairs[0] if len(pairs) == 1 and pairs[0][0] in QUANTITIES else ("macs", 0.5)
+    bound: dict[str, Any] = {name: value}
     try:
-        bound: dict[str, Any] = {name: value}
         written = Budget(**bound)
     except BudgetError:
         written = Budget(macs=0.5)

@@ -1,7 +1,7 @@
-"""Predicted latency as a function of the units removed: what a budget in milliseconds is planned with.
+"""Predicted latency as a function of the units removed, for budgets in milliseconds.
 
-Layers are timed one by one, on a grid of widths. What a model saves is the sum of what its layers save, and of what
-element-wise work saves, which is taken to follow the number of values that the layers write:
+Layers are timed one by one, on a grid of widths. The saving of a model is the sum over its layers, plus the saving of
+element-wise operations, which the table takes as proportional to the number of values that the layers write:
 
     T(removed) = T(dense) − s·[Σ_l (t_l(dense) − t_l(removed)) + e·(values(dense) − values(removed))]
 
@@ -24,7 +24,7 @@ from hessprune.structure.groups import Group
 
 FORMAT = 1
 FASTER = 0.02
-"""By which share of what its layers take a narrower group must be faster to be worth the units."""
+"""Share of its layers' time that a group must save by a narrower width; smaller savings do not pay for the units."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class LatencyTable:
     units: tuple[int, ...]
     """Units of each group."""
     steps: tuple[int, ...]
-    """How many units of each group make a multiple of the channels that kernels like."""
+    """Units of each group that make a multiple of the channels that suit the kernels."""
     layers: Layers
     times: tuple[LayerTimes, ...]
     """One for each shape of layer."""
@@ -47,22 +47,22 @@ class LatencyTable:
     element_ms: float = 0.0
     """`e`, milliseconds of element-wise work for each value that layers write."""
     scale: float = 1.0
-    """`s`: what whole models save, over what their layers save."""
+    """`s`: the measured saving of whole models over the saving of their layers."""
     target: Mapping[str, Any]
     """Runtime, threads, batch size, processor."""
     checks: tuple[Mapping[str, float], ...] = ()
-    """Whole models that were measured: `predicted` and `measured` shares of the dense latency, and `s` as it was."""
+    """Measured models: `predicted` and `measured` shares of the dense latency, and the scale `s` at that time."""
 
     def ms(self, num_removed: Mapping[str, int] | None = None) -> float:
         """Return the predicted milliseconds after removing that many units of each group."""
         return float(self._ms(self._counts(num_removed or {})))
 
     def rounded(self, group: str, num_removed: int, step: int = 1) -> int:
-        """Return how many units of a group go if up to `num_removed` may: down to a width that is worth it.
+        """Return how many of the chosen units of a group go, so that it stops at a width that measures as faster.
 
         Args:
             group: Its name.
-            num_removed: How many units were chosen.
+            num_removed: Number of chosen units.
             step: Kept units are a multiple of this, too.
         """
         units = self.units[self.groups.index(group)]
@@ -71,11 +71,11 @@ class LatencyTable:
 
     @cached_property
     def widths(self) -> dict[str, tuple[int, ...]]:
-        """For each group the numbers of kept units that are faster than all larger ones, the others being dense."""
+        """For each group the widths that are faster than all wider ones, with all other groups dense."""
         return {name: self._faster(number) for number, name in enumerate(self.groups)}
 
     def after(self, num_removed: Mapping[str, int]) -> "LatencyTable":
-        """Return the table of the model that is left when units are gone."""
+        """Return the table of the pruned model."""
         counts = self._counts(num_removed)
         inputs, outputs, elements = (value.tolist() for value in self._sizes(counts))
         layers = tuple(
@@ -90,10 +90,10 @@ class LatencyTable:
         )
 
     def calibrated(self, num_removed: Mapping[str, int], ms: float) -> "LatencyTable":
-        """Return the table that explains another model's milliseconds, too, by element-wise work or by the scale.
+        """Return a table that also gives the measured milliseconds of another model.
 
-        What the layers do not save is put down to element-wise work if there is time for that beside the layers; else
-        all time is divided between layers and element-wise work; else it is all the layers'.
+        Element-wise operations explain the part of the saving that the layers do not, if the dense time has room for
+        them beside the layers. Else layers and element-wise operations share all of the time; else the layers take it.
         """
         counts, free = self._counts(num_removed), replace(self, element_ms=0.0, scale=1.0)
         layers, values = free._dense_sum, self.layers.elements
@@ -113,25 +113,25 @@ class LatencyTable:
         """Return the table that predicts the measured shares of the dense latency, on average over all `checks`.
 
         Args:
-            num_removed: Which model was measured.
+            num_removed: Removed units of the measured model, by group name.
             share: Its milliseconds over the dense model's, measured in turns.
         """
-        known = self.checked(num_removed, share)
-        right = [
+        checked = self.checked(num_removed, share)
+        scales = [
             check["scale"] * (1 - check["measured"]) / (1 - check["predicted"])
-            for check in known.checks
+            for check in checked.checks
             if check["predicted"] < 1
         ]
-        return replace(known, scale=max(sum(right) / len(right), 1e-3)) if right else known
+        return replace(checked, scale=max(sum(scales) / len(scales), 1e-3)) if scales else checked
 
     def checked(self, num_removed: Mapping[str, int], share: float) -> "LatencyTable":
-        """Return the same table, which remembers a model that was measured."""
+        """Return the same table with one more measured model among `checks`."""
         predicted = _digits(self.ms(num_removed) / self.dense_ms)
         check = {"predicted": predicted, "measured": _digits(share), "scale": _digits(self.scale)}
         return replace(self, checks=(*self.checks, check))
 
     def facts(self, num_removed: Mapping[str, int]) -> dict[str, Any]:
-        """Return what a plan's provenance says about its latency."""
+        """Return the facts for a plan's provenance: target, dense, predicted and measured milliseconds, checks."""
         predicted = self.ms(num_removed)
         ms = {"dense_ms": _digits(self.dense_ms), "predicted_ms": _digits(predicted)}
         if self.checks and self.checks[-1]["predicted"] == _digits(predicted / self.dense_ms):
@@ -163,7 +163,7 @@ class LatencyTable:
             ) from error
 
     def _faster(self, number: int) -> tuple[int, ...]:
-        """Return the widths of one group that are worth stopping at, rising."""
+        """Return the widths of one group at which it may stop, rising."""
         units, step = self.units[number], self.steps[number]
         candidates = widths(units, step)
         counts = np.zeros((len(candidates), len(self.units)))
@@ -171,13 +171,13 @@ class LatencyTable:
         ms = self._ms(counts)
         touched = self._reach[number]
         least = FASTER * self.scale * float(self._times(*self._sizes(counts[-1])[:2])[touched].sum())
-        found = [units]
+        stops = [units]
         best = ms[-1]
         for width, value in zip(candidates[-2::-1], ms[-2::-1], strict=True):
             if value < best - least:
-                found.append(width)
+                stops.append(width)
                 best = value
-        return tuple(reversed(found))
+        return tuple(reversed(stops))
 
     @cached_property
     def _arrays(self) -> tuple[np.ndarray, ...]:
@@ -195,7 +195,7 @@ class LatencyTable:
 
     @cached_property
     def _reach(self) -> np.ndarray:
-        """Which layers get narrower with each group, `(G, L)`."""
+        """Mask `(G, L)` of the layers that get narrower with each group."""
         return (self._arrays[2] != 0) | (self._arrays[3] != 0)
 
     @cached_property
@@ -203,7 +203,7 @@ class LatencyTable:
         return self._sum(np.zeros(len(self.groups)))
 
     def _sizes(self, counts: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return inputs and outputs of all layers `(…, L)`, and the values that products write `(…)`."""
+        """Return inputs and outputs of all layers, `(…, L)`, and the number of values that products write, `(…)`."""
         inputs, outputs, fewer_inputs, fewer_outputs, fewer_values = self._arrays
         values = self.layers.elements - counts @ fewer_values
         return inputs - counts @ fewer_inputs, outputs - counts @ fewer_outputs, values
@@ -226,7 +226,7 @@ class LatencyTable:
 
 
 def unit_step(group: Group, step: int) -> int:
-    """Return how many units of a group make a multiple of `step` channels."""
+    """Return the number of units of a group that makes a multiple of `step` channels."""
     pieces = group.slices_with_role("producer") or group.slices
     width = len(pieces[0].index[0])
     return step // int(np.gcd(step, width))

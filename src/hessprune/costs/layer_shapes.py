@@ -1,4 +1,4 @@
-"""The layers of a model as a stop-watch sees them: shapes that are timed once each, and widths that fall with units."""
+"""The layers of a model for a latency table: shapes, each timed once, and widths that fall with units."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from hessprune.structure.groups import Group
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerShape:
-    """All that decides how long a layer takes, with its dense widths. Layers of one shape are timed once."""
+    """The geometry and the dense widths of a layer, which decide its time. Layers of one shape are timed once."""
 
     kind: Literal["convolution", "linear"]
     inputs: int
@@ -33,7 +33,7 @@ class LayerShape:
     inputs_per_group: int | None = None
     """Of a grouped convolution that loses whole groups; None if groups get thinner."""
     varying: tuple[bool, bool] = (True, True)
-    """Whether inputs and outputs can shrink."""
+    """True for inputs and outputs that can shrink."""
 
     def at(self, inputs: int, outputs: int) -> tuple[int, int, int]:
         """Return inputs, outputs and groups for other widths; a grouped convolution shrinks as a whole."""
@@ -42,13 +42,13 @@ class LayerShape:
         if self.inputs_per_group is None:
             per_group = max(round(inputs / self.groups), 1), max(round(outputs / self.groups), 1)
             return per_group[0] * self.groups, per_group[1] * self.groups, self.groups
-        left = max(round(self.groups * outputs / self.outputs), 1)
-        return left * self.inputs_per_group, left * (self.outputs // self.groups), left
+        groups = max(round(self.groups * outputs / self.outputs), 1)
+        return groups * self.inputs_per_group, groups * (self.outputs // self.groups), groups
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
-    """One layer: its shape, and by how much a unit of each group narrows it."""
+    """One layer: its shape, and the channels that it loses with one unit of each group."""
 
     name: str
     shape: LayerShape
@@ -61,7 +61,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layers:
-    """All layers with weights, and what all products together write: what element-wise work follows."""
+    """All layers with weights, and the number of values that all products write, which element-wise work follows."""
 
     layers: tuple[Layer, ...]
     elements: float
@@ -80,9 +80,8 @@ def find_layers(model: nn.Module, groups: Sequence[Group], example_inputs: Any) 
     changes = size_changes(model, example_inputs, groups, products, range(len(products)))
     layers, elements, fewer, start = [], 0.0, np.zeros(len(groups)), 0
     for product in products:
-        own = changes[:, start : start + len(product.sizes)]
+        axes = _Axes(product, changes[:, start : start + len(product.sizes)])
         start += len(product.sizes)
-        axes = _Axes(product, own)
         layer, written = _layer(product, axes), axes.out
         layers += [] if layer is None else [layer]
         elements += float(written.sizes.prod())
@@ -92,7 +91,7 @@ def find_layers(model: nn.Module, groups: Sequence[Group], example_inputs: Any) 
 
 @dataclass(frozen=True, kw_only=True)
 class _Tensor:
-    """Axis sizes of a tensor, `(axes,)`, and how one unit of each group changes them, `(G, axes)`."""
+    """Axis sizes of a tensor, `(axes,)`, and their decrease by one unit of each group, `(G, axes)`."""
 
     sizes: np.ndarray
     changes: np.ndarray

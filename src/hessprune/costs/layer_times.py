@@ -1,4 +1,4 @@
-"""How long layers of one shape take, on a grid of widths; between the grid's points, and for many layers at once."""
+"""Times of layers of one shape on a grid of widths, and the interpolation between the points for many layers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,9 +38,10 @@ class LayerTimes:
 
 
 def widths(dense: int, step: int) -> tuple[int, ...]:
-    """Return the widths that are worth stopping at: multiples of `step` up to four, then of twice that, then `dense`.
+    """Return the candidate widths: multiples of `step` up to four, then of twice that, then `dense`.
 
     Example:
+        >>> from hessprune.costs.layer_times import widths
         >>> widths(64, 8), widths(20, 8), widths(4, 8)
         ((8, 16, 24, 32, 48, 64), (8, 16, 20), (4,))
     """
@@ -73,7 +74,7 @@ class Interpolation:
     """Milliseconds of many layers at any widths: bilinear within the grid, the nearest point outside."""
 
     def __init__(self, times: Sequence[LayerTimes], owners: Sequence[int]) -> None:
-        """Lay the tables out side by side; `owners` says for each layer which table is its own."""
+        """Lay the tables out side by side; `owners` has the number of the table of each layer."""
         rows = max([len(item.inputs) for item in times], default=1)
         columns = max([len(item.outputs) for item in times], default=1)
         self._owners = np.array(owners, dtype=int)
@@ -90,13 +91,13 @@ class Interpolation:
         row, next_row, down = _position(self._inputs[self._owners], inputs)
         column, next_column, right = _position(self._outputs[self._owners], outputs)
         ms = self._ms
-        left = (1 - down) * ms[self._owners, row, column] + down * ms[self._owners, next_row, column]
-        other = (1 - down) * ms[self._owners, row, next_column] + down * ms[self._owners, next_row, next_column]
-        return (1 - right) * left + right * other
+        here = (1 - down) * ms[self._owners, row, column] + down * ms[self._owners, next_row, column]
+        beyond = (1 - down) * ms[self._owners, row, next_column] + down * ms[self._owners, next_row, next_column]
+        return (1 - right) * here + right * beyond
 
 
 def _position(points: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return between which two points `(L, K)` values `(…, L)` lie, and how far along."""
+    """Return the two points `(L, K)` around values `(…, L)`, as numbers, and the position between them, in [0, 1]."""
     last = np.isfinite(points).sum(1) - 1
     low = np.clip((points <= values[..., None]).sum(-1) - 1, 0, last)
     high = np.minimum(low + 1, last)

@@ -114,7 +114,7 @@ class CostModel:
         self.dense = self({})
 
     def _irregular(self, products: list[Product], fewer: list[Product], names: list[str]) -> list[int]:
-        """Return the numbers of the products whose cost does not fall with their weight as groups lose units."""
+        """Return the numbers of products whose cost does not fall with their weight when every group loses a unit."""
         num_groups = len(self._groups)
         shares = self._numel(np.ones(num_groups)) / np.maximum(self._numel(np.zeros(num_groups)), 1)
         share = dict(zip(names, shares, strict=True))

@@ -35,7 +35,7 @@ class Product:
         return np.array([size for leaf in self.leaves if isinstance(leaf, torch.Size) for size in leaf])
 
     def macs(self, sizes: Sequence[float] | None = None) -> int:
-        """Return multiply–adds, for other axis sizes if given."""
+        """Return the multiply–adds, for the recorded axis sizes or for others."""
         numbers = iter(self.sizes if sizes is None else sizes)
         leaves = [
             torch.Size([round(float(next(numbers))) for _ in leaf]) if isinstance(leaf, torch.Size) else leaf
@@ -53,7 +53,7 @@ def record_products(model: nn.Module, example_inputs: Any, removed: Sequence[Gro
 def size_changes(
     model: nn.Module, example_inputs: Any, groups: Sequence[Group], products: Sequence[Product], numbers: Sequence[int]
 ) -> np.ndarray:
-    """Return by how much the first unit of each group shrinks the axes of some products, `(G, sizes)`.
+    """Return the decrease of all axes of some products by the first unit of each group, `(G, sizes)`.
 
     Most axes depend on one group. Forward `j` leaves out the groups whose number has bit `j` set, so `log₂ G` forwards
     spell the number of that group for every axis at once. The axes without a clear answer take one forward per group.

@@ -1,4 +1,4 @@
-"""Where latency counts: the runtime, its threads, and the batch."""
+"""The target of a budget of time: the runtime, its threads, and the batch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,19 +13,24 @@ RUNTIMES = ("torch", "onnxruntime", "onnxruntime-int8")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatencyTarget:
-    """What a budget of time is measured on; the dense model that shares refer to runs there too.
+    """The runtime, threads and batch of a budget of time. Shares refer to the dense model on the same target.
 
     Args:
         runtime: `"torch"`: the module in FP32, on its own device. `"onnxruntime"`: its ONNX file. `"onnxruntime-int8"`:
             the integer file that `prepare_qat`, `convert_qat` and `export_onnx` make of it.
         num_threads: CPU threads.
         batch_size: Samples in a forward; that of the example inputs by default.
-        round_to: Widths are multiples of this many channels, and of twice as many from four times that: those that
-            measure as worth it. It is how fine the table looks at widths.
+        round_to: Candidate widths are multiples of this many channels, and of twice as many from four times that on.
+            Groups stop only at widths that measure as faster.
         repeats: Timed forwards of whole models.
 
     Raises:
         ArgumentError: A value is out of range.
+
+    Example:
+        >>> import hessprune as hp
+        >>> hp.Budget(latency_ms="50%", target=hp.LatencyTarget(runtime="onnxruntime", batch_size=8)).share
+        0.5
     """
 
     runtime: Literal["torch", "onnxruntime", "onnxruntime-int8"] = "torch"
@@ -47,7 +52,7 @@ class LatencyTarget:
         return cls(**{name: facts[name] for name in names})
 
     def facts(self, batch_size: int, device: str) -> dict[str, Any]:
-        """Return what timings depend on besides the model; JSON values."""
+        """Return all that timings depend on besides the model; JSON values."""
         package = self.runtime.partition("-")[0]
         return {
             "runtime": self.runtime,

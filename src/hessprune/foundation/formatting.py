@@ -16,7 +16,7 @@ def count_text(value: float) -> str:
     """
     text = f"{value:.0f}"
     for scale, prefix in PREFIXES:
-        if round(value / scale, 1) >= 1:
+        if round(1000 * value / scale, 1 if prefix != "k" else 0) >= 1000:  # as the smaller prefix would write it
             text = f"{value / scale:.1f}".removesuffix(".0") + f" {prefix}"
     return text
 

@@ -50,11 +50,11 @@ def composed_fields(first: "Plan", second: "Plan") -> dict[str, Any]:
 def dense_units(groups: Sequence[Group], removed: Mapping[str, Sequence[int]]) -> dict[Unit, frozenset[Place]]:
     """Return for every remaining unit, by its number in the dense model, the places that it owns after surgery."""
     places = {}
-    for group, left in zip(groups, remaining_groups(groups, removed), strict=True):
+    for group, remaining in zip(groups, remaining_groups(groups, removed), strict=True):
         gone = set(removed.get(group.name, ()))
         kept = [unit for unit in range(group.num_units) if unit not in gone]
         for number, unit in enumerate(kept):
-            places[group.name, unit] = places_of(left, number)
+            places[group.name, unit] = places_of(remaining, number)
     return places
 
 
@@ -85,11 +85,11 @@ def _check_order(first: "Plan", second: "Plan") -> None:
             f"`plan.then` must start from a plan without implants, got stand-ins in {layers}, which are layers of "
             "their own in the pruned model. Plan implants last."
         )
-    left, start = first.cost_after, second.cost_before
-    if (left.macs, left.params) != (start.macs, start.params):
+    end, start = first.cost_after, second.cost_before
+    if (end.macs, end.params) != (start.macs, start.params):
         raise ArgumentError(
             "`next_plan` must be made for the model that this plan gives, on the same example inputs, with "
-            f"{left.macs:,} MACs and {left.params:,} parameters, got {start.macs:,} and {start.params:,}. "
+            f"{end.macs:,} MACs and {end.params:,} parameters, got {start.macs:,} and {start.params:,}. "
             "Make it for hp.apply_plan(model, plan)."
         )
 

@@ -58,11 +58,11 @@ class Exchange:
         if not len(gone) or not len(kept):
             return False
         self._catch_up(number)
-        # Putting i back saves its marginal increase given the others; j then costs what it would without i.
+        # Unit i back saves its marginal increase given the others; unit j then adds its increase without i.
         pairwise = self._block(number)[np.ix_(np.searchsorted(pool, gone), np.searchsorted(pool, kept))]
         change = self.increase[kept][None, :] - self.increase[gone][:, None] - pairwise
         best = np.unravel_index(change.argmin(), change.shape)
-        # Less than that is rounding, also where increases cancel; following it could go on for ever.
+        # A smaller gain is rounding, also where increases cancel; exchanges for it might never end.
         scale = float(np.abs(self.increase[gone]).sum() + np.abs(self.diagonal[gone]).sum())
         if change[best] >= -1e-12 * max(1e-300, scale):
             return False

@@ -47,7 +47,7 @@ class Implant:
         check_choice("start", self.start, ("fitted", "zero"))
 
     def __bool__(self) -> bool:
-        """Whether any unit is implanted at all."""
+        """Return True where any unit is implanted."""
         return self.share > 0
 
 

@@ -1,7 +1,7 @@
 """Joint selection: removals interact, so each next unit is chosen given the units that went before.
 
 The estimated loss increase of removing a set `M` is the quadratic form `Σ_{j∈M} a_j + ½ Σ_{i≠j∈M} B_ij`. One more unit
-adds `a_j + Σ_{i∈M} B_ij`. With `a = ½ diag Q` and `B = Q` this is the signed joint criterion. With
+adds `a_j + Σ_{i∈M} B_ij`. With `a = ½ diag Q` and `B = Q` this is the signed joint criterion; with
 `a = |g| + ½ diag |Q|` and `B = |Q|` it is the greedy criterion of SOSP-I.
 """
 

@@ -1,4 +1,4 @@
-"""Plans as JSON: what is written, and what is checked when it is read."""
+"""Plans as JSON text: writing, and reading with checks of every value."""
 
 import json
 from collections.abc import Mapping

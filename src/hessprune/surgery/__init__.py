@@ -1,1 +1,1 @@
-"""Surgery: make the smaller model, and prove that it computes what the masked model computes."""
+"""Surgery: make the smaller model, and prove that its outputs are those of the masked model."""

@@ -89,7 +89,7 @@ def check_shapes(model: nn.Module, plan: Plan) -> None:
         CheckpointError: A tensor is missing or has another shape.
     """
     shapes = {
-        **whole_shapes(model),
+        **whole_shapes(model, plan.stand_ins),
         **{name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)},
         **{name: tuple(value.shape) for name, value in model.named_buffers(remove_duplicate=False)},
     }

@@ -17,7 +17,7 @@ from hessprune.surgery.implants.module import embed_stand_ins
 from hessprune.surgery.slicing import mask_units
 
 # Largest accepted difference, relative to the largest output. Both models run in float64 where the model allows it;
-# what is left is the order of summation.
+# the order of summation remains.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 

@@ -9,6 +9,7 @@ import hessprune as hp
 from hessprune.planning.plan import Plan
 from hessprune.planning.planner import plan_removing
 from hessprune.surgery.compensation import compensate
+from hessprune.surgery.implants.fitting import fit_stand_ins
 from tests.cases import Residual, image, make
 
 X = image(batch=30, size=9)
@@ -45,7 +46,7 @@ def test_one_by_one_filters_are_the_least_squares_solution(norm: bool, bias: boo
     model = make(lambda: Net(norm, bias))
     plan = plan_for(model)
     pruned = hp.apply_plan(model, plan)
-    fitted = hp.fit_stand_ins(model, pruned, plan, BATCHES)
+    fitted = fit_stand_ins(model, pruned, plan, BATCHES)
     x, y = seen_and_wanted(model, taps=True)
     centred = norm or bias
     a, b = (x - x.mean(0), y - y.mean(0)) if centred else (x, y)
@@ -65,7 +66,7 @@ def test_one_by_one_filters_are_the_least_squares_solution(norm: bool, bias: boo
 def test_filters_of_a_given_rank_have_the_least_error_of_that_rank() -> None:
     model = make(lambda: Net(norm=True, bias=False))
     plan = plan_for(model, {"conv": 1})
-    fitted = hp.fit_stand_ins(model, hp.apply_plan(model, plan), plan, BATCHES)
+    fitted = fit_stand_ins(model, hp.apply_plan(model, plan), plan, BATCHES)
     found = (fitted.conv.parts[1].weight.flatten(1) @ fitted.conv.base.weight.flatten(1)).T
     x, y = seen_and_wanted(model, taps=False)
     x, y = x - x.mean(0), y - y.mean(0)
@@ -87,7 +88,7 @@ def test_filters_that_are_one_by_one_already_lose_nothing() -> None:
     zero = hp.apply_plan(model, plan, start="zero")
     before = (zero(X) - model(X)).abs().max()
     teacher = [(x, model(x).detach()) for x, _ in BATCHES]
-    fitted = hp.fit_stand_ins(model, zero, plan, BATCHES)
+    fitted = fit_stand_ins(model, zero, plan, BATCHES)
     compensated = compensate(model, zero, plan, teacher, loss_fn=nn.MSELoss())
     for result, left in ((fitted, 1e-4), (compensated, 1e-1)):
         assert (result(X) - model(X)).abs().max() < left * before
@@ -98,7 +99,7 @@ def test_compensation_refits_kept_filters_and_stand_ins() -> None:
     groups, facts = hp.find_groups(model, X), {"example_inputs": X, "provenance": {}}
     removed, implanted = {"stem.0": (1,)}, {"stem.0": (0, 3), "inner.0": (2,)}
     plan = plan_removing(model, groups, removed, hp.Budget(macs=0.9), implanted=implanted, **facts)
-    fitted = hp.fit_stand_ins(model, hp.apply_plan(model, plan), plan, BATCHES)
+    fitted = fit_stand_ins(model, hp.apply_plan(model, plan), plan, BATCHES)
     teacher = [(x, model(x).detach()) for x, _ in BATCHES]
     repaired = compensate(model, fitted, plan, teacher, loss_fn=nn.MSELoss())
     errors = [
@@ -115,4 +116,4 @@ def test_one_shot_batches_are_refused() -> None:
     groups, facts = hp.find_groups(model, X), {"example_inputs": X, "provenance": {}}
     plan = plan_removing(model, groups, {}, hp.Budget(macs=0.9), implanted={"inner.0": (0,)}, **facts)
     with pytest.raises(hp.errors.DataError, match="must be re-iterable"):
-        hp.fit_stand_ins(model, hp.apply_plan(model, plan), plan, iter(BATCHES))
+        fit_stand_ins(model, hp.apply_plan(model, plan), plan, iter(BATCHES))

@@ -1,1 +1,1 @@
-"""Implants: low-rank stand-ins for filters, put in place, fitted, and proved equal to what they stand for."""
+"""Implants: low-rank stand-ins for filters are put in place, fitted to data, and verified."""

@@ -7,7 +7,7 @@ Units stand in order, kept before implanted, in every slice of their group (see 
 permuted when the model runs. Where several groups share a layer's outputs, full filters and stand-ins alternate.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,10 +105,11 @@ def parts_of(pruned: nn.Module, dense: nn.Module, plan: Plan) -> Iterator[tuple[
         yield name, module, parts
 
 
-def whole_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return for all implanted layers `(O, I)` of their weight and `(O,)` of their bias, as of one layer each."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+def whole_shapes(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Return for the implanted ones of some layers the shape of weight `(O, I)` and bias `(O,)`, as of one layer."""
+    modules, shapes = dict(model.named_modules(remove_duplicate=False)), {}
+    for name in names:
+        module = modules.get(name)
         if isinstance(module, Implanted):
             parts: list[Any] = list(module.parts)
             reader: Any = module.base if hasattr(module.base, "weight") else parts[0]

@@ -30,7 +30,7 @@ def flat_padding(before: Sequence[int], after: Sequence[int]) -> list[int]:
 
 
 def design(layer: Any, x: Tensor, rank: int | None) -> Tensor:
-    """Return what a stand-in multiplies at every output position, `(R, K)`: the centre, or with a rank all."""
+    """Return the inputs of a stand-in per output position, `(R, K)`: the kernel's centre, or with a rank all of it."""
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2)
     axes = CONVOLUTIONS[type(layer)]
