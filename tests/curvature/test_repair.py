@@ -9,6 +9,7 @@ from hessprune.curvature.elimination import DAMPING, Elimination, inverse
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.repair import repaired_losses
 from hessprune.curvature.results import ParamSlice
+from hessprune.errors import DataError
 
 
 def damped(covariance):
@@ -241,3 +242,21 @@ def test_samples_are_found_along_any_axis():
     one, other = (repaired_losses(m, slices, [(x, y)], precision="fp64")["inner"] for m in (plain, turned))
     assert torch.equal(one.order, other.order)
     torch.testing.assert_close(one.loss, other.loss, rtol=1e-10, atol=1e-15)
+
+
+def test_ignored_samples_change_nothing():
+    """Batches without any label that counts are skipped, and so is every single sample without one."""
+    model, x, y, slices = small_problem(samples=60, size=8)
+    more, ignored = torch.randn(30, 2, 8, 8, dtype=torch.float64), torch.full((30,), -100)
+    joined, labels = torch.cat([x[40:], more[:5]]), torch.cat([y[40:], ignored[:5]])
+    batches = [(x[:40], y[:40]), (more, ignored), (joined, labels)]
+    expected = repaired_losses(model, slices, [(x, y)], precision="fp64")
+    actual = repaired_losses(model, slices, batches, precision="fp64")
+    for key, path in expected.items():
+        assert torch.equal(actual[key].order, path.order)
+        torch.testing.assert_close(actual[key].loss, path.loss, rtol=0.05, atol=0)  # 20 samples have other signs
+    last = [(x, y), (more, ignored)]  # samples keep their place, and with it their signs
+    for key, path in repaired_losses(model, slices, last, precision="fp64").items():
+        torch.testing.assert_close(path.loss, expected[key].loss, rtol=1e-10, atol=1e-15)
+    with pytest.raises(DataError, match="must hold at least one label that counts, got only ignored ones"):
+        repaired_losses(model, slices, [(more, ignored)], precision="fp64")

@@ -36,11 +36,18 @@ def test_samples_in_doubt_need_no_softening():
 def test_what_the_loss_ignores_does_not_count():
     ignored = [(SURE, LABELS.index_fill(0, torch.tensor([3]), -100))]
     assert softened(nn.Identity(), ignored)[1] < 1.1 < softened(nn.Identity(), BATCHES)[1]  # three alike are left
+    batches = [(SURE[:1], torch.tensor([-100])), *BATCHES]
+    assert softened(nn.Identity(), batches)[1] == softened(nn.Identity(), BATCHES)[1]
     weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.1)
     loss, temperature = softened(nn.Identity(), BATCHES, weighted)
     assert (loss.label_smoothing, loss.weight.tolist()) == (0.1, [1.0, 2.0, 3.0])
     expected = weighted(SURE / temperature, LABELS)
     torch.testing.assert_close(loss(SURE, LABELS), expected)
+
+
+def test_only_ignored_labels_are_refused():
+    with pytest.raises(hp.errors.DataError, match="must hold at least one label that counts, got only ignored ones"):
+        softened(nn.Identity(), [(SURE, torch.full((4,), -100))])
 
 
 def test_other_losses_stay_as_they_are():

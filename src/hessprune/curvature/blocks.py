@@ -15,8 +15,7 @@ from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
 from hessprune.curvature.rademacher import rademacher_traces
 from hessprune.curvature.results import ParamSlice, Slices, TraceResult, probe_error  # noqa: F401 - the example's
-from hessprune.curvature.risk import LossFn
-from hessprune.errors import DataError
+from hessprune.curvature.risk import LossFn, check_weight
 from hessprune.foundation.checks import check_choice, check_range
 
 _log = logging.getLogger(__name__)
@@ -71,8 +70,7 @@ def block_traces(
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
     run = {"exact": _exact, "rademacher": _rademacher, "hutchinson": _hutchinson}[estimator]
     result = run(problem, options, seed)
-    if not result.weight:
-        raise DataError("`batches` must hold at least one label that counts, got only ignored ones. Check the targets.")
+    check_weight(result.weight)
     if result.settled is False:
         _log.warning("%s has not settled within %d probes: raise `num_probes`", estimator, result.num_probes)
     return replace(

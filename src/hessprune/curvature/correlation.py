@@ -20,7 +20,7 @@ from hessprune.curvature.ggn import TapMode, in_autocast
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
 from hessprune.curvature.results import ParamSlice, Slices  # noqa: F401 - the example needs ParamSlice
-from hessprune.curvature.risk import LossFn, logit_factor
+from hessprune.curvature.risk import LossFn, check_weight, logit_factor
 from hessprune.foundation.symmetric import Interactions
 from hessprune.foundation.trees import sample_rows
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
@@ -91,7 +91,10 @@ def gate_correlation(
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
     total = _Sums(problem.want.num_units, effort.options.interaction_rows)
     for inputs, targets in problem.each_batch("gate correlations"):
-        _add_batch(problem, inputs, targets, total)
+        total.num_samples += len(targets)
+        if len(problem.counted(targets)):
+            _add_batch(problem, inputs, targets, total)
+    check_weight(total.weight)
     return Correlation(
         quadratic=total.quadratic.result(total.weight),
         diagonal=total.diagonal / total.weight,
@@ -118,7 +121,7 @@ def _add_batch(problem: Problem, inputs: Any, targets: Tensor, total: _Sums) -> 
     logits = problem.logits(inputs)
     factor = logit_factor(problem.loss_fn, logits, targets)
     columns = choose_columns(factor, problem.tolerance)
-    slope = _loss_gradient(problem, logits, targets) * factor.weight if factor.weight else torch.zeros_like(logits)
+    slope = _loss_gradient(problem, logits, targets) * factor.weight
     for rows, index in columns.chunks(problem.chunk_size, every_sample=True):
         tap = GateMode(problem.folded, problem.want, 1)
         with problem.precision.casting(problem.device):
@@ -133,7 +136,6 @@ def _add_batch(problem: Problem, inputs: Any, targets: Tensor, total: _Sums) -> 
         tap.close()
         total.num_backwards += 1 + index.shape[1]
     total.weight += factor.weight
-    total.num_samples += len(logits)
 
 
 def _push(problem: Problem, tap: "GateMode", cotangent: Tensor) -> Tensor:

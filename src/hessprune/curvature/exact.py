@@ -79,6 +79,9 @@ def exact_traces(problem: Problem) -> Moments:
     """Return the sums over samples of the exact contributions."""
     moments = Moments.zeros(problem.want.num_units)
     for inputs, targets in problem.each_batch("exact trace"):
+        if not len(problem.counted(targets)):
+            moments.count(len(targets), 0.0)
+            continue
         logits = problem.logits(inputs)
         factor = logit_factor(problem.loss_fn, logits, targets)
         columns = choose_columns(factor, problem.tolerance)

@@ -38,6 +38,9 @@ def hutchinson_probes(problem: Problem, probes: range, seed: int) -> tuple[Tenso
     moments = Moments.zeros(problem.want.num_units)
     sums = torch.zeros(len(probes), problem.want.num_units, dtype=torch.float64)
     for inputs, targets in problem.each_batch("Hessian probes"):
+        if not len(problem.counted(targets)):
+            moments.count(len(targets), 0.0)
+            continue
         logits = problem.logits(inputs)
         rows, dropped, total = _needed(problem, logits, targets)
         for part in rows.split(problem.chunk_size):

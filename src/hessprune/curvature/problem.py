@@ -16,7 +16,7 @@ from hessprune.curvature.options import DEFAULT_TOLERANCE, TraceOptions
 from hessprune.curvature.precision import Precision, resolve
 from hessprune.curvature.readout import Wanted, wanted
 from hessprune.curvature.results import Kind, Slices
-from hessprune.curvature.risk import LossFn, typed
+from hessprune.curvature.risk import LossFn, counted_samples, typed
 from hessprune.errors import NumericalError
 from hessprune.foundation.checks import check_batches, check_finite_parameters
 from hessprune.foundation.modules import call_model, device_of, logits_of
@@ -82,7 +82,15 @@ class Problem:
 
     def chunks(self, samples: int) -> tuple[Tensor, ...]:
         """Return the indices of the samples of each chunk."""
-        return torch.arange(samples, device=self.device).split(self.chunk_size)
+        return self.split(torch.arange(samples, device=self.device))
+
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Split indices of samples into chunks; none where there are no samples."""
+        return rows.split(self.chunk_size) if len(rows) else ()
+
+    def counted(self, targets: Tensor) -> Tensor:
+        """Return the indices of the samples that weigh anything in the loss."""
+        return counted_samples(self.loss_fn, targets).nonzero().squeeze(1)
 
     @contextmanager
     def tap(self, inputs: Any, rows: Tensor, columns: int) -> Iterator[TapMode]:

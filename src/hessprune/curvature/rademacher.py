@@ -32,6 +32,9 @@ def rademacher_traces(problem: Problem, draws: range, seed: int, first_sample: i
     """
     moments = Moments.zeros(problem.want.num_units)
     for inputs, targets in problem.each_batch("one-backward trace"):
+        if not len(problem.counted(targets)):
+            moments.count(len(targets), 0.0)
+            continue
         streams = _Streams(seed=seed, draws=draws, position=first_sample + moments.num_samples)
         if len(draws) == 1 or problem.tolerance == 0:
             _all_samples(problem, inputs, targets, streams, moments)

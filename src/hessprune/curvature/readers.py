@@ -11,7 +11,7 @@ from hessprune.curvature.draws import positions, signs
 from hessprune.curvature.elimination import inverse
 from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.problem import Problem, check_finite
-from hessprune.curvature.risk import logit_factor
+from hessprune.curvature.risk import check_weight, logit_factor
 from hessprune.foundation.trees import sample_rows
 from hessprune.layers.regression import columns_of, design, rows_by_sample, rows_of
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
@@ -113,11 +113,12 @@ class _ReaderMode(TapMode):
 
 
 def measure_readers(problem: Problem, seed: int) -> tuple[dict[str, Reader], int]:
-    """Return what one pass learns of the layers, and the number of samples."""
+    """Return what one pass learns of the layers, and the number of samples that weigh anything in the loss."""
     layers: dict[str, Reader] = {}
-    total, position = 0.0, 0
+    total, position, counted = 0.0, 0, 0
     for inputs, targets in problem.each_batch("inputs"):
-        for rows in problem.chunks(len(targets)):
+        samples = problem.counted(targets)
+        for rows in problem.split(samples):
             mode = _ReaderMode(problem, layers, seed, position + rows)
             with problem.precision.casting(problem.device):
                 mode.forward(sample_rows(inputs, rows))
@@ -127,6 +128,8 @@ def measure_readers(problem: Problem, seed: int) -> tuple[dict[str, Reader], int
             total += factor.weight
             mode.close()
         position += len(targets)
+        counted += len(samples)
+    check_weight(total)
     for layer in layers.values():
         layer.curvature = layer.curvature / total
-    return layers, position
+    return layers, counted

@@ -179,13 +179,12 @@ class _EffectMode(TapMode):
 def _measure_changes(
     problem: Problem, layers: Mapping[str, Reader], paths: Mapping[str, _Path], stride: int
 ) -> dict[str, Tensor]:
-    """Return for each key the loss at its levels, measured on every `stride`-th sample."""
+    """Return for each key the loss at its levels, measured on every `stride`-th sample that counts."""
     losses = {key: torch.zeros(len(path.levels), dtype=torch.float64) for key, path in paths.items()}
     total, position = 0.0, 0
     for inputs, targets in problem.each_batch("repair"):
-        numbers = torch.arange(position, position + len(targets), device=problem.device)  # in the whole data
-        measured = (numbers % stride == 0).nonzero().squeeze(1)
-        for rows in measured.split(problem.chunk_size) if len(measured) else ():
+        samples = problem.counted(targets)
+        for rows in problem.split(samples[-position % stride :: stride]):
             mode = _EffectMode(problem, layers, paths)
             with problem.precision.casting(problem.device):
                 mode.forward(sample_rows(inputs, rows))
@@ -194,7 +193,7 @@ def _measure_changes(
                 losses[key] += weight * _divergence(problem, mode.logits, targets[rows], shifts)
             total += weight
             mode.close()
-        position += len(targets)
+        position += len(samples)
     return {key: value.clamp(min=0) / total for key, value in losses.items()}
 
 

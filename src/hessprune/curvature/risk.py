@@ -128,6 +128,29 @@ def loss_weight(loss_fn: LossFn | None, targets: Tensor) -> float:
     return float(labels.numel() if loss.weight is None else loss.weight.to(labels.device)[labels].double().sum())
 
 
+def counted_samples(loss_fn: LossFn | None, targets: Tensor) -> Tensor:
+    """Return the samples that weigh anything in a mean loss, `(N,)` bool: those with a label that is not ignored."""
+    loss = module_of(loss_fn)
+    if not isinstance(loss, nn.CrossEntropyLoss) or targets.is_floating_point():
+        return torch.ones(len(targets), dtype=torch.bool, device=targets.device)
+    counted = targets != loss.ignore_index
+    if loss.weight is not None:
+        counted = counted & (
+            loss.weight.to(targets.device)[targets.where(counted, 0).clamp(0, len(loss.weight) - 1)] > 0
+        )
+    return counted.flatten(1).any(1) if counted.dim() > 1 else counted
+
+
+def check_weight(weight: float) -> None:
+    """Raise unless the samples of a data set weigh anything.
+
+    Raises:
+        DataError: All labels are ignored, or of classes of weight 0.
+    """
+    if not weight:
+        raise DataError("`batches` must hold at least one label that counts, got only ignored ones. Check the targets.")
+
+
 def relevance(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> Tensor | None:
     """Return what each sample brings to any product with the Hessian: mass of its curvature plus size of its gradient.
 

@@ -12,7 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hessprune.curvature.risk import LossFn, SoftenedCrossEntropy, logit_factor, module_of
+from hessprune.curvature.risk import (
+    LossFn,
+    SoftenedCrossEntropy,
+    check_weight,
+    counted_samples,
+    logit_factor,
+    module_of,
+)
 from hessprune.foundation.checks import check_range
 from hessprune.foundation.modules import call_model, device_of, logits_of
 from hessprune.foundation.state import evaluation_mode
@@ -58,7 +65,7 @@ def softened(
         check_range("temperature", temperature, low=1e-3, high=1e3)
     if not isinstance(loss, nn.CrossEntropyLoss) or isinstance(loss, SoftenedCrossEntropy):
         return loss_fn, 1.0
-    found = _lowest(loss, _logits(model, batches)) if temperature == "auto" else float(temperature)
+    found = _lowest(loss, _logits(model, batches, loss)) if temperature == "auto" else float(temperature)
     return (loss_fn, 1.0) if found == 1 else (SoftenedCrossEntropy(loss, found), found)
 
 
@@ -75,17 +82,19 @@ def _lowest(loss: nn.CrossEntropyLoss, batches: list[tuple[Tensor, Tensor]]) -> 
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, batches: Any) -> list[tuple[Tensor, Tensor]]:
-    """Return logits and targets of as many batches as are needed, on the CPU."""
+def _logits(model: nn.Module, batches: Any, loss: nn.CrossEntropyLoss) -> list[tuple[Tensor, Tensor]]:
+    """Return logits and targets of as many batches as are needed, on the CPU; only of samples that count."""
     found, numbers, device = [], 0, device_of(model)
     with evaluation_mode(model):
         for inputs, targets in batches:
             logits = logits_of(call_model(model, to_device(inputs, device))).cpu()
-            found.append((logits, targets.cpu()))
+            rows = counted_samples(loss, targets.cpu())
+            found.append((logits[rows], targets.cpu()[rows]))
             numbers += logits.numel()
             if numbers >= _NUMBERS:
                 break
-    return found
+    check_weight(sum(len(labels) for _, labels in found))
+    return [(logits, labels) for logits, labels in found if len(labels)]
 
 
 def _effective_share(loss: nn.CrossEntropyLoss, batches: list[tuple[Tensor, Tensor]]) -> float:
