@@ -1,16 +1,21 @@
 """Compensation: exact where the survivors can do it, never worse where they cannot."""
 
 import copy
+import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import hessprune as hp
 from hessprune.layers.least_squares import STRENGTHS, ridge, solve
+from hessprune.layers.recording import record
 from hessprune.layers.sums import Sums
 from hessprune.planning.plan import Plan
 from hessprune.planning.planner import plan_removing
+from hessprune.surgery import compensation
 from hessprune.surgery.compensation import compensate
 from tests.cases import AWKWARD, Flatten, Grouped, Inverted, Plain, Residual, Shared, Tokens, image, make
 
@@ -181,3 +186,40 @@ def test_one_shot_batches_are_refused() -> None:
     plan = plan_for(model, data[0][0])
     with pytest.raises(hp.errors.DataError, match="must be re-iterable"):
         compensate(model, hp.apply_plan(model, plan), plan, iter(data))
+
+
+class Counted:
+    """Batches that count how many of them a pass has read."""
+
+    def __init__(self, data: list[tuple[Tensor, Tensor]]) -> None:
+        self.data, self.reads = data, [0]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.reads.append(0)
+        for batch in self.data:
+            self.reads[-1] += 1
+            yield batch
+
+
+def test_no_more_batches_are_read_than_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = make(Plain), image(batch=60)
+    plan = plan_for(model, x)
+    pruned = hp.apply_plan(model, plan)
+    data = [(x[start : start + 5], torch.arange(5) % 4) for start in range(0, 60, 5)]
+    uses = record(pruned, x).uses  # of two samples
+    largest = max(math.prod(use.input_shape) + math.prod(use.output_shape) for use in uses) // 2
+    monkeypatch.setattr(compensation, "MEMORY", 4 * compensation.LIVE * largest * 22)
+    whole, counted = compensate(model, pruned, plan, [(x[:22], torch.arange(22) % 5 % 4)]), Counted(data)
+    cut = compensate(model, pruned, plan, counted)
+    assert max(counted.reads) == 5  # of 5 samples each: 22 fit
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), cut.state_dict().values(), strict=True))
+
+
+def test_shuffling_loaders_leave_the_random_state_alone() -> None:
+    model, x = make(Plain), image(batch=40)
+    plan = plan_for(model, x)
+    pruned, data = hp.apply_plan(model, plan), DataLoader(TensorDataset(x, Y), batch_size=8, shuffle=True)
+    state = torch.get_rng_state()
+    first, again = (compensate(model, pruned, plan, data) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))

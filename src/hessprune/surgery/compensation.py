@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches
 from hessprune.foundation.modules import call_model, device_of, logits_of
 from hessprune.foundation.progress import progress_bar
@@ -66,6 +67,7 @@ def compensate(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any, *,
     Raises:
         DataError: `batches` cannot be read twice or is empty.
     """
+    batches = Rereadable.of(batches)
     check_batches(batches)
     inputs, targets = _gather(batches, pruned)
     if len(targets) < MIN_SAMPLES:
@@ -80,13 +82,24 @@ def compensate(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any, *,
 
 
 def _gather(batches: Any, model: nn.Module) -> tuple[Any, Tensor]:
-    """Join as many calibration samples as memory allows into one batch."""
-    joined = join_inputs([inputs for inputs, _ in batches])
-    targets = torch.cat([targets for _, targets in batches])
-    uses = record(model, to_device(joined, device_of(model))).uses  # of two samples
+    """Join as many calibration samples as memory allows into one batch; no more batches are read than that takes."""
+    inputs, targets, samples, limit, device = [], [], 0, 0, device_of(model)
+    for batch, labels in Rereadable.of(batches):
+        limit = limit or _most_samples(model, to_device(batch, device))
+        inputs.append(batch)
+        targets.append(labels)
+        samples += len(labels)
+        if samples >= limit:
+            break
+    rows = torch.arange(min(samples, limit))
+    return to_device(sample_rows(join_inputs(inputs), rows), device), torch.cat(targets)[rows].to(device)
+
+
+def _most_samples(model: nn.Module, inputs: Any) -> int:
+    """Return how many samples one forward pass can hold, measured on two of these."""
+    uses = record(model, inputs).uses
     largest = max(math.prod(use.input_shape) + math.prod(use.output_shape) for use in uses) // 2
-    rows = torch.arange(min(len(targets), max(2, MEMORY // (4 * LIVE * largest))))
-    return to_device(sample_rows(joined, rows), device_of(model)), targets[rows].to(device_of(model))
+    return max(2, MEMORY // (4 * LIVE * largest))
 
 
 @torch.no_grad()
