@@ -18,6 +18,7 @@ from hessprune.curvature.readout import Wanted, wanted
 from hessprune.curvature.results import Kind, Slices
 from hessprune.curvature.risk import LossFn, counted_samples, typed
 from hessprune.errors import NumericalError
+from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters
 from hessprune.foundation.modules import call_model, device_of, logits_of
 from hessprune.foundation.progress import track
@@ -137,6 +138,7 @@ def check_repeats(model: nn.Module, inputs: Any) -> None:
 
 def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: LossFn | None, effort: Effort) -> Problem:
     """Check the inputs, fold a copy of `model`, find out what it does with its weights, and plan the memory."""
+    batches = Rereadable.of(batches)
     check_batches(batches)
     check_finite_parameters(model)
     device = device_of(model)

@@ -20,6 +20,7 @@ from hessprune.curvature.risk import (
     logit_factor,
     module_of,
 )
+from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_range
 from hessprune.foundation.modules import call_model, device_of, logits_of
 from hessprune.foundation.state import evaluation_mode
@@ -86,7 +87,7 @@ def _logits(model: nn.Module, batches: Any, loss: nn.CrossEntropyLoss) -> list[t
     """Return logits and targets of as many batches as are needed, on the CPU; only of samples that count."""
     found, numbers, device = [], 0, device_of(model)
     with evaluation_mode(model):
-        for inputs, targets in batches:
+        for inputs, targets in Rereadable.of(batches):
             logits = logits_of(call_model(model, to_device(inputs, device))).cpu()
             rows = counted_samples(loss, targets.cpu())
             found.append((logits[rows], targets.cpu()[rows]))

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from hessprune.foundation.checks import check_rereadable
 from hessprune.foundation.state import seeded
 from hessprune.foundation.trees import leading_size
@@ -12,7 +14,8 @@ class Rereadable:
     """Batches that give the same samples in the same order on every pass.
 
     A loader that shuffles or augments draws from torch's global generators. Each batch is drawn under a seed of its
-    own, and the generators are restored after each batch. Samples are counted on the first whole pass.
+    own, and the generators are restored after each batch. The loader's own generator, if there is one, is restored
+    after each pass. Samples are counted on the first whole pass.
 
     Args:
         batches: Any re-iterable.
@@ -38,6 +41,15 @@ class Rereadable:
         return batches if isinstance(batches, cls) else cls(batches)
 
     def __iter__(self) -> Iterator[Any]:
+        generator = getattr(self.batches, "generator", None)
+        state = generator.get_state() if isinstance(generator, torch.Generator) else None
+        try:
+            yield from self._seeded_pass()
+        finally:
+            if state is not None:
+                self.batches.generator.set_state(state)
+
+    def _seeded_pass(self) -> Iterator[Any]:
         with seeded(self.seed):
             iterator = iter(self.batches)
         count = 0
