@@ -61,7 +61,6 @@ def test_wrong_input_is_named(changes, message):
     [
         ({"num_probes": 0}, "`num_probes` must be an integer of at least 1"),
         ({"tolerance": 2.0}, "`tolerance` must be a number from 0 to 1"),
-        ({"first_sample": -1}, "`first_sample`"),
         ({"chunk_size": 0}, "`chunk_size`"),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hessprune.curvature import TraceOptions, Until, block_traces, lowest, merge_results
+from hessprune.curvature import TraceOptions, Until, block_traces, lowest
 from tests.curvature.nets import SMOOTH, Residual, Tokens, all_rows, batches_of, build
 
 EXACT = {"rtol": 1e-10, "atol": 1e-14}  # the same sums in another order, float64
@@ -49,31 +49,6 @@ def test_results_do_not_depend_on_batches_or_chunks(estimator):
     )
     torch.testing.assert_close(flat(many.values), flat(one.values), **EXACT)
     torch.testing.assert_close(flat(many.sample_error), flat(one.sample_error), rtol=1e-8, atol=1e-12)
-
-
-@pytest.mark.parametrize("estimator", ["exact", "rademacher", "hutchinson"])
-def test_partial_results_merge(estimator):
-    model, (x, y) = build(Residual), batches_of((6,))[0]
-    run = {"estimator": estimator, "precision": "fp64", "seed": 3}
-    whole = block_traces(model, all_rows(model), [(x, y)], **run, options=TraceOptions(num_probes=4))
-    parts = [
-        block_traces(
-            model, all_rows(model), [(x[a:b], y[a:b])], **run, options=TraceOptions(num_probes=4, first_sample=a)
-        )
-        for a, b in ((0, 2), (2, 6))
-    ]
-    merged = merge_results(parts)
-    torch.testing.assert_close(flat(merged.values), flat(whole.values), rtol=1e-8, atol=1e-12)
-    assert merged.num_samples == 6
-    if whole.standard_error is not None:
-        torch.testing.assert_close(flat(merged.standard_error), flat(whole.standard_error), rtol=1e-8, atol=1e-12)
-
-
-def test_merging_different_calls_is_refused():
-    model, batches = build(Residual), batches_of((2,))
-    parts = [block_traces(model, all_rows(model), batches, estimator=e) for e in ("exact", "rademacher")]
-    with pytest.raises(ValueError, match="share estimator"):
-        merge_results(parts)
 
 
 def test_until_stops_early_and_says_when_it_has_not_settled(caplog):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hessprune.curvature import TraceOptions, block_traces, logit_factor, mean_loss
+from hessprune.curvature import TraceOptions, block_traces, logit_factor
 from hessprune.curvature.risk import SoftenedCrossEntropy, loss_weight
 from tests.curvature.nets import Residual, all_rows, batches_of, build, weights
 from tests.oracles import block_traces_of, dense_hessian
@@ -190,23 +190,3 @@ def test_ignored_samples_change_nothing(estimator, precision):
             torch.testing.assert_close(result.values[key], value, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="at least one label that counts"):
         block_traces(model, all_rows(model), [(x[:4], ignored)], options=options, **run)
-
-
-def test_mean_loss_is_the_mean_over_samples():
-    model, batches = build(Residual), batches_of((3, 1))
-    inputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    assert mean_loss(model, batches) == pytest.approx(F.cross_entropy(model(inputs), targets).item())
-
-
-def test_mean_loss_refuses_randomness_and_infinities():
-    class Noisy(nn.Linear):
-        def forward(self, x):
-            return super().forward(x) + torch.randn(2)
-
-    batches = [(torch.ones(2, 3), torch.tensor([0, 1]))]
-    with pytest.raises(ArithmeticError, match="must not change between two passes"):
-        mean_loss(Noisy(3, 2), batches)
-    with pytest.raises(ArithmeticError, match="must be finite"):
-        mean_loss(nn.Linear(3, 2), [(torch.full((2, 3), torch.inf), torch.tensor([0, 1]))])
-    with pytest.raises(ValueError, match="at least one sample"):
-        mean_loss(nn.Linear(3, 2), [])

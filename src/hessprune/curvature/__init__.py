@@ -3,8 +3,8 @@
 from hessprune.curvature.blocks import block_traces
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.precision import has_bf16
-from hessprune.curvature.results import ParamSlice, Slices, TraceResult, merge_results
-from hessprune.curvature.risk import LossFn, logit_factor, mean_loss
+from hessprune.curvature.results import ParamSlice, Slices, TraceResult
+from hessprune.curvature.risk import LossFn, logit_factor
 from hessprune.curvature.stopping import Decision, Until, lowest
 from hessprune.layers.folding import Folded, fold_batchnorm
 
@@ -22,6 +22,4 @@ __all__ = [
     "has_bf16",
     "logit_factor",
     "lowest",
-    "mean_loss",
-    "merge_results",
 ]

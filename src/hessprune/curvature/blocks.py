@@ -95,7 +95,7 @@ def _rademacher(problem: Problem, options: TraceOptions, seed: int) -> TraceResu
     rounds: list[Moments] = []
     moments, settled, taken = Moments.zeros(problem.want.num_units), None, 0
     for draws in options.rounds("rademacher"):
-        rounds.append(rademacher_traces(problem, draws, seed, options.first_sample))
+        rounds.append(rademacher_traces(problem, draws, seed))
         moments, taken = Moments.average(rounds), taken + len(draws)
         settled = _has_settled(problem, options, moments.value, _draw_error(moments, taken))
         if settled:

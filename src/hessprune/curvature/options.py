@@ -11,7 +11,7 @@ DEFAULT_TOLERANCE = {"exact": 1e-6, "rademacher": 1e-6, "hutchinson": 1e-3}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TraceOptions:
-    """Effort, memory, and the part of the data at hand; the defaults suit almost everybody."""
+    """Effort and memory; the defaults suit almost everybody."""
 
     num_probes: int | None = None
     """Draws of `rademacher` (default 4) or probes of `hutchinson` (300); with `until` the most there are (64, 3000)."""
@@ -26,11 +26,8 @@ class TraceOptions:
     interaction_rows: int | None = None
     """Hold interactions of removals as a factor of at most so many rows, from 2; None: 4 096, and the whole matrix
     where there are no more units than that."""
-    first_sample: int = 0
-    """Position of the first sample in the whole data, where `batches` are a part of them."""
 
     def __post_init__(self) -> None:
-        check_range("first_sample", self.first_sample, low=0, integer=True)
         if self.interaction_rows is not None:
             check_range("interaction_rows", self.interaction_rows, low=2, integer=True)
         for name in ("num_probes", "memory_limit", "chunk_size"):

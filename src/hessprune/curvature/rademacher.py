@@ -18,14 +18,13 @@ from hessprune.curvature.problem import Problem, check_finite
 from hessprune.curvature.risk import logit_factor
 
 
-def rademacher_traces(problem: Problem, draws: range, seed: int, first_sample: int = 0) -> Moments:
+def rademacher_traces(problem: Problem, draws: range, seed: int) -> Moments:
     """Return the sums over samples of the estimates from some draws.
 
     Args:
         problem: The model, the data and what is wanted.
         draws: Indices of the draws; each has random numbers of its own.
         seed: The user's seed.
-        first_sample: Position of the first sample in the whole data.
 
     Returns:
         The sums, with the number of backward passes and the mass of samples left out.
@@ -35,7 +34,7 @@ def rademacher_traces(problem: Problem, draws: range, seed: int, first_sample: i
         if not len(problem.counted(targets)):
             moments.count(len(targets), 0.0)
             continue
-        streams = _Streams(seed=seed, draws=draws, position=first_sample + moments.num_samples)
+        streams = _Streams(seed=seed, draws=draws, position=moments.num_samples)
         if len(draws) == 1 or problem.tolerance == 0:
             _all_samples(problem, inputs, targets, streams, moments)
         else:

@@ -5,7 +5,7 @@ factored as `S_n S_nᵀ`.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,10 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessprune.curvature.factors import DenseFactor, DiagonalFactor, LogitFactor, SoftmaxFactor
-from hessprune.errors import ArgumentError, DataError, NumericalError
+from hessprune.errors import ArgumentError, DataError
 from hessprune.foundation.checks import check_labels
-from hessprune.foundation.modules import call_model, device_of, logits_of
-from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import to_device
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -212,41 +210,3 @@ def check_is_mean(loss_fn: LossFn, logits: Tensor, targets: Tensor) -> None:
             f"{float(mean):.6g} on average for its samples. Average over samples; to weigh or ignore labels, use "
             "nn.CrossEntropyLoss, which is known in closed form."
         )
-
-
-def mean_loss(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None = None) -> float:
-    """Return the mean loss over all samples, in evaluation mode, computed twice to catch randomness.
-
-    Args:
-        model: Any module.
-        batches: Re-iterable of `(inputs, targets)`.
-        loss_fn: A loss that averages; None means cross-entropy.
-
-    Returns:
-        The mean over samples.
-
-    Raises:
-        NumericalError: The loss is not finite, or differs between two passes over the same data.
-    """
-    first, second = (_one_pass(model, batches, loss_fn or F.cross_entropy) for _ in range(2))
-    if not torch.isfinite(torch.tensor(first)):
-        raise NumericalError(f"the loss must be finite, got {first}. Check the weights, the inputs and their scale.")
-    if abs(first - second) > 1e-5 * max(abs(first), abs(second)):
-        raise NumericalError(
-            f"the loss must not change between two passes, got {first} and {second}. Likely causes: (a) the batches "
-            "are augmented or reshuffled each time, (b) the model draws random numbers in evaluation mode."
-        )
-    return first
-
-
-@torch.no_grad()
-def _one_pass(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn) -> float:
-    total, count, device = 0.0, 0, device_of(model)
-    with evaluation_mode(model):
-        for inputs, targets in batches:
-            logits = logits_of(call_model(model, to_device(inputs, device)))
-            total += float(loss_fn(logits, to_device(targets, device))) * len(targets)
-            count += len(targets)
-    if count == 0:
-        raise DataError("`batches` must hold at least one sample, got none. Check path and split.")
-    return total / count
