@@ -7,7 +7,7 @@ from torch import Tensor
 from hessprune.curvature.accumulate import DENSE_UNITS, DenseSum, FactorSum, new_sum
 from hessprune.curvature.options import TraceOptions
 from hessprune.errors import ArgumentError
-from hessprune.foundation.symmetric import Dense, Factor
+from hessprune.foundation.symmetric import Factor, WholeMatrix
 
 
 def rows(number: int, decay: float = 0.0) -> Tensor:
@@ -76,7 +76,7 @@ def test_the_form_follows_the_number_of_units() -> None:
     assert isinstance(new_sum(DENSE_UNITS, None), DenseSum)
     assert isinstance(new_sum(DENSE_UNITS + 1, None), FactorSum)
     assert isinstance(new_sum(3, 2), FactorSum)
-    assert isinstance(new_sum(3, None).result(1.0), Dense)
+    assert isinstance(new_sum(3, None).result(1.0), WholeMatrix)
     assert new_sum(DENSE_UNITS + 1, 4).result(1.0).shape == (DENSE_UNITS + 1, DENSE_UNITS + 1)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import hessprune as hp
 from hessprune.costs.model import CostModel
-from hessprune.foundation.symmetric import Dense, Factor, Interactions
+from hessprune.foundation.symmetric import Factor, SymmetricMatrix, WholeMatrix
 from hessprune.methods.values import Saliency
 from hessprune.planning import exchange, joint
 from hessprune.planning.joint import select_jointly
@@ -93,7 +93,7 @@ def test_all_forms_remove_what_the_transcription_removes(case: type[nn.Module], 
     model = make(case)
     groups, budget = hp.find_groups(model, X), hp.Budget(macs=0.6)
     phi, costs = features(groups), CostModel(model, X, groups)
-    found: Interactions = Dense(phi.T @ phi) if form == "dense" else Factor(phi, form == "absolute")
+    found: SymmetricMatrix = WholeMatrix(phi.T @ phi) if form == "dense" else Factor(phi, form == "absolute")
     q = found.dense()
     saliency = by_group(q.diagonal() / 2, groups)
     chosen = select_jointly(groups, saliency, found, costs, budget=budget, ranking=LOOSE).removed

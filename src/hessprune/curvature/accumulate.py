@@ -8,7 +8,7 @@ semi-definite, so every entry of `Q` is off by at most its trace, which is known
 import torch
 from torch import Tensor
 
-from hessprune.foundation.symmetric import Dense, Factor, Interactions
+from hessprune.foundation.symmetric import Factor, SymmetricMatrix, WholeMatrix
 
 DENSE_UNITS = 4096
 """Up to so many units the whole matrix is held: 134 MB."""
@@ -32,10 +32,10 @@ class DenseSum:
         if sum(map(len, self._waiting)) >= _FLUSH:
             self._flush()
 
-    def result(self, weight: float) -> Interactions:
+    def result(self, weight: float) -> SymmetricMatrix:
         """Return the sum over `weight`."""
         self._flush()
-        return Dense(self._total.div_(weight))
+        return WholeMatrix(self._total.div_(weight))
 
     def _flush(self) -> None:
         if self._waiting:
@@ -66,7 +66,7 @@ class FactorSum:
             self._buffer[self._filled : self._filled + len(part)] = part
             self._filled += len(part)
 
-    def result(self, weight: float) -> Interactions:
+    def result(self, weight: float) -> SymmetricMatrix:
         """Return the sum over `weight`."""
         return Factor(self._buffer[: self._filled].mul_(weight**-0.5).cpu())
 

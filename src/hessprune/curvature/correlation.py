@@ -21,7 +21,7 @@ from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
 from hessprune.curvature.results import ParamSlice, Slices  # noqa: F401 - the example needs ParamSlice
 from hessprune.curvature.risk import LossFn, check_weight, logit_factor
-from hessprune.foundation.symmetric import Interactions
+from hessprune.foundation.symmetric import SymmetricMatrix
 from hessprune.foundation.trees import sample_rows
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
@@ -30,7 +30,7 @@ from hessprune.operators.maps import Arguments, Convolution, LinearMap
 class Correlation:
     """First and second derivatives of the mean loss in all gates, units of all keys one after another."""
 
-    quadratic: Interactions
+    quadratic: SymmetricMatrix
     """`Q`, `(U, U)`: the Gauss–Newton Hessian in the gates."""
     diagonal: Tensor
     """`(U,)`: its diagonal, exact also where `quadratic` is not."""

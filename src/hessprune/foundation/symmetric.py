@@ -1,7 +1,7 @@
-r"""How removals interact: a symmetric matrix over all units, held whole or by a factor with few rows.
+r"""A large symmetric matrix, held whole or by a factor with few rows.
 
-Entry `(u, v)` is what removing `v` adds to the cost of removing `u`. Whole, `U` units take `8 U²` bytes: 3.2 GB for
-20 000. A factor `Φ` with `Q = Φᵀ Φ` and `r` rows takes `4 r U`, and gives a row of `Q` for `2 r U` operations.
+A whole matrix `Q` of size `U` takes `8 U²` bytes: 3.2 GB for 20 000. A factor `Φ` of `r` rows with `Q = Φᵀ Φ` takes
+`4 r U` bytes, and computes a row of `Q` in `2 r U` operations.
 """
 
 from abc import ABC, abstractmethod
@@ -13,64 +13,64 @@ from torch import Tensor
 
 from hessprune.errors import ArgumentError
 
-Units = Tensor | Sequence[int]
+Indices = Tensor | Sequence[int]
 
 
-class Interactions(ABC):
-    """A symmetric `(U, U)` matrix, known by what a selection asks of it."""
+class SymmetricMatrix(ABC):
+    """A symmetric matrix `Q` of shape `(U, U)` that gives its rows, blocks and parts on request."""
 
     batch: int
-    """How many rows are best asked for at once."""
+    """Number of rows that are cheapest to request at once."""
 
     @property
     @abstractmethod
-    def num_units(self) -> int:
+    def size(self) -> int:
         """`U`."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """`(U, U)`."""
-        return self.num_units, self.num_units
+        return self.size, self.size
 
     @abstractmethod
-    def rows(self, units: Units) -> Tensor:
-        """Return the rows of some units, `(n, U)`."""
+    def rows(self, index: Indices) -> Tensor:
+        """Return some rows, `(n, U)`."""
 
     @abstractmethod
-    def block(self, units: Units, columns: Units) -> Tensor:
+    def block(self, rows: Indices, columns: Indices) -> Tensor:
         """Return some rows and columns in float64, `(n, m)`."""
 
     @abstractmethod
-    def combined(self, amounts: Tensor, units: Units, columns: Units) -> Tensor:
-        """Return `Σ_i amounts_i Q[units_i, columns]` in float64, `(m,)`."""
+    def combined(self, amounts: Tensor, rows: Indices, columns: Indices) -> Tensor:
+        """Return `Σ_i amounts_i Q[rows_i, columns]` in float64, `(m,)`."""
 
     @abstractmethod
     def diagonal(self) -> Tensor:
         """Return the diagonal in float64, `(U,)`."""
 
     @abstractmethod
-    def select(self, units: Tensor) -> "Interactions":
-        """Return the interactions among some units: their indices, or `(U,)` booleans."""
+    def select(self, index: Tensor) -> "SymmetricMatrix":
+        """Return the matrix of some rows and the same columns, by their indices or by booleans `(U,)`."""
 
     @abstractmethod
-    def spread(self, owned: Tensor) -> "Interactions":
-        """Return the interactions among more units, zero but where the booleans `owned` are true."""
+    def spread(self, mask: Tensor) -> "SymmetricMatrix":
+        """Return a larger matrix that holds this one where the booleans `mask` are true, and zeros elsewhere."""
 
     @abstractmethod
-    def abs(self) -> "Interactions":
-        """Return the interactions with the absolute value of every entry."""
+    def abs(self) -> "SymmetricMatrix":
+        """Return the matrix of absolute values, entry by entry."""
 
     @abstractmethod
-    def simplest(self) -> "Tensor | Interactions":
-        """Return the matrix itself where it is held whole."""
+    def simplest(self) -> "Tensor | SymmetricMatrix":
+        """Return a plain tensor where the matrix is held whole, else this object."""
 
     @abstractmethod
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what `interactions_from` makes the same interactions of."""
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Return tensors, under names that begin with `name`, from which `symmetric_from` restores the matrix."""
 
     def dense(self) -> Tensor:
         """Return the whole matrix in float64: `8 U²` bytes."""
-        every = torch.arange(self.num_units)
+        every = torch.arange(self.size)
         return self.block(every, every)
 
     def is_finite(self) -> bool:
@@ -79,62 +79,62 @@ class Interactions(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Dense(Interactions):
-    """The matrix itself."""
+class WholeMatrix(SymmetricMatrix):
+    """A symmetric matrix that is held as one tensor."""
 
     matrix: Tensor
     """`(U, U)`."""
     batch = 1
 
     @property
-    def num_units(self) -> int:
+    def size(self) -> int:
         """`U`."""
         return len(self.matrix)
 
     @property
     def shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Shape as given, for messages about wrong ones."""
+        """The tensor's shape, square or not, for messages about wrong ones."""
         return tuple(self.matrix.shape)
 
-    def rows(self, units: Units) -> Tensor:
-        """Return the rows of some units, `(n, U)`."""
-        return self.matrix[_indices(units)].double()
+    def rows(self, index: Indices) -> Tensor:
+        """Return some rows, `(n, U)`."""
+        return self.matrix[_indices(index)].double()
 
-    def block(self, units: Units, columns: Units) -> Tensor:
+    def block(self, rows: Indices, columns: Indices) -> Tensor:
         """Return some rows and columns in float64, `(n, m)`."""
-        return self.matrix[_indices(units)[:, None], _indices(columns)].double()
+        return self.matrix[_indices(rows)[:, None], _indices(columns)].double()
 
-    def combined(self, amounts: Tensor, units: Units, columns: Units) -> Tensor:
-        """Return `Σ_i amounts_i Q[units_i, columns]` in float64, `(m,)`."""
-        return amounts.double() @ self.block(units, columns)
+    def combined(self, amounts: Tensor, rows: Indices, columns: Indices) -> Tensor:
+        """Return `Σ_i amounts_i Q[rows_i, columns]` in float64, `(m,)`."""
+        return amounts.double() @ self.block(rows, columns)
 
     def diagonal(self) -> Tensor:
         """Return the diagonal in float64, `(U,)`."""
         return self.matrix.diagonal().double()
 
-    def select(self, units: Tensor) -> "Dense":
-        """Return the interactions among some units."""
-        return self if _is_every(units) else Dense(self.matrix[units][:, units])
+    def select(self, index: Tensor) -> "WholeMatrix":
+        """Return the matrix of some rows and the same columns."""
+        return self if _is_every(index) else WholeMatrix(self.matrix[index][:, index])
 
-    def spread(self, owned: Tensor) -> "Dense":
-        """Return the interactions among more units, zero but where `owned`."""
-        if bool(owned.all()):
+    def spread(self, mask: Tensor) -> "WholeMatrix":
+        """Return a larger matrix, zero but where `mask`."""
+        if bool(mask.all()):
             return self
-        full = self.matrix.new_zeros(len(owned), len(owned))
-        full[owned.nonzero(), owned.nonzero().T] = self.matrix
-        return Dense(full)
+        full = self.matrix.new_zeros(len(mask), len(mask))
+        full[mask.nonzero(), mask.nonzero().T] = self.matrix
+        return WholeMatrix(full)
 
-    def abs(self) -> "Dense":
-        """Return the absolute values."""
-        return Dense(self.matrix.abs())
+    def abs(self) -> "WholeMatrix":
+        """Return the matrix of absolute values."""
+        return WholeMatrix(self.matrix.abs())
 
     def simplest(self) -> Tensor:
         """Return the matrix."""
         return self.matrix
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self, name: str) -> dict[str, Tensor]:
         """Return the matrix by name."""
-        return {"interactions": self.matrix}
+        return {name: self.matrix}
 
     def is_finite(self) -> bool:
         """Return whether every entry is finite."""
@@ -142,10 +142,10 @@ class Dense(Interactions):
 
 
 @dataclass(frozen=True, eq=False)
-class Factor(Interactions):
-    """`Q = Φᵀ Φ`, or the absolute values of its entries; no `(U, U)` matrix is ever formed.
+class Factor(SymmetricMatrix):
+    """The matrix `Q = Φᵀ Φ`, or the absolute values of its entries; no `(U, U)` matrix is ever formed.
 
-    A row costs `2 r U` operations; asked for by the hundred, rows come several times faster than one by one.
+    A row costs `2 r U` operations. A hundred rows at once take a fraction of the time of a hundred single rows.
 
     Example:
         >>> q = Factor(torch.tensor([[1.0, -2.0, 0.0]]))
@@ -154,7 +154,7 @@ class Factor(Interactions):
     """
 
     phi: Tensor
-    """`(r, U)`: float32, or float64; a unit's column lies in one piece of memory."""
+    """`Φ`, `(r, U)`, in float32 or float64; each column lies in one piece of memory."""
     absolute: bool = False
     batch = 128
 
@@ -162,55 +162,55 @@ class Factor(Interactions):
         object.__setattr__(self, "phi", self.phi.T.contiguous().T)
 
     @property
-    def num_units(self) -> int:
+    def size(self) -> int:
         """`U`."""
         return self.phi.shape[1]
 
-    def rows(self, units: Units) -> Tensor:
-        """Return the rows of some units, `(n, U)`, multiplied in the precision of `Φ`."""
-        return self._signed(self.phi.T[_indices(units)] @ self.phi)
+    def rows(self, index: Indices) -> Tensor:
+        """Return some rows, `(n, U)`, multiplied in the precision of `Φ`."""
+        return self._signed(self.phi.T[_indices(index)] @ self.phi)
 
-    def block(self, units: Units, columns: Units) -> Tensor:
+    def block(self, rows: Indices, columns: Indices) -> Tensor:
         """Return some rows and columns in float64, `(n, m)`."""
-        return self._signed(self._columns(units).T @ self._columns(columns))
+        return self._signed(self._columns(rows).T @ self._columns(columns))
 
-    def combined(self, amounts: Tensor, units: Units, columns: Units) -> Tensor:
-        """Return `Σ_i amounts_i Q[units_i, columns]` in float64, `(m,)`; signed, in `r (n + m)` operations."""
+    def combined(self, amounts: Tensor, rows: Indices, columns: Indices) -> Tensor:
+        """Return `Σ_i amounts_i Q[rows_i, columns]` in float64, `(m,)`; signed, in `r (n + m)` operations."""
         if self.absolute:
-            return amounts.double() @ self.block(units, columns)
-        return (self._columns(units) @ amounts.double()) @ self._columns(columns)
+            return amounts.double() @ self.block(rows, columns)
+        return (self._columns(rows) @ amounts.double()) @ self._columns(columns)
 
     def diagonal(self) -> Tensor:
         """Return the diagonal in float64, `(U,)`."""
         return torch.cat([part.double().square().sum(0) for part in self.phi.split(1024, 1)])
 
-    def select(self, units: Tensor) -> "Factor":
-        """Return the interactions among some units."""
-        return self if _is_every(units) else replace(self, phi=self.phi.T[units].T)
+    def select(self, index: Tensor) -> "Factor":
+        """Return the matrix of some rows and the same columns."""
+        return self if _is_every(index) else replace(self, phi=self.phi.T[index].T)
 
-    def spread(self, owned: Tensor) -> "Factor":
-        """Return the interactions among more units, zero but where `owned`."""
-        if bool(owned.all()):
+    def spread(self, mask: Tensor) -> "Factor":
+        """Return a larger matrix, zero but where `mask`."""
+        if bool(mask.all()):
             return self
-        full = self.phi.new_zeros(len(owned), len(self.phi))
-        full[owned] = self.phi.T
+        full = self.phi.new_zeros(len(mask), len(self.phi))
+        full[mask] = self.phi.T
         return replace(self, phi=full.T)
 
     def abs(self) -> "Factor":
-        """Return the absolute values."""
+        """Return the matrix of absolute values."""
         return replace(self, absolute=True)
 
     def simplest(self) -> "Factor":
         """Return the factor."""
         return self
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the factor by a name that says whether absolute values are meant."""
-        return {f"interactions:{'absolute' if self.absolute else 'signed'}": self.phi}
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Return the factor by a name with the suffix `signed` or `absolute`."""
+        return {f"{name}:{'absolute' if self.absolute else 'signed'}": self.phi}
 
-    def _columns(self, units: Units) -> Tensor:
-        """Return columns of `Φ` in float64; neighbours are not gathered one by one."""
-        index = _indices(units)
+    def _columns(self, columns: Indices) -> Tensor:
+        """Return columns of `Φ` in float64; neighbours are copied in one piece."""
+        index = _indices(columns)
         first = int(index[0]) if len(index) else 0
         if torch.equal(index, torch.arange(first, first + len(index))):
             return self.phi[:, first : first + len(index)].double()
@@ -220,34 +220,32 @@ class Factor(Interactions):
         return product.abs_() if self.absolute else product
 
 
-def as_interactions(value: "Tensor | Interactions") -> Interactions:
-    """Return what a selection can work with, from a matrix `(U, U)` or a factor.
+def as_symmetric(value: "Tensor | SymmetricMatrix", name: str = "interactions") -> SymmetricMatrix:
+    """Return a symmetric matrix from a tensor `(U, U)`; return a `SymmetricMatrix` as it is.
 
     Raises:
-        ArgumentError: It is neither.
+        ArgumentError: The value is neither; `name` is the argument that the message names.
     """
-    if isinstance(value, Interactions):
+    if isinstance(value, SymmetricMatrix):
         return value
     if not isinstance(value, Tensor):
         kind = type(value).__name__
-        raise ArgumentError(
-            f"`interactions` must be a tensor (U, U) or a `Factor`, got {kind}. Pass `torch.tensor(…)`."
-        )
-    return Dense(value.detach().cpu())
+        raise ArgumentError(f"`{name}` must be a tensor (U, U) or a `Factor`, got {kind}. Pass `torch.tensor(…)`.")
+    return WholeMatrix(value.detach().cpu())
 
 
-def interactions_from(tensors: Mapping[str, Tensor]) -> "Tensor | Interactions | None":
-    """Return what `Interactions.tensors` wrote among other tensors, or None."""
-    for name, absolute in (("interactions:signed", False), ("interactions:absolute", True)):
-        if name in tensors:
-            return Factor(tensors[name], absolute)
-    return tensors.get("interactions")
+def symmetric_from(tensors: Mapping[str, Tensor], name: str) -> "Tensor | SymmetricMatrix | None":
+    """Return the matrix that `SymmetricMatrix.tensors` wrote by `name` among other tensors, or None."""
+    for kind in ("signed", "absolute"):
+        if f"{name}:{kind}" in tensors:
+            return Factor(tensors[f"{name}:{kind}"], kind == "absolute")
+    return tensors.get(name)
 
 
-def _indices(units: Units) -> Tensor:
-    return torch.as_tensor(units, dtype=torch.int64)
+def _indices(index: Indices) -> Tensor:
+    return torch.as_tensor(index, dtype=torch.int64)
 
 
-def _is_every(units: Tensor) -> bool:
-    """Whether booleans choose all units: then nothing has to be copied."""
-    return units.dtype == torch.bool and bool(units.all())
+def _is_every(index: Tensor) -> bool:
+    """Return whether booleans choose all rows, so that nothing has to be copied."""
+    return index.dtype == torch.bool and bool(index.all())

@@ -15,7 +15,7 @@ from torch import nn
 from hessprune.errors import DataError
 from hessprune.foundation.files import read_json, replacing, sha256, writable_folder, write_json
 from hessprune.foundation.progress import progress_bar
-from hessprune.foundation.symmetric import as_interactions, interactions_from
+from hessprune.foundation.symmetric import as_symmetric, symmetric_from
 from hessprune.methods.values import Saliency
 
 VERSIONS: Mapping[str, int] = {
@@ -113,7 +113,7 @@ def save_saliency(values: Saliency, folder: Path) -> None:
     """Write the numbers as tensors, and how they came about as JSON."""
     tensors = {f"value:{name}": value for name, value in values.items()}
     tensors |= {f"error:{name}": value for name, value in (values.standard_error or {}).items()}
-    tensors |= {} if values.interactions is None else as_interactions(values.interactions).tensors()
+    tensors |= {} if values.interactions is None else as_symmetric(values.interactions).tensors("interactions")
     with replacing(folder / "saliency.safetensors") as path:
         save_file({name: value.contiguous() for name, value in tensors.items()}, path)
     facts = {"provenance": values.provenance, "per_cost": values.per_cost, "groups": list(values)}
@@ -129,7 +129,7 @@ def load_saliency(folder: Path) -> Saliency:
         provenance=facts["provenance"],
         per_cost=facts["per_cost"],
         standard_error=errors or None,
-        interactions=interactions_from(tensors),
+        interactions=symmetric_from(tensors, "interactions"),
     )
 
 

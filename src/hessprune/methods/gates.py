@@ -9,7 +9,7 @@ from torch import Tensor
 from hessprune.curvature.correlation import Correlation, gate_correlation
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.results import ParamSlice
-from hessprune.foundation.symmetric import Factor, Interactions
+from hessprune.foundation.symmetric import Factor, SymmetricMatrix
 from hessprune.methods.method import Scores, Scoring
 from hessprune.operators.leaves import Role
 from hessprune.structure.groups import Group
@@ -44,7 +44,7 @@ def gradient_options(memory_limit: int | None) -> TraceOptions:
 
 
 def interacting_scores(
-    alone: Tensor, together: Interactions, derivatives: Correlation, slices: Slices, groups: Sequence[Group]
+    alone: Tensor, together: SymmetricMatrix, derivatives: Correlation, slices: Slices, groups: Sequence[Group]
 ) -> Scores:
     """Lay the units of the measured groups out over all groups; state the share that a factor leaves out."""
     owned = torch.cat([torch.full((group.num_units,), group.name in slices) for group in groups])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_choice
 from hessprune.foundation.options import check_options
-from hessprune.foundation.symmetric import Interactions
+from hessprune.foundation.symmetric import SymmetricMatrix
 from hessprune.structure.groups import Group
 
 METHODS: dict[str, "type[Method]"] = {}
@@ -38,7 +38,7 @@ class Scores:
     values: Mapping[str, Tensor]
     """`{group name: (U,)}`."""
     standard_error: Mapping[str, Tensor] | None = None
-    interactions: Tensor | Interactions | None = None
+    interactions: Tensor | SymmetricMatrix | None = None
     """`(U, U)` over the units of all groups: what removing one unit adds to the cost of removing another."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """JSON values for the provenance of a plan."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hessprune.foundation.checks import optional_import
 from hessprune.foundation.formatting import html_table
-from hessprune.foundation.symmetric import Interactions
+from hessprune.foundation.symmetric import SymmetricMatrix
 from hessprune.structure.groups import ByGroup
 
 
@@ -34,7 +34,7 @@ class Saliency(ByGroup[Tensor]):
         provenance: Mapping[str, Any],
         per_cost: bool = True,
         standard_error: Mapping[str, Tensor] | None = None,
-        interactions: Tensor | Interactions | None = None,
+        interactions: Tensor | SymmetricMatrix | None = None,
     ) -> None:
         super().__init__(values)
         self.provenance = dict(provenance)

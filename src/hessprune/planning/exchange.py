@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hessprune.foundation.symmetric import Interactions
+from hessprune.foundation.symmetric import SymmetricMatrix
 from hessprune.planning.zones import KEPT
 
 POOL = 1024
@@ -21,7 +21,7 @@ class Exchange:
 
     def __init__(
         self,
-        interactions: Interactions,
+        interactions: SymmetricMatrix,
         increase: np.ndarray,
         zone: np.ndarray,
         order: list[list[int]],
@@ -103,7 +103,7 @@ class Exchange:
 
 
 def exchange(
-    interactions: Interactions, increase: np.ndarray, zone: np.ndarray, order: Sequence[list[int]], start: np.ndarray
+    interactions: SymmetricMatrix, increase: np.ndarray, zone: np.ndarray, order: Sequence[list[int]], start: np.ndarray
 ) -> None:
     """Exchange units within groups while that lowers the estimate, in place.
 

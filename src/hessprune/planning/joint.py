@@ -14,7 +14,7 @@ from torch import Tensor
 from hessprune.costs.budget import Budget
 from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError, BudgetError
-from hessprune.foundation.symmetric import Interactions, as_interactions
+from hessprune.foundation.symmetric import SymmetricMatrix, as_symmetric
 from hessprune.planning.exchange import exchange
 from hessprune.planning.implants import ImplantShare
 from hessprune.planning.ranking import Ranking, out_of_reach, removable, rounding
@@ -29,7 +29,7 @@ HELD = 16
 def select_jointly(
     groups: Sequence[Group],
     saliency: Mapping[str, Tensor],
-    interactions: Tensor | Interactions,
+    interactions: Tensor | SymmetricMatrix,
     costs: CostModel,
     *,
     budget: Budget,
@@ -72,7 +72,7 @@ class _Greedy:
         self,
         groups: Sequence[Group],
         saliency: Mapping[str, Tensor],
-        interactions: Tensor | Interactions,
+        interactions: Tensor | SymmetricMatrix,
         costs: CostModel,
         *,
         budget: Budget,
@@ -222,7 +222,7 @@ class _Tally:
 class _Rows:
     """Rows of the interactions; the rows of the units that will probably leave next are fetched in the same product."""
 
-    def __init__(self, interactions: Interactions) -> None:
+    def __init__(self, interactions: SymmetricMatrix) -> None:
         self.interactions = interactions
         self.held: dict[int, np.ndarray] = {}
 
@@ -245,9 +245,9 @@ class _Rows:
         self.held.update((other, row.copy()) for other, row in zip(units, rows, strict=True))
 
 
-def _checked(interactions: Tensor | Interactions, size: int) -> Interactions:
+def _checked(interactions: Tensor | SymmetricMatrix, size: int) -> SymmetricMatrix:
     """Return `B` after a check of its shape and values."""
-    matrix = as_interactions(interactions)
+    matrix = as_symmetric(interactions)
     if matrix.shape != (size, size):
         raise ArgumentError(f"`interactions` must have shape ({size}, {size}), one row per unit, got {matrix.shape}.")
     if not matrix.is_finite():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hessprune.costs.budget import Budget, check_budget, latency_table_of
 from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError
-from hessprune.foundation.symmetric import as_interactions
+from hessprune.foundation.symmetric import as_symmetric
 from hessprune.planning.implants import Implant, ImplantShare, as_implant, carrying_layers, check_no_stand_ins
 from hessprune.planning.inputs import describe_inputs
 from hessprune.planning.joint import select_jointly
@@ -78,7 +78,7 @@ def make_plan(
     implants = ImplantShare(share=implant.share, groups=carriers.keys()) if implant else None
     interactions = getattr(saliency, "interactions", None)
     if interactions is not None:
-        pairwise = as_interactions(interactions).select(_rows_of(free, groups))
+        pairwise = as_symmetric(interactions).select(_rows_of(free, groups))
         zones = select_jointly(free, per_unit, pairwise, costs, budget=budget, ranking=ranking, implants=implants)
     elif implants:
         zones = select_zones(free, per_unit, costs, budget=budget, ranking=ranking, implants=implants)
