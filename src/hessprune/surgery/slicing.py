@@ -15,10 +15,19 @@ def slice_units(model: nn.Module, groups: Sequence[Group], removed: Mapping[str,
     remove_slices(model, list(_cuts(groups, removed)))
 
 
-def mask_units(model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Sequence[int]]) -> None:
+def mask_units(
+    model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Sequence[int]], *, followers: bool = True
+) -> None:
     """Set every slice of the removed units to zero, in place; the model keeps its shape.
 
     Consumers multiply the unit by zero, so this is exact also for activations with f(0) ≠ 0.
+
+    Args:
+        model: The dense model.
+        groups: Its groups.
+        removed: Units by group name.
+        followers: Whether biases, normalisation and stored deviations become zero, too; they must not where the model
+            divides by one of them.
     """
     state = {
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -26,7 +35,7 @@ def mask_units(model: nn.Module, groups: Sequence[Group], removed: Mapping[str, 
     }
     with torch.no_grad():
         for piece, units in _cuts(groups, removed):
-            if isinstance(piece, Slice) and units:
+            if isinstance(piece, Slice) and units and (followers or piece.role != "follower"):
                 tensor = state[piece.param]
                 tensor.index_fill_(piece.dim, piece.positions(units).reshape(-1).to(tensor.device), 0)
     drop_caches(model)

@@ -1,11 +1,13 @@
 """Prove a pruned model on an example: slicing equals masking, and the predicted cost is the measured cost."""
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from hessprune.costs.model import cost
 from hessprune.errors import VerificationError
@@ -49,11 +51,16 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
         True
     """
     inputs = plan.inputs.example() if example_inputs is None else example_inputs
-    masked = copy.deepcopy(dense)
-    mask_units(masked, plan.groups, plan.removed)
-    if plan.implanted:
-        embed_stand_ins(masked.double(), pruned, plan)
-    difference, dtype = _compare(masked, copy.deepcopy(pruned), inputs)
+    difference, dtype = _compare(_masked(dense, pruned, plan), copy.deepcopy(pruned), inputs)
+    if not math.isfinite(difference):  # zero may stand in a divisor, such as a stored deviation
+        difference, dtype = _compare(_masked(dense, pruned, plan, followers=False), copy.deepcopy(pruned), inputs)
+    if difference == math.inf and not _is_finite(dense, inputs):
+        if example_inputs is None:  # the model may take positive inputs alone, as a logarithm does
+            return verify(dense, pruned, plan, tree_map(_positive, inputs))
+        raise VerificationError(
+            "the dense model must give finite outputs, but they are not finite on these inputs. Pass example_inputs on "
+            "which they are, such as a batch of the data."
+        )
     if not difference <= TOLERANCE[dtype]:
         raise VerificationError(
             f"the pruned model must equal the masked dense model, but its output differs by {difference:.2e} "
@@ -68,6 +75,15 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
     return difference
 
 
+def _masked(dense: nn.Module, pruned: nn.Module, plan: Plan, *, followers: bool = True) -> nn.Module:
+    """Return the dense model with zeros for removed units and full filters for stand-ins."""
+    masked = copy.deepcopy(dense)
+    mask_units(masked, plan.groups, plan.removed, followers=followers)
+    if plan.implanted:
+        embed_stand_ins(masked.double(), pruned, plan)
+    return masked
+
+
 def _compare(masked: nn.Module, pruned: nn.Module, inputs: Any) -> tuple[float, torch.dtype]:
     """Return the relative difference and its precision: float64 where the forward allows it."""
     inputs = to_device(inputs, device_of(masked))
@@ -76,6 +92,15 @@ def _compare(masked: nn.Module, pruned: nn.Module, inputs: Any) -> tuple[float, 
         actual = _run(pruned.double(), to_device(inputs, device_of(pruned), torch.float64))
         return _difference(expected, actual), torch.float64
     return _difference(_run(masked.float(), inputs), _run(pruned.float(), inputs)), torch.float32
+
+
+def _is_finite(model: nn.Module, inputs: Any) -> bool:
+    outputs = _run(model, to_device(inputs, device_of(model)))
+    return any(bool(torch.isfinite(tensor).any()) for tensor in outputs)
+
+
+def _positive(value: Any) -> Any:
+    return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _try(model: nn.Module, inputs: Any) -> list[Tensor] | None:
@@ -103,8 +128,15 @@ def _floats(output: Any) -> Iterator[Tensor]:
 
 
 def _difference(expected: list[Tensor], actual: list[Tensor]) -> float:
+    """Return the largest difference relative to the largest output; infinity where outputs cannot be compared."""
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
         return float("inf")
-    pairs = [(a, b) for a, b in zip(expected, actual, strict=True) if a.numel()]
-    scale = max([1e-6, *(float(a.abs().max()) for a, _ in pairs)])
-    return max([0.0, *(float((a - b).abs().max()) for a, b in pairs)]) / scale
+    a, b = (torch.cat([torch.zeros(0), *(tensor.flatten().cpu() for tensor in side)]) for side in (expected, actual))
+    finite = torch.isfinite(a)
+    if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()) or (a.numel() and not finite.any()):
+        return float("inf")
+    return _largest((a - b)[finite]) / max(_largest(a[finite]), 1e-6)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
