@@ -12,15 +12,17 @@ from hessprune.costs.budget import Budget
 from hessprune.costs.latency_table import LatencyTable
 from hessprune.costs.target import LatencyTarget
 from hessprune.errors import ArgumentError, BudgetError, CheckpointError, RecipeError
+from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.progress import listening
 from hessprune.lab.recipe import parse_recipe
 from hessprune.latency import table as tables
 from hessprune.latency.table import latency_table
-from hessprune.methods import saliency
 from hessprune.methods.values import Saliency
 from hessprune.planning.planner import make_plan, plan_removing
 from hessprune.planning.ranking import Ranking
-from hessprune.pruning.steps import plan_stepwise
+from hessprune.pruning.memory import NoMemory
+from hessprune.pruning.prune import carry_out
+from hessprune.pruning.task import Task
 from hessprune.structure.find import find_groups
 from hessprune.surgery.apply import apply_plan
 from tests.cases import Concat, Flatten, Grouped, Inverted, Plain, Residual, Shared, Transposed, image, make
@@ -207,51 +209,39 @@ def test_prune_measures_by_itself(monkeypatch) -> None:
 
     monkeypatch.setattr(tables, "TorchTimer", timer)
     batches = [(torch.randn(32, 16), torch.arange(32) % 4)]
-    for latency in (FINE, None, table):
-        result = hp.prune(
-            model,
-            x[:1],
-            batches,
-            budget=Budget(latency_ms="50%"),
-            method="magnitude",
-            latency=latency,
-            compensate=False,
-        )
+    for target in (FINE, None, table):
+        budget = Budget(latency_ms="50%", target=target)
+        result = hp.prune(model, x[:1], batches, budget=budget, method="magnitude", compensate=False)
         assert 0.4 < watches[-1].ms(result.model) / watches[-1].ms(model) <= 0.5 * (1 + tables.TOLERANCE)
         assert result.plan.provenance["latency"]["measured_ms"] > 0
-    stepped = hp.prune(
-        model,
-        x,
-        batches,
-        budget=Budget(latency_ms="50%"),
-        method="magnitude",
-        latency=FINE,
-        compensate=False,
-        step=0.25,
-    )
+    budget, ranking = Budget(latency_ms="50%", target=FINE), Ranking(step=0.25)
+    stepped = hp.prune(model, x, batches, budget=budget, method="magnitude", compensate=False, ranking=ranking)
     assert watches[-1].ms(stepped.model) / watches[-1].ms(model) == pytest.approx(0.5, rel=0.1)
 
 
-def test_steps_end_at_shares_of_the_dense_latency() -> None:
+def test_steps_end_at_shares_of_the_dense_latency(monkeypatch) -> None:
     model, groups, x, _, table = chain()
-    batches = [(torch.randn(32, 16), torch.arange(32) % 4)]
-    values, shares = saliency(model, groups, batches, "magnitude"), []
+    monkeypatch.setattr(tables, "TorchTimer", lambda _model, example, _target: Watch(example))
+    shares = []
 
-    def remember(_limit, _plan, make):
-        plan = make()
-        shares.append(plan.kept_fraction("latency_ms"))
-        return plan
+    class Shares(NoMemory):
+        """Remembers the predicted latency at the end of every step."""
 
-    plan_stepwise(
-        model,
-        groups,
-        batches,
-        Budget(latency_ms="40%", target=table),
+        def plan(self, settings, make):
+            plan = make()
+            shares.append(plan.kept_fraction("latency_ms"))
+            return plan
+
+    task = Task(
+        model=model,
         example_inputs=x,
-        values=values,
-        step=0.25,
-        remember=remember,
+        batches=Rereadable([(torch.randn(32, 16), torch.arange(32) % 4)]),
+        budget=Budget(latency_ms="40%", target=table),
+        method=hp.Magnitude(),
+        ranking=Ranking(step=0.25),
+        memory=Shares(),
     )
+    carry_out(task, groups)
     assert shares == pytest.approx([0.75, 0.5, 0.4], abs=0.03)
     assert all(share <= limit + 1e-9 for share, limit in zip(shares, (0.75, 0.5, 0.4), strict=True))
 

@@ -134,22 +134,6 @@ def settled(
         return table.checked(counts, share)
 
 
-def table_for(
-    model: nn.Module,
-    groups: Sequence[Group],
-    example_inputs: Any,
-    latency: LatencyTarget | LatencyTable | None,
-    plan_with: Callable[[LatencyTable], Plan],
-) -> LatencyTable:
-    """Return a table to plan with: `latency` or a new one, corrected on the plan that is made with it."""
-    target = LatencyTarget.of(latency.target) if isinstance(latency, LatencyTable) else latency or LatencyTarget()
-    example = resized(example_inputs, target.batch_size or leading_size(example_inputs))
-    with timing(model, example, target) as timer:
-        table = latency if isinstance(latency, LatencyTable) else None
-        table = table or latency_table(model, groups, example, target, timer=timer)
-        return settled(table, model, example, plan_with, timer=timer)
-
-
 def with_measured_latency(plan: Plan, model: nn.Module, example_inputs: Any, *, timer: Timer | None = None) -> Plan:
     """Add the measured latency of the pruned model to a plan, unless its table was checked on this plan already."""
     facts = plan.provenance["latency"]
