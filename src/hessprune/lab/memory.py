@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from hessprune.costs.latency_table import LatencyTable
-from hessprune.foundation.files import sha256, write_text
+from hessprune.foundation.files import write_text
 from hessprune.lab.architecture import architecture_of
 from hessprune.lab.context import Model, Run
 from hessprune.lab.store import Stage, load_saliency, save_saliency
 from hessprune.methods.values import Saliency
+from hessprune.planning.packing import digest
 from hessprune.planning.plan import Plan
 from hessprune.planning.planner import fingerprint
 from hessprune.pruning.memory import Settings
@@ -38,7 +39,7 @@ class StageMemory:
     def __init__(self, run: Run, dense: Model, groups: Sequence[Group], label: str, *, own_plan: bool = True) -> None:
         self.run, self.dense, self.label, self.own_plan = run, dense, folder_name(label), own_plan
         model = dense.model
-        self._model = [fingerprint(model), architecture_of(model), sha256(repr(groups)), run.device.type]
+        self._model = [fingerprint(model), architecture_of(model), digest(groups), run.device.type]
         data = run.data
         self._data = [data.calibration.digest().hex(), data.mean, data.std, run.settings.data.batch_size]
         self.stages: dict[str, Stage] = {}
