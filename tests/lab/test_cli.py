@@ -15,7 +15,7 @@ from hessprune.errors import DataError
 from hessprune.lab.cli import app, main
 from hessprune.lab.report.inspection import GroupRow, Inspection
 from hessprune.lab.terminal import print_inspection
-from hessprune.pruning import prune as pipeline
+from hessprune.lab import run as pipeline
 
 runner = CliRunner()
 QUICK = [
@@ -138,7 +138,7 @@ def test_help_holds_an_example(command):
         (["demo", "--set", "model.name=resnet57"], r"known model.*Did you mean 'resnet56'\?"),
         (["demo", "--set", "model={weights: absent.pt}"], r"absent.pt.*existing file"),
         (["demo", "--set", "data={source: npz, root: absent.npz}"], r"absent.npz"),
-        (["compare", "digits.yaml", "--methods", "happ"], r"`methods` must be one of .*Did you mean 'hap'\?"),
+        (["compare", "digits.yaml", "--methods", "happ"], r"`method` must be one of .*Did you mean 'hap'\?"),
         (["compare", "digits.yaml", "--budgets", "0.5;0.4"], r"`budgets` must be numbers with commas"),
         (["compare", "absent.yaml"], r"recipe must be a readable YAML file, got 'absent.yaml'"),
         (["inspect", "resnet20", "--ignore", "absent"], r"`ignore` must name modules of the model, got 'absent'"),

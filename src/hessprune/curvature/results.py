@@ -47,6 +47,14 @@ class TraceResult:
 
     All tensors are float64 on the CPU, one `(U,)` per key. The loss is the *mean* over samples (over all counted
     targets where a sample has several).
+
+    Example:
+        >>> import torch, hessprune as hp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(16, 4)
+        >>> found = hp.hessian_trace(net, hp.find_groups(net, x), [(x, torch.arange(16) % 2)])
+        >>> found.trace["0"].shape
+        torch.Size([8])
     """
 
     values: dict[str, Tensor]

@@ -20,6 +20,8 @@ class Until:
     the removed set is the same: `2 |A ∩ B| / (|A| + |B|)` of the two sets.
 
     Example:
+        >>> import torch
+        >>> from hessprune.curvature.stopping import Until, lowest
         >>> until = Until(removed=lowest(0.5), confidence=0.95)
         >>> values = {"a": torch.tensor([1.0, 2.0, 8.0, 9.0])}
         >>> until.settled(values, {"a": torch.full((4,), 0.1)}), until.settled(values, {"a": torch.full((4,), 30.0)})

@@ -60,6 +60,15 @@ def compare(
         BudgetError: Every budget is out of reach.
         DataError: The data are missing, or do not fit the model.
         UnsupportedModelError: The model cannot be captured, or has no units of the asked-for kind.
+
+    Example:
+        >>> import tempfile, hessprune as hp
+        >>> from hessprune.lab.recipe import load_recipe
+        >>> settings = load_recipe("digits", ["model.pretrain.epochs=1"])
+        >>> asked = hp.CompareSettings(methods=("magnitude",), budgets=(0.5,), seeds=(0,), compensate=(False,))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     len(hp.compare(settings, folder, comparison=asked).cells)
+        1
     """
     out = writable_folder(out)
     optional_import("matplotlib", "report")

@@ -34,6 +34,11 @@ class CompareSettings:
         lrs: Peak learning rates to try on the first draw; for each method and budget the one that validates best
             counts, and later draws use no other.
         split: Where accuracy is measured: `"validation"` or `"test"`.
+
+    Example:
+        >>> import hessprune as hp
+        >>> hp.CompareSettings(methods=("magnitude", "joint; step=0.2"), budgets=(0.5,), seeds=(0,)).methods
+        ('magnitude', 'joint; step=0.2')
     """
 
     methods: tuple[str, ...] = ("random", "magnitude", "hap", "sosp-h", "sosp-i", "joint")

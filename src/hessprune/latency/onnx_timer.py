@@ -17,7 +17,6 @@ from hessprune.latency.measure import latency_rounds
 from hessprune.latency.onnx_layers import layer_bytes
 from hessprune.latency.timers import ROUNDS, Case, quiet_mean
 from hessprune.planning.inputs import describe_inputs
-from hessprune.quantize.qat import calibrate, convert_qat, prepare_qat
 
 MOVING = frozenset({"ReorderInput", "ReorderOutput", "Transpose"})
 """Operators that convert the layout of a tensor. A single layer needs them around it, a layer inside a network not."""
@@ -65,6 +64,8 @@ class OnnxTimer:
 
     def _integers(self, model: nn.Module) -> nn.Module:
         """Quantise a model with random inputs: its latency does not depend on its activation ranges."""
+        from hessprune.quantize.qat import calibrate, convert_qat, prepare_qat  # torchao loads slowly
+
         prepared = prepare_qat(model, self._example)
         return convert_qat(calibrate(prepared, [(describe_inputs(self._example).example(), None)], method="minmax"))
 

@@ -16,7 +16,7 @@ def outputs_by_sample(call: LinearMap, out: Tensor, samples: int) -> Tensor:
     """Outputs as `(N, T, O)`: the `T` positions of every sample."""
     if isinstance(call, Convolution):  # a sample may consist of several frames
         return rows_of(call, out).view(samples, -1, out.shape[1])
-    return call.by_sample(out)
+    return call.layout.by_sample(out, samples)
 
 
 def rows_by_sample(call: LinearMap, out: Tensor, samples: int) -> Tensor:
@@ -25,7 +25,7 @@ def rows_by_sample(call: LinearMap, out: Tensor, samples: int) -> Tensor:
     numbers = torch.arange(out.numel() // out.shape[axis], device=out.device)
     if isinstance(call, Convolution):
         return numbers.view(samples, -1)
-    return call.by_sample(numbers.view(*out.shape[:-1], 1)).squeeze(-1)
+    return call.layout.by_sample(numbers.view(*out.shape[:-1], 1), samples).squeeze(-1)
 
 
 def columns_of(call: LinearMap, weight: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 from hessprune.costs.budget import Budget
 from hessprune.costs.model import Cost
 from hessprune.foundation.batches import Rereadable
+from hessprune.foundation.options import check_flag
 from hessprune.methods.method import Method
 from hessprune.methods.scoring import saliency
 from hessprune.methods.text import as_method
@@ -28,7 +29,16 @@ from hessprune.surgery import checkpoint
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruneResult:
-    """A smaller model, and everything that led to it."""
+    """A smaller model, and everything that led to it.
+
+    Example:
+        >>> import torch, hessprune as hp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> batches = [(torch.randn(16, 4), torch.arange(16) % 2)]
+        >>> result = hp.prune(net, torch.zeros(1, 4), batches, budget=hp.Budget(macs=0.5), method="magnitude")
+        >>> result.model[0].out_features, result.plan.num_removed
+        (4, 4)
+    """
 
     model: nn.Module
     plan: Plan
@@ -90,6 +100,7 @@ def prune(
         >>> result.cost_before.macs, result.cost_after.macs
         (48, 24)
     """
+    check_flag("compensate", compensate)
     task = Task(
         model=model,
         example_inputs=example_inputs,

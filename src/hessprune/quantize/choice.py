@@ -48,10 +48,10 @@ def choose_fp32_layers(
         UnsupportedModelError: The model cannot be captured, or has no layer to quantise.
 
     Example:
-        >>> import torch
+        >>> import torch, hessprune as hp
         >>> _ = torch.manual_seed(0)
-        >>> model, x = nn.Linear(4, 2), torch.randn(64, 4)
-        >>> choose_fp32_layers(model, x, [(x, model(x).argmax(1))], tolerance=2)
+        >>> model, x = torch.nn.Linear(4, 2), torch.randn(64, 4)
+        >>> hp.choose_fp32_layers(model, x, [(x, model(x).argmax(1))], tolerance=2)
         {}
     """
     check_range("tolerance", tolerance, low=0, high=100)

@@ -13,6 +13,11 @@ class Scheme:
 
     Raises:
         ArgumentError: The target is unknown, or has no kernels for these grids.
+
+    Example:
+        >>> import hessprune as hp
+        >>> hp.Scheme(weight_bits=8).activations
+        'asymmetric'
     """
 
     target: str = "onnxruntime"
@@ -32,6 +37,11 @@ class QatConfig(FinetuneConfig):
     References:
         Chong, Gupta and Chen (2023), Resource-efficient quantized deep learning via Hessian-aware pruning,
             arXiv:2306.07030.
+
+    Example:
+        >>> import hessprune as hp
+        >>> hp.QatConfig(epochs=3).distill_weight
+        0.5
     """
 
     epochs: int = 10

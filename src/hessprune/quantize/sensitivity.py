@@ -87,9 +87,11 @@ def quantization_sensitivity(
             eq. 9.
 
     Example:
+        >>> import torch, hessprune as hp
         >>> _ = torch.manual_seed(0)
-        >>> model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(64, 4)
-        >>> found = quantization_sensitivity(model, x, [(x, None)])
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(64, 4)
+        >>> found = hp.quantization_sensitivity(model, x, [(x, None)])
         >>> sorted(found), all(0 < layer.total < 1e-3 for layer in found.values())
         (['0', '2'], True)
     """

@@ -66,6 +66,15 @@ def compensate(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any, *,
 
     Raises:
         DataError: `batches` cannot be read twice or is empty.
+
+    Example:
+        >>> import torch, hessprune as hp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x, batches = torch.zeros(1, 4), [(torch.randn(64, 4), torch.arange(64) % 2)]
+        >>> groups, saliency = hp.find_groups(net, x), {"0": torch.arange(8.0)}
+        >>> plan = hp.make_plan(net, groups, saliency, hp.Budget(macs=0.5), example_inputs=x)
+        >>> hp.compensate(net, hp.apply_plan(net, plan), plan, batches)[2].in_features
+        4
     """
     batches = Rereadable.of(batches)
     check_batches(batches)

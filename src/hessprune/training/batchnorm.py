@@ -39,9 +39,10 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         Ioffe and Szegedy (2015), Batch Normalization, arXiv:1502.03167, Algorithm 2, lines 8–12.
 
     Example:
-        >>> layer = nn.BatchNorm1d(1)
+        >>> import torch, hessprune as hp
+        >>> layer = torch.nn.BatchNorm1d(1)
         >>> batches = [(torch.tensor([[0.0], [2.0]]), None), (torch.tensor([[4.0], [8.0]]), None)]
-        >>> reestimate_batchnorm(layer, batches).running_mean
+        >>> hp.reestimate_batchnorm(layer, batches).running_mean
         tensor([3.5000])
     """
     model = copy.deepcopy(model)

@@ -31,6 +31,11 @@ class FinetuneConfig:
         freeze_batchnorm_at: Share of all steps after which BatchNorm keeps its statistics and uses them; 1 never.
         seed: Of data order, augmentation and dropout.
         checkpoint_every_steps: Steps between checkpoints; one more is written after each epoch.
+
+    Example:
+        >>> import hessprune as hp
+        >>> hp.FinetuneConfig(epochs=3, lr=0.01).epochs
+        3
     """
 
     epochs: int = 10

@@ -77,8 +77,9 @@ def finetune(
         OutputError: The folder cannot be written.
 
     Example:
-        >>> batches = [(torch.eye(2), torch.tensor([0, 1]))]
-        >>> result = finetune(nn.Linear(2, 2), batches, batches, config=FinetuneConfig(epochs=20, lr=1.0))
+        >>> import torch, hessprune as hp
+        >>> batches, config = [(torch.eye(2), torch.tensor([0, 1]))], hp.FinetuneConfig(epochs=20, lr=1.0)
+        >>> result = hp.finetune(torch.nn.Linear(2, 2), batches, batches, config=config)
         >>> result.history[result.best_epoch].validation_accuracy
         1.0
     """

@@ -59,7 +59,14 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Everything a comparison measured; `to_json` and `from_json` are inverse to each other."""
+    """Everything a comparison measured; `to_json` and `from_json` are inverse to each other.
+
+    Example:
+        >>> import hessprune as hp
+        >>> dense = {"accuracy": 0.9, "loss": 0.3, "macs": 100, "params": 50, "units": 8}
+        >>> hp.Comparison(title="net", quantity="macs", methods=("joint",), budgets=(0.5,), dense=dense, cells=()).budgets
+        (0.5,)
+    """
 
     title: str
     quantity: str
