@@ -50,7 +50,7 @@ def test_overrides_win_and_create_sections(tmp_path):
         ({"prune": {"budget": {}}}, r"exactly one of macs, params.*got none"),
         ({"prune": {"budget": {"macs": float("nan")}}}, r"got nan"),
         ({"prune": {"method": "happ", "budget": {"macs": 0.5}}}, r"`method` must be one of.*Did you mean 'hap'\?"),
-        ({"prune": {"step": 0, "budget": {"macs": 0.5}}}, r"`step` must be"),
+        ({"prune": {"ranking": {"step": 0}, "budget": {"macs": 0.5}}}, r"`step` must be"),
         ({"prune": {}}, r"`prune\.budget` must be given"),
         ({"prune": 3}, r"`prune` must be a section of keys, got 3"),
         ({"model": {}}, r"`model` must have either `weights` or `pretrain`, got neither"),
@@ -115,8 +115,8 @@ def test_implants_have_a_section_of_their_own(tmp_path):
     path = _written(tmp_path, "model: {weights: a}\nprune: {budget: {macs: 0.5}}\n")
     assert load_recipe(path).prune.implant is None
     assert load_recipe(path, ["prune.implant.share=0.1"]).prune.implant == Implant(share=0.1)
-    settings = load_recipe(path, ["prune.implant.share=auto", "prune.implant.start=zero"])
-    assert settings.prune.implant == Implant(share="auto", start="zero")
+    settings = load_recipe(path, ["prune.implant.share=0.5", "prune.implant.start=zero"])
+    assert settings.prune.implant == Implant(share=0.5, start="zero")
     assert load_recipe(write_recipe(settings, tmp_path / "again.yaml")) == settings
     with pytest.raises(RecipeError, match=r"`prune\.implant`: `implant` must be a number from 0 to 1, got 2"):
         load_recipe(path, ["prune.implant.share=2"])

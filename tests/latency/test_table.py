@@ -219,6 +219,18 @@ def test_prune_measures_by_itself(monkeypatch) -> None:
     assert watches[-1].ms(stepped.model) / watches[-1].ms(model) == pytest.approx(0.5, rel=0.1)
 
 
+@pytest.mark.parametrize("by", ["pattern", "module"])
+@pytest.mark.parametrize("step", [1.0, 0.25])
+def test_layers_stay_under_a_budget_of_time(monkeypatch: pytest.MonkeyPatch, by: str, step: float) -> None:
+    model, _, x, _, _ = chain()
+    monkeypatch.setattr(tables, "TorchTimer", lambda _model, example, _target: Watch(example))
+    batches = [(torch.randn(32, 16), torch.arange(32) % 4)]
+    ranking = Ranking(ignore=("a",) if by == "pattern" else (model.a,), step=step)
+    budget = Budget(latency_ms="70%", target=FINE)
+    result = hp.prune(model, x, batches, budget=budget, method="magnitude", compensate=False, ranking=ranking)
+    assert result.model.a.out_features == 64 > result.model.b.out_features
+
+
 def test_steps_end_at_shares_of_the_dense_latency(monkeypatch) -> None:
     model, groups, x, _, table = chain()
     monkeypatch.setattr(tables, "TorchTimer", lambda _model, example, _target: Watch(example))

@@ -19,7 +19,7 @@ def test_it_removes_what_the_plan_removes(case, budget):
     ranking = hp.Ranking(min_kept_fraction=0.2, ignore=(groups[0].name,))
     removed = hp.removal_for(model, groups, budget, example_inputs=X, ranking=ranking)
     for seed in range(3):
-        values = hp.saliency(model, groups, [(X, torch.tensor([0, 1]))], "random", settings=hp.Settings(seed=seed))
+        values = hp.saliency(model, groups, [(X, torch.tensor([0, 1]))], hp.Random(seed=seed))
         ranking = hp.Ranking(min_kept_fraction=0.2, ignore=(groups[0].name,), per_cost=True)
         plan = hp.make_plan(model, groups, values, budget, example_inputs=X, ranking=ranking)
         assert {name: tuple(mask.nonzero()[:, 0].tolist()) for name, mask in removed(values).items()} == plan.removed
@@ -54,12 +54,10 @@ def test_saliencies_settle_on_the_plan_of_the_exact_ones(case):
     groups, inputs = hp.find_groups(model, X), image(size=8, batch=64)
     batches, budget = [(inputs, torch.arange(64) % 4)], hp.Budget(macs=0.5)
     removed = hp.removal_for(model, groups, budget, example_inputs=X)
-    exact = hp.saliency(model, groups, batches)
+    exact = hp.saliency(model, groups, batches, "hap")
     until = hp.Until(removed=removed, confidence=0.9)
-    options = hp.TraceOptions(until=until, num_probes=512)
-    drawn = hp.saliency(
-        model, groups, batches, settings=hp.Settings(estimator="rademacher", options=options, precision="fp64")
-    )
+    method = hp.HAP(estimator="rademacher", num_probes=512, until=until, precision="fp64")
+    drawn = hp.saliency(model, groups, batches, method)
     assert drawn.provenance["settled"] is True
     assert 8 <= drawn.provenance["num_probes"] < 512
     ours, theirs = removed(drawn), removed(exact)

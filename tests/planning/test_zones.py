@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import hessprune as hp
 from hessprune.costs.model import CostModel
-from hessprune.methods import Saliency
+from hessprune.methods.values import Saliency
 from hessprune.planning.implants import ImplantShare
 from hessprune.planning.joint import select_jointly
 from hessprune.planning.ranking import Ranking

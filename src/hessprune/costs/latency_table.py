@@ -32,6 +32,16 @@ class LatencyTable:
     """The latency of a model with any units removed, in milliseconds.
 
     `latency_table` measures one. Immutable: `after` and `corrected` return new tables.
+
+    Example:
+        >>> import torch, hessprune as hp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+        >>> x = torch.zeros(8, 4)
+        >>> table = hp.latency_table(net, hp.find_groups(net, x), x, hp.LatencyTarget(repeats=3))
+        >>> table.groups, table.ms({"0": 16}) <= table.dense_ms
+        (('0',), True)
+        >>> hp.LatencyTable.from_json(table.to_json()) == table
+        True
     """
 
     groups: tuple[str, ...]

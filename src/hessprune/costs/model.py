@@ -19,6 +19,11 @@ class Cost:
     """The cost of one forward on the example inputs, and the size of the model.
 
     One multiply-add is one MAC. Convolutions and matrix products are counted, element-wise operations are not.
+
+    Example:
+        >>> import hessprune as hp
+        >>> print(hp.Cost(macs=12_400_000, params=1_200_000, bytes=4_800_000))
+        12.4 M MACs, 1.2 M parameters, 4.8 MB
     """
 
     macs: int

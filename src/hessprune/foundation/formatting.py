@@ -33,6 +33,17 @@ def bytes_text(value: float) -> str:
     return f"{text}B" if text[-1].isalpha() else f"{text} B"
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number with its noun.
+
+    Example:
+        >>> from hessprune.foundation.formatting import counted
+        >>> counted(1, "group"), counted(2, "group")
+        ('1 group', '2 groups')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def text_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return aligned columns: the first to the left, all others to the right.
 

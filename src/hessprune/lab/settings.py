@@ -209,9 +209,10 @@ class RunSettings:
 
 
 def as_json(settings: Any) -> Any:
-    """Turn settings into nested dicts and lists; a budget shows the one quantity that it sets."""
+    """Turn settings into nested dicts and lists; a budget shows the one quantity that it sets, and its target."""
     if isinstance(settings, Budget):
-        return {settings.quantity: settings.value}
+        target = {"target": as_json(settings.target)} if isinstance(settings.target, LatencyTarget) else {}
+        return {settings.quantity: settings.value} | target
     if dataclasses.is_dataclass(settings):
         return {item.name: as_json(getattr(settings, item.name)) for item in dataclasses.fields(settings)}
     return [as_json(item) for item in settings] if isinstance(settings, tuple | list) else settings

@@ -19,6 +19,15 @@ class Plan:
     """A complete, self-contained decision: it can be printed, saved as JSON, and applied to the dense model.
 
     Predicted costs are exact: `cost_after` is the result of `cost` on the pruned model.
+
+    Example:
+        >>> import torch, hessprune as hp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.zeros(1, 4)
+        >>> groups, saliency = hp.find_groups(net, x), {"0": torch.arange(8.0)}
+        >>> plan = hp.make_plan(net, groups, saliency, hp.Budget(macs=0.5), example_inputs=x)
+        >>> plan.removed, plan.kept_fraction("macs"), hp.Plan.from_json(plan.to_json()) == plan
+        ({'0': (0, 1, 2, 3)}, 0.5, True)
     """
 
     groups: tuple[Group, ...]

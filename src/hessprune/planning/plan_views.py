@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from hessprune.foundation.checks import optional_import
-from hessprune.foundation.formatting import bytes_text, count_text, html_table, text_table
+from hessprune.foundation.formatting import bytes_text, count_text, counted, html_table, text_table
 
 if TYPE_CHECKING:
     from hessprune.planning.plan import Plan
@@ -15,7 +15,7 @@ def summary(plan: "Plan") -> str:
     return "\n".join([
         f"{plan.budget}: {plan.kept_fraction(quantity):.1%} of {quantity} kept",
         f"{plan.cost_before} -> {plan.cost_after}",
-        f"{_zones(plan)}, in {len(plan.groups)} groups",
+        f"{_zones(plan)}, in {counted(len(plan.groups), 'group')}",
     ])
 
 

@@ -65,7 +65,7 @@ def make_plan(
         >>> print(plan)
         Budget(macs=0.5): 50.0% of macs kept
         48 MACs, 58 parameters, 232 B -> 24 MACs, 30 parameters, 120 B
-        4 of 8 units removed, in 1 groups
+        4 of 8 units removed, in 1 group
     """
     check_budget(budget)
     ranking = _resolved(check_ranking(ranking, groups), saliency)

@@ -41,7 +41,7 @@ def _measured(task: Task, groups: Sequence[Group]) -> LatencyTable:
 def _corrected(task: Task, groups: Sequence[Group], values: Saliency, table: LatencyTable) -> LatencyTable:
     def plan_with(candidate: LatencyTable) -> Plan:
         budget: Budget = replace(task.budget, target=candidate)
-        ranking = replace(task.ranking, step=1.0)
+        ranking = replace(task.ranking, step=1.0, ignore=())  # ignored layers have no group
         return make_plan(task.model, groups, values, budget, example_inputs=task.example_inputs, ranking=ranking)
 
     return settled(table, task.model, task.example_inputs, plan_with)

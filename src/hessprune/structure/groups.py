@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError
-from hessprune.foundation.formatting import html_table, shortened
+from hessprune.foundation.formatting import counted, html_table, shortened
 from hessprune.operators.leaves import Role
 
 T = TypeVar("T")
@@ -62,6 +62,15 @@ class Group:
     """Units that can be removed one by one, and all slices that go with each unit.
 
     Removing unit `u` means deleting, for every slice, the positions `slice.index[u]` along `slice.dim`.
+
+    Example:
+        >>> import torch, hessprune as hp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> print(hp.find_groups(net, torch.zeros(1, 4))[0])
+        0: 8 units
+          producer 0.weight dim 0
+          follower 0.bias dim 0
+          consumer 2.weight dim 1
     """
 
     name: str
@@ -76,7 +85,7 @@ class Group:
 
     def __repr__(self) -> str:
         """Return the name and the numbers of units and slices."""
-        return f"Group({self.name!r}, {self.num_units} units, {len(self.slices)} slices)"
+        return f"Group({self.name!r}, {counted(self.num_units, 'unit')}, {counted(len(self.slices), 'slice')})"
 
     def __str__(self) -> str:
         """Return one line for the group and one for each of its slices."""
@@ -98,6 +107,14 @@ class Groups(tuple[Group, ...]):
     """The prunable groups of a model, in the model's order, with what is `frozen` beside them.
 
     A plain tuple for every purpose. Printing gives a few lines, `table()` all of it, and `str(group)` one group.
+
+    Example:
+        >>> import torch, hessprune as hp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> print(hp.find_groups(net, torch.zeros(1, 4)))
+        Groups(1 group, 8 units)
+        largest: 0 (8 units)
+        frozen axes: 1 because it meets the model's input 'input', 2 because the model returns it
     """
 
     frozen: tuple[Frozen, ...]
@@ -127,7 +144,8 @@ class Groups(tuple[Group, ...]):
 
     def __repr__(self) -> str:
         """Return the numbers of groups and units."""
-        return f"Groups({len(self)} groups, {sum(group.num_units for group in self)} units)"
+        units = sum(group.num_units for group in self)
+        return f"Groups({counted(len(self), 'group')}, {counted(units, 'unit')})"
 
     def _repr_html_(self) -> str:
         """Return the table that a notebook shows."""
