@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.curvature import ParamSlice, TraceOptions, block_traces
-from hessprune.curvature.correlation import gate_correlation
 from hessprune.curvature.exact import choose_columns
 from hessprune.curvature.factors import DiagonalFactor
+from hessprune.curvature.gate_interactions import gate_interactions
 from tests.curvature.nets import PIECEWISE, SMOOTH, all_rows, batches_of, build, rows, weights
 from tests.oracles import block_traces_of, dense_ggn, dense_hessian
 
@@ -67,7 +67,7 @@ def test_gates_with_equal_masses_keep_their_curvature():
     model, x = Scaled(), torch.linspace(-1, 1, MANY)[:, None]
     gates = {"in": [ParamSlice(param="layer.weight", dim=1, index=torch.tensor([[0]]))]}
     run = {"loss_fn": nn.MSELoss(), "options": TraceOptions(chunk_size=MANY)}
-    result = gate_correlation(model, gates, [(x, torch.zeros(MANY, 2))], **run)
+    result = gate_interactions(model, gates, [(x, torch.zeros(MANY, 2))], **run)
     expected = x.square().double().mean() * model.layer.weight.detach().double().square().sum()
     torch.testing.assert_close(result.diagonal, expected[None], rtol=1e-4, atol=0)
 

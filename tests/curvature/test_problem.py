@@ -5,10 +5,10 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from hessprune.curvature import block_traces
-from hessprune.curvature.correlation import gate_correlation
+from hessprune.curvature.elimination_path import eliminated_losses
+from hessprune.curvature.gate_interactions import gate_interactions
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, pose
-from hessprune.curvature.repair import repaired_losses
 from hessprune.curvature.softening import softened
 from tests.curvature.nets import Residual, batches_of, build, rows
 
@@ -30,9 +30,9 @@ CALLS = {
     "hutchinson": lambda m, data: (
         block_traces(m, reading(m), data, estimator="hutchinson", options=TraceOptions(num_probes=4)).values
     ),
-    "gates": lambda m, data: {"diagonal": gate_correlation(m, reading(m), data).diagonal},
+    "gates": lambda m, data: {"diagonal": gate_interactions(m, reading(m), data).diagonal},
     "elimination": lambda m, data: {
-        k: p.loss for k, p in repaired_losses(m, {"stem": reading(m)["stem"]}, data).items()
+        k: p.loss for k, p in eliminated_losses(m, {"stem": reading(m)["stem"]}, data).items()
     },
     "softening": lambda m, data: {"temperature": torch.tensor(softened(m, data)[1])},
 }

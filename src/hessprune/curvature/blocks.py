@@ -93,20 +93,20 @@ def _exact(problem: Problem, options: TraceOptions, seed: int) -> TraceResult:  
 def _rademacher(problem: Problem, options: TraceOptions, seed: int) -> TraceResult:
     """Draws in rounds, until the decision has settled or all are taken."""
     rounds: list[Moments] = []
-    moments, settled, taken = Moments.zeros(problem.want.num_units), None, 0
+    moments, settled, taken = Moments.zeros(problem.readout.num_units), None, 0
     for draws in options.rounds("rademacher"):
         rounds.append(rademacher_traces(problem, draws, seed))
         moments, taken = Moments.average(rounds), taken + len(draws)
         settled = _has_settled(problem, options, moments.value, _draw_error(moments, taken))
         if settled:
             break
-    error = problem.want.split(_draw_error(moments, taken))
+    error = problem.readout.split(_draw_error(moments, taken))
     return replace(_read(problem, moments), standard_error=error, num_probes=taken, settled=settled)
 
 
 def _hutchinson(problem: Problem, options: TraceOptions, seed: int) -> TraceResult:
     """Probes in rounds, until the decision has settled or all are taken."""
-    sums, settled, moments = torch.zeros(0, problem.want.num_units, dtype=torch.float64), None, None
+    sums, settled, moments = torch.zeros(0, problem.readout.num_units, dtype=torch.float64), None, None
     for probes in options.rounds("hutchinson"):
         new, counted = hutchinson_probes(problem, probes, seed)
         sums = torch.cat([sums, new])
@@ -119,11 +119,11 @@ def _hutchinson(problem: Problem, options: TraceOptions, seed: int) -> TraceResu
     taken = sums / moments.weight
     return replace(
         _read(problem, moments),
-        standard_error=problem.want.split(probe_error(taken)),
+        standard_error=problem.readout.split(probe_error(taken)),
         sample_error=None,
         num_probes=len(taken),
         settled=settled,
-        probes=problem.want.split(taken),
+        probes=problem.readout.split(taken),
     )
 
 
@@ -133,15 +133,15 @@ def _draw_error(moments: Moments, draws: int) -> Tensor:
 
 
 def _has_settled(problem: Problem, options: TraceOptions, values: Tensor, errors: Tensor) -> bool | None:
-    split = problem.want.split
+    split = problem.readout.split
     return None if options.until is None else options.until.settled(split(values), split(errors))
 
 
 def _read(problem: Problem, moments: Moments) -> TraceResult:
     """Turn sums into traces by key."""
     return TraceResult(
-        values=problem.want.split(moments.value),
-        sample_error=problem.want.split(moments.sample_error),
+        values=problem.readout.split(moments.value),
+        sample_error=problem.readout.split(moments.sample_error),
         num_samples=moments.num_samples,
         weight=moments.weight,
         num_backwards=moments.num_backwards,

@@ -57,23 +57,23 @@ def weight_curvature(
     effort = Effort(estimator="hutchinson", precision=precision, options=options or TraceOptions())
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
     directions = _directions(problem)
-    total, weight = torch.zeros(problem.want.num_units, dtype=torch.float64), 0.0
+    total, weight = torch.zeros(problem.readout.num_units, dtype=torch.float64), 0.0
     for inputs, targets in problem.each_batch("Hessian product"):
         rows = torch.arange(len(problem.logits(inputs)), device=problem.device)
         for part in rows.split(problem.chunk_size):
             if loss_weight(problem.loss_fn, targets[part]):
                 total += _chunk(problem, inputs, targets, part, directions).cpu()
         weight += loss_weight(problem.loss_fn, targets)
-    return problem.want.split(total / weight)
+    return problem.readout.split(total / weight)
 
 
 def _directions(problem: Problem) -> dict[str, Tensor]:
     """Return the folded weights, zero wherever no unit owns them."""
     weights = dict(problem.folded.model.named_parameters())
     directions = {}
-    for name in problem.want.axes:
+    for name in problem.readout.axes:
         owned = torch.zeros_like(weights[name], dtype=torch.bool)
-        for piece in (piece for pieces in problem.want.slices.values() for piece in pieces if piece.param == name):
+        for piece in (piece for pieces in problem.readout.slices.values() for piece in pieces if piece.param == name):
             owned.index_fill_(piece.dim, piece.index.reshape(-1).to(owned.device), True)
         directions[name] = weights[name] * owned
     return directions
@@ -81,7 +81,7 @@ def _directions(problem: Problem) -> dict[str, Tensor]:
 
 def _chunk(problem: Problem, inputs: Any, targets: Tensor, rows: Tensor, directions: dict[str, Tensor]) -> Tensor:
     """Return one chunk's products times its share of the loss."""
-    mode = ProductMode(problem.folded, problem.want)
+    mode = ProductMode(problem.folded, problem.readout)
 
     def product(scale: float) -> Tensor:
         try:

@@ -77,7 +77,7 @@ def choose_columns(factor: LogitFactor, tolerance: float) -> Columns:
 
 def exact_traces(problem: Problem) -> Moments:
     """Return the sums over samples of the exact contributions."""
-    moments = Moments.zeros(problem.want.num_units)
+    moments = Moments.zeros(problem.readout.num_units)
     for inputs, targets in problem.each_batch("exact trace"):
         if not len(problem.counted(targets)):
             moments.count(len(targets), 0.0)

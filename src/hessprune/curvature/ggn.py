@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessprune.curvature.readout import Wanted
+from hessprune.curvature.readout import Readout
 from hessprune.foundation.modules import call_model, logits_of
 from hessprune.foundation.trees import leading_size
 from hessprune.layers.folding import Folded
@@ -24,11 +24,11 @@ from hessprune.operators.maps import Arguments, Convolution, LinearMap
 class TapMode(CallMode):
     """Runs the forward pass of one chunk with a tap behind every wanted weight, then takes backward passes."""
 
-    def __init__(self, folded: Folded, want: Wanted, columns: int) -> None:
-        names = {key: name for key, name in weight_names(folded.model).items() if name in want.axes}
+    def __init__(self, folded: Folded, readout: Readout, columns: int) -> None:
+        names = {key: name for key, name in weight_names(folded.model).items() if name in readout.axes}
         super().__init__(names, 0, folded.recording.layouts)
         self._model = folded.model
-        self._want = want
+        self._readout = readout
         self._columns = columns
         self._logits: Tensor | None = None
         self._anchor = torch.zeros((), requires_grad=True)
@@ -54,7 +54,7 @@ class TapMode(CallMode):
         self.push_back(cotangent)
         for name, total in self._sums.items():
             self._take(name, total)
-        return self._want.gather(self._rows)
+        return self._readout.gather(self._rows)
 
     def push_back(self, cotangent: Tensor) -> None:
         """Push one logit vector per sample back; every tap hears of it."""
@@ -75,14 +75,14 @@ class TapMode(CallMode):
 
     def arrive(self, site: "_Site", x: Tensor, weight: Tensor, delta: Tensor) -> None:
         """Take a layer's contribution, given its input and the gradient at its output."""
-        name, axes = site.name, self._want.axes[site.name]
-        if name in self._want.repeated:
+        name, axes = site.name, self._readout.axes[site.name]
+        if name in self._readout.repeated:
             gradients = self._gradients(site, x, weight, delta)
             self._sums[name] = gradients + self._sums[name] if name in self._sums else gradients
         elif axes == (output_axis(site.call),) and (geometry := self._gram_geometry(site, x, weight, delta)):
             if site.gram is None:
                 site.gram = patch_gram(site.call, x, weight, geometry)
-            norms, factor = gram_norms(site.call, site.gram, delta), self._want.factors.get(name)
+            norms, factor = gram_norms(site.call, site.gram, delta), self._readout.factors.get(name)
             self._rows[name, axes[0]] = norms if factor is None else norms * factor.flatten()
         else:
             self._take(name, self._gradients(site, x, weight, delta))
@@ -102,9 +102,9 @@ class TapMode(CallMode):
 
     def _take(self, name: str, gradients: Tensor) -> None:
         """Square gradients `(N, *weight.shape)` and sum them along every axis that is asked for."""
-        factor, squares = self._want.factors.get(name), gradients.square()
+        factor, squares = self._readout.factors.get(name), gradients.square()
         squares = squares if factor is None else squares * factor
-        for axis in self._want.axes[name]:
+        for axis in self._readout.axes[name]:
             others = [a for a in range(1, squares.dim()) if a != axis + 1]
             self._rows[name, axis] = squares.sum(others)
 

@@ -35,8 +35,8 @@ def hutchinson_probes(problem: Problem, probes: range, seed: int) -> tuple[Tenso
     Returns:
         The sums by probe, and counters.
     """
-    moments = Moments.zeros(problem.want.num_units)
-    sums = torch.zeros(len(probes), problem.want.num_units, dtype=torch.float64)
+    moments = Moments.zeros(problem.readout.num_units)
+    sums = torch.zeros(len(probes), problem.readout.num_units, dtype=torch.float64)
     for inputs, targets in problem.each_batch("Hessian probes"):
         if not len(problem.counted(targets)):
             moments.count(len(targets), 0.0)
@@ -71,7 +71,7 @@ def _chunk(problem: Problem, inputs: Any, targets: Tensor, rows: Tensor, probes:
 
     def remaining(scale: float) -> Tensor:
         """Take the probes that are still missing, all on one graph, at one loss scale."""
-        mode = ProductMode(problem.folded, problem.want)
+        mode = ProductMode(problem.folded, problem.readout)
         try:
             with problem.precision.casting(device):
                 outputs = mode.forward(sample_rows(inputs, rows))
@@ -98,7 +98,7 @@ class _Directions:
     def __init__(self, problem: Problem, seed: int) -> None:
         named = problem.folded.model.named_parameters()
         self._seed, self._scale = seed, problem.folded.scale
-        self._weights = {name: weight for name, weight in named if name in problem.want.axes}
+        self._weights = {name: weight for name, weight in named if name in problem.readout.axes}
         streams = torch.cat([_stream_of(name) for name in self._weights]).to(problem.device)
         self._rows = Rows(streams, [weight.numel() for weight in self._weights.values()])
 

@@ -6,7 +6,7 @@ import torch
 
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.precision import Precision
-from hessprune.curvature.readout import Wanted
+from hessprune.curvature.readout import Readout
 from hessprune.errors import ArgumentError
 from hessprune.layers.folding import Folded
 from hessprune.layers.per_sample import sizes_of
@@ -29,10 +29,10 @@ def largest_layer(folded: Folded, precision: Precision) -> int:
     return max((sum(map(math.prod, pair)) // 2 for pair in shapes), default=0) * precision.dtype.itemsize
 
 
-def bytes_per_sample(folded: Folded, want: Wanted, estimator: str, precision: Precision) -> int:
+def bytes_per_sample(folded: Folded, readout: Readout, estimator: str, precision: Precision) -> int:
     """Return an upper estimate of the bytes that one more sample in a chunk costs."""
     width = precision.dtype.itemsize
-    uses = [use for use in folded.recording.uses if use.weight in want.axes]
+    uses = [use for use in folded.recording.uses if use.weight in readout.axes]
     sizes = [sizes_of(use, folded.model.get_parameter(use.weight)) for use in uses]
     kept = sum(s.positions**2 for s in sizes if s.positions > 1 and s.prefers_gram(_COLUMNS))
     working = max((s.gradient * 2 + s.positions * (s.patch + 2 * s.outputs) for s in sizes), default=0)

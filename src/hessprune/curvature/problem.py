@@ -14,7 +14,7 @@ from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.memory import bytes_per_sample, chunk_size, largest_layer
 from hessprune.curvature.options import DEFAULT_TOLERANCE, TraceOptions
 from hessprune.curvature.precision import Precision, resolve
-from hessprune.curvature.readout import Wanted, wanted
+from hessprune.curvature.readout import Readout, read_out
 from hessprune.curvature.results import Kind, Slices
 from hessprune.curvature.risk import LossFn, counted_samples, typed
 from hessprune.errors import NumericalError
@@ -42,7 +42,7 @@ class Problem:
     """A folded model, what is wanted of it, and the data."""
 
     folded: Folded
-    want: Wanted
+    readout: Readout
     batches: Any
     loss_fn: LossFn | None
     precision: Precision
@@ -55,8 +55,8 @@ class Problem:
     @property
     def kind(self) -> Kind:
         """Whether Gauss–Newton blocks equal the Hessian's for every wanted weight."""
-        names = set(self.want.axes)
-        return "ggn" if names & self.folded.recording.smooth or names & self.want.repeated else "hessian"
+        names = set(self.readout.axes)
+        return "ggn" if names & self.folded.recording.smooth or names & self.readout.repeated else "hessian"
 
     def each_batch(self, label: str) -> Iterator[tuple[Any, Tensor]]:
         """Yield `(inputs, targets)` on the device, with progress and what it takes."""
@@ -96,7 +96,7 @@ class Problem:
     @contextmanager
     def tap(self, inputs: Any, rows: Tensor, columns: int) -> Iterator[TapMode]:
         """Run the samples `rows` forward, ready for backward passes; everything is let go on exit."""
-        tap = TapMode(self.folded, self.want, columns)
+        tap = TapMode(self.folded, self.readout, columns)
         try:
             with self.precision.casting(self.device):
                 tap.forward(sample_rows(inputs, rows))
@@ -147,14 +147,14 @@ def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: LossFn | No
     folded = fold_batchnorm(model, inputs)
     check_repeats(folded.model, inputs)
     folded.model.to(precision.dtype)
-    want = wanted(model, slices, folded)
-    per_sample = bytes_per_sample(folded, want, effort.estimator, precision)
+    readout = read_out(model, slices, folded)
+    per_sample = bytes_per_sample(folded, readout, effort.estimator, precision)
     layer = largest_layer(folded, precision)
     chunk = chunk_size(per_sample, layer, effort.options, device=device, estimator=effort.estimator)
     default = 0.0 if precision.dtype == torch.float64 else DEFAULT_TOLERANCE[effort.estimator]
     return Problem(
         folded=folded,
-        want=want,
+        readout=readout,
         batches=batches,
         loss_fn=typed(loss_fn, device, precision.dtype),
         precision=precision,

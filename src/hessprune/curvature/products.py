@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hessprune.curvature.ggn import in_autocast, output_axis
-from hessprune.curvature.readout import Wanted
+from hessprune.curvature.readout import Readout
 from hessprune.errors import UnsupportedModelError
 from hessprune.foundation.modules import call_model, logits_of
 from hessprune.foundation.trees import leading_size
@@ -32,11 +32,11 @@ from hessprune.operators.maps import Arguments, Linear, LinearMap
 class ProductMode(CallMode):
     """Builds the graph of one chunk's gradient, then takes one product per probe."""
 
-    def __init__(self, folded: Folded, want: Wanted) -> None:
-        names = {key: name for key, name in weight_names(folded.model).items() if name in want.axes}
+    def __init__(self, folded: Folded, readout: Readout) -> None:
+        names = {key: name for key, name in weight_names(folded.model).items() if name in readout.axes}
         super().__init__(names, 0, folded.recording.layouts)
         self._model = folded.model
-        self._want = want
+        self._readout = readout
         self._sites: list[_Site] = []
         self._tokens: list[Tensor] = []
         self._directions: dict[str, Tensor] = {}
@@ -60,7 +60,7 @@ class ProductMode(CallMode):
         self._directions = directions
         self._rows = {
             (name, axis): directions[name].new_zeros(directions[name].shape[axis], dtype=torch.float64)
-            for name, axes in self._want.axes.items()
+            for name, axes in self._readout.axes.items()
             for axis in axes
         }
         if self._tokens:
@@ -68,7 +68,7 @@ class ProductMode(CallMode):
             anchors = [site.anchor for site in self._sites]
             with _twice_differentiable():
                 torch.autograd.grad(self._tokens, anchors, ones, retain_graph=True, allow_unused=True)
-        return self._want.gather({key: rows[None] for key, rows in self._rows.items()})[0]
+        return self._readout.gather({key: rows[None] for key, rows in self._rows.items()})[0]
 
     def close(self) -> None:
         """Let go of the graph, which holds this object and is held by it."""
@@ -93,7 +93,7 @@ class ProductMode(CallMode):
 
     def by_output(self, name: str, call: LinearMap) -> bool:
         """Return whether only output channels of this weight are asked for."""
-        return self._want.axes[name] == (output_axis(call),) and getattr(call, "groups", 1) * call.transposed <= 1
+        return self._readout.axes[name] == (output_axis(call),) and getattr(call, "groups", 1) * call.transposed <= 1
 
     def add_outputs(self, site: "_Site", delta: Tensor, change: Tensor) -> None:
         """Add `Σ δ · change` of each output channel."""
@@ -105,7 +105,7 @@ class ProductMode(CallMode):
     def add_entries(self, site: "_Site", gradient: Tensor) -> None:
         """Add a part of `H v` over a whole weight, met by the probe."""
         products = gradient.double() * self._directions[site.name]
-        for axis in self._want.axes[site.name]:
+        for axis in self._readout.axes[site.name]:
             self._rows[site.name, axis] += products.sum([a for a in range(products.dim()) if a != axis])
 
 
@@ -155,24 +155,26 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (x, weight), site = ctx.saved_tensors, ctx.site
-        wanted = ctx.needs_input_grad[1]
+        needs_input = ctx.needs_input_grad[1]
         if torch.is_grad_enabled():
-            gradient, token = _Adjoint.apply(delta, x, weight, site, wanted)  # type: ignore[misc]
-            return token, gradient if wanted else None, None, None, None
+            gradient, token = _Adjoint.apply(delta, x, weight, site, needs_input)  # type: ignore[misc]
+            return token, gradient if needs_input else None, None, None, None
         _meet_outer(site, x, weight, delta)
-        return None, site.call.input_gradient(delta, x, weight) if wanted else None, None, None, None
+        return None, site.call.input_gradient(delta, x, weight) if needs_input else None, None, None, None
 
 
 class _Adjoint(torch.autograd.Function):
     """A layer's backward pass as a function of its own; its backward pass brings `ȧ` and puts the probe in."""
 
     @staticmethod
-    def forward(ctx: Any, delta: Tensor, x: Tensor, weight: Tensor, site: _Site, wanted: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, delta: Tensor, x: Tensor, weight: Tensor, site: _Site, needs_input: bool
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(delta, x, weight)
         ctx.site = site
         ctx.set_materialize_grads(False)
         token = delta.new_zeros(())
-        return (site.call.input_gradient(delta, x, weight) if wanted else torch.zeros_like(token)), token
+        return (site.call.input_gradient(delta, x, weight) if needs_input else torch.zeros_like(token)), token
 
     @staticmethod
     @torch.autograd.function.once_differentiable

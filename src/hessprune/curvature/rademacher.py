@@ -29,7 +29,7 @@ def rademacher_traces(problem: Problem, draws: range, seed: int) -> Moments:
     Returns:
         The sums, with the number of backward passes and the mass of samples left out.
     """
-    moments = Moments.zeros(problem.want.num_units)
+    moments = Moments.zeros(problem.readout.num_units)
     for inputs, targets in problem.each_batch("one-backward trace"):
         if not len(problem.counted(targets)):
             moments.count(len(targets), 0.0)

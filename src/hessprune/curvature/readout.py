@@ -13,7 +13,7 @@ from hessprune.layers.folding import Folded
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Readout:
     """What to read off at the weights, and how it adds up to units."""
 
     slices: Slices
@@ -47,7 +47,7 @@ class Wanted:
         return units if scale is None else units * scale
 
 
-def wanted(model: nn.Module, slices: Slices, folded: Folded) -> Wanted:
+def read_out(model: nn.Module, slices: Slices, folded: Folded) -> Readout:
     """Check `slices` against what `model` does with its weights.
 
     Raises:
@@ -69,7 +69,7 @@ def wanted(model: nn.Module, slices: Slices, folded: Folded) -> Wanted:
             f"`slices` must name weights of convolutions or linear maps, got {', '.join(map(repr, unused))}, which the "
             "model passes to neither. Leave these groups out with `ignore=`."
         )
-    return Wanted(
+    return Readout(
         slices=renamed,
         axes={p.param: tuple(sorted({q.dim for q in every if q.param == p.param})) for p in every},
         factors={name: scale.square() for name, scale in folded.scale.items()},

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessprune.curvature.correlation import Correlation, gate_correlation
+from hessprune.curvature.gate_interactions import GateDerivatives, gate_interactions
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.results import ParamSlice
 from hessprune.foundation.symmetric import Factor, SymmetricMatrix
@@ -28,12 +28,14 @@ def role_slices(groups: Sequence[Group], role: Role) -> dict[str, list[ParamSlic
 
 def gate_derivatives(
     scoring: Scoring, role: Role, *, precision: str, options: TraceOptions, loss_fn: Any = None
-) -> tuple[Correlation, Slices]:
+) -> tuple[GateDerivatives, Slices]:
     """Return the derivatives of the loss in gates on all slices of one role, and these slices."""
     slices = role_slices(scoring.groups, role)
     loss_fn = scoring.loss_fn if loss_fn is None else loss_fn
     return (
-        gate_correlation(scoring.model, slices, scoring.batches, loss_fn=loss_fn, precision=precision, options=options),
+        gate_interactions(
+            scoring.model, slices, scoring.batches, loss_fn=loss_fn, precision=precision, options=options
+        ),
         slices,
     )
 
@@ -44,7 +46,7 @@ def gradient_options(memory_limit: int | None) -> TraceOptions:
 
 
 def interacting_scores(
-    alone: Tensor, together: SymmetricMatrix, derivatives: Correlation, slices: Slices, groups: Sequence[Group]
+    alone: Tensor, together: SymmetricMatrix, derivatives: GateDerivatives, slices: Slices, groups: Sequence[Group]
 ) -> Scores:
     """Lay the units of the measured groups out over all groups; state the share that a factor leaves out."""
     owned = torch.cat([torch.full((group.num_units,), group.name in slices) for group in groups])

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hessprune.curvature.elimination_path import eliminated_losses
 from hessprune.curvature.options import TraceOptions
-from hessprune.curvature.repair import repaired_losses
 from hessprune.curvature.softening import softened
 from hessprune.foundation.checks import check_range
 from hessprune.methods.gates import gate_derivatives, interacting_scores, role_slices
@@ -79,7 +79,7 @@ class Joint(Method):
 
     def _after_elimination(self, scoring: Scoring, loss_fn: Any) -> Scores:
         """Score by the steps of the loss along the order of elimination."""
-        paths = repaired_losses(
+        paths = eliminated_losses(
             scoring.model,
             role_slices(scoring.groups, "consumer"),
             scoring.batches,

@@ -1,4 +1,4 @@
-"""What the loss of units costs after a refit, against regressions and losses computed the long way."""
+"""Losses along an elimination, against regressions and losses computed the long way."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from hessprune.curvature.elimination import DAMPING, Elimination, inverse
+from hessprune.curvature.elimination_path import eliminated_losses
 from hessprune.curvature.options import TraceOptions
-from hessprune.curvature.repair import repaired_losses
 from hessprune.curvature.results import ParamSlice
 from hessprune.errors import DataError
 
@@ -29,10 +29,10 @@ def test_elimination_is_the_regression_on_what_is_left():
         total += float(reader.losses(torch.tensor([unit])))
         reader.remove(unit)
         left = [place for place in range(8) if place not in gone]
-        wanted = torch.zeros_like(weight)
+        refitted = torch.zeros_like(weight)
         target = damped(covariance)[left] @ weight  # the damped regression of the dense outputs
-        wanted[left] = torch.linalg.solve(damped(covariance)[left][:, left], target)
-        error = weight - wanted
+        refitted[left] = torch.linalg.solve(damped(covariance)[left][:, left], target)
+        error = weight - refitted
         torch.testing.assert_close(reader.change[0], -error)
         torch.testing.assert_close(total, float((error.T @ damped(covariance) @ error @ curvature).trace() / 2))
 
@@ -71,13 +71,13 @@ def test_predicted_losses_are_the_measured_ones(name):
         + 1
     )
     piece = ParamSlice(param="layer.weight", dim=1, index=torch.arange(4)[:, None])
-    found = repaired_losses(model, {"x": [piece]}, [(x, model(x))], loss_fn=F.mse_loss, precision="fp64")["x"]
-    assert sorted(found.order.tolist()) == [0, 1, 2, 3]
+    path = eliminated_losses(model, {"x": [piece]}, [(x, model(x))], loss_fn=F.mse_loss, precision="fp64")["x"]
+    assert sorted(path.order.tolist()) == [0, 1, 2, 3]
     rows = patches(layer, x)
     for count in range(1, 5):
         dense = model(x)
         kept, old = (
-            refit(layer, rows, found.order[:count].tolist()),
+            refit(layer, rows, path.order[:count].tolist()),
             {k: v.clone() for k, v in layer.state_dict().items()},
         )
         layer.weight.copy_(kept[0].view_as(layer.weight))
@@ -85,7 +85,7 @@ def test_predicted_losses_are_the_measured_ones(name):
             layer.bias.add_(kept[1])
         measured = float(F.mse_loss(model(x), dense))
         layer.load_state_dict(old)
-        torch.testing.assert_close(float(found.loss[count - 1]), measured, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(float(path.loss[count - 1]), measured, rtol=1e-8, atol=1e-12)
 
 
 def patches(layer, x):
@@ -126,11 +126,11 @@ def test_transposed_convolutions_and_repeated_layers_are_not_refitted():
     model = Twice().double().requires_grad_(False)
     x = torch.randn(10, 3, 3, 3, dtype=torch.float64)
     piece = ParamSlice(param="up.weight", dim=0, index=torch.arange(3)[:, None])
-    found = repaired_losses(model, {"x": [piece]}, [(x, model(x))], loss_fn=F.mse_loss, precision="fp64")["x"]
-    first = int(found.order[0])
+    path = eliminated_losses(model, {"x": [piece]}, [(x, model(x))], loss_fn=F.mse_loss, precision="fp64")["x"]
+    first = int(path.order[0])
     gradient = torch.func.jacrev(lambda w: torch.func.functional_call(model, {"up.weight": w}, x))(model.up.weight)
     effect = (gradient[:, 0, first] * model.up.weight[first]).flatten(1).sum(1)
-    torch.testing.assert_close(float(found.loss[0]), float(effect.square().mean()))
+    torch.testing.assert_close(float(path.loss[0]), float(effect.square().mean()))
 
 
 def test_losses_rise_for_units_of_several_readers_and_repeat_by_seed():
@@ -142,11 +142,11 @@ def test_losses_rise_for_units_of_several_readers_and_repeat_by_seed():
         "a": [ParamSlice(param="3.weight", dim=1, index=torch.arange(6)[:, None])],
         "b": [ParamSlice(param="6.weight", dim=1, index=torch.arange(80).view(5, 16))],
     }
-    found = repaired_losses(model, slices, batches, seed=3)
-    again = repaired_losses(model, slices, batches, seed=3)
-    for key, repair in found.items():
-        assert torch.equal(repair.loss, again[key].loss)
-        assert float(repair.loss[-1]) > float(repair.loss[0]) >= 0
+    paths = eliminated_losses(model, slices, batches, seed=3)
+    again = eliminated_losses(model, slices, batches, seed=3)
+    for key, path in paths.items():
+        assert torch.equal(path.loss, again[key].loss)
+        assert float(path.loss[-1]) > float(path.loss[0]) >= 0
 
 
 class Small(nn.Module):
@@ -196,10 +196,10 @@ WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([0.5, 2.0, 1.0, 3.0]), label_
 def test_batches_and_chunks_do_not_matter(loss_fn, precision, tolerance):
     """640 samples of 324 positions: more of both than are looked at."""
     model, x, y, slices = small_problem()
-    expected = repaired_losses(model, slices, [(x, y)], loss_fn=loss_fn, precision=precision, seed=5)
+    expected = eliminated_losses(model, slices, [(x, y)], loss_fn=loss_fn, precision=precision, seed=5)
     for sizes, chunk in (((640,), 7), ((640,), 640), ((128,), None), ((1, 50, 3, 7), None), ((33, 64), 5)):
         run = {"loss_fn": loss_fn, "precision": precision, "seed": 5, "options": TraceOptions(chunk_size=chunk)}
-        other = repaired_losses(model, slices, cut(x, y, sizes), **run)
+        other = eliminated_losses(model, slices, cut(x, y, sizes), **run)
         for key, path in expected.items():
             assert torch.equal(other[key].order, path.order), (sizes, chunk)
             torch.testing.assert_close(
@@ -214,7 +214,7 @@ def test_twins_go_in_the_same_order_however_data_are_batched():
         tensor[3:] = tensor[:3]
     model.inner.weight[:, 3:] = model.inner.weight[:, :3]
     orders = {
-        tuple(repaired_losses(model, slices, cut(x, y, (size,)), precision="fp64")["stem"].order.tolist())
+        tuple(eliminated_losses(model, slices, cut(x, y, (size,)), precision="fp64")["stem"].order.tolist())
         for size in (96, 31, 7, 5, 2, 1)
     }
     assert len(orders) == 1
@@ -239,7 +239,7 @@ def test_samples_are_found_along_any_axis():
     turned.load_state_dict(plain.state_dict())
     x, y = torch.randn(24, 400, 3, dtype=torch.float64).cumsum(1) / 9, torch.arange(24) % 3
     slices = {"inner": [ParamSlice(param="outer.weight", dim=1, index=torch.arange(5)[:, None])]}
-    one, other = (repaired_losses(m, slices, [(x, y)], precision="fp64")["inner"] for m in (plain, turned))
+    one, other = (eliminated_losses(m, slices, [(x, y)], precision="fp64")["inner"] for m in (plain, turned))
     assert torch.equal(one.order, other.order)
     torch.testing.assert_close(one.loss, other.loss, rtol=1e-10, atol=1e-15)
 
@@ -250,13 +250,13 @@ def test_ignored_samples_change_nothing():
     more, ignored = torch.randn(30, 2, 8, 8, dtype=torch.float64), torch.full((30,), -100)
     joined, labels = torch.cat([x[40:], more[:5]]), torch.cat([y[40:], ignored[:5]])
     batches = [(x[:40], y[:40]), (more, ignored), (joined, labels)]
-    expected = repaired_losses(model, slices, [(x, y)], precision="fp64")
-    actual = repaired_losses(model, slices, batches, precision="fp64")
+    expected = eliminated_losses(model, slices, [(x, y)], precision="fp64")
+    actual = eliminated_losses(model, slices, batches, precision="fp64")
     for key, path in expected.items():
         assert torch.equal(actual[key].order, path.order)
         torch.testing.assert_close(actual[key].loss, path.loss, rtol=0.05, atol=0)  # 20 samples have other signs
     last = [(x, y), (more, ignored)]  # samples keep their place, and with it their signs
-    for key, path in repaired_losses(model, slices, last, precision="fp64").items():
+    for key, path in eliminated_losses(model, slices, last, precision="fp64").items():
         torch.testing.assert_close(path.loss, expected[key].loss, rtol=1e-10, atol=1e-15)
     with pytest.raises(DataError, match="must hold at least one label that counts, got only ignored ones"):
-        repaired_losses(model, slices, [(more, ignored)], precision="fp64")
+        eliminated_losses(model, slices, [(more, ignored)], precision="fp64")

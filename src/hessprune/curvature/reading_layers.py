@@ -1,4 +1,8 @@
-"""What one pass learns of the layers that read units: moments of their inputs, loss curvature in their outputs."""
+"""Statistics of the layers that read units: moments of their inputs, and the loss curvature in their outputs.
+
+One pass over the data measures both. Every random choice depends on the seed, the layer and the sample's place in the
+data alone, so that the statistics do not depend on batches or chunks beyond rounding.
+"""
 
 import zlib
 from dataclasses import dataclass
@@ -17,40 +21,40 @@ from hessprune.layers.regression import columns_of, design, rows_by_sample, rows
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
 ROWS_PER_SAMPLE = 256
-"""Positions of each sample that count in the covariance of a layer's inputs."""
+"""Most positions of each sample that enter the covariance of a layer's inputs."""
 
 
 @dataclass(kw_only=True)
-class Reader:
-    """What one pass learns of a layer that reads units."""
+class ReadingLayer:
+    """A layer that reads units, with its statistics."""
 
     call: LinearMap
     weight: Tensor  # of the folded model
     centred: bool
-    """Whether a bias absorbs the mean of what is lost."""
+    """True where a bias can absorb a change of the mean output."""
     curvature: Tensor | float = 0.0  # (g, O, O)
-    origin: Tensor | None = None  # (g, K): about the mean, so that sums of squares stay small
-    total: Tensor | float = 0.0  # (g, K)
-    squares: Tensor | float = 0.0  # (g, K, K)
+    origin: Tensor | None = None  # (g, K): near the mean; sums of squares about it stay small
+    total: Tensor | float = 0.0  # (g, K): sum of the inputs, about the origin
+    squares: Tensor | float = 0.0  # (g, K, K): sum of their outer products
     rows: int = 0
 
     @property
     def regression(self) -> bool:
-        """Whether the layer is one regression: its inputs are rows, and it runs once."""
+        """True for a layer that is one regression on rows of inputs: it runs once, and is no transposed convolution."""
         return self.rows > 0
 
     @property
     def mean(self) -> Tensor:
-        """Mean input, `(g, K)`; zeros where nothing absorbs it."""
+        """Mean input, `(g, K)`; zeros where no bias absorbs it."""
         return (self.origin + self.total / self.rows) * self.centred  # type: ignore[operator, return-value]
 
     def columns(self) -> Tensor:
-        """Return the weight as `(g, K, O)`; where the layer is no regression, all that an input meets is one row."""
+        """Return the weight as `(g, K, O)`; without a regression each row holds all entries that one input meets."""
         whole = columns_of(self.call, self.weight) if self.regression else self.weight.flatten(1)[None]
         return whole.double()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Return the inverse covariance and the curvature; where the layer is no regression, nothing takes over."""
+        """Return the inverse covariance and the curvature; identities where the layer is no regression."""
         if not self.regression:
             plain = [torch.eye(size).double()[None].to(self.weight.device) for size in self.weight.flatten(1).shape]
             return plain[0], plain[1]
@@ -62,29 +66,29 @@ class Reader:
         return inverse(covariance), self.curvature  # type: ignore[return-value]
 
     def places(self, positions: Tensor) -> Tensor:
-        """Return the rows of `columns` that belong to positions `(U, m)` along the input axis, `(U, m')`."""
+        """Return the rows of `columns` for positions `(U, m)` along the input axis, `(U, m')`."""
         if not (self.regression and isinstance(self.call, Convolution)):
             return positions
         size = self.weight[0, 0].numel()
         return (positions[:, :, None] * size + torch.arange(size, device=positions.device)).flatten(1)
 
 
-class _ReaderMode(TapMode):
-    """Adds up covariances of inputs and curvatures of outputs."""
+class _StatisticsMode(TapMode):
+    """Adds up moments of inputs and curvatures of outputs for one chunk of samples."""
 
-    def __init__(self, problem: Problem, layers: dict[str, Reader], seed: int, places: Tensor) -> None:
-        super().__init__(problem.folded, problem.want, 1)
+    def __init__(self, problem: Problem, layers: dict[str, ReadingLayer], seed: int, places: Tensor) -> None:
+        super().__init__(problem.folded, problem.readout, 1)
         self._layers = layers
         self._seed, self._places = seed, places  # of the samples in the whole data
 
     def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
-        """Add the inputs of a layer at random positions."""
+        """Run a layer, and add its inputs at random positions."""
         x, weight, bias = (None if tensor is None else tensor.detach() for tensor in arguments)
         assert x is not None
         assert weight is not None
-        layer = self._layers.setdefault(name, Reader(call=call, weight=weight, centred=bias is not None))
+        layer = self._layers.setdefault(name, ReadingLayer(call=call, weight=weight, centred=bias is not None))
         out = super().on_call(name, call, arguments)
-        if name not in self._want.repeated and not (isinstance(call, Convolution) and call.transposed):
+        if name not in self._readout.repeated and not (isinstance(call, Convolution) and call.transposed):
             keep = self._sampled(name, rows_by_sample(call, out, self.samples))
             rows = design(call, x, weight, keep).transpose(0, 1)
             if layer.origin is None:
@@ -96,7 +100,7 @@ class _ReaderMode(TapMode):
         return out
 
     def _sampled(self, name: str, rows: Tensor) -> Tensor:
-        """Choose among the rows `(N, T)` of a layer; the choice depends on seed, layer and sample alone."""
+        """Choose some of the rows `(N, T)` of a layer for each sample, by seed, layer and place of the sample."""
         size = rows.shape[1]
         if size > ROWS_PER_SAMPLE:
             layer = zlib.crc32(name.encode())
@@ -104,7 +108,7 @@ class _ReaderMode(TapMode):
         return rows.flatten()
 
     def arrive(self, site: Any, x: Tensor, weight: Tensor, delta: Tensor) -> None:  # noqa: ARG002
-        """Add the curvature that one draw shows."""
+        """Add the outer products of the gradients at the layer's output."""
         layer = self._layers[site.name]
         if layer.regression:
             groups = columns_of(site.call, weight).shape[0]
@@ -112,14 +116,14 @@ class _ReaderMode(TapMode):
             layer.curvature = layer.curvature + (rows.mT @ rows).double()
 
 
-def measure_readers(problem: Problem, seed: int) -> tuple[dict[str, Reader], int]:
-    """Return what one pass learns of the layers, and the number of samples that weigh anything in the loss."""
-    layers: dict[str, Reader] = {}
+def measure_reading_layers(problem: Problem, seed: int) -> tuple[dict[str, ReadingLayer], int]:
+    """Return the layers by weight, and the number of samples with weight in the loss; takes one pass over the data."""
+    layers: dict[str, ReadingLayer] = {}
     total, position, counted = 0.0, 0, 0
     for inputs, targets in problem.each_batch("inputs"):
         samples = problem.counted(targets)
         for rows in problem.split(samples):
-            mode = _ReaderMode(problem, layers, seed, position + rows)
+            mode = _StatisticsMode(problem, layers, seed, position + rows)
             with problem.precision.casting(problem.device):
                 mode.forward(sample_rows(inputs, rows))
             factor = logit_factor(problem.loss_fn, check_finite(mode.logits), targets[rows])

@@ -27,7 +27,7 @@ from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
 
 @dataclass(frozen=True, kw_only=True)
-class Correlation:
+class GateDerivatives:
     """First and second derivatives of the mean loss in all gates, units of all keys one after another."""
 
     quadratic: SymmetricMatrix
@@ -45,7 +45,7 @@ class Correlation:
     seconds: float
 
 
-def gate_correlation(
+def gate_interactions(
     model: nn.Module,
     slices: Slices,
     batches: Any,
@@ -53,7 +53,7 @@ def gate_correlation(
     loss_fn: LossFn | None = None,
     precision: str = "fp32",
     options: TraceOptions | None = None,
-) -> Correlation:
+) -> GateDerivatives:
     """Return `Q = Φᵀ Φ / W` and the gradient for one gate per unit.
 
     Costs one forward pass and at most one backward pass per class and sample chunk (input gradients only). Up to 4 096
@@ -81,7 +81,7 @@ def gate_correlation(
         >>> model = nn.Linear(1, 2, bias=False)
         >>> gate = ParamSlice(param="weight", dim=1, index=torch.tensor([[0]]))
         >>> x = torch.tensor([[3.0]])
-        >>> found = gate_correlation(model, {"x": [gate]}, [(x, torch.tensor([0]))], precision="fp64")
+        >>> found = gate_interactions(model, {"x": [gate]}, [(x, torch.tensor([0]))], precision="fp64")
         >>> w, p = model.weight.detach().double()[:, 0], model(x).softmax(1)[0].double()
         >>> torch.allclose(found.quadratic.dense()[0, 0], 9 * (w[0] - w[1]) ** 2 * p[0] * p[1])
         True
@@ -89,13 +89,13 @@ def gate_correlation(
     started = time.perf_counter()
     effort = Effort(estimator="exact", precision=precision, options=options or TraceOptions())
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
-    total = _Sums(problem.want.num_units, effort.options.interaction_rows)
+    total = _Sums(problem.readout.num_units, effort.options.interaction_rows)
     for inputs, targets in problem.each_batch("gate correlations"):
         total.num_samples += len(targets)
         if len(problem.counted(targets)):
             _add_batch(problem, inputs, targets, total)
     check_weight(total.weight)
-    return Correlation(
+    return GateDerivatives(
         quadratic=total.quadratic.result(total.weight),
         diagonal=total.diagonal / total.weight,
         dropped=total.quadratic.dropped / max(float(total.diagonal.sum()), 1e-300),
@@ -123,7 +123,7 @@ def _add_batch(problem: Problem, inputs: Any, targets: Tensor, total: _Sums) -> 
     columns = choose_columns(factor, problem.tolerance)
     slope = _loss_gradient(problem, logits, targets) * factor.weight
     for rows, index in columns.chunks(problem.chunk_size, every_sample=True):
-        tap = GateMode(problem.folded, problem.want, 1)
+        tap = GateMode(problem.folded, problem.readout, 1)
         with problem.precision.casting(problem.device):
             tap.forward(sample_rows(inputs, rows))
         first = _push(problem, tap, slope[rows])
@@ -159,7 +159,7 @@ class GateMode(TapMode):
 
     def see(self, name: str, axis: int, call: LinearMap, product: Tensor) -> None:
         """Add `activation × gradient` to the row of one weight axis, `(N, size)`."""
-        if axis not in self._want.axes[name]:
+        if axis not in self._readout.axes[name]:
             return
         row = _sum_positions(call, axis, product.float() if product.dtype.itemsize < 4 else product, self.samples)
         self._rows[name, axis] = self._rows[name, axis] + row if (name, axis) in self._rows else row

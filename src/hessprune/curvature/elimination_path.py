@@ -1,0 +1,256 @@
+r"""The loss along the elimination of units, where the layers that read them are refitted after each removal.
+
+A first pass over the data measures the covariance of every reading layer's inputs and the curvature of the loss in the
+layer's outputs. From these, units are eliminated one by one (`elimination`). That gives an order, and for every number
+of removed units the change `ΔW` of the reading layers' weights. A second pass measures the shift of the logits,
+
+    Δf_n = Σ_layers Σ_t J_{n,t} ΔW (x_{n,t} − x̄) ,
+
+summed over all positions and all layers that read the units, and the rise of the loss under that shift beyond its
+gradient. For cross-entropy this is the divergence of the new outputs from the old ones. Only the network is
+linearised: a quadratic form in the logits would say that confident samples can be moved at no cost, however far.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hessprune.curvature.elimination import Elimination
+from hessprune.curvature.ggn import TapMode
+from hessprune.curvature.options import TraceOptions
+from hessprune.curvature.problem import Effort, Problem, pose
+from hessprune.curvature.reading_layers import ReadingLayer, measure_reading_layers
+from hessprune.curvature.results import Slices
+from hessprune.curvature.risk import LossFn, loss_weight, module_of, typed
+from hessprune.foundation.trees import sample_rows, to_device
+from hessprune.layers.regression import outputs_by_sample, weight_from
+
+LEVELS = 24
+"""Most numbers of removed units at which the loss is measured; the loss is interpolated in between."""
+CHANGES_BYTES = 2 << 30
+"""Memory for changed weights; there are fewer levels where 24 would take more."""
+COLUMNS = 10
+"""Most logits of each sample that are pushed back, with one backward pass each."""
+TIE = 1e-9
+"""Relative difference below which two losses count as equal, so that rounding decides nothing."""
+BACKWARDS = 2560
+"""Most backward passes, counted per sample, of the second pass; samples are left out where all would take more."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EliminationPath:
+    """The units of one key in the order of their removal, and the loss along it."""
+
+    order: Tensor
+    """`(U,)` int64."""
+    loss: Tensor
+    """`(U,)` float64: increase of the loss without the units `order[: k + 1]`."""
+
+
+def eliminated_losses(
+    model: nn.Module,
+    slices: Slices,
+    batches: Any,
+    *,
+    loss_fn: LossFn | None = None,
+    precision: str = "fp32",
+    seed: int = 0,
+    options: TraceOptions | None = None,
+) -> dict[str, EliminationPath]:
+    """Eliminate the units of each key from least to most needed; return the loss increase after each removal.
+
+    The increase refers to the mean loss over samples. Costs one forward and backward pass over all samples, ten
+    backward passes over 256 samples (all of up to 256, each second one of 512), and `O(U K²)` operations for each
+    layer that reads `K` inputs. The result depends on the order of the samples, but not on batches or chunks.
+
+    Args:
+        model: Any module; it is left as it was.
+        slices: For each key the weights that read its units: slices along their input axis.
+        batches: Re-iterable of `(inputs, targets)`.
+        loss_fn: A loss that averages; None means cross-entropy.
+        precision: `"fp64"`; any other means fp32.
+        seed: For one draw in logit space for each sample, and for the positions at which inputs are sampled.
+        options: Memory limit.
+
+    Returns:
+        One path per key, on the CPU.
+
+    Raises:
+        DataError: All targets are ignored by the loss.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from hessprune.curvature import ParamSlice
+        >>> model = nn.Linear(3, 2)
+        >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+        >>> x[:, 2] = x[:, 0] - x[:, 1]  # the others can take over for any one
+        >>> inputs = {"x": [ParamSlice(param="weight", dim=1, index=torch.arange(3)[:, None])]}
+        >>> loss = eliminated_losses(model, inputs, [(x, torch.zeros(64, dtype=torch.int64))])["x"].loss
+        >>> bool(loss[0] < 1e-4 * loss[2])
+        True
+    """
+    options = options or TraceOptions()
+    effort = Effort(estimator="rademacher", precision="fp64" if precision == "fp64" else "fp32", options=options)
+    problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
+    layers, samples = measure_reading_layers(problem, seed)
+    paths = _eliminate(problem, layers)
+    losses = _measure_changes(problem, layers, paths, stride=math.ceil(samples * COLUMNS / BACKWARDS))
+    return {key: _interpolated(path, losses[key]) for key, path in paths.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Removals:
+    """The order in which one key's units are removed, with the changed weights at some levels."""
+
+    order: list[int]
+    levels: list[int]
+    """Numbers of removed units."""
+    changes: Mapping[str, Tensor]
+    """For each weight `(levels, numel)`."""
+
+
+def _eliminate(problem: Problem, layers: Mapping[str, ReadingLayer]) -> dict[str, _Removals]:
+    pairs = sum(layers[piece.param].weight.numel() for pieces in problem.readout.slices.values() for piece in pieces)
+    levels = max(4, min(LEVELS, CHANGES_BYTES // max(1, 4 * pairs)))
+    statistics = {name: layer.statistics() for name, layer in layers.items()}
+    return {key: _remove_all(pieces, layers, statistics, levels) for key, pieces in problem.readout.slices.items()}
+
+
+def _remove_all(
+    pieces: Any, layers: Mapping[str, ReadingLayer], statistics: Mapping[str, tuple[Tensor, Tensor]], levels: int
+) -> _Removals:
+    """Remove the unit of least loss until none is left."""
+    places: dict[str, list[Tensor]] = {}
+    for piece in pieces:
+        places.setdefault(piece.param, []).append(layers[piece.param].places(piece.index))
+    shrinking = {
+        name: Elimination(layers[name].columns(), *statistics[name], torch.cat(rows, 1))
+        for name, rows in places.items()
+    }
+    units = len(pieces[0].index)
+    stops = sorted({round(units * (level + 1) / min(levels, units)) for level in range(min(levels, units))})
+    remaining, order, changes = torch.arange(units), [], {name: [] for name in shrinking}
+    while len(remaining):
+        losses = torch.stack([reader.losses(remaining) for reader in shrinking.values()]).sum(0)
+        unit = int(remaining[_first_of_least(losses)])
+        for reader in shrinking.values():
+            reader.remove(unit)
+        remaining = remaining[remaining != unit]
+        order.append(unit)
+        for name, reader in shrinking.items() if len(order) in stops else ():
+            layer = layers[name]
+            change = weight_from(layer.call, reader.change, layer.weight) if layer.regression else reader.change[0]
+            changes[name].append(change.to(layer.weight.dtype).flatten())
+    return _Removals(order=order, levels=stops, changes={name: torch.stack(rows) for name, rows in changes.items()})
+
+
+def _first_of_least(losses: Tensor) -> int:
+    """Return the first index of the least loss; identical units differ by rounding and count as equal."""
+    least = losses.min()
+    return int((losses <= least + TIE * least.abs()).nonzero()[0])
+
+
+class _ShiftMode(TapMode):
+    """Adds up over layers how far changed weights move one logit of each sample."""
+
+    def __init__(self, problem: Problem, layers: Mapping[str, ReadingLayer], paths: Mapping[str, _Removals]) -> None:
+        super().__init__(problem.folded, problem.readout, 1)
+        self._layers = layers
+        self._paths = paths
+        self.effects: dict[str, Tensor] = {}
+
+    def arrive(self, site: Any, x: Tensor, weight: Tensor, delta: Tensor) -> None:
+        """Add the products of per-sample gradients and changed weights."""
+        layer, gradients = self._layers[site.name], self._gradients(site, x, weight, delta)
+        if layer.regression and layer.centred:
+            gradients = gradients - self._constant(layer, weight, delta)
+        for key, path in self._paths.items():
+            if site.name in path.changes:
+                effect = gradients.flatten(1) @ path.changes[site.name].T
+                self.effects[key] = self.effects[key] + effect if key in self.effects else effect
+
+    def _constant(self, layer: ReadingLayer, weight: Tensor, delta: Tensor) -> Tensor:
+        """Return the per-sample gradients at the mean input."""
+        mean, rows = layer.mean.to(delta.dtype), outputs_by_sample(layer.call, delta, self.samples)
+        sums = rows.sum(1).unflatten(1, (len(mean), -1))  # (N, g, O)
+        outer = torch.einsum("ngo,gk->ngko", sums, mean)
+        return torch.stack([weight_from(layer.call, one, weight) for one in outer])
+
+
+def _measure_changes(
+    problem: Problem, layers: Mapping[str, ReadingLayer], paths: Mapping[str, _Removals], stride: int
+) -> dict[str, Tensor]:
+    """Return for each key the loss at its levels, measured on each `stride`-th sample with weight in the loss."""
+    losses = {key: torch.zeros(len(path.levels), dtype=torch.float64) for key, path in paths.items()}
+    total, position = 0.0, 0
+    for inputs, targets in problem.each_batch("elimination"):
+        samples = problem.counted(targets)
+        for rows in problem.split(samples[-position % stride :: stride]):
+            mode = _ShiftMode(problem, layers, paths)
+            with problem.precision.casting(problem.device):
+                mode.forward(sample_rows(inputs, rows))
+            weight = loss_weight(problem.loss_fn, targets[rows])
+            for key, shifts in _shifts(mode).items():
+                losses[key] += weight * _divergence(problem, mode.logits, targets[rows], shifts)
+            total += weight
+            mode.close()
+        position += len(samples)
+    return {key: value.clamp(min=0) / total for key, value in losses.items()}
+
+
+def _shifts(mode: _ShiftMode) -> dict[str, Tensor]:
+    """Return the shift of the logits at each level, `{key: (levels, N, *)}`.
+
+    Of many logits only the highest of each sample are pushed back; the others shift by the mean of these, weighted by
+    their probabilities.
+    """
+    logits = mode.logits.flatten(1)
+    chosen = logits.topk(min(COLUMNS, logits.shape[1])).indices
+    by_logit: dict[str, list[Tensor]] = {}
+    for column in chosen.unbind(1):
+        mode.effects.clear()
+        mode.push_back(F.one_hot(column, logits.shape[1]).view(mode.logits.shape))
+        for key, effect in mode.effects.items():
+            by_logit.setdefault(key, []).append(effect)
+    share = logits.gather(1, chosen).softmax(1)
+    return {key: _spread(torch.stack(effects), chosen, share, mode.logits.shape) for key, effects in by_logit.items()}
+
+
+def _spread(effects: Tensor, chosen: Tensor, share: Tensor, shape: torch.Size) -> Tensor:
+    """Spread the shifts of `K` chosen logits, `(K, N, levels)`, over all logits, `(levels, N, *)`."""
+    others = torch.einsum("nk,knl->ln", share.to(effects), effects)
+    every = others[:, :, None].repeat(1, 1, shape[1:].numel())
+    every.scatter_(2, chosen.expand(len(every), -1, -1), effects.permute(2, 1, 0))
+    return every.view(-1, *shape)
+
+
+def _divergence(problem: Problem, logits: Tensor, targets: Tensor, shifts: Tensor) -> Tensor:
+    """Return the rise of the mean loss under each shift, less the gradient's part, `(levels,)`.
+
+    This is a small difference of large numbers: a loss that is known in closed form is computed in float64.
+    """
+    if module_of(problem.loss_fn) is None:
+        loss_fn: LossFn = problem.loss
+    else:
+        loss_fn = typed(problem.loss_fn, logits.device, torch.float64) or F.cross_entropy
+        logits, targets = to_device((logits, targets), logits.device, torch.float64)
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        loss = loss_fn(leaf, targets)
+        slope = torch.autograd.grad(loss, leaf)[0]
+    moved = (shift.to(logits.dtype) for shift in shifts)  # one at a time: a level takes as much memory as the logits
+    rises = [loss_fn(logits + shift, targets) - loss.detach() - (slope * shift).sum() for shift in moved]
+    return torch.stack(rises).double().cpu()
+
+
+def _interpolated(removals: _Removals, losses: Tensor) -> EliminationPath:
+    counts = np.arange(1, len(removals.order) + 1)
+    values = np.interp(counts, [0, *removals.levels], [0.0, *losses.tolist()])
+    return EliminationPath(order=torch.tensor(removals.order), loss=torch.from_numpy(values))
