@@ -51,3 +51,12 @@ def test_custom_criterion_stands_beside_the_baselines(tmp_path):
 def test_every_example_has_its_test():
     named = re.findall(r'printed\("(\w+\.py)"', Path(__file__).read_text("utf-8"))
     assert sorted(named) == sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+def test_iterative_joins_its_plans(tmp_path):
+    text = printed("iterative.py", tmp_path)
+    kept = [float(share) for share in re.findall(r"^ *([\d.]+)% MACs", text, re.MULTILINE)]
+    assert len(kept) == 2
+    assert kept[0] > kept[1]
+    assert 45 < kept[1] <= 50.5
+    assert "bit for bit the same: True" in text

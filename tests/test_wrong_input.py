@@ -96,7 +96,7 @@ def test_it_is_one_line_and_exit_code_2(command, changes, message, folder, tmp_p
     ("words", "message"),
     [
         (["run", "--set=prune.budget.macs=0.001"], r"must be reachable.*Ask for at least macs=0\.\d"),
-        (["run", "--set=prune.ranking.ignore=[xyz]"], r"`ignore` must match group names, got 'xyz'"),
+        (["run", "--set=prune.ranking.ignore=[xyz]"], r"`ignore` must name modules of the model, got 'xyz'"),
         (["run", "--set=finetune.lr=1.0e+30"], r"error: .*must be finite.*lower `lr`"),
         (["compare", "--budgets=0.001", "--methods=hap", "--seeds=0"], r"`budgets` must be reachable by one method"),
         (["compare", "--ignore=xyz"], r"`ignore` must name modules of the model, got 'xyz'"),

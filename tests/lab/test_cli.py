@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from hessprune.costs.model import Cost
 from hessprune.errors import DataError
+from hessprune.lab import run as pipeline
 from hessprune.lab.cli import app, main
 from hessprune.lab.report.inspection import GroupRow, Inspection
 from hessprune.lab.terminal import print_inspection
-from hessprune.lab import run as pipeline
 
 runner = CliRunner()
 QUICK = [

@@ -16,7 +16,7 @@ from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.layers.recording import record
 from hessprune.operators.maps import Convolution, Linear, SampleLayout
 from hessprune.operators.table import OPERATORS, Operator, integer_kind, operator_of, read_linear_map, register
-from hessprune.planning.plan import make_plan
+from hessprune.planning.planner import make_plan
 from hessprune.structure.find import find_groups
 from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.slicing import mask_units

@@ -53,7 +53,7 @@ class TraceResult:
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> x = torch.randn(16, 4)
         >>> found = hp.hessian_trace(net, hp.find_groups(net, x), [(x, torch.arange(16) % 2)])
-        >>> found.trace["0"].shape
+        >>> found.values["0"].shape
         torch.Size([8])
     """
 

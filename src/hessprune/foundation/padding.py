@@ -14,6 +14,8 @@ class ChannelPad(nn.Module):
         after: Channels of zeros behind.
 
     Example:
+        >>> import torch
+        >>> from hessprune.foundation.padding import ChannelPad
         >>> ChannelPad(1, 2)(torch.ones(1, 1, 2, 2)).shape
         torch.Size([1, 4, 2, 2])
     """

@@ -63,8 +63,8 @@ def compare(
 
     Example:
         >>> import tempfile, hessprune as hp
-        >>> from hessprune.lab.recipe import load_recipe
-        >>> settings = load_recipe("digits", ["model.pretrain.epochs=1"])
+        >>> from hessprune.lab.recipe import load_recipe, packaged_recipe
+        >>> settings = load_recipe(packaged_recipe("digits"), ["model.pretrain.epochs=1"])
         >>> asked = hp.CompareSettings(methods=("magnitude",), budgets=(0.5,), seeds=(0,), compensate=(False,))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     len(hp.compare(settings, folder, comparison=asked).cells)

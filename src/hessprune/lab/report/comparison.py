@@ -15,7 +15,7 @@ class Cell:
     """One pruned model: a method at a budget, on one draw of calibration images."""
 
     method: str
-    """As asked for, such as `"hap:hutchinson"`."""
+    """As asked for, such as `"hap(estimator=hutchinson)"`."""
     budget: float
     """Asked-for share of the comparison's quantity that is kept."""
     seed: int
@@ -64,7 +64,10 @@ class Comparison:
     Example:
         >>> import hessprune as hp
         >>> dense = {"accuracy": 0.9, "loss": 0.3, "macs": 100, "params": 50, "units": 8}
-        >>> hp.Comparison(title="net", quantity="macs", methods=("joint",), budgets=(0.5,), dense=dense, cells=()).budgets
+        >>> found = hp.Comparison(
+        ...     title="net", quantity="macs", methods=("joint",), budgets=(0.5,), dense=dense, cells=()
+        ... )
+        >>> found.budgets
         (0.5,)
     """
 
