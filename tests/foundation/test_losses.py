@@ -1,0 +1,66 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hessprune.errors import DataError
+from hessprune.foundation.losses import as_cross_entropy, count_labelled, labels_for
+
+LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
+
+
+def test_cross_entropy_is_recognised_and_nothing_else():
+    class Other(nn.CrossEntropyLoss):
+        def forward(self, input, target):
+            return super().forward(input, target) + 1
+
+    weighted = nn.CrossEntropyLoss(weight=torch.ones(3))
+    assert as_cross_entropy(weighted) is weighted
+    assert all(isinstance(as_cross_entropy(loss), nn.CrossEntropyLoss) for loss in (None, F.cross_entropy))
+    assert all(as_cross_entropy(loss) is None for loss in (F.mse_loss, nn.MSELoss(), Other(), lambda z, y: z.sum()))
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        LABELS.bool(),
+        LABELS.to(torch.uint8),
+        LABELS.int(),
+        LABELS[:, None],
+        LABELS.bool()[:, None],
+        LABELS.tolist(),
+        LABELS.numpy(),
+    ],
+)
+def test_labels_of_any_integer_type_and_of_one_column_are_cast(targets):
+    assert torch.equal(labels_for(LOGITS, targets), LABELS)
+
+
+def test_ignored_labels_are_not_out_of_range_and_do_not_count():
+    targets = LABELS.clone()
+    targets[2] = 255
+    assert torch.equal(labels_for(LOGITS, targets, ignore_index=255), targets)
+    assert count_labelled(targets, 255) == 5
+    with pytest.raises(DataError, match="255"):
+        labels_for(LOGITS, targets)
+
+
+def test_probabilities_count_by_row():
+    probabilities = LOGITS.softmax(1)
+    assert torch.equal(labels_for(LOGITS, probabilities), probabilities)
+    assert count_labelled(probabilities) == 6
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "message"),
+    [
+        (LOGITS, LABELS[:5], "one integer label"),
+        (LOGITS, 2 * LOGITS.softmax(1), "class probabilities.*loss_fn"),
+        (LOGITS, {"boxes": LABELS}, "a tensor of labels.*loss_fn"),
+        (LOGITS[:, :1], LABELS, "logits of shape.*loss_fn"),
+    ],
+)
+def test_wrong_targets_name_the_remedy(logits, targets, message):
+    with pytest.raises(DataError, match=message):
+        labels_for(logits, targets)
