@@ -52,6 +52,7 @@ def weight_curvature(
         >>> import torch
         >>> from torch import nn
         >>> from hessprune.curvature import ParamSlice
+        >>> from hessprune.curvature.direction import weight_curvature
         >>> model = nn.Linear(1, 2, bias=False)
         >>> row = ParamSlice(param="weight", dim=0, index=torch.tensor([[0], [1]]))
         >>> x = torch.tensor([[1.0]])

@@ -26,6 +26,7 @@ def signs(seed: int, draw: int | Tensor, stream: Tensor, count: int) -> Tensor:
 
     Example:
         >>> import torch
+        >>> from hessprune.curvature.draws import signs
         >>> rows = signs(0, 0, torch.tensor([5, 6]), 3)
         >>> torch.equal(rows[1:], signs(0, 0, torch.tensor([6]), 3))
         True
@@ -51,6 +52,7 @@ def positions(seed: int, draw: int, stream: Tensor, count: int, *, size: int) ->
 
     Example:
         >>> import torch
+        >>> from hessprune.curvature.draws import positions
         >>> positions(0, 0, torch.tensor([5]), 4, size=4)
         tensor([[0, 1, 2, 3]])
     """
@@ -69,6 +71,7 @@ class Rows:
 
     Example:
         >>> import torch
+        >>> from hessprune.curvature.draws import Rows, signs
         >>> first, second = Rows(torch.tensor([5, 6]), [3, 70]).draw(seed=0, draw=1)
         >>> torch.equal(second, signs(0, 1, torch.tensor([6]), 70)[0])
         True

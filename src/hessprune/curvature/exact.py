@@ -62,6 +62,7 @@ def choose_columns(factor: LogitFactor, tolerance: float) -> Columns:
 
     Example:
         >>> import torch
+        >>> from hessprune.curvature.exact import choose_columns
         >>> from hessprune.curvature.risk import logit_factor
         >>> sure = torch.tensor([[9.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
         >>> choose_columns(logit_factor(None, sure, torch.tensor([0, 1])), 1e-3).counts

@@ -84,6 +84,7 @@ def gate_interactions(
         >>> import torch
         >>> from torch import nn
         >>> from hessprune.curvature import ParamSlice
+        >>> from hessprune.curvature.gate_interactions import gate_interactions
         >>> model = nn.Linear(1, 2, bias=False)
         >>> gate = ParamSlice(param="weight", dim=1, index=torch.tensor([[0]]))
         >>> x = torch.tensor([[3.0]])

@@ -66,6 +66,7 @@ def resolve(name: str, device: torch.device) -> Precision:
 
     Example:
         >>> import torch
+        >>> from hessprune.curvature.precision import resolve
         >>> resolve("fp64", torch.device("cpu")).dtype
         torch.float64
     """

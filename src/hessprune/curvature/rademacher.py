@@ -1,7 +1,8 @@
 r"""One backward pass per draw: a random mixture of the loss Hessian's columns in place of every column.
 
 Let `u_n = S_n ξ_n`, with Rademacher signs `ξ` that are independent over samples. Samples do not interact, so that
-`E ‖Σ_t δ_{n,c,t} a_{n,t}‖² = Σ_k ‖…^k‖²`: one backward pass for a whole batch estimates every unit's trace without bias.
+`E ‖Σ_t δ_{n,c,t} a_{n,t}‖² = Σ_k ‖…^k‖²`: one backward pass for a whole batch estimates all traces
+without bias.
 """
 
 from collections.abc import Iterator
