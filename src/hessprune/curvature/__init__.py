@@ -1,4 +1,4 @@
-"""Curvature of the loss: per-unit traces of the Hessian, exact or estimated, with error bars."""
+"""Curvature of the loss: Hessian traces of units with error bars, elimination of units, interactions of gates."""
 
 from hessprune.curvature.blocks import block_traces
 from hessprune.curvature.options import TraceOptions

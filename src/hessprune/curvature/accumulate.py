@@ -1,8 +1,8 @@
-r"""Adding up `Q = Σ φ φᵀ` over many rows `φ`, whole or as a factor with a bounded number of rows.
+r"""Add up `Q = Σ φ φᵀ` over many rows `φ`: as a whole matrix, or as a factor with a bounded number of rows.
 
-The factor keeps rows as they are while they fit into a buffer. When it is full, it is turned to the eigenvectors of
-its small Gram matrix `Φ Φᵀ`, and the half of them with the least eigenvalues is let go. What is let go is positive
-semi-definite, so every entry of `Q` is off by at most its trace, which is known exactly.
+The factor stores rows in a buffer. When the buffer is full, its rows are rotated to the eigenvectors of the small Gram
+matrix `Φ Φᵀ`, and the half with the least eigenvalues is dropped. The dropped part is positive semi-definite, so every
+entry of `Q` is off by at most the dropped trace, which is computed exactly.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from hessprune.foundation.symmetric import Factor, SymmetricMatrix, WholeMatrix
 
 DENSE_UNITS = 4096
-"""Up to so many units the whole matrix is held: 134 MB."""
+"""Most units for which the whole matrix is held: 134 MB."""
 FACTOR_ROWS = 4096
 """Most rows of a factor: for 20 000 units 328 MB."""
 _FLUSH = 512
@@ -19,7 +19,7 @@ _COLUMNS = 2048
 
 
 class DenseSum:
-    """`Σ φ φᵀ`, `(U, U)` on the CPU in float64; rows are multiplied in their own precision, some hundred at a time."""
+    """The sum `Σ φ φᵀ`, `(U, U)` on the CPU in float64; rows are multiplied by the hundred in their precision."""
 
     def __init__(self, num_units: int) -> None:
         self._total = torch.zeros(num_units, num_units, dtype=torch.float64)
@@ -45,17 +45,17 @@ class DenseSum:
 
 
 class FactorSum:
-    """`Σ φ φᵀ` as a factor of at most `capacity` rows, `(r, U)`.
+    """The sum `Σ φ φᵀ` as a factor of at most `capacity` rows, `(r, U)`.
 
-    Memory is the buffer twice, or once and its Gram matrix in float64. For `n` rows in all this takes about
-    `6 n r U` operations and `2 n / r` eigendecompositions of size `r = capacity`.
+    Takes the memory of the buffer twice, or of the buffer and its Gram matrix in float64. For `n` rows in all it
+    takes about `6 n r U` operations and `2 n / r` eigendecompositions of size `r = capacity`.
     """
 
     def __init__(self, num_units: int, capacity: int) -> None:
         self._num_units, self._capacity, self._filled = num_units, capacity, 0
         self._buffer = torch.zeros(0, num_units)
         self.dropped = 0.0
-        """Trace of what was let go, before any division."""
+        """Trace of the dropped part, before division by the weight."""
 
     def add(self, rows: Tensor) -> None:
         """Add rows `(n, U)`."""
@@ -71,7 +71,7 @@ class FactorSum:
         return Factor(self._buffer[: self._filled].mul_(weight**-0.5).cpu())
 
     def _reserve(self, rows: int, like: Tensor) -> None:
-        """Make room: a fourth of the capacity at first, then all of it."""
+        """Grow the buffer: to a fourth of the capacity at first, then to all of it."""
         if rows > len(self._buffer):
             size = self._capacity if rows > self._capacity // 4 else max(1, self._capacity // 4)
             grown = like.new_empty(size, self._num_units)
@@ -79,7 +79,7 @@ class FactorSum:
             self._buffer = grown
 
     def _compress(self) -> None:
-        """Keep the main half of the directions, in place."""
+        """Keep the half of the directions with the largest eigenvalues, in place."""
         full = self._buffer[: self._filled]
         kept = self._capacity // 2
         before = _trace(full)
@@ -99,7 +99,7 @@ def _trace(rows: Tensor) -> float:
 
 
 def new_sum(num_units: int, max_rows: int | None) -> DenseSum | FactorSum:
-    """Return an empty sum: whole for few units unless the number of rows is given, else a factor."""
+    """Return an empty sum: a whole matrix for few units where `max_rows` is None, else a factor."""
     if max_rows is None and num_units <= DENSE_UNITS:
         return DenseSum(num_units)
     return FactorSum(num_units, max_rows or FACTOR_ROWS)

@@ -1,4 +1,4 @@
-"""`block_traces`: one function for every estimator of per-unit Hessian traces."""
+"""Per-unit Hessian traces by any estimator."""
 
 import logging
 import time
@@ -14,7 +14,7 @@ from hessprune.curvature.moments import Moments
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
 from hessprune.curvature.rademacher import rademacher_traces
-from hessprune.curvature.results import ParamSlice, Slices, TraceResult, probe_error  # noqa: F401 - the example's
+from hessprune.curvature.results import Slices, TraceResult, probe_error
 from hessprune.curvature.risk import LossFn, check_weight
 from hessprune.foundation.checks import check_choice, check_range
 
@@ -32,14 +32,14 @@ def block_traces(
     seed: int = 0,
     options: TraceOptions | None = None,
 ) -> TraceResult:
-    r"""Trace of the loss Hessian over the entries of each unit, `value_u = Σ_slices scale_u Tr(H_{index_u})`.
+    r"""Return the trace of the loss Hessian over the entries of each unit.
 
-    The loss is the mean over samples; evaluation mode throughout; traces refer to the model's own weights, though a
-    folded copy is what runs.
+    `value_u = Σ_slices scale_u Tr(H_{index_u})`, where `H` is the Hessian of the mean loss over samples in evaluation
+    mode. A copy of the model with folded BatchNorm runs; the traces refer to the model's own weights.
 
     Args:
         model: Any module; it is left as it was.
-        slices: For each key the slices that its `U` units consist of.
+        slices: For each key the slices of its `U` units.
         batches: Re-iterable of `(inputs, targets)`.
         estimator: `"exact"` (every column of the loss Hessian), `"rademacher"` (one backward pass per draw, unbiased)
             or `"hutchinson"` (HAP's, with the true Hessian).
@@ -55,6 +55,9 @@ def block_traces(
         DataError: All targets are ignored by the loss.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from hessprune.curvature import ParamSlice, block_traces
         >>> model = nn.Linear(2, 3, bias=False)
         >>> x = torch.tensor([[1.0, 2.0]])
         >>> rows = ParamSlice(param="weight", dim=0, index=torch.arange(3)[:, None])
@@ -85,13 +88,13 @@ def block_traces(
 
 
 def _exact(problem: Problem, options: TraceOptions, seed: int) -> TraceResult:  # noqa: ARG001
-    """Every column once; nothing is left to settle."""
+    """Take every column once; the decision has then settled."""
     result = _read(problem, exact_traces(problem))
     return replace(result, settled=None if options.until is None else True)
 
 
 def _rademacher(problem: Problem, options: TraceOptions, seed: int) -> TraceResult:
-    """Draws in rounds, until the decision has settled or all are taken."""
+    """Take draws in rounds, until the decision has settled or there are no more."""
     rounds: list[Moments] = []
     moments, settled, taken = Moments.zeros(problem.readout.num_units), None, 0
     for draws in options.rounds("rademacher"):
@@ -105,7 +108,7 @@ def _rademacher(problem: Problem, options: TraceOptions, seed: int) -> TraceResu
 
 
 def _hutchinson(problem: Problem, options: TraceOptions, seed: int) -> TraceResult:
-    """Probes in rounds, until the decision has settled or all are taken."""
+    """Take probes in rounds, until the decision has settled or there are no more."""
     sums, settled, moments = torch.zeros(0, problem.readout.num_units, dtype=torch.float64), None, None
     for probes in options.rounds("hutchinson"):
         new, counted = hutchinson_probes(problem, probes, seed)
@@ -128,7 +131,7 @@ def _hutchinson(problem: Problem, options: TraceOptions, seed: int) -> TraceResu
 
 
 def _draw_error(moments: Moments, draws: int) -> Tensor:
-    """Error over draws; one draw cannot tell it from the spread of the samples, which covers both."""
+    """Return the error over draws; for a single draw the spread of the samples, which covers both."""
     return moments.draw_error if draws > 1 else moments.sample_error
 
 

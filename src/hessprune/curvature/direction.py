@@ -1,7 +1,7 @@
-r"""One Hessian–vector product in the direction of the weights themselves: what SOSP-H needs.
+r"""The Hessian–vector product in the direction of the weights themselves, for SOSP-H.
 
-With `θ` the weights of all units (zero elsewhere), `θ_uᵀ (H θ)` is the second-order interaction of unit `u` with the
-removal of everything, itself included. One product per batch, in the network's true Hessian.
+With `θ` the weights of all units, and zero elsewhere, `θ_uᵀ (H θ)` is the second-order interaction of unit `u` with the
+removal of all units. One product per batch, with the network's true Hessian.
 """
 
 from typing import Any
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hessprune.curvature.options import TraceOptions
-from hessprune.curvature.problem import Effort, Problem, pose
+from hessprune.curvature.problem import Effort, Problem, check_finite, pose
 from hessprune.curvature.products import ProductMode
-from hessprune.curvature.results import ParamSlice, Slices  # noqa: F401 - the example needs ParamSlice
-from hessprune.curvature.risk import LossFn, loss_weight
+from hessprune.curvature.results import Slices
+from hessprune.curvature.risk import LossFn, check_weight, loss_weight
 from hessprune.foundation.trees import sample_rows
 
 
@@ -33,7 +33,7 @@ def weight_curvature(
 
     Args:
         model: Any module; it is left as it was.
-        slices: For each key the slices of its units; together they make up `θ`.
+        slices: For each key the slices of its units; `θ` consists of all of them.
         batches: Re-iterable of `(inputs, targets)`.
         loss_fn: A loss that averages; None means cross-entropy.
         precision: `"fp32"`, `"bf16"`, `"fp16"` or `"fp64"`.
@@ -42,10 +42,17 @@ def weight_curvature(
     Returns:
         One number per unit; they add up to `θᵀ H θ`.
 
+    Raises:
+        DataError: All targets are ignored by the loss.
+
     References:
         Nonnenmacher et al. (2022), SOSP, arXiv 2110.11395.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from hessprune.curvature import ParamSlice
+        >>> from hessprune.curvature.direction import weight_curvature
         >>> model = nn.Linear(1, 2, bias=False)
         >>> row = ParamSlice(param="weight", dim=0, index=torch.tensor([[0], [1]]))
         >>> x = torch.tensor([[1.0]])
@@ -59,16 +66,15 @@ def weight_curvature(
     directions = _directions(problem)
     total, weight = torch.zeros(problem.readout.num_units, dtype=torch.float64), 0.0
     for inputs, targets in problem.each_batch("Hessian product"):
-        rows = torch.arange(len(problem.logits(inputs)), device=problem.device)
-        for part in rows.split(problem.chunk_size):
-            if loss_weight(problem.loss_fn, targets[part]):
-                total += _chunk(problem, inputs, targets, part, directions).cpu()
+        for rows in problem.split(problem.counted(targets)):
+            total += _chunk(problem, inputs, targets, rows, directions).cpu()
         weight += loss_weight(problem.loss_fn, targets)
+    check_weight(weight)
     return problem.readout.split(total / weight)
 
 
 def _directions(problem: Problem) -> dict[str, Tensor]:
-    """Return the folded weights, zero wherever no unit owns them."""
+    """Return the folded weights by name, with zeros outside all slices."""
     weights = dict(problem.folded.model.named_parameters())
     directions = {}
     for name in problem.readout.axes:
@@ -80,13 +86,13 @@ def _directions(problem: Problem) -> dict[str, Tensor]:
 
 
 def _chunk(problem: Problem, inputs: Any, targets: Tensor, rows: Tensor, directions: dict[str, Tensor]) -> Tensor:
-    """Return one chunk's products times its share of the loss."""
+    """Return the products of one chunk, times its weight in the loss."""
     mode = ProductMode(problem.folded, problem.readout)
 
     def product(scale: float) -> Tensor:
         try:
             with problem.precision.casting(problem.device):
-                outputs = mode.forward(sample_rows(inputs, rows))
+                outputs = check_finite(mode.forward(sample_rows(inputs, rows)))
             mode.differentiate(problem.loss(outputs, targets[rows]) * scale)
             return mode.product(directions) / scale
         finally:

@@ -1,4 +1,4 @@
-"""Random signs that depend on (seed, draw, position) and nothing else: not on batches, devices or global state.
+"""Random signs and positions by seed, draw and stream alone: no batch, device or global state changes them.
 
 A counter-based generator (SplitMix64): every 64-bit word is a hash of its own coordinates, and each of its bits is
 one sign.
@@ -18,13 +18,15 @@ def signs(seed: int, draw: int | Tensor, stream: Tensor, count: int) -> Tensor:
     Args:
         seed: The user's seed.
         draw: Index of the draw or probe; on an accelerator a tensor `()` spares a copy.
-        stream: What the signs are for, such as positions of samples in the data, int64 `(n,)`.
+        stream: A number for each row, such as the place of a sample in the data, int64 `(n,)`.
         count: Signs in each row.
 
     Returns:
         `(n, count)` of ±1 in int8, on the device of `stream`.
 
     Example:
+        >>> import torch
+        >>> from hessprune.curvature.draws import signs
         >>> rows = signs(0, 0, torch.tensor([5, 6]), 3)
         >>> torch.equal(rows[1:], signs(0, 0, torch.tensor([6]), 3))
         True
@@ -36,12 +38,12 @@ def signs(seed: int, draw: int | Tensor, stream: Tensor, count: int) -> Tensor:
 def positions(seed: int, draw: int, stream: Tensor, count: int, *, size: int) -> Tensor:
     """Return `count` random positions of `size` for each entry of `stream`, one in each of `count` equal intervals.
 
-    Every position is drawn equally often in expectation. One that lies in two intervals may be drawn twice.
+    Every position is drawn equally often in expectation. A position in two intervals may be drawn twice.
 
     Args:
         seed: The user's seed.
-        draw: Index of the draw, such as the number of a layer.
-        stream: What the positions are for, such as samples by their place in the data, int64 `(n,)`.
+        draw: Index of the draw, such as a number for the layer.
+        stream: A number for each row, such as the place of a sample in the data, int64 `(n,)`.
         count: Positions in each row.
         size: Number of positions there are, at least `count`.
 
@@ -49,6 +51,8 @@ def positions(seed: int, draw: int, stream: Tensor, count: int, *, size: int) ->
         `(n, count)` in int64, rising, on the device of `stream`.
 
     Example:
+        >>> import torch
+        >>> from hessprune.curvature.draws import positions
         >>> positions(0, 0, torch.tensor([5]), 4, size=4)
         tensor([[0, 1, 2, 3]])
     """
@@ -59,13 +63,15 @@ def positions(seed: int, draw: int, stream: Tensor, count: int, *, size: int) ->
 
 
 class Rows:
-    """Rows of signs of different lengths, which together take the kernels of one.
+    """Rows of signs of different lengths, drawn by as many kernels as a single row.
 
     Args:
-        streams: What each row is for, int64 `(n,)`.
+        streams: A number for each row, int64 `(n,)`.
         counts: Signs in each row.
 
     Example:
+        >>> import torch
+        >>> from hessprune.curvature.draws import Rows, signs
         >>> first, second = Rows(torch.tensor([5, 6]), [3, 70]).draw(seed=0, draw=1)
         >>> torch.equal(second, signs(0, 1, torch.tensor([6]), 70)[0])
         True
@@ -78,7 +84,7 @@ class Rows:
         self._words = torch.cat([torch.arange(size, device=streams.device) for size in sizes])
 
     def draw(self, *, seed: int, draw: int | Tensor) -> list[Tensor]:
-        """Return the rows that `signs` gives for `(seed, draw, stream)`, each `(count,)` of ±1 in int8."""
+        """Return the same rows as `signs` for `(seed, draw, stream)`, each `(count,)` of ±1 in int8."""
         rows = _signs_of(_hash(_key(seed, draw, self._streams) + self._words)).flatten().split(self._sizes)
         return [row[:count] for row, count in zip(rows, self._counts, strict=True)]
 

@@ -1,11 +1,11 @@
-r"""Take inputs from a layer one unit after another, the others taking over each time: the optimal brain surgeon.
+r"""Remove inputs of a layer unit by unit, and refit the weights of the other inputs each time (optimal brain surgeon).
 
-A layer `y = W x` whose output errs by `e` loses `½ eᵀ G e`. Without the inputs `J`, the best weights for the others are
-those of a linear regression on them, whatever `G`; with the inverse covariance `P` of the inputs,
+An output error `e` of a layer `y = W x` costs a loss of `½ eᵀ G e`. Without the inputs `J`, the best weights of the
+other inputs are those of a linear regression, for any `G`. With the inverse covariance `P` of the inputs,
 
     ΔW = −P_{:J} P_JJ⁻¹ W_J ,    loss = ½ tr(W_Jᵀ P_JJ⁻¹ W_J G) ,    P ← P − P_{:J} P_JJ⁻¹ P_{J:} ,
 
-so that each removal costs `O(K²)` and never another inversion.
+so that a removal costs `O(K²)` operations and no further inversion.
 """
 
 import torch
@@ -16,13 +16,13 @@ DAMPING = 1e-3
 
 
 class Elimination:
-    """A layer that loses inputs.
+    """One layer whose inputs are removed unit by unit.
 
     Args:
         weight: `(g, K, O)`: for each group of a convolution, from `K` inputs to `O` outputs.
-        precision: Inverse covariance of the inputs, `(g, K, K)`, as `inverse` gives it.
+        precision: Inverse covariance of the inputs, `(g, K, K)`, from `inverse`.
         curvature: Loss curvature in the outputs, `(g, O, O)`.
-        columns: Which inputs belong to each unit, `(U, m)`.
+        columns: Indices of the inputs of each unit, `(U, m)`.
 
     References:
         Hassibi & Stork (1992), Second order derivatives for network pruning: Optimal Brain Surgeon; Kurtić et al.
@@ -35,14 +35,14 @@ class Elimination:
         self._columns = columns
 
     def losses(self, units: Tensor) -> Tensor:
-        """Return what each of `units` would cost if it went next, `(len(units),)`."""
+        """Return the loss of removing each of `units` next, `(len(units),)`."""
         columns = self._columns[units]
         inner = self._weight[:, columns] @ self._product[:, columns].mT  # (g, U, m, m)
         block = self._precision[:, columns[:, :, None], columns[:, None, :]]
         return torch.linalg.solve(block, inner).diagonal(dim1=-2, dim2=-1).sum((0, 2)) / 2
 
     def remove(self, unit: int) -> None:
-        """Take the inputs of one unit away; the others take over."""
+        """Remove the inputs of one unit, and refit the weights of the others."""
         gone = self._columns[unit]
         rows = self._precision[:, gone]
         share = torch.linalg.solve(rows[:, :, gone], rows)  # P_JJ⁻¹ P_J:
@@ -53,7 +53,7 @@ class Elimination:
 
     @property
     def change(self) -> Tensor:
-        """How the weight has changed, `(g, K, O)`."""
+        """Change of the weight so far, `(g, K, O)`."""
         return self._weight - self._old
 
 

@@ -88,6 +88,7 @@ def eliminated_losses(
         >>> import torch
         >>> from torch import nn
         >>> from hessprune.curvature import ParamSlice
+        >>> from hessprune.curvature.elimination_path import eliminated_losses
         >>> model = nn.Linear(3, 2)
         >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
         >>> x[:, 2] = x[:, 0] - x[:, 1]  # the others can take over for any one

@@ -1,12 +1,11 @@
-r"""The exact trace: every column of every sample's loss Hessian, pushed back once.
+r"""The exact trace: one backward pass for every column of every sample's loss Hessian.
 
 `Tr(H_cc) = (1/W) Σ_n Σ_k ‖ Σ_t δ^k_{n,c,t} a_{n,t} ‖²`, where `δ^k` is column `k` of `S_n` pushed back to the layer's
-output and `a` its input patches. It *is* the Hessian's trace where everything behind the layer is piecewise linear
+output and `a` its input patches. It equals the Hessian's trace where the network behind the layer is piecewise linear
 and the layer is used once.
 
-A confident sample has few columns that weigh anything. Columns are taken in the order of falling mass until what is
-left of a batch is at most `tolerance` of the loss curvature in the logits, and samples are sorted by how many columns
-they need.
+A confident sample has few columns of notable mass. Columns are taken in the order of falling mass until the rest of a
+batch holds at most `tolerance` of the loss curvature in the logits. Samples are sorted by their number of columns.
 """
 
 from collections.abc import Iterator
@@ -24,25 +23,25 @@ from hessprune.curvature.risk import logit_factor
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns that a batch needs."""
+    """The columns that are taken of each sample of a batch."""
 
     mass: Tensor
     """Mass of each column, `(N, K)`."""
     counts: Tensor
-    """Number of columns that each sample needs, those of largest mass, `(N,)`."""
+    """Number of columns taken of each sample, those of largest mass, `(N,)`."""
     dropped: float
-    """Mass that is left out."""
+    """Mass of the columns that are not taken."""
     total: float
     """Mass of all columns."""
 
     def samples(self, size: int, *, every: bool = False) -> tuple[Tensor, ...]:
-        """Return chunks of the samples that need any column, or of all of them; longest lists first."""
+        """Return chunks of the samples with any column, or of all samples; those with most columns first."""
         rows = self.counts.argsort(descending=True, stable=True)
         rows = rows if every else rows[: int((self.counts > 0).sum())]
         return rows.split(size) if len(rows) else ()
 
     def chunks(self, size: int, *, every_sample: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield sample indices and their columns `(n, k)`, −1 where a sample has fewer; longest lists first."""
+        """Yield samples and their columns `(n, k)`, −1 where a sample has fewer; samples with most columns first."""
         for rows in self.samples(size, every=every_sample):
             number = int(self.counts[rows[0]])
             columns = self.mass[rows].argsort(dim=1, descending=True, stable=True)[:, :number]
@@ -52,7 +51,7 @@ class Columns:
 def choose_columns(factor: LogitFactor, tolerance: float) -> Columns:
     """Take columns by falling mass until at most `tolerance` of the batch's mass is left.
 
-    Columns as heavy as the lightest one that is taken are taken too, so that no order among equals decides.
+    All columns with the mass of the lightest taken one are taken too, so that the order among equals does not matter.
 
     Args:
         factor: The batch's loss curvature in the logits.
@@ -62,6 +61,8 @@ def choose_columns(factor: LogitFactor, tolerance: float) -> Columns:
         The columns of each sample.
 
     Example:
+        >>> import torch
+        >>> from hessprune.curvature.exact import choose_columns
         >>> from hessprune.curvature.risk import logit_factor
         >>> sure = torch.tensor([[9.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
         >>> choose_columns(logit_factor(None, sure, torch.tensor([0, 1])), 1e-3).counts
@@ -70,7 +71,7 @@ def choose_columns(factor: LogitFactor, tolerance: float) -> Columns:
     mass = factor.mass
     rising = mass.flatten().sort().values
     sums = rising.cumsum(0)
-    number = int((sums <= tolerance * sums[-1]).sum())  # of the lightest columns, which can be left out
+    number = int((sums <= tolerance * sums[-1]).sum())  # of columns to leave out, the lightest
     kept = mass >= rising[number] if number < len(rising) else torch.zeros_like(mass, dtype=torch.bool)
     return Columns(mass=mass, counts=kept.sum(1), dropped=float(mass[~kept].sum()), total=float(sums[-1]))
 

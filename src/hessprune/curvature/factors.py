@@ -1,11 +1,11 @@
-r"""Factors `S_n S_nᵀ` of every sample's loss Hessian in the logits, by columns or mixed by noise.
+r"""Factors `S_n` of every sample's loss Hessian `S_n S_nᵀ` in the logits, by columns or mixed by noise.
 
-Cross-entropy has `diag(p) − p pᵀ`, whose Cholesky factor with the classes in the order of falling probability is known
-in closed form: with `r_k = Σ_{j≥k} p_j` the mass from class `k` on,
+Cross-entropy has the Hessian `diag(p) − p pᵀ`. With the classes in the order of falling probability, its Cholesky
+factor has a closed form: with `r_k = Σ_{j≥k} p_j` the mass from class `k` on,
 
     S_kk = √(p_k r_{k+1} / r_k) ,    S_jk = −p_j √(p_k / (r_k r_{k+1})) for j > k ,
 
-so `C − 1` columns suffice, and after the first `k` of them the trace that is left is less than `r_{k+1}`.
+so `C − 1` columns suffice, and the columns after the first `k` have a trace of less than `r_{k+1}`.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from torch import Tensor
 
 
 class LogitFactor(Protocol):
-    """A factor `S_n` of every sample's loss Hessian in the logits; `K` columns each."""
+    """A factor `S_n` of `K` columns of every sample's loss Hessian in the logits."""
 
     @property
     def weight(self) -> float:
-        """What these samples add to the divisor `W` of the mean."""
+        """Weight of these samples in the divisor `W` of the mean loss."""
         ...
 
     @property
@@ -34,7 +34,7 @@ class LogitFactor(Protocol):
         ...
 
     def draw(self, rows: Tensor, noise: Tensor) -> Tensor:
-        """Return `S_n ξ_n` for the samples `rows`, given `noise` ξ of shape `(len(rows), K)`."""
+        """Return `S_n ξ_n` for the samples `rows` and the noise `ξ`, `(len(rows), K)`."""
         ...
 
 
@@ -108,7 +108,7 @@ class DiagonalFactor:
 
 @dataclass(frozen=True, kw_only=True)
 class DenseFactor:
-    """Factor given as a matrix for each sample."""
+    """Factor of any Hessian, held as one matrix for each sample."""
 
     matrix: Tensor  # (N, D, K)
     shape: torch.Size

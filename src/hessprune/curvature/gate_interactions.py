@@ -1,10 +1,10 @@
-r"""How removals interact: the Gauss–Newton form of the loss in multiplicative gates, one gate per unit.
+r"""Interactions of removals: the Gauss–Newton Hessian of the loss in multiplicative gates, one gate per unit.
 
-A gate multiplies a unit where it is read, at the inputs of its consumers, so that removing the unit is exactly moving
-its gate from 1 to 0; or it multiplies the unit's producing weights, which is SOSP-I's `θ_s`. Either way the
-derivative of the logits in the gate is activation times gradient, `∂f_n/∂g_u = Σ_t (∂f_n/∂a_{u,t}) a_{u,t}`. Pushing
-the columns of `S_n` (with `S_n S_nᵀ` the loss Hessian in the logits) back gives rows of `Φ`, and `Q = Φᵀ Φ / W`: the
-whole matrix where units are few, else a factor of bounded size.
+A gate at the inputs of a unit's consumers multiplies the unit where it is read: moving the gate from 1 to 0 removes the
+unit exactly. A gate at the unit's producers multiplies the weights that compute it (`θ_s` of SOSP-I). In both cases the
+derivative of the logits in the gate is activation times gradient, `∂f_n/∂g_u = Σ_t (∂f_n/∂a_{u,t}) a_{u,t}`. The
+columns of `S_n`, where `S_n S_nᵀ` is the loss Hessian in the logits, are pushed back and give the rows of `Φ`. The sum
+`Q = Φᵀ Φ / W` is held whole for few units, else as a factor of bounded size.
 """
 
 import time
@@ -19,7 +19,7 @@ from hessprune.curvature.exact import choose_columns
 from hessprune.curvature.ggn import TapMode, in_autocast
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
-from hessprune.curvature.results import ParamSlice, Slices  # noqa: F401 - the example needs ParamSlice
+from hessprune.curvature.results import Slices
 from hessprune.curvature.risk import LossFn, check_weight, logit_factor
 from hessprune.foundation.symmetric import SymmetricMatrix
 from hessprune.foundation.trees import sample_rows
@@ -33,13 +33,13 @@ class GateDerivatives:
     quadratic: SymmetricMatrix
     """`Q`, `(U, U)`: the Gauss–Newton Hessian in the gates."""
     diagonal: Tensor
-    """`(U,)`: its diagonal, exact also where `quadratic` is not."""
+    """`(U,)`: the exact diagonal of `Q`, even where a factor left rows out."""
     dropped: float
-    """`Tr(Q − quadratic) / Tr(Q)`: 0 unless a factor had to leave rows out."""
+    """`Tr(Q − quadratic) / Tr(Q)`: 0 unless a factor left rows out."""
     gradient: Tensor
-    """`(U,)`: derivative of the loss in each gate; removing a unit changes the loss by minus this, to first order."""
+    """`(U,)`: derivative of the loss in each gate; to first order, removing a unit changes the loss by its negative."""
     absolute_gradient: Tensor
-    """`(U,)`: the same with absolute values taken sample by sample."""
+    """`(U,)`: mean of the absolute derivatives of the samples' losses."""
     num_samples: int
     num_backwards: int
     seconds: float
@@ -59,8 +59,8 @@ def gate_interactions(
     Costs one forward pass and at most one backward pass per class and sample chunk (input gradients only). Up to 4 096
     units `Q` is the matrix: one product of `(N C, U)` matrices, memory `8 U²` and one chunk. Beyond, or where the
     options give `interaction_rows`, it is a factor of `r` rows: memory `4 r U`, `4 r²` and one chunk, and about
-    `6 r U` operations for each of `N C` rows if these are more than `r` (4 096). What that leaves out is positive
-    semi-definite, and its share of the trace is returned.
+    `6 r U` operations for each of `N C` rows if these are more than `r` (4 096). The factor leaves out a positive
+    semi-definite part; the result states its share of the trace.
 
     Args:
         model: Any module; it is left as it was.
@@ -74,23 +74,30 @@ def gate_interactions(
     Returns:
         The derivatives, on the CPU in float64 (a factor: in float32 unless all is in double).
 
+    Raises:
+        DataError: All targets are ignored by the loss.
+
     References:
         Nonnenmacher et al. (2022), SOSP, arXiv 2110.11395, for gates at the producers.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from hessprune.curvature import ParamSlice
+        >>> from hessprune.curvature.gate_interactions import gate_interactions
         >>> model = nn.Linear(1, 2, bias=False)
         >>> gate = ParamSlice(param="weight", dim=1, index=torch.tensor([[0]]))
         >>> x = torch.tensor([[3.0]])
-        >>> found = gate_interactions(model, {"x": [gate]}, [(x, torch.tensor([0]))], precision="fp64")
+        >>> derivatives = gate_interactions(model, {"x": [gate]}, [(x, torch.tensor([0]))], precision="fp64")
         >>> w, p = model.weight.detach().double()[:, 0], model(x).softmax(1)[0].double()
-        >>> torch.allclose(found.quadratic.dense()[0, 0], 9 * (w[0] - w[1]) ** 2 * p[0] * p[1])
+        >>> torch.allclose(derivatives.quadratic.dense()[0, 0], 9 * (w[0] - w[1]) ** 2 * p[0] * p[1])
         True
     """
     started = time.perf_counter()
     effort = Effort(estimator="exact", precision=precision, options=options or TraceOptions())
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
     total = _Sums(problem.readout.num_units, effort.options.interaction_rows)
-    for inputs, targets in problem.each_batch("gate correlations"):
+    for inputs, targets in problem.each_batch("gate interactions"):
         total.num_samples += len(targets)
         if len(problem.counted(targets)):
             _add_batch(problem, inputs, targets, total)
@@ -108,7 +115,7 @@ def gate_interactions(
 
 
 class _Sums:
-    """What is added up over samples, on the CPU in float64."""
+    """Sums over samples, on the CPU in float64."""
 
     def __init__(self, size: int, max_rows: int | None) -> None:
         self.quadratic = new_sum(size, max_rows)
@@ -144,14 +151,14 @@ def _push(problem: Problem, tap: "GateMode", cotangent: Tensor) -> Tensor:
 
 
 def _loss_gradient(problem: Problem, logits: Tensor, targets: Tensor) -> Tensor:
-    """Gradient of the mean loss in the logits."""
+    """Return the gradient of the mean loss in the logits."""
     with torch.enable_grad():
         logits = logits.detach().requires_grad_()
         return torch.autograd.grad(problem.loss(logits, targets), logits)[0]
 
 
 class GateMode(TapMode):
-    """Runs one chunk with a gate at every wanted input or output of a weight; `backward` returns derivatives in it."""
+    """Runs one chunk with a gate at every input or output that a slice names; `backward` returns derivatives in it."""
 
     def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         """Run the layer, gated."""
@@ -187,7 +194,7 @@ class _Gate(torch.autograd.Function):
 
 
 def _sum_positions(call: LinearMap, axis: int, product: Tensor, samples: int) -> Tensor:
-    """Sum over positions: `(N, size)` for a weight axis of that size; groups of a convolution share its inner axis."""
+    """Sum over positions, `(N, size)` for a weight axis of that size; groups of a convolution share its inner axis."""
     if not isinstance(call, Convolution):
         return call.by_sample(product).sum(1)
     channels = product.flatten(2).sum(2).view(samples, -1, product.shape[1]).sum(1)

@@ -1,9 +1,8 @@
-r"""The engine of `exact` and `rademacher`: push columns of the loss Hessian back, square what arrives at the weights.
+r"""Backward passes of columns or draws in logit space, with squared per-sample gradients: for `exact`, `rademacher`.
 
-For a column or draw `u_n` in logit space, one backward pass gives `δ = (∂f_n/∂z)ᵀ u_n` at every layer's output `z`;
-the squared norm of the per-sample weight gradient `Σ_t δ_t a_t` is what the draw adds to `Tr(S_nᵀ J_n J_nᵀ S_n)`.
-Only input gradients are asked of autograd, and every layer's contribution is taken on the way and forgotten, so no
-gradient outlives its layer.
+For a column or draw `u_n` in logit space, one backward pass gives `δ = (∂f_n/∂z)ᵀ u_n` at every layer's output `z`. The
+draw adds the squared norm of the per-sample weight gradient `Σ_t δ_t a_t` to `Tr(S_nᵀ J_n J_nᵀ S_n)`. Autograd computes
+input gradients only. Each layer's contribution is added up during the pass, so that no weight gradient is kept.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
 
 class TapMode(CallMode):
-    """Runs the forward pass of one chunk with a tap behind every wanted weight, then takes backward passes."""
+    """Runs the forward pass of one chunk with a tap behind every weight of the readout, then runs backward passes."""
 
     def __init__(self, folded: Folded, readout: Readout, columns: int) -> None:
         names = {key: name for key, name in weight_names(folded.model).items() if name in readout.axes}
@@ -57,13 +56,13 @@ class TapMode(CallMode):
         return self._readout.gather(self._rows)
 
     def push_back(self, cotangent: Tensor) -> None:
-        """Push one logit vector per sample back; every tap hears of it."""
+        """Push one logit vector per sample back; every tap receives the gradient at its layer's output."""
         assert self._logits is not None, "forward comes first"
         u = cotangent.to(self._logits)
         torch.autograd.grad(self._logits, self._anchor, u, retain_graph=True, allow_unused=True)
 
     def close(self) -> None:
-        """Let go of the graph, which holds this object and is held by it."""
+        """Drop the graph, which refers to this object and is referred to by it."""
         self._logits = None
         self._rows.clear()
         self._sums.clear()
@@ -74,7 +73,7 @@ class TapMode(CallMode):
         return _Tap.apply(self._anchor.to(arguments[0]), *in_autocast(*arguments), site)
 
     def arrive(self, site: "_Site", x: Tensor, weight: Tensor, delta: Tensor) -> None:
-        """Take a layer's contribution, given its input and the gradient at its output."""
+        """Add a layer's contribution from its input and the gradient at its output."""
         name, axes = site.name, self._readout.axes[site.name]
         if name in self._readout.repeated:
             gradients = self._gradients(site, x, weight, delta)
@@ -88,20 +87,20 @@ class TapMode(CallMode):
             self._take(name, self._gradients(site, x, weight, delta))
 
     def _gram_geometry(self, site: "_Site", x: Tensor, weight: Tensor, delta: Tensor) -> Geometry | None:
-        """Return the sizes of a use where Gram matrices pay."""
+        """Return the sizes of a layer's use if Gram matrices are cheaper there, else None."""
         if weight.dtype.itemsize < 4 or (delta.shape[0] != self.samples and isinstance(site.call, Convolution)):
             return None
         geometry = geometry_of(site.call, x, weight, delta)
         return geometry if geometry is not None and geometry.prefers_gram(self._columns) else None
 
     def _gradients(self, site: "_Site", x: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
-        """Return per-sample gradients; frames of one sample that the model treats as a batch are added up."""
+        """Return per-sample gradients; where a sample consists of several frames, their gradients are added up."""
         gradients = site.call.sample_gradients(delta, x, weight)
         gradients = gradients.float() if gradients.dtype.itemsize < 4 else gradients
         return gradients.view(self.samples, -1, *weight.shape).sum(1) if len(gradients) != self.samples else gradients
 
     def _take(self, name: str, gradients: Tensor) -> None:
-        """Square gradients `(N, *weight.shape)` and sum them along every axis that is asked for."""
+        """Square gradients `(N, *weight.shape)` and sum them along every axis of the readout."""
         factor, squares = self._readout.factors.get(name), gradients.square()
         squares = squares if factor is None else squares * factor
         for axis in self._readout.axes[name]:
@@ -120,9 +119,9 @@ class _Site:
 
 
 class _Tap(torch.autograd.Function):
-    """A layer whose backward pass reports to its mode and returns the input gradient alone.
+    """A layer whose backward pass reports to its mode and returns the input gradient only.
 
-    The anchor is a zero that asks for a gradient, so that the tap of a first layer, whose input needs none, still runs.
+    The anchor is a zero that requires a gradient: with it the tap of a first layer runs, whose input requires none.
     """
 
     @staticmethod
@@ -142,7 +141,7 @@ class _Tap(torch.autograd.Function):
 
 
 def in_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> Arguments:
-    """Cast a layer's arguments to what autocast would run it in."""
+    """Cast a layer's arguments to the number format of autocast."""
     kind = x.device.type
     if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
         return x, weight, bias

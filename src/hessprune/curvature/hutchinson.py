@@ -1,7 +1,8 @@
 r"""HAP's estimator: Rademacher probes over all weights, `X_u = v_uᵀ (H v)_u`, averaged.
 
-Unbiased, but `Var X_u = 2 (‖H_uu‖² − ‖diag H_uu‖²) + Σ_{j≠u} ‖H_uj‖²`: every other unit adds its noise, and hundreds
-of probes are needed for a ranking. It is the true Hessian's trace for any activation.
+The estimate is unbiased for the true Hessian's trace, with any activation. Its variance is
+`Var X_u = 2 (‖H_uu‖² − ‖diag H_uu‖²) + Σ_{j≠u} ‖H_uj‖²`: every other unit adds noise, and a ranking needs hundreds of
+probes.
 
 References:
     Yu et al. (2022), Hessian-Aware Pruning and Optimal Neural Implant, arXiv 2101.08940.
@@ -25,15 +26,15 @@ from hessprune.foundation.trees import sample_rows
 
 
 def hutchinson_probes(problem: Problem, probes: range, seed: int) -> tuple[Tensor, Moments]:
-    """Return `Σ_n`-weighted `X_u` for every probe, `(len(probes), U)` before division by `W`, and what was counted.
+    """Return the sums of `X_u` over samples for every probe, `(len(probes), U)`, with counters.
 
     Args:
-        problem: The model, the data and what is wanted.
-        probes: Indices of the probes; each has random numbers of its own.
+        problem: The model, the readout and the data.
+        probes: Indices of the probes; each index gives other random numbers.
         seed: The user's seed.
 
     Returns:
-        The sums by probe, and counters.
+        The sums by probe, before division by the weight `W`, and the counters.
     """
     moments = Moments.zeros(problem.readout.num_units)
     sums = torch.zeros(len(probes), problem.readout.num_units, dtype=torch.float64)
@@ -52,7 +53,7 @@ def hutchinson_probes(problem: Problem, probes: range, seed: int) -> tuple[Tenso
 
 
 def _needed(problem: Problem, logits: Tensor, targets: Tensor) -> tuple[Tensor, float, float]:
-    """Return the samples that weigh anything, and the share of those that are left out."""
+    """Return the relevant samples, the relevance of those left out, and that of all."""
     weights = relevance(problem.loss_fn, logits, targets)
     if weights is None and problem.loss_fn is not None:
         check_is_mean(problem.loss_fn, logits, targets)
@@ -64,13 +65,13 @@ def _needed(problem: Problem, logits: Tensor, targets: Tensor) -> tuple[Tensor, 
 
 
 def _chunk(problem: Problem, inputs: Any, targets: Tensor, rows: Tensor, probes: range, seed: int) -> Tensor:
-    """Return every probe's contribution from one chunk, `(len(probes), U)`."""
+    """Return the contribution of one chunk to every probe, `(len(probes), U)`."""
     weight, device = loss_weight(problem.loss_fn, targets[rows]), problem.device
     done: list[Tensor] = []
     directions = _Directions(problem, seed)
 
     def remaining(scale: float) -> Tensor:
-        """Take the probes that are still missing, all on one graph, at one loss scale."""
+        """Take the remaining probes, all on one graph, at one loss scale."""
         mode = ProductMode(problem.folded, problem.readout)
         try:
             with problem.precision.casting(device):
@@ -93,7 +94,7 @@ def _chunk(problem: Problem, inputs: Any, targets: Tensor, rows: Tensor, probes:
 
 
 class _Directions:
-    """The signs of a probe by weight, in the coordinates of the folded weights."""
+    """Signs of a probe by weight, in the coordinates of the folded weights."""
 
     def __init__(self, problem: Problem, seed: int) -> None:
         named = problem.folded.model.named_parameters()
@@ -112,5 +113,5 @@ class _Directions:
 
 
 def _stream_of(name: str) -> Tensor:
-    """Return the stream of random numbers that belongs to a weight."""
+    """Return the number of a weight's random stream."""
     return torch.tensor([zlib.crc32(name.encode())])

@@ -1,4 +1,4 @@
-"""How much memory a sample takes, and how many samples fit."""
+"""Memory of one sample, and the number of samples in a chunk."""
 
 import math
 
@@ -12,25 +12,25 @@ from hessprune.layers.folding import Folded
 from hessprune.layers.per_sample import sizes_of
 
 _CACHE_BYTES = {"exact": 192 << 20, "rademacher": 192 << 20, "hutchinson": 576 << 20}
-"""On a CPU what a chunk works on should stay near the last-level cache (24 to 84 CIFAR images do best)."""
+"""On a CPU the working set of a chunk should have about the size of the last-level cache (24 to 84 CIFAR images)."""
 _LAYER_BYTES = 8 << 20
-"""On a CPU the input and output of one layer should stay in the last-level cache, however few layers there are."""
+"""On a CPU the input and output of one layer of a chunk should fit into the last-level cache."""
 _RETAINED = {"exact": 1.0, "rademacher": 1.0, "hutchinson": 3.0}
-"""Copies of the activations that an estimator keeps: a graph, or the graph of a gradient and its tangents."""
+"""Copies of the activations that an estimator keeps: one for a graph, three for the graph of a gradient."""
 _MARGIN = 1.15
-"""For what kernels allocate for themselves (measured)."""
+"""Factor for memory that kernels allocate inside (measured)."""
 _COLUMNS = 10
-"""Columns assumed when asking whether a layer keeps Gram matrices."""
+"""Number of columns that decides, in this estimate, if a layer keeps Gram matrices."""
 
 
 def largest_layer(folded: Folded, precision: Precision) -> int:
-    """Return the bytes of one sample's input and output of the layer where they are largest."""
+    """Return the bytes of one sample's input and output, for the layer with the largest."""
     shapes = ((use.input_shape, use.output_shape) for use in folded.recording.uses)
     return max((sum(map(math.prod, pair)) // 2 for pair in shapes), default=0) * precision.dtype.itemsize
 
 
 def bytes_per_sample(folded: Folded, readout: Readout, estimator: str, precision: Precision) -> int:
-    """Return an upper estimate of the bytes that one more sample in a chunk costs."""
+    """Return an upper estimate of the bytes that one more sample adds to a chunk."""
     width = precision.dtype.itemsize
     uses = [use for use in folded.recording.uses if use.weight in readout.axes]
     sizes = [sizes_of(use, folded.model.get_parameter(use.weight)) for use in uses]
@@ -41,7 +41,7 @@ def bytes_per_sample(folded: Folded, readout: Readout, estimator: str, precision
 
 
 def chunk_size(per_sample: int, layer: int, options: TraceOptions, *, device: torch.device, estimator: str) -> int:
-    """Return how many samples to push through at once, given the bytes of one sample and of its largest layer.
+    """Return the number of samples in a chunk, from the bytes of one sample and of its largest layer.
 
     Raises:
         ArgumentError: Not even one sample fits the memory limit.

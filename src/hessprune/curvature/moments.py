@@ -1,4 +1,4 @@
-"""Running sums over samples, from which values and both of their errors follow."""
+"""Running sums over samples, and the means and standard errors that follow from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,25 +9,26 @@ from torch import Tensor
 
 @dataclass(kw_only=True)
 class Moments:
-    """Sums over samples of per-unit contributions `q_n`; all tensors `(U,)` in float64 on the CPU."""
+    """Sums over samples of the contributions `q_n` of each unit; all tensors are `(U,)` in float64 on the CPU."""
 
     total: Tensor
     """`Σ_n q_n`."""
     square: Tensor
     """`Σ_n q_n²`."""
     draw_variance: Tensor
-    """`Σ_n Var(q_n)`, the variance that draws alone leave in the total."""
+    """`Σ_n Var(q_n)`, the variance of the total over draws."""
     num_samples: int = 0
     weight: float = 0.0
     """The divisor `W` of the mean."""
     num_backwards: int = 0
     dropped: float = 0.0
-    """Mass of the loss curvature in the logits that was left out, of `mass` altogether."""
+    """Part of `mass` that was left out."""
     mass: float = 0.0
+    """Trace of the loss Hessian in the logits, summed over samples."""
 
     @classmethod
     def zeros(cls, num_units: int) -> "Moments":
-        """Start empty."""
+        """Return empty sums."""
         total, square, variance = torch.zeros(3, num_units, dtype=torch.float64)
         return cls(total=total, square=square, draw_variance=variance)
 
@@ -40,7 +41,7 @@ class Moments:
             self.draw_variance += draws.var(0).sum(0).cpu() / len(draws)
 
     def count(self, samples: int, weight: float, dropped: float = 0.0, mass: float = 0.0) -> None:
-        """Count samples, what they add to the divisor, and the mass that was left out of them."""
+        """Count samples, their weight in the divisor, and the part of their mass that was left out."""
         self.num_samples += samples
         self.weight += weight
         self.dropped += dropped
@@ -48,7 +49,7 @@ class Moments:
 
     @classmethod
     def average(cls, rounds: "Sequence[Moments]") -> "Moments":
-        """Combine independent draws over the *same* samples: totals average, their variance falls."""
+        """Average independent draws over the *same* samples; the variance over draws falls."""
         number = len(rounds)
         return replace(
             rounds[-1],
@@ -65,7 +66,7 @@ class Moments:
 
     @property
     def draw_error(self) -> Tensor:
-        """Standard error of `value` over draws, the data given."""
+        """Standard error of `value` over draws, for these data."""
         return self.draw_variance.sqrt() / self.weight
 
     @property

@@ -1,4 +1,4 @@
-"""How to compute a trace, beyond what to compute."""
+"""Options of an estimator: effort and memory."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from hessprune.curvature.stopping import Until
 from hessprune.foundation.checks import check_range
 
 DEFAULT_TOLERANCE = {"exact": 1e-6, "rademacher": 1e-6, "hutchinson": 1e-3}
-"""Share of the curvature that samples or columns may hold and be left out in single precision: far below the noise."""
+"""Share of the loss curvature that may be left out in single precision; it lies far below the noise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,18 +14,18 @@ class TraceOptions:
     """Effort and memory; the defaults suit almost everybody."""
 
     num_probes: int | None = None
-    """Draws of `rademacher` (default 4) or probes of `hutchinson` (300); with `until` the most there are (64, 3000)."""
+    """Draws of `rademacher` (default 4) or probes of `hutchinson` (300); with `until` the maximum (64, 3000)."""
     until: Until | None = None
     """Stop as soon as this decision has settled."""
     tolerance: float | None = None
     """Share of the loss curvature in the logits that may be left out; None: 0 in fp64, else `DEFAULT_TOLERANCE`."""
     memory_limit: int | None = None
-    """Bytes for activations and gradients; samples are pushed through in chunks that fit."""
+    """Bytes for activations and gradients; samples run in chunks that fit."""
     chunk_size: int | None = None
-    """Samples in a chunk; None: as many as the processor's cache holds."""
+    """Samples in a chunk; None: as many as fit into the processor's cache."""
     interaction_rows: int | None = None
-    """Hold interactions of removals as a factor of at most so many rows, from 2; None: 4 096, and the whole matrix
-    where there are no more units than that."""
+    """Most rows of a factor of the gates' interactions, at least 2; None: 4 096, and the whole matrix for up to 4 096
+    units."""
 
     def __post_init__(self) -> None:
         if self.interaction_rows is not None:
@@ -37,12 +37,12 @@ class TraceOptions:
             check_range("tolerance", self.tolerance, low=0, high=1)
 
     def probes(self, estimator: str) -> int:
-        """Return how many draws or probes an estimator may take."""
+        """Return the maximum number of draws or probes of an estimator."""
         default = {"rademacher": (4, 64), "hutchinson": (300, 3000)}[estimator][self.until is not None]
         return self.num_probes or default
 
     def rounds(self, estimator: str) -> list[range]:
-        """Return the probes of each round, all of one size; without `until` there is one round."""
+        """Return the draws or probes of each round, all rounds of one size; without `until` there is one round."""
         total = self.probes(estimator)
         step = min(self.until.draws_per_round, total) if self.until else total
         return [range(start, start + step) for start in range(0, total - step + 1, step)]

@@ -1,8 +1,8 @@
-"""Number formats: what runs in which, the loss scale of FP16, and which devices can do it.
+"""Number formats of a model's passes, with the loss scale of FP16.
 
-FP16 has no room below 6e-8, so cotangents and losses are multiplied by a *fixed* power of two and the result is
-divided by it in FP32. Something that is not finite is counted, thrown away, and repeated at a lower scale: no probe
-counts for less.
+FP16 has no numbers below 6e-8. Cotangents and losses are therefore multiplied by a *fixed* power of two, and the
+results are divided by it in FP32. A result that is not finite is counted, discarded and repeated at a lower scale, so
+that all probes keep the same weight.
 """
 
 import logging
@@ -24,24 +24,24 @@ _SMALLEST = 2.0**-24
 
 @dataclass(kw_only=True)
 class Precision:
-    """How to run a model: parameters in `dtype`, its matrix products in `autocast` where given."""
+    """Number formats of a model: parameters in `dtype`, matrix products in `autocast` unless that is None."""
 
     name: str
     dtype: torch.dtype = torch.float32
     autocast: torch.dtype | None = None
     scale: float = 1.0
-    """What losses and cotangents are multiplied by at present."""
+    """Current factor on losses and cotangents."""
     num_rejected: int = field(default=0)
 
     def casting(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Return the autocast context that a forward pass runs in."""
+        """Return the autocast context for a forward pass."""
         return torch.autocast(device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
 
     def finite(self, compute: Callable[[float], Tensor]) -> Tensor:
-        """Return `compute(scale)`, lowering the scale until all of it is finite.
+        """Return `compute(scale)`, and lower the scale until all entries are finite.
 
         Raises:
-            NumericalError: It is not finite at any scale.
+            NumericalError: The result is not finite at any scale.
         """
         while True:
             value = compute(self.scale)
@@ -59,12 +59,14 @@ class Precision:
 def resolve(name: str, device: torch.device) -> Precision:
     """Return the number formats for `fp32`, `bf16`, `fp16` or `fp64` on a device.
 
-    BF16 on a processor without kernels for it runs in FP32, which is both faster there and more precise.
+    On a processor without BF16 kernels, BF16 means FP32: it is faster there, and more precise.
 
     Raises:
-        ArgumentError: `name` is unknown, or FP16 is asked of a CPU, where it is emulated and many times slower.
+        ArgumentError: `name` is unknown, or is FP16 on a CPU, where it is emulated and many times slower.
 
     Example:
+        >>> import torch
+        >>> from hessprune.curvature.precision import resolve
         >>> resolve("fp64", torch.device("cpu")).dtype
         torch.float64
     """
@@ -86,7 +88,7 @@ def resolve(name: str, device: torch.device) -> Precision:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Return whether convolutions and matrix products run natively in bfloat16 on `device`."""
+    """Return True if convolutions and matrix products run natively in bfloat16 on `device`."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()

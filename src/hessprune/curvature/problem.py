@@ -1,4 +1,4 @@
-"""What every estimator works on: the folded model, the wanted rows, the data and the device."""
+"""The scoring problem of every estimator: folded model, readout, data, loss and device."""
 
 import logging
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Effort:
-    """Which estimator, in which number format, at what cost."""
+    """Estimator, number format and options of a scoring problem."""
 
     estimator: str
     precision: str
@@ -39,7 +39,7 @@ class Effort:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A folded model, what is wanted of it, and the data."""
+    """A folded model, the readout at its weights, and the data."""
 
     folded: Folded
     readout: Readout
@@ -54,12 +54,12 @@ class Problem:
 
     @property
     def kind(self) -> Kind:
-        """Whether Gauss–Newton blocks equal the Hessian's for every wanted weight."""
+        """`"hessian"` where Gauss–Newton blocks equal the Hessian's at every weight of the readout, else `"ggn"`."""
         names = set(self.readout.axes)
         return "ggn" if names & self.folded.recording.smooth or names & self.readout.repeated else "hessian"
 
     def each_batch(self, label: str) -> Iterator[tuple[Any, Tensor]]:
-        """Yield `(inputs, targets)` on the device, with progress and what it takes."""
+        """Yield `(inputs, targets)` on the device, and report progress and memory."""
         note = f"about {self.peak_bytes / 1e6:.0f} MB"
         _log.info("%s: %s", label, note)
         for inputs, targets in track(self.batches, label, note=note):
@@ -70,7 +70,7 @@ class Problem:
         """Return the logits of a batch, chunk by chunk.
 
         Raises:
-            NumericalError: They are not finite.
+            NumericalError: Logits are not finite.
         """
         with self.precision.casting(self.device):
             chunks = (sample_rows(inputs, part) for part in self.chunks(leading_size(inputs)))
@@ -78,7 +78,7 @@ class Problem:
         return check_finite(logits)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of some samples, which must hold a label that counts."""
+        """Return the mean loss of some samples, of which one at least has weight in the loss."""
         return (self.loss_fn or F.cross_entropy)(logits.to(self.precision.dtype), targets)
 
     def chunks(self, samples: int) -> tuple[Tensor, ...]:
@@ -90,12 +90,12 @@ class Problem:
         return rows.split(self.chunk_size) if len(rows) else ()
 
     def counted(self, targets: Tensor) -> Tensor:
-        """Return the indices of the samples that weigh anything in the loss."""
+        """Return the indices of the samples with weight in the loss."""
         return counted_samples(self.loss_fn, targets).nonzero().squeeze(1)
 
     @contextmanager
     def tap(self, inputs: Any, rows: Tensor, columns: int) -> Iterator[TapMode]:
-        """Run the samples `rows` forward, ready for backward passes; everything is let go on exit."""
+        """Run the samples `rows` forward, ready for backward passes; drop the graph on exit."""
         tap = TapMode(self.folded, self.readout, columns)
         try:
             with self.precision.casting(self.device):
@@ -113,7 +113,7 @@ def check_finite(logits: Tensor) -> Tensor:
     """Return the logits.
 
     Raises:
-        NumericalError: They are not finite.
+        NumericalError: Logits are not finite.
     """
     if not bool(torch.isfinite(logits).all()):
         raise NumericalError("the model's outputs must be finite, got NaN or infinity. Check weights and inputs.")
@@ -122,10 +122,10 @@ def check_finite(logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_repeats(model: nn.Module, inputs: Any) -> None:
-    """Raise unless a model computes the same logits for a sample alone and beside another one.
+    """Raise unless a model computes the same logits for a sample alone and beside another sample.
 
     Raises:
-        NumericalError: It does not: it is random, or its samples influence each other.
+        NumericalError: The logits differ: the model is random, or its samples influence each other.
     """
     pair, alone = (logits_of(call_model(model, sample_rows(inputs, torch.tensor(rows))))[:1] for rows in ([0, -1], [0]))
     check_finite(pair)
@@ -137,7 +137,7 @@ def check_repeats(model: nn.Module, inputs: Any) -> None:
 
 
 def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: LossFn | None, effort: Effort) -> Problem:
-    """Check the inputs, fold a copy of `model`, find out what it does with its weights, and plan the memory."""
+    """Check the arguments, fold a copy of `model`, match the slices to its weights, and plan the memory."""
     batches = Rereadable.of(batches)
     check_batches(batches)
     check_finite_parameters(model)

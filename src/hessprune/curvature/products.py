@@ -1,13 +1,13 @@
-r"""Hessian–vector products read off unit by unit, without a weight gradient being formed.
+r"""Hessian–vector products by unit, without forming a weight gradient.
 
 For a probe `v` over the weights, with `ȧ` the change of a layer's input in direction `v` and `δ̇` that of the
 gradient at its output,
 
     v_cᵀ (H v)_c = Σ_{n,t} δ_{n,c,t} (v_c * ȧ)_{n,t} + δ̇_{n,c,t} (v_c * a)_{n,t} ,
 
-where `*` is the layer's own map. Differentiating twice in reverse mode brings `ȧ` to a layer's adjoint and `δ̇` to
-the layer itself; both are met there by taps. That is five maps per layer and probe, none of them a weight gradient;
-the graph of the gradient is built once and kept for all probes.
+where `*` is the layer's own map. Differentiating twice in reverse mode brings `ȧ` to a layer's adjoint and `δ̇` to the
+layer itself; taps there add both terms. That takes five maps per layer and probe, none of them a weight gradient. The
+graph of the gradient is built once and kept for all probes.
 """
 
 import re
@@ -30,7 +30,7 @@ from hessprune.operators.maps import Arguments, Linear, LinearMap
 
 
 class ProductMode(CallMode):
-    """Builds the graph of one chunk's gradient, then takes one product per probe."""
+    """Builds the graph of one chunk's gradient, then computes one product per probe."""
 
     def __init__(self, folded: Folded, readout: Readout) -> None:
         names = {key: name for key, name in weight_names(folded.model).items() if name in readout.axes}
@@ -49,14 +49,14 @@ class ProductMode(CallMode):
             return logits_of(call_model(self._model, inputs))
 
     def differentiate(self, loss: Tensor) -> None:
-        """Build the graph of the loss gradient; each layer contributes a token that stands for its weight gradient."""
+        """Build the graph of the loss gradient; each layer adds a token in place of its weight gradient."""
         anchors = [site.anchor for site in self._sites]
         with _twice_differentiable():
             tokens = torch.autograd.grad(loss, anchors, create_graph=True, allow_unused=True)
         self._tokens = [token for token in tokens if token is not None and token.requires_grad]
 
     def product(self, directions: dict[str, Tensor]) -> Tensor:
-        """Return `v_uᵀ (H v)_u` for every unit, `(num_units,)` in float64, for a probe given by weight."""
+        """Return `v_uᵀ (H v)_u` for every unit, `(num_units,)` in float64; `directions` holds the probe by weight."""
         self._directions = directions
         self._rows = {
             (name, axis): directions[name].new_zeros(directions[name].shape[axis], dtype=torch.float64)
@@ -71,7 +71,7 @@ class ProductMode(CallMode):
         return self._readout.gather({key: rows[None] for key, rows in self._rows.items()})[0]
 
     def close(self) -> None:
-        """Let go of the graph, which holds this object and is held by it."""
+        """Drop the graph, which refers to this object and is referred to by it."""
         self._tokens.clear()
         self._sites.clear()
 
@@ -83,7 +83,7 @@ class ProductMode(CallMode):
         return _Layer.apply(site.anchor, x, weight, bias, site)
 
     def on_other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """Run another function, written out where torch cannot differentiate it twice."""
+        """Run another function; a hard sigmoid in the form that torch can differentiate twice."""
         written_out = {"hardsigmoid": _hardsigmoid, "hardsigmoid_": _hardsigmoid_}.get(name.partition(".")[0], func)
         return written_out(*args, **kwargs)
 
@@ -92,7 +92,7 @@ class ProductMode(CallMode):
         return self._directions[name].to(weight)
 
     def by_output(self, name: str, call: LinearMap) -> bool:
-        """Return whether only output channels of this weight are asked for."""
+        """Return True if the readout of this weight counts output channels only."""
         return self._readout.axes[name] == (output_axis(call),) and getattr(call, "groups", 1) * call.transposed <= 1
 
     def add_outputs(self, site: "_Site", delta: Tensor, change: Tensor) -> None:
@@ -103,7 +103,7 @@ class ProductMode(CallMode):
         self._rows[site.name, output_axis(site.call)] += products.sum(others)
 
     def add_entries(self, site: "_Site", gradient: Tensor) -> None:
-        """Add a part of `H v` over a whole weight, met by the probe."""
+        """Add the product of the probe and a part of `H v` over a whole weight."""
         products = gradient.double() * self._directions[site.name]
         for axis in self._readout.axes[site.name]:
             self._rows[site.name, axis] += products.sum([a for a in range(products.dim()) if a != axis])
@@ -119,14 +119,14 @@ def _hardsigmoid_(input: Tensor) -> Tensor:
 
 @contextmanager
 def _twice_differentiable() -> Iterator[None]:
-    """Name the function that torch cannot differentiate twice, and what does without."""
+    """Turn torch's error about a missing second derivative into one that names the function and the remedy."""
     try:
         yield
     except RuntimeError as error:  # NotImplementedError is one, too
-        if found := re.search(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented", str(error)):
+        if match := re.search(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented", str(error)):
             raise UnsupportedModelError(
                 f"`model` must be twice differentiable for Hessian products, but torch has no derivative of "
-                f"{found[1].strip('_')!r}. Use estimator='exact' or method='hap', which differentiate once."
+                f"{match[1].strip('_')!r}. Use estimator='exact' or method='hap', which differentiate once."
             ) from error
         raise
 
@@ -140,11 +140,11 @@ class _Site:
     call: LinearMap
     anchor: Tensor
     moved: Tensor | None = field(default=None, repr=False)
-    """`v * a`, from the adjoint's backward pass to the layer's."""
+    """`v * a`, computed in the adjoint's backward pass for the layer's."""
 
 
 class _Layer(torch.autograd.Function):
-    """A layer; differentiated once with its graph it hands over to `_Adjoint`, then once more it meets `δ̇`."""
+    """A layer: its first differentiation, with a graph, runs `_Adjoint`; the second one adds the term with `δ̇`."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, site: _Site) -> Tensor:  # noqa: ARG004
@@ -164,7 +164,7 @@ class _Layer(torch.autograd.Function):
 
 
 class _Adjoint(torch.autograd.Function):
-    """A layer's backward pass as a function of its own; its backward pass brings `ȧ` and puts the probe in."""
+    """A layer's backward pass as a function; its own backward pass receives `ȧ` and inserts the probe."""
 
     @staticmethod
     def forward(
@@ -193,7 +193,7 @@ class _Adjoint(torch.autograd.Function):
 
 
 def _meet_inner(site: _Site, change: Tensor, delta: Tensor, weight: Tensor) -> Tensor:
-    """Add `Σ δ (v * ȧ)` and return `w * ȧ`; both maps run as one where they can."""
+    """Add `Σ δ (v * ȧ)` and return `w * ȧ`; without channel groups both maps run as one."""
     call, v = site.call, site.mode.direction(site.name, weight)
     if not site.mode.by_output(site.name, call):
         site.mode.add_entries(site, call.weight_gradient(delta, change, weight))
@@ -213,7 +213,7 @@ def _meet_outer(site: _Site, x: Tensor, weight: Tensor, delta: Tensor) -> None:
         site.mode.add_entries(site, site.call.weight_gradient(delta, x, weight))
         return
     moved = site.moved
-    if moved is None:  # a loss whose gradient at this layer does not depend on the layer
+    if moved is None:  # the loss gradient at this layer does not depend on the layer
         moved = site.call.forward(x, site.mode.direction(site.name, weight), None)
     site.mode.add_outputs(site, delta, moved)
     site.moved = None

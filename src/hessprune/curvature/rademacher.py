@@ -1,7 +1,8 @@
-r"""One backward pass per draw: random mixtures of the loss Hessian's columns instead of each of them.
+r"""One backward pass per draw: a random mixture of the loss Hessian's columns in place of every column.
 
-With `u_n = S_n ξ_n`, `ξ` Rademacher and independent over samples, `E ‖Σ_t δ_{n,c,t} a_{n,t}‖² = Σ_k ‖…^k‖²` since
-samples do not interact: one backward pass for a whole batch is an unbiased estimate of every unit's trace at once.
+Let `u_n = S_n ξ_n`, with Rademacher signs `ξ` that are independent over samples. Samples do not interact, so that
+`E ‖Σ_t δ_{n,c,t} a_{n,t}‖² = Σ_k ‖…^k‖²`: one backward pass for a whole batch estimates all traces
+without bias.
 """
 
 from collections.abc import Iterator
@@ -19,11 +20,11 @@ from hessprune.curvature.risk import logit_factor
 
 
 def rademacher_traces(problem: Problem, draws: range, seed: int) -> Moments:
-    """Return the sums over samples of the estimates from some draws.
+    """Return the estimates of some draws, summed over samples.
 
     Args:
-        problem: The model, the data and what is wanted.
-        draws: Indices of the draws; each has random numbers of its own.
+        problem: The model, the readout and the data.
+        draws: Indices of the draws; each index gives other random numbers.
         seed: The user's seed.
 
     Returns:
@@ -44,7 +45,7 @@ def rademacher_traces(problem: Problem, draws: range, seed: int) -> Moments:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Streams:
-    """The random numbers of one batch, whose first sample lies at `position` in the data."""
+    """Random signs of one batch; `position` is the place of its first sample in the data."""
 
     seed: int
     draws: range
@@ -56,7 +57,7 @@ class _Streams:
 
 
 def _needed_samples(problem: Problem, inputs: Any, targets: Tensor, streams: _Streams, moments: Moments) -> None:
-    """Look at all logits first, then push back only the samples whose curvature weighs anything."""
+    """Compute all logits first, then push back the samples with notable curvature."""
     logits = problem.logits(inputs)
     factor = logit_factor(problem.loss_fn, logits, targets)
     columns = choose_columns(factor, problem.tolerance)
@@ -69,7 +70,7 @@ def _needed_samples(problem: Problem, inputs: Any, targets: Tensor, streams: _St
 
 
 def _all_samples(problem: Problem, inputs: Any, targets: Tensor, streams: _Streams, moments: Moments) -> None:
-    """Push every sample back right after its forward pass: for a single draw that costs less than looking first."""
+    """Push every sample back right after its forward pass; for a single draw this is cheaper than all logits first."""
     for rows in problem.chunks(len(targets)):
         with problem.tap(inputs, rows, len(streams.draws)) as tap:
             factor = logit_factor(problem.loss_fn, check_finite(tap.logits), targets[rows])

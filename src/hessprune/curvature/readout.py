@@ -1,4 +1,4 @@
-"""Which rows of which weights are wanted, and how they add up to units."""
+"""The readout of an estimator: rows of weights, and their sums over units."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +14,15 @@ from hessprune.layers.folding import Folded
 
 @dataclass(frozen=True, kw_only=True)
 class Readout:
-    """What to read off at the weights, and how it adds up to units."""
+    """Rows that an estimator reads at the weights, and their sums over units."""
 
     slices: Slices
     axes: Mapping[str, tuple[int, ...]]
-    """For each weight the axes along which some slice counts."""
+    """For each weight the axes along which its slices count."""
     factors: Mapping[str, Tensor]
     """Squared folding factors, broadcastable to the weight."""
     repeated: frozenset[str]
-    """Weights used more than once: their gradients are added up before they are squared."""
+    """Weights that the model uses more than once; their gradients are added up before they are squared."""
 
     @property
     def num_units(self) -> int:
@@ -48,17 +48,17 @@ class Readout:
 
 
 def read_out(model: nn.Module, slices: Slices, folded: Folded) -> Readout:
-    """Check `slices` against what `model` does with its weights.
+    """Match `slices` to the weights of `model` and to their uses.
 
     Raises:
-        ArgumentError: A slice names no weight, or does not fit it.
-        UnsupportedModelError: A weight is not used by a convolution or a linear map.
+        ArgumentError: A slice names no weight, or does not fit the weight.
+        UnsupportedModelError: No convolution or linear map uses a weight.
     """
     shapes = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
     first_name = _canonical_names(model)
     for key, pieces in slices.items():
         _check_key(key, pieces, shapes)
-    device = next(folded.model.parameters()).device  # positions travel once, not at every readout
+    device = next(folded.model.parameters()).device  # positions are copied once, not at every readout
     renamed = {
         key: [_on(replace(p, param=first_name[p.param]), device) for p in pieces] for key, pieces in slices.items()
     }

@@ -1,7 +1,7 @@
-"""A step that is taken hundreds of times: on a GPU recorded as one graph, elsewhere run as it is.
+"""Repeat a step hundreds of times: on a GPU as a recorded CUDA graph, elsewhere as it is.
 
-A probe consists of thousands of small kernels, and launching them takes a GPU's host longer than running them. CUDA
-graphs launch all of them at once. What is recorded must be the same every time but for the contents of its input.
+A probe consists of thousands of small kernels, and the host of a GPU takes longer to launch them than the GPU to run
+them. A CUDA graph launches all kernels at once. Only the contents of the input may differ between repetitions.
 """
 
 import logging
@@ -13,34 +13,34 @@ from torch import Tensor
 
 _log = logging.getLogger(__name__)
 _WORTH = 8
-"""Recording takes as long as a few steps."""
+"""Fewest steps that are recorded: a recording takes as long as a few steps."""
 
 Step = Callable[[Tensor], Tensor]
-"""From the index of a probe, an int64 tensor `()`, to its result."""
+"""A function from the index of a probe, an int64 tensor `()`, to the probe's result."""
 
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """On a GPU, work on a stream of its own: what runs on the default one cannot be recorded."""
+    """On a GPU, work on a new stream: work on the default stream cannot be recorded."""
     if device.type != "cuda":
         yield
         return
-    outer, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    own.wait_stream(outer)
-    with torch.cuda.stream(own):
+    outer, inner = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    inner.wait_stream(outer)
+    with torch.cuda.stream(inner):
         yield
-    outer.wait_stream(own)
+    outer.wait_stream(inner)
 
 
 def repeated(step: Step, number: int, device: torch.device) -> Step:
-    """Return `step` in the form in which `number` of them take the least time on `device`."""
+    """Return the fastest form of `step` for `number` repetitions on `device`."""
     if device.type != "cuda" or number < _WORTH:
         return step
     return Replayed(step, record_graph)
 
 
 class Replayed:
-    """Runs a step once as it is, then records it, and replays the recording if it repeats what the step gave."""
+    """Runs a step once, records it, and replays the recording if this gives the same result."""
 
     def __init__(self, step: Step, record: Callable[[Step, Tensor], Step]) -> None:
         self._step: Step = step
@@ -50,13 +50,13 @@ class Replayed:
     def __call__(self, index: Tensor) -> Tensor:
         """Return the step's result."""
         result = self._step(index)
-        if self._pending and bool(torch.isfinite(result).all()):  # what overflowed is repeated at another scale
+        if self._pending and bool(torch.isfinite(result).all()):  # an overflow is repeated at another scale
             self._pending = False
             self._step = self._recorded(index, result)
         return result
 
     def _recorded(self, index: Tensor, expected: Tensor) -> Step:
-        """Return the recording, or the step itself where it cannot be recorded or the recording is not faithful."""
+        """Return the recording, or the step itself if it cannot be recorded or the recording gives another result."""
         try:
             replay = self._record(self._step, index)
             if torch.allclose(replay(index), expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
@@ -69,7 +69,7 @@ class Replayed:
 
 
 def record_graph(step: Step, index: Tensor) -> Step:
-    """Record `step` as a CUDA graph on the current stream, after it has run once there."""
+    """Record `step`, which has run once on the current stream, as a CUDA graph there."""
     graph, place = torch.cuda.CUDAGraph(), index.clone()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream(index.device)):
         result = step(place)

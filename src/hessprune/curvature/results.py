@@ -1,4 +1,4 @@
-"""What goes into a trace and what comes out: `ParamSlice` names the blocks, `TraceResult` holds their traces."""
+"""Input and output of a trace: `ParamSlice` names the blocks of units, `TraceResult` holds their traces."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,14 @@ Kind = Literal["hessian", "ggn"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParamSlice:
-    """The rows of one weight that belong to each of `U` units.
+    """Rows of one weight, for each of `U` units.
 
-    Unit `u` owns the entries of `param` at the positions `index[u]` along axis `dim`; the trace over these entries
-    enters the unit's value times `scale[u]` (1 by default).
+    Unit `u` consists of the entries of `param` at the positions `index[u]` along axis `dim`. The trace over these
+    entries, times `scale[u]` (1 by default), is added to the unit's value.
 
     Example:
         >>> import torch
+        >>> from hessprune.curvature import ParamSlice
         >>> piece = ParamSlice(param="conv1.weight", dim=0, index=torch.arange(6).reshape(3, 2))
         >>> piece.num_units
         3
@@ -29,7 +30,7 @@ class ParamSlice:
     dim: int
     """The axis of the weight along which `index` counts."""
     index: Tensor  # (U, m)
-    """For each unit the `m` positions it owns."""
+    """The `m` positions of each unit."""
     scale: Tensor | None = None  # (U,)
 
     @property
@@ -43,33 +44,33 @@ Slices = Mapping[str, Sequence[ParamSlice]]
 
 @dataclass(frozen=True, kw_only=True)
 class TraceResult:
-    """Per-unit traces of the loss Hessian, with their errors and what they cost.
+    """Traces of the loss Hessian for each unit, with their errors and their cost.
 
-    All tensors are float64 on the CPU, one `(U,)` per key. The loss is the *mean* over samples (over all counted
-    targets where a sample has several).
+    All tensors are float64 on the CPU, one `(U,)` per key. The loss is the *mean* over samples, or over all counted
+    targets where a sample has several.
 
     Example:
         >>> import torch, hessprune as hp
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> x = torch.randn(16, 4)
-        >>> found = hp.hessian_trace(net, hp.find_groups(net, x), [(x, torch.arange(16) % 2)])
-        >>> found.values["0"].shape
+        >>> result = hp.hessian_trace(net, hp.find_groups(net, x), [(x, torch.arange(16) % 2)])
+        >>> result.values["0"].shape
         torch.Size([8])
     """
 
     values: dict[str, Tensor]
     """The trace of each unit's block."""
     standard_error: dict[str, Tensor] | None = None
-    """Standard error of the estimator given these data; None for `exact`, which has none."""
+    """Standard error of the estimator for these data; None for `exact`, which is not random."""
     sample_error: dict[str, Tensor] | None = None
-    """Standard error from having seen only these samples of a population; None for `hutchinson`."""
+    """Standard error over samples drawn from a population; None for `hutchinson`."""
     kind: Kind = "hessian"
     """`"hessian"` where the block equals the Hessian's, `"ggn"` for the generalised Gauss–Newton block."""
     estimator: str = "exact"
     precision: str = "fp32"
     num_samples: int = 0
     weight: float = 0.0
-    """What the sum over samples was divided by."""
+    """Divisor of the sum over samples."""
     num_probes: int = 0
     num_rejected: int = 0
     """Probes that were not finite and were repeated at a lower loss scale."""
@@ -78,16 +79,16 @@ class TraceResult:
     dropped_mass: float = 0.0
     """Share of the loss curvature in the logits that `exact` left out."""
     settled: bool | None = None
-    """Whether the decision given as `until` has settled; None without `until`."""
+    """True if the decision of `until` has settled; None without `until`."""
     seconds: float = 0.0
     peak_bytes: int = 0
     """Estimated peak of the memory for activations and gradients."""
     probes: dict[str, Tensor] | None = None
-    """Every single probe of `hutchinson`, `(num_probes, U)`."""
+    """Each single probe of `hutchinson`, `(num_probes, U)`."""
 
 
 def probe_error(probes: Tensor) -> Tensor:
-    """Return the standard error of the mean over probes `(P, U)`; infinite for a single one."""
+    """Return the standard error of the mean over probes `(P, U)`; infinite for a single probe."""
     if len(probes) < 2:
         return torch.full_like(probes[0], torch.inf)
     return probes.std(0) / len(probes) ** 0.5

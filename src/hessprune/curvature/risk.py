@@ -1,4 +1,4 @@
-"""The loss as curvature sees it: its mean over batches, and a factor of its Hessian in the logits.
+"""The loss function: its weights, and a factor of its Hessian in the logits.
 
 For a loss that is a mean over samples, `L = (1/W) Σ_n ℓ_n(f_n)`, the Hessian `∂²ℓ_n/∂f_n²` of every sample is
 factored as `S_n S_nᵀ`.
@@ -21,11 +21,11 @@ LossFn = Callable[[Tensor, Tensor], Tensor]
 
 
 class SoftenedCrossEntropy(nn.CrossEntropyLoss):
-    """Cross-entropy of `f / T`, with T the temperature; everything else is that of `loss`."""
+    """Cross-entropy of `f / T` with the temperature `T`; all other settings are those of `loss`."""
 
     def __init__(self, loss: nn.CrossEntropyLoss, temperature: float) -> None:
-        given = {"weight": loss.weight, "ignore_index": loss.ignore_index, "label_smoothing": loss.label_smoothing}
-        super().__init__(**given)
+        settings = {"weight": loss.weight, "ignore_index": loss.ignore_index, "label_smoothing": loss.label_smoothing}
+        super().__init__(**settings)
         self.temperature = temperature
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -37,13 +37,13 @@ def logit_factor(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> Log
     """Factor the loss Hessian in the logits, sample by sample.
 
     Cross-entropy (label smoothing, class weights, ignored labels, class probabilities, dense targets), softened or not,
-    mean squared error and binary cross-entropy with logits are known in closed form. Any other loss is differentiated
-    twice; it must be the mean of a function of one sample's logits and target, convex in the logits.
+    mean squared error and binary cross-entropy with logits have a closed form. Any other loss is differentiated twice,
+    and must be the mean of a function of one sample's logits and target, convex in the logits.
 
     Args:
         loss_fn: A loss of `(logits, targets)` that averages; None means cross-entropy.
         logits: `(N, C, *)`.
-        targets: What `loss_fn` expects.
+        targets: The targets of `loss_fn`.
 
     Returns:
         The factor, in float64.
@@ -53,6 +53,8 @@ def logit_factor(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> Log
         DataError: Labels are out of range.
 
     Example:
+        >>> import torch
+        >>> from hessprune.curvature import logit_factor
         >>> factor = logit_factor(None, torch.zeros(1, 2), torch.tensor([0]))
         >>> factor.mass  # p (1 − p) = 1/4, twice
         tensor([[0.5000]], dtype=torch.float64)
@@ -60,17 +62,17 @@ def logit_factor(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> Log
     reduction = getattr(loss_fn, "reduction", "mean")
     if reduction != "mean":
         raise ArgumentError(f"`loss_fn` must average over samples, got reduction={reduction!r}. Use reduction='mean'.")
-    known, logits = module_of(loss_fn), logits.detach()
-    if known is None and loss_fn is not None:
+    module, logits = module_of(loss_fn), logits.detach()
+    if module is None and loss_fn is not None:
         return _any_loss(loss_fn, logits.float() if logits.dtype.itemsize < 4 else logits, targets)
     logits = logits.double()
-    if isinstance(known, nn.CrossEntropyLoss):
-        return _cross_entropy(known, logits, targets)
-    if isinstance(known, nn.MSELoss):
+    if isinstance(module, nn.CrossEntropyLoss):
+        return _cross_entropy(module, logits, targets)
+    if isinstance(module, nn.MSELoss):
         flat = logits.flatten(1)
         diagonal = torch.full_like(flat, 2 / flat.shape[1])
         return DiagonalFactor(diagonal=diagonal, shape=logits.shape, weight=float(len(logits)))
-    return _binary_cross_entropy(known, logits, targets)
+    return _binary_cross_entropy(module, logits, targets)
 
 
 _KNOWN: tuple[type[nn.Module], ...] = (nn.CrossEntropyLoss, SoftenedCrossEntropy, nn.MSELoss, nn.BCEWithLogitsLoss)
@@ -81,23 +83,23 @@ _FUNCTIONS: tuple[tuple[Any, type[nn.Module]], ...] = (
     (F.mse_loss, nn.MSELoss),
     (F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss),
 )
-"""Functions, and the modules that compute the same."""
+"""Functions, and modules that compute the same loss."""
 
 
 def module_of(loss_fn: LossFn | None) -> nn.Module | None:
-    """Return the loss that is known in closed form; None for any other, a subclass with a `forward` of its own too."""
+    """Return a loss with a closed form as a module; None for other losses and subclasses with a new `forward`."""
     if isinstance(loss_fn, nn.Module):
         return loss_fn if any(type(loss_fn).forward is kind.forward for kind in _KNOWN) else None
     return next((kind() for function, kind in _FUNCTIONS if function is loss_fn), None)
 
 
 def typed(loss_fn: LossFn | None, device: torch.device, dtype: torch.dtype) -> LossFn | None:
-    """Return a loss whose own tensors, such as class weights, fit logits on `device` in `dtype`."""
+    """Return the loss with its tensors, such as class weights, on `device` in `dtype`."""
     return copy.deepcopy(loss_fn).to(device, dtype) if isinstance(loss_fn, nn.Module) else loss_fn
 
 
 def _cross_entropy(loss: nn.CrossEntropyLoss, logits: Tensor, targets: Tensor) -> SoftmaxFactor:
-    """`w (diag(p) − p pᵀ) / T²` with the weight `w` of the sample's (smoothed) target, and `p` at temperature T."""
+    """Factor `w (diag(p) − p pᵀ) / T²`, with the weight `w` of the (smoothed) target and `p` at temperature `T`."""
     temperature = getattr(loss, "temperature", 1.0)
     n, classes = logits.shape[:2]
     class_weight = torch.ones(classes).to(logits) if loss.weight is None else loss.weight.to(logits)
@@ -116,7 +118,7 @@ def _cross_entropy(loss: nn.CrossEntropyLoss, logits: Tensor, targets: Tensor) -
 
 
 def loss_weight(loss_fn: LossFn | None, targets: Tensor) -> float:
-    """Return what samples add to the divisor of a mean loss: class weights of counted labels, or their number."""
+    """Return the weight of samples in the divisor of a mean loss: class weights of counted labels, or their number."""
     loss = module_of(loss_fn)
     if not isinstance(loss, nn.CrossEntropyLoss):
         return float(len(targets))
@@ -127,7 +129,7 @@ def loss_weight(loss_fn: LossFn | None, targets: Tensor) -> float:
 
 
 def counted_samples(loss_fn: LossFn | None, targets: Tensor) -> Tensor:
-    """Return the samples that weigh anything in a mean loss, `(N,)` bool: those with a label that is not ignored."""
+    """Return a mask of the samples with weight in a mean loss, `(N,)` bool: those with a label that is not ignored."""
     loss = module_of(loss_fn)
     if not isinstance(loss, nn.CrossEntropyLoss) or targets.is_floating_point():
         return torch.ones(len(targets), dtype=torch.bool, device=targets.device)
@@ -140,7 +142,7 @@ def counted_samples(loss_fn: LossFn | None, targets: Tensor) -> Tensor:
 
 
 def check_weight(weight: float) -> None:
-    """Raise unless the samples of a data set weigh anything.
+    """Raise unless the samples of a data set have weight in the loss.
 
     Raises:
         DataError: All labels are ignored, or of classes of weight 0.
@@ -150,9 +152,9 @@ def check_weight(weight: float) -> None:
 
 
 def relevance(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> Tensor | None:
-    """Return what each sample brings to any product with the Hessian: mass of its curvature plus size of its gradient.
+    """Return a sample's relevance to Hessian products: mass of its curvature plus absolute sum of its gradient, `(N,)`.
 
-    None for losses that are not known in closed form.
+    None for losses without a closed form.
     """
     loss = typed(module_of(loss_fn), logits.device, torch.float64)
     if loss is None:
@@ -167,7 +169,7 @@ def relevance(loss_fn: LossFn | None, logits: Tensor, targets: Tensor) -> Tensor
 
 
 def _binary_cross_entropy(loss: Any, logits: Tensor, targets: Tensor) -> DiagonalFactor:
-    """`w (y p⁺ + 1 − y) σ(f) (1 − σ(f)) / D`, where `p⁺` is the weight of positives."""
+    """Factor `w (y p⁺ + 1 − y) σ(f) (1 − σ(f)) / D`, where `p⁺` is the weight of positives."""
     second = logits.sigmoid() * (-logits).sigmoid() / logits[0].numel()
     if getattr(loss, "pos_weight", None) is not None:
         target = targets.to(logits)
@@ -178,7 +180,7 @@ def _binary_cross_entropy(loss: Any, logits: Tensor, targets: Tensor) -> Diagona
 
 
 def _any_loss(loss_fn: LossFn, logits: Tensor, targets: Tensor) -> DenseFactor:
-    """Factor the Hessian that automatic differentiation finds, by its eigenvectors."""
+    """Factor the Hessian of any loss, from automatic differentiation and eigenvectors."""
     targets = to_device(targets, logits.device, logits.dtype)
     check_is_mean(loss_fn, logits, targets)
     pairs = zip(logits, targets, strict=True)
@@ -200,7 +202,7 @@ def check_is_mean(loss_fn: LossFn, logits: Tensor, targets: Tensor) -> None:
     """Raise unless the loss of these samples is the mean of their own losses.
 
     Raises:
-        ArgumentError: It is a sum, weighs samples differently, ignores some, or lets them influence each other.
+        ArgumentError: The loss is a sum, weighs or ignores samples, or lets samples influence each other.
     """
     whole = loss_fn(logits, targets).detach()
     mean = torch.stack([loss_fn(f[None], y[None]).detach() for f, y in zip(logits, targets, strict=True)]).mean()

@@ -1,9 +1,8 @@
-"""A temperature at which the curvature of a fitted model does not rest on a handful of samples.
+"""A temperature at which the curvature of a trained model does not depend on a handful of samples.
 
-A network is sure of the images it was trained on: with probabilities p near 0 and 1 the curvature `diag(p) − p pᵀ` of
-the cross-entropy vanishes, and the few images that are left in doubt decide alone which units matter. Of 512 training
-images a trained ResNet-20 has the curvature of 18. Images that it has not seen leave it in doubt more often. Softmax at
-a temperature `T > 1` lets the others speak, too.
+A network is confident on its training images. With probabilities `p` near 0 and 1 the curvature `diag(p) − p pᵀ` of the
+cross-entropy vanishes, and the few uncertain images alone decide the saliency of units: of 512 training images, 18
+carry the curvature of a trained ResNet-20. A softmax at a temperature `T > 1` gives weight to the confident images.
 """
 
 import math
@@ -27,35 +26,39 @@ from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import to_device
 
 SHARE = 0.5
-"""Of the samples that should count, in effect."""
+"""Least effective share of the samples."""
 HOTTEST = 64.0
-"""At this temperature probabilities are all but equal."""
+"""Highest temperature; all probabilities are nearly equal there."""
 _NUMBERS = 1 << 22
-"""Logits that are looked at."""
+"""Number of logits from which the temperature is computed."""
 
 
 def softened(
     model: nn.Module, batches: Any, loss_fn: LossFn | None = None, *, temperature: float | Literal["auto"] = "auto"
 ) -> tuple[LossFn | None, float]:
-    """Return a cross-entropy at a temperature T, and T; other losses come back as they are, with 1.
+    """Return a cross-entropy at a temperature `T`, and `T`; return any other loss unchanged, with 1.
 
-    Of masses `m_n = Σ_c p_c (1 − p_c)` of the samples' curvature, `(Σ m)² / (N Σ m²)` is the share of the samples that
-    count, in effect (Kish). The automatic T is the lowest of 1 to 64, to a hundredth of it, at which that is at least
-    one half. Takes one forward pass over as many batches as hold four million logits.
+    Let `m_n = Σ_c p_c (1 − p_c)` be the mass of sample `n`. The effective share of the samples is `(Σ m)² / (N Σ m²)`
+    (Kish). The automatic `T` is the lowest from 1 to 64, to within one percent, with an effective share of at least one
+    half. Samples with ignored labels do not count. Takes one forward pass over batches of four million logits in all.
 
     Args:
-        model: Any module; evaluation mode is borrowed.
+        model: Any module; it runs in evaluation mode and is left as it was.
         batches: Re-iterable of `(inputs, targets)`.
         loss_fn: A loss that averages; None means cross-entropy.
-        temperature: T, or `"auto"`.
+        temperature: `T`, or `"auto"`.
 
     Returns:
-        The loss, and T.
+        The loss, and `T`.
 
     Raises:
         ArgumentError: The temperature is not a positive number.
+        DataError: All targets are ignored by the loss.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from hessprune.curvature.softening import softened
         >>> sure = torch.tensor([[8.0, 0.0], [9.0, 0.0], [0.0, 1.0]])
         >>> loss, temperature = softened(nn.Identity(), [(sure, torch.tensor([0, 0, 1]))])
         >>> round(temperature, 1)
@@ -66,12 +69,12 @@ def softened(
         check_range("temperature", temperature, low=1e-3, high=1e3)
     if not isinstance(loss, nn.CrossEntropyLoss) or isinstance(loss, SoftenedCrossEntropy):
         return loss_fn, 1.0
-    found = _lowest(loss, _logits(model, batches, loss)) if temperature == "auto" else float(temperature)
-    return (loss_fn, 1.0) if found == 1 else (SoftenedCrossEntropy(loss, found), found)
+    value = _lowest(loss, _logits(model, batches, loss)) if temperature == "auto" else float(temperature)
+    return (loss_fn, 1.0) if value == 1 else (SoftenedCrossEntropy(loss, value), value)
 
 
 def _lowest(loss: nn.CrossEntropyLoss, batches: list[tuple[Tensor, Tensor]]) -> float:
-    """Return the lowest temperature from 1 on at which enough samples count."""
+    """Return the lowest temperature, from 1 on, with a sufficient effective share."""
     if _effective_share(loss, batches) >= SHARE:
         return 1.0
     low, high = 0.0, math.log(HOTTEST)
@@ -84,22 +87,22 @@ def _lowest(loss: nn.CrossEntropyLoss, batches: list[tuple[Tensor, Tensor]]) -> 
 
 @torch.no_grad()
 def _logits(model: nn.Module, batches: Any, loss: nn.CrossEntropyLoss) -> list[tuple[Tensor, Tensor]]:
-    """Return logits and targets of as many batches as are needed, on the CPU; only of samples that count."""
-    found, numbers, device = [], 0, device_of(model)
+    """Return logits and targets of the first batches, on the CPU, for samples with weight in the loss."""
+    pairs, numbers, device = [], 0, device_of(model)
     with evaluation_mode(model):
         for inputs, targets in Rereadable.of(batches):
             logits = logits_of(call_model(model, to_device(inputs, device))).cpu()
             rows = counted_samples(loss, targets.cpu())
-            found.append((logits[rows], targets.cpu()[rows]))
+            pairs.append((logits[rows], targets.cpu()[rows]))
             numbers += logits.numel()
             if numbers >= _NUMBERS:
                 break
-    check_weight(sum(len(labels) for _, labels in found))
-    return [(logits, labels) for logits, labels in found if len(labels)]
+    check_weight(sum(len(labels) for _, labels in pairs))
+    return [(logits, labels) for logits, labels in pairs if len(labels)]
 
 
 def _effective_share(loss: nn.CrossEntropyLoss, batches: list[tuple[Tensor, Tensor]]) -> float:
-    """Return the share of the samples that carry the curvature, in effect."""
+    """Return the effective share of the samples."""
     masses = torch.cat([logit_factor(loss, logits, targets).mass.sum(1) for logits, targets in batches])
     masses = masses / masses.max().clamp(min=torch.finfo(masses.dtype).tiny)
     square = float(masses.square().sum())

@@ -1,4 +1,4 @@
-"""`Until`: stop drawing when the decision that the numbers are for has settled."""
+"""Stop drawing when the decision on the units has settled."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from torch import Tensor
 from hessprune.foundation.checks import check_range
 
 Decision = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-"""From values by key to one boolean tensor by key: which units go."""
+"""A function from values by key to booleans by key, true for the units to remove."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Until:
     """Draw until the set of removed units is settled at a stated confidence.
 
-    The decision is repeated on values shaken by their standard errors; it has settled when, on average, that share of
-    the removed set is the same: `2 |A ∩ B| / (|A| + |B|)` of the two sets.
+    The decision is repeated on values with normal noise of their standard errors. It has settled when the mean overlap
+    of the removed sets `A` and `B`, `2 |A ∩ B| / (|A| + |B|)`, is at least the confidence.
 
     Example:
         >>> import torch
-        >>> from hessprune.curvature.stopping import Until, lowest
+        >>> from hessprune.curvature import Until, lowest
         >>> until = Until(removed=lowest(0.5), confidence=0.95)
         >>> values = {"a": torch.tensor([1.0, 2.0, 8.0, 9.0])}
         >>> until.settled(values, {"a": torch.full((4,), 0.1)}), until.settled(values, {"a": torch.full((4,), 30.0)})
@@ -31,14 +31,14 @@ class Until:
     removed: Decision
     confidence: float = 0.95
     draws_per_round: int = 8
-    """How many draws or probes are added between two looks, at least 2: from fewer, an error is itself a guess."""
+    """Draws or probes between two checks, at least 2: fewer do not give a standard error."""
 
     def __post_init__(self) -> None:
         check_range("confidence", self.confidence, low=0.5, high=1.0)
         check_range("draws_per_round", self.draws_per_round, low=2, integer=True)
 
     def settled(self, values: Mapping[str, Tensor], errors: Mapping[str, Tensor], *, trials: int = 32) -> bool:
-        """Return whether the decision holds when values vary by their errors, normally distributed."""
+        """Return True if the decision holds under normal noise of the values' standard errors."""
         if not all(bool(torch.isfinite(error).all()) for error in errors.values()):
             return False
         decided = _joined(self.removed(values))
@@ -58,6 +58,8 @@ def lowest(fraction: float, cost: Mapping[str, Tensor] | None = None) -> Decisio
     """Return the decision that removes the units of lowest value per cost until `fraction` of all cost is gone.
 
     Example:
+        >>> import torch
+        >>> from hessprune.curvature import lowest
         >>> lowest(0.5)({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 4.0])})
         {'a': tensor([False,  True]), 'b': tensor([ True, False])}
     """

@@ -148,6 +148,8 @@ class Factor(SymmetricMatrix):
     A row costs `2 r U` operations. A hundred rows at once take a fraction of the time of a hundred single rows.
 
     Example:
+        >>> import torch
+        >>> from hessprune.foundation.symmetric import Factor
         >>> q = Factor(torch.tensor([[1.0, -2.0, 0.0]]))
         >>> q.rows([0]), q.abs().rows([0])
         (tensor([[ 1., -2.,  0.]]), tensor([[1., 2., 0.]]))

@@ -1,1 +1,1 @@
-"""Watch a model run at the level of torch functions: what curvature, folding and compensation build on."""
+"""Layers of a running model: recordings, folding, branches, per-sample gradients and least squares."""

@@ -1,7 +1,7 @@
 """Fold evaluation-mode BatchNorm into the layer in front of it.
 
-`BN(W x + b) = (γ/σ) W x + β + (b − μ) γ/σ` with `σ² = running variance + ε`. The folded weight is `W' = (γ/σ) W`, so
-a trace over `W` is the trace over `W'` times `(γ/σ)²`: folding changes what a forward costs, not what is reported.
+`BN(W x + b) = (γ/σ) W x + β + (b − μ) γ/σ` with `σ² = running variance + ε`. The folded weight is `W' = (γ/σ) W`, and
+the trace over `W` is the trace over `W'` times `(γ/σ)²`. A folded model runs faster and gives the same traces.
 """
 
 import copy
@@ -27,16 +27,16 @@ class Folded:
 
     model: nn.Module
     scale: dict[str, Tensor]
-    """For each folded weight the factor `γ/σ` it was multiplied with, broadcastable to the weight's shape."""
+    """For each folded weight its factor `γ/σ`, broadcastable to the weight's shape."""
     recording: Recording
-    """What the run that found the pairs has seen."""
+    """Recording of the run that found the pairs."""
 
 
 def fold_batchnorm(model: nn.Module, inputs: Any) -> Folded:
     """Return a copy of `model` whose BatchNorm layers are folded into the layers in front of them.
 
-    The pairs are found by running the model once on `inputs`. A pair is folded where the BatchNorm is the only use of
-    the layer's output and both are plain modules that the model calls once; all others stay as they are.
+    The model runs on `inputs` to find the pairs. A pair is folded if the BatchNorm is the only use of the layer's
+    output, and both are plain modules that the model calls once. All other pairs stay as they are.
 
     Args:
         model: Any module; it is not changed.
@@ -46,6 +46,9 @@ def fold_batchnorm(model: nn.Module, inputs: Any) -> Folded:
         The folded copy, the factors, and the recording of the run.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from hessprune.curvature import fold_batchnorm
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
         >>> x = torch.randn(2, 3, 5, 5)
         >>> torch.allclose(fold_batchnorm(model, x).model(x), model(x), atol=1e-5)
@@ -64,30 +67,30 @@ def fold_batchnorm(model: nn.Module, inputs: Any) -> Folded:
             continue
         if flat or isinstance(uses[weight].call, Convolution):
             scale[weight] = _fold(clone, layer, norms[mean], uses[weight].call)
-    if scale and not _agree(clone, model, inputs):  # a model that reaches its BatchNorm by another way than its modules
+    if scale and not _agree(clone, model, inputs):  # the model reads its BatchNorm other than by calling it
         return Folded(model=copy.deepcopy(model).requires_grad_(False).eval(), scale={}, recording=recording)
     return Folded(model=clone, scale=scale, recording=recording)
 
 
 @torch.no_grad()
 def _agree(folded: nn.Module, model: nn.Module, inputs: Any) -> bool:
-    """Return whether both models compute the same logits."""
+    """Return True if both models compute the same logits."""
     with evaluation_mode(model):
         ours, theirs = (logits_of(call_model(m, inputs)).double() for m in (folded, model))
-    rounding = 1e-2 if theirs.is_cuda else 1e-3  # TF32 keeps 10 bits of what a convolution reads
+    rounding = 1e-2 if theirs.is_cuda else 1e-3  # TF32 rounds the inputs of a convolution to 10 bits
     tolerance = rounding * float(theirs.abs().max().clamp(min=1e-30))
     return bool(((ours - theirs).abs() <= tolerance).all()) or not bool(torch.isfinite(theirs).all())
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Return whether calling the module is calling its `forward`, with parameters of its own."""
+    """Return True if a module has no hooks, and holds its weight as a parameter."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     return not any(hooks) and isinstance(module._parameters.get("weight"), nn.Parameter)
 
 
 @torch.no_grad()
 def _fold(model: nn.Module, layer: Any, norm_name: str, call: Convolution | Linear) -> Tensor:
-    """Fold the BatchNorm called `norm_name` into `layer` and return the factor on the weight."""
+    """Fold the BatchNorm `norm_name` into `layer`, and return the factor on the weight."""
     norm: Any = model.get_submodule(norm_name)
     weight, bias = layer.weight, layer.bias
     factor = torch.rsqrt(norm.running_var + norm.eps)

@@ -1,4 +1,4 @@
-"""Ridge regression of one layer: new weights that reproduce given outputs, as near to the old weights as can be."""
+"""Ridge regression of one layer: new weights near the old ones that reproduce target outputs."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from torch import Tensor
 from hessprune.layers.sums import Sums
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-"""Ridge strengths tried, relative to the mean diagonal of `XᵀX`."""
+"""Strengths of the ridge, relative to the mean diagonal of `XᵀX`; the best one is chosen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fit:
-    """New weights, and by how much they move the mean of the output."""
+    """New weights, and the constant that they leave to the bias."""
 
     weight: Tensor  # (g, K, O)
     shift: Tensor  # (g, O)
@@ -29,25 +29,27 @@ def solve(sums: Sums, strength: float, old: Tensor) -> Tensor:
 def ridge(x: Tensor, y: Tensor, old: Tensor, *, held_out: Tensor, with_shift: bool) -> Fit:
     """Fit `y ≈ x W + b` around the old weights.
 
-    The strength of the ridge is the one with the least error on the rows held out; the fit is then repeated on all
-    rows. Where no strength beats the old weights there, they are kept. Takes R K² / 2 multiplications, and K³/3 for
-    each strength.
+    The ridge strength with the least error on the held-out rows is chosen, and the fit is repeated on all rows. The old
+    weights are kept if no strength has a lower error than theirs. Takes R K² / 2 multiplications, and K³/3 for each
+    strength.
 
     Args:
         x: Inputs, `(R, g, K)`.
-        y: Outputs wanted, `(R, g, O)`.
-        old: Weights to stay near, `(g, K, O)`.
-        held_out: Which rows choose the strength, `(R,)` bool.
-        with_shift: Whether the layer can absorb a constant `b`.
+        y: Target outputs, `(R, g, O)`.
+        old: Old weights, `(g, K, O)`.
+        held_out: Mask of the rows that choose the strength, `(R,)` bool.
+        with_shift: True if the layer can absorb a constant `b`.
 
     Returns:
         Weights and shift, in float64.
 
     Example:
+        >>> import torch
+        >>> from hessprune.layers.least_squares import ridge
         >>> x = torch.randn(100, 1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        >>> wanted = torch.tensor([[[1.0], [-2.0]]], dtype=torch.float64)
-        >>> fit = ridge(x, x @ wanted[0] + 3, 0 * wanted, held_out=torch.arange(100) < 20, with_shift=True)
-        >>> torch.allclose(fit.weight, wanted, atol=1e-4), round(float(fit.shift), 3)
+        >>> target = torch.tensor([[[1.0], [-2.0]]], dtype=torch.float64)
+        >>> fit = ridge(x, x @ target[0] + 3, 0 * target, held_out=torch.arange(100) < 20, with_shift=True)
+        >>> torch.allclose(fit.weight, target, atol=1e-4), round(float(fit.shift), 3)
         (True, 3.0)
     """
     old = old.double()

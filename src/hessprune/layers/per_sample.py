@@ -1,14 +1,13 @@
-r"""Squared norms of per-sample weight gradients, by whichever of two orders is cheaper.
+r"""Squared norms of per-sample weight gradients, in the cheaper of two orders.
 
 With `a_{n,t}` the input patch and `δ_{n,o,t}` the gradient at the output of a layer, sample `n`'s weight gradient is
-`g_{n,o} = Σ_t δ_{n,o,t} a_{n,t}`, and its squared norm is either taken directly or through the Gram matrix of the
-patches,
+`g_{n,o} = Σ_t δ_{n,o,t} a_{n,t}`. Its squared norm is computed directly, or from the Gram matrix of the patches,
 
     ‖g_{n,o}‖² = Σ_{t,t'} δ_{n,o,t} (a_{n,t}·a_{n,t'}) δ_{n,o,t'} ,
 
-which all output channels and all columns of the loss Hessian share. The first order costs `T·O·K` multiplications for
-each column, the second `T²·O`, after `T²·I` once (`T` positions, `K` entries of a patch), or `T²·K` where the input has
-far more positions than the output.
+which all output channels and all columns of the loss Hessian share. The direct order costs `T·O·K` multiplications for
+each column, for `T` positions and `K` entries of a patch. The Gram order costs `T²·O` for each column and `T²·I` once,
+or `T²·K` once where the input has far more positions than the output.
 """
 
 import math
@@ -23,14 +22,14 @@ from hessprune.operators.maps import Convolution, Linear, LinearMap
 _ENTRY = 64
 """Cost of passing over one entry of a gradient or of a Gram matrix of positions, in multiplications (measured)."""
 _PAYS = 1.5
-"""A Gram matrix is kept for further columns, so it must be faster by so much."""
+"""Least factor by which the Gram order must be faster, since its matrices take memory."""
 _GRAM_LIMIT = 1 << 10
 """Largest number of positions for which a Gram matrix is considered, so that it stays smaller than the activations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Geometry:
-    """Sizes that decide the order: positions `T`, outputs `O`, entries of a patch `K`."""
+    """Sizes that decide on the order: positions `T`, outputs `O`, entries of a patch `K`."""
 
     positions: int
     outputs: int
@@ -44,11 +43,11 @@ class Geometry:
 
     @property
     def shifts(self) -> bool:
-        """Return whether the Gram matrix of the input's positions costs less than the patches, in time and memory."""
+        """True if the Gram matrix of the input's positions costs less than the patches, in time and memory."""
         return self.inputs**2 < self.positions * min(self.patch, self.positions * self.patch // self.channels)
 
     def prefers_gram(self, columns: float) -> bool:
-        """Return whether the Gram order costs less over that many columns."""
+        """Return True if the Gram order costs less for this number of columns."""
         if self.positions == 1:
             return True
         if self.positions > _GRAM_LIMIT:
@@ -60,7 +59,7 @@ class Geometry:
 
 
 def geometry_of(call: LinearMap, x: Tensor, weight: Tensor, delta: Tensor) -> Geometry | None:
-    """Return the sizes of a use, or None where only the direct order is implemented."""
+    """Return the sizes of a layer's call, or None where only the direct order is implemented."""
     if isinstance(call, Convolution) and (call.transposed or call.groups != 1):
         return None
     return _geometry(call, x.shape, delta.shape, weight, len(x) if isinstance(call, Convolution) else call.samples)
@@ -97,7 +96,7 @@ def patch_gram(call: LinearMap, x: Tensor, weight: Tensor, geometry: Geometry) -
 
 
 def _shifted_gram(call: Convolution, x: Tensor, weight: Tensor) -> Tensor:
-    """Return the same from the Gram matrix of the input's own positions: patches overlap, its entries are shared."""
+    """Return the Gram matrices of patches from those of input positions; overlapping patches share their entries."""
     rank, rows = x.dim() - 2, x.flatten(2)
     gram = (rows.transpose(1, 2) @ rows).view(len(x), *x.shape[2:] * 2)
     for axis, size in enumerate(call.output_size(x, weight)):

@@ -1,4 +1,4 @@
-"""One use of a weight as a regression: rows of inputs, rows of outputs, and a matrix of columns between them."""
+"""One use of a weight as a regression: rows of inputs times a matrix give rows of outputs."""
 
 import torch
 import torch.nn.functional as F
@@ -8,19 +8,19 @@ from hessprune.operators.maps import Convolution, LinearMap
 
 
 def rows_of(call: LinearMap, out: Tensor) -> Tensor:
-    """Outputs as rows `(samples × positions, O)`."""
+    """Return outputs as rows `(samples × positions, O)`."""
     return out.movedim(1, -1).flatten(0, -2) if isinstance(call, Convolution) else out.flatten(0, -2)
 
 
 def outputs_by_sample(call: LinearMap, out: Tensor, samples: int) -> Tensor:
-    """Outputs as `(N, T, O)`: the `T` positions of every sample."""
+    """Return outputs as `(N, T, O)`, for the `T` positions of every sample."""
     if isinstance(call, Convolution):  # a sample may consist of several frames
         return rows_of(call, out).view(samples, -1, out.shape[1])
     return call.layout.by_sample(out, samples)
 
 
 def rows_by_sample(call: LinearMap, out: Tensor, samples: int) -> Tensor:
-    """Return the numbers of the rows that `rows_of` makes of each sample, `(N, T)`."""
+    """Return the row numbers, in the order of `rows_of`, of each sample's positions, `(N, T)`."""
     axis = 1 if isinstance(call, Convolution) else -1
     numbers = torch.arange(out.numel() // out.shape[axis], device=out.device)
     if isinstance(call, Convolution):
@@ -29,21 +29,21 @@ def rows_by_sample(call: LinearMap, out: Tensor, samples: int) -> Tensor:
 
 
 def columns_of(call: LinearMap, weight: Tensor) -> Tensor:
-    """Weights as a regression's, `(g, K, O)`."""
+    """Return a weight as the matrix of a regression, `(g, K, O)`."""
     if isinstance(call, Convolution):
         return weight.flatten(1).unflatten(0, (call.groups, -1)).mT
     return weight[None] if call.transposed else weight.mT[None]
 
 
 def weight_from(call: LinearMap, columns: Tensor, weight: Tensor) -> Tensor:
-    """Turn columns `(g, K, O)` back into a weight."""
+    """Return the matrix `(g, K, O)` of a regression as a weight."""
     if isinstance(call, Convolution):
         return columns.mT.reshape(weight.shape).to(weight.dtype)
     return (columns[0] if call.transposed else columns[0].mT).to(weight.dtype)
 
 
 def design(call: LinearMap, x: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
-    """Inputs of the regression at the sampled positions, `(R, g, K)`."""
+    """Return inputs of the regression at some rows, `(R, g, K)`."""
     if not isinstance(call, Convolution):
         return x.flatten(0, -2)[positions][:, None]
     kernel = weight.shape[2:]

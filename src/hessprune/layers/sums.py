@@ -1,4 +1,4 @@
-"""Sums over the rows of a regression: all that least squares needs to know of them, however many they are."""
+"""Sums over the rows of a regression, which are sufficient for least squares."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 ROWS, BLOCK = 1024, 256
-"""Rows and columns that are multiplied at once: with them a product of 576 columns takes half the time."""
+"""Rows and columns of one block of a product; with these a product of 576 columns takes half the time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sums:
     """Sums over rows `x (R, *, K)` and `y (R, *, O)` of regressions `y ≈ x W`, in float64.
 
-    `*` stands for the groups of a layer, one regression each, or for nothing.
+    `*` is the number of groups of a layer, one regression each, or absent.
     """
 
     count: int
@@ -27,30 +27,30 @@ class Sums:
     def of(cls, x: Tensor, y: Tensor) -> "Sums":
         """Sum over rows, in portions that stay in the processor's cache.
 
-        Half of the symmetric `XᵀX` is left out, block by block: R K² / 2 multiplications.
+        Only one half of the symmetric `XᵀX` is computed, block by block: R K² / 2 multiplications.
         """
         size = x.shape[-1]
         sum_x, sum_y, squares = (x.new_zeros(like.shape[1:], dtype=torch.float64) for like in (x, y, y))
         xx, xy = (sum_x.new_zeros(*x.shape[1:], width) for width in (size, y.shape[-1]))
         for few_x, few_y in zip(x.split(ROWS), y.split(ROWS), strict=True):
-            own, wanted = few_x.double().movedim(0, -2), few_y.double().movedim(0, -2)
+            inputs, outputs = few_x.double().movedim(0, -2), few_y.double().movedim(0, -2)
             for start in range(0, size, BLOCK):
-                xx[..., start : start + BLOCK, start:] += own[..., start : start + BLOCK].mT @ own[..., start:]
-            xy += own.mT @ wanted
-            sum_x += own.sum(-2)
-            sum_y += wanted.sum(-2)
-            squares += wanted.square().sum(-2)
+                xx[..., start : start + BLOCK, start:] += inputs[..., start : start + BLOCK].mT @ inputs[..., start:]
+            xy += inputs.mT @ outputs
+            sum_x += inputs.sum(-2)
+            sum_y += outputs.sum(-2)
+            squares += outputs.square().sum(-2)
         return cls(count=len(x), x=sum_x, y=sum_y, xx=xx.triu() + xx.triu(1).mT, xy=xy, yy=squares)
 
     def __add__(self, other: "Sums") -> "Sums":
-        """Sums over both sets of rows."""
+        """Return the sums over both sets of rows."""
         return Sums(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
 
-    def select(self, inputs: Tensor, wanted: Tensor) -> "Sums":
-        """Restrict to some columns of `x` and of `y`."""
+    def select(self, inputs: Tensor, outputs: Tensor) -> "Sums":
+        """Return the sums of some columns of `x` and of `y`."""
         xx = self.xx[..., inputs, :][..., inputs]
-        xy, yy = self.xy[..., inputs, :][..., wanted], self.yy[..., wanted]
-        return Sums(count=self.count, x=self.x[..., inputs], y=self.y[..., wanted], xx=xx, xy=xy, yy=yy)
+        xy, yy = self.xy[..., inputs, :][..., outputs], self.yy[..., outputs]
+        return Sums(count=self.count, x=self.x[..., inputs], y=self.y[..., outputs], xx=xx, xy=xy, yy=yy)
 
     def about(self, x: Tensor, y: Tensor) -> "Sums":
         """Return the sums of `x − x̄` and `y − ȳ`, for `x̄ (*, K)` and `ȳ (*, O)`."""
@@ -65,11 +65,11 @@ class Sums:
         )
 
     def centred(self) -> "Sums":
-        """Take the means out."""
+        """Return the sums about the means."""
         return self.about(self.x / self.count, self.y / self.count)
 
     def error(self, weight: Tensor) -> Tensor:
-        """Squared error of each output, `Σ (y − x W)²`, `(*, O)`."""
+        """Return the squared error of each output, `Σ (y − x W)²`, `(*, O)`."""
         return self.yy - 2 * (weight * self.xy).sum(-2) + (weight * (self.xx @ weight)).sum(-2)
 
 

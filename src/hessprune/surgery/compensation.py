@@ -1,8 +1,9 @@
-"""Compensation: the survivors make up for the removed, without training.
+"""Compensation: least squares adapts the remaining weights to the removal of units, without training.
 
-Every layer of the pruned model is refitted in forward order so that, on its already changed inputs, it gives the dense
-layer's output; or the dense sum, where its output is added to a residual stream: so it also makes up for what the
-stream lost before. Each model runs once over the calibration samples; each layer looks at a random sample of positions.
+Each layer of the pruned model is refitted in forward order: on its inputs in the pruned model it then reproduces the
+dense layer's output. A layer whose output is added to a residual stream reproduces the dense sum, and thereby corrects
+earlier errors of the stream. Each model runs once over the calibration samples, and each layer is fitted at a random
+sample of positions.
 """
 
 import copy
@@ -31,38 +32,38 @@ from hessprune.surgery.implants.arrangement import origins
 from hessprune.surgery.implants.module import parts_of
 
 ROWS_PER_INPUT, MIN_ROWS, MAX_ROWS = 48, 8192, 32768
-"""Sampled positions: this many for each column of the regression, within bounds."""
+"""Sampled positions for each column of the regression, and the least and most positions of a layer."""
 TRIAL_ROWS = 0.25
-"""Share of these with which it is tried whether refitting helps at all."""
+"""Share of these positions in the trial on four fifths of the samples."""
 MIN_SAMPLES = 10
-"""Fewer cannot both fit and judge."""
+"""Fewest samples: fewer cannot be split into those that fit and those that judge."""
 MEMORY = 2 << 30
-"""Bytes of activations that one forward pass may hold; more calibration samples than fit are left out."""
+"""Bytes of activations that one forward pass may hold; calibration samples beyond that are not read."""
 NEGLIGIBLE = 1e-6
 """Share of the largest BatchNorm factor below which a channel's output does not matter."""
 LIVE = 4
-"""Times the largest input and output of a layer that a forward pass holds at once."""
+"""Memory of a forward pass, in multiples of the largest input and output of a layer."""
 
 
 def compensate(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any, *, loss_fn: Any = None) -> nn.Module:
-    """Refit a pruned model's layers to the dense layers' outputs, if that lowers the loss on samples held out.
+    """Refit a pruned model's layers to the dense layers' outputs, if that lowers the loss on held-out samples.
 
     For each convolution or linear layer in forward order, `min_W ‖Y − X W‖² + λ ‖W − W₀‖²`, where `X` are the layer's
-    inputs in the pruned model so far and `Y` the dense layer's outputs. Where these, scaled by `s = γ / σ` if BatchNorm
-    follows, are added to a tensor `R` that was computed before, the sum is fitted: `s Y + R − R'` by `s X W`, with `R'`
-    the pruned model's. `λ` is chosen on held-out samples, the constant goes into the bias or into the BatchNorm behind.
-    Normal equations in float64.
+    inputs in the pruned model, whose earlier layers are refitted already, and `Y` the dense layer's outputs. If `Y` is
+    added to an earlier tensor `R`, scaled by `s = γ / σ` of a BatchNorm in between, `s X W` is fitted to
+    `s Y + R − R'`, with the pruned model's `R'`. `λ` is chosen on held-out samples. The constant goes into the bias, or
+    into the BatchNorm behind the layer. Normal equations in float64.
 
     Args:
         dense: The model the plan was made for.
-        pruned: What `apply_plan` made of it; both are left untouched.
+        pruned: The model from `apply_plan`; both models are left untouched.
         plan: The plan between them.
         batches: Calibration data, a re-iterable of `(inputs, targets)`.
-        loss_fn: The loss that decides; cross-entropy if None.
+        loss_fn: The loss on held-out samples; cross-entropy if None.
 
     Returns:
-        A new model: refitted on all samples, or an equal copy of `pruned` where refitting on four fifths of them does
-        not lower the loss on the last fifth, or where there are fewer than ten.
+        A new model, refitted on all samples; an equal copy of `pruned` if there are fewer than ten samples, or if a
+        refit on four fifths of them does not lower the loss on the last fifth.
 
     Raises:
         DataError: `batches` cannot be read twice or is empty.
@@ -91,7 +92,7 @@ def compensate(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any, *,
 
 
 def _gather(batches: Any, model: nn.Module) -> tuple[Any, Tensor]:
-    """Join as many calibration samples as memory allows into one batch; no more batches are read than that takes."""
+    """Read calibration samples until memory is full, and join them into one batch."""
     inputs, targets, samples, limit, device = [], [], 0, 0, device_of(model)
     for batch, labels in Rereadable.of(batches):
         limit = limit or _most_samples(model, to_device(batch, device))
@@ -105,7 +106,7 @@ def _gather(batches: Any, model: nn.Module) -> tuple[Any, Tensor]:
 
 
 def _most_samples(model: nn.Module, inputs: Any) -> int:
-    """Return how many samples one forward pass can hold, measured on two of these."""
+    """Return the number of samples that one forward pass can hold, from a run on two samples."""
     uses = record(model, inputs).uses
     largest = max(math.prod(use.input_shape) + math.prod(use.output_shape) for use in uses) // 2
     return max(2, MEMORY // (4 * LIVE * largest))
@@ -118,7 +119,7 @@ def _loss(model: nn.Module, inputs: Any, targets: Tensor, loss_fn: Any) -> float
 
 
 def refit(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any) -> nn.Module:
-    """Return a refitted copy of `pruned` without asking whether that helps: for models that are only looked at."""
+    """Return a refitted copy of `pruned`, with no trial on held-out samples; for models that are only measured."""
     return _refitted(dense, pruned, plan, _gather(batches, pruned)[0])
 
 
@@ -134,8 +135,8 @@ def _refitted(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any, shar
         with teacher:
             call_model(dense, inputs)
         mode = _Student(student, samples, recording, {name: ours[name] for name in both})
-        targets = _targets(teacher.wanted, plan, dense, student)
-        with progress_bar("least squares", len(teacher.wanted)) as bar:
+        targets = _targets(teacher.targets, plan, dense, student)
+        with progress_bar("least squares", len(teacher.targets)) as bar:
             mode.follow(targets, bar.advance)
             with mode:
                 call_model(student, inputs)
@@ -144,7 +145,7 @@ def _refitted(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any, shar
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Target:
-    """What the dense layer gave at a sample of positions, and what was added to it."""
+    """The dense layer's output at sampled positions, and the tensor that is added to it."""
 
     weight: str
     positions: Tensor  # (R,)
@@ -153,12 +154,12 @@ class _Target:
 
 
 class _Teacher(StepMode):
-    """Notes every layer's output at random positions."""
+    """Records every layer's output at random positions."""
 
     def __init__(self, model: nn.Module, samples: int, branches: Mapping[str, Branch], share: float) -> None:
         super().__init__(model, samples, branches)
         self._share = share
-        self.wanted: list[_Target] = []
+        self.targets: list[_Target] = []
         self._generator = torch.Generator().manual_seed(0)
 
     def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
@@ -168,12 +169,12 @@ class _Teacher(StepMode):
         count = min(len(rows), int(self._share * usual))
         positions = torch.randperm(len(rows), generator=self._generator)[:count].sort().values.to(rows.device)
         other = rows_of(call, self.take_other(name))[positions] if name in self.branches else None
-        self.wanted.append(_Target(weight=name, positions=positions, output=rows[positions], other=other))
+        self.targets.append(_Target(weight=name, positions=positions, output=rows[positions], other=other))
         return out
 
 
 class _Student(StepMode):
-    """Refits each layer just before it runs, so that the next one sees what it will really get."""
+    """Refits each layer just before it runs, so that later layers receive the refitted outputs."""
 
     def __init__(self, model: nn.Module, samples: int, recording: Recording, branches: Mapping[str, Branch]) -> None:
         super().__init__(model, samples, branches, recording.layouts)
@@ -182,7 +183,7 @@ class _Student(StepMode):
         self._once = {use.weight for use in recording.uses if recording.count(use.weight) == 1}
 
     def follow(self, targets: Mapping[str, _Target], advance: Any) -> None:
-        """Say what to fit to, by weight."""
+        """Set the targets by weight, and the function that reports progress."""
         self._targets, self._advance = targets, advance
 
     def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
@@ -193,16 +194,16 @@ class _Student(StepMode):
         return call.forward(*arguments)
 
     def _refit(self, name: str, call: LinearMap, arguments: Arguments, target: _Target) -> None:
-        """Fit a layer to the dense layer's output; before an addition, to the dense sum."""
+        """Fit a layer to the dense layer's output, or to the dense sum in front of an addition."""
         x, weight, bias = arguments
         inputs, mean = design(call, x, weight, target.positions), self._means.get(name)
         old = columns_of(call, weight)
         scale, missing = self._sum(name, call, target)
         output = target.output if bias is None else target.output - bias
-        wanted, unit = (output * scale + missing).unflatten(1, (old.shape[0], -1)), scale.view(old.shape[0], 1, -1)
+        goal, unit = (output * scale + missing).unflatten(1, (old.shape[0], -1)), scale.view(old.shape[0], 1, -1)
         rows_per_sample = len(rows_of(call, call.forward(x[:1], weight, None))) * x.shape[0] // self.samples
         held_out = (target.positions // max(rows_per_sample, 1)) % 5 == 0
-        fit = ridge(inputs, wanted, old * unit, held_out=held_out, with_shift=bias is not None or mean is not None)
+        fit = ridge(inputs, goal, old * unit, held_out=held_out, with_shift=bias is not None or mean is not None)
         weight.copy_(weight_from(call, fit.weight / unit, weight))
         shift = (fit.shift / unit.squeeze(1)).flatten()
         if bias is not None:
@@ -211,7 +212,7 @@ class _Student(StepMode):
             mean[: shift.numel()] -= shift.to(mean.dtype)
 
     def _sum(self, name: str, call: LinearMap, target: _Target) -> tuple[Tensor, Tensor | float]:
-        """Return the factors between a layer's output and a sum, `(O,)`, and what the sum lacks elsewhere, `(R, O)`."""
+        """Return the factors from a layer's output to a sum, `(O,)`, and the error of the other summand, `(R, O)`."""
         ones = target.output.new_ones(target.output.shape[1])
         if target.other is None:
             return ones, 0.0
@@ -222,18 +223,18 @@ class _Student(StepMode):
         return torch.where(scale.abs() > NEGLIGIBLE * scale.abs().max(), scale, ones), missing
 
 
-def _targets(wanted: list[_Target], plan: Plan, dense: nn.Module, student: nn.Module) -> dict[str, _Target]:
-    """Restrict the dense outputs to what each weight of the student gives; of several uses the last one counts."""
+def _targets(recorded: list[_Target], plan: Plan, dense: nn.Module, student: nn.Module) -> dict[str, _Target]:
+    """Return for each weight of the student its part of the dense outputs, of the last use if there are several."""
     shapes = {name: parameter.shape for name, parameter in dense.named_parameters(remove_duplicate=False)}
     axes = [(p.param, p.dim) for group in plan.groups for p in group.slices_with_role("producer")]
     rows = {name: kept for (name, _), kept in origins(plan, {(n, dim): shapes[n][dim] for n, dim in axes}).items()}
     sizes = {name: shapes[name][dim] for name, dim in axes}
-    given = {name: [(name, rows.get(name))] for name in shapes}
+    parts_by_weight = {name: [(name, rows.get(name))] for name in shapes}
     for layer, _, parts in parts_of(student, dense, plan):
-        given[f"{layer}.weight"] = [(f"{part.name}.weight", part.rows) for part in parts]
+        parts_by_weight[f"{layer}.weight"] = [(f"{part.name}.weight", part.rows) for part in parts]
     targets = {}
-    for target in wanted:
-        for name, kept in given[target.weight]:
+    for target in recorded:
+        for name, kept in parts_by_weight[target.weight]:
             columns = slice(None)
             if kept is not None and sizes[target.weight] == target.output.shape[1]:
                 columns = kept.to(target.output.device)
