@@ -101,7 +101,7 @@ def test_rooms_are_few_and_none_is_missing() -> None:
 
 
 def test_tests_mirror_the_rooms_name_for_name() -> None:
-    """`tests/<room>/test_<module>.py` tests `<room>/<module>.py`, or that folder; tests at the root span several rooms."""
+    """`tests/<room>/test_<module>.py` tests `<room>/<module>.py`, or that folder; the root spans several."""
     for test in TESTS.rglob("*/test_*.py"):
         place = test.relative_to(TESTS)
         module = SOURCE / place.with_name(place.name.removeprefix("test_"))
