@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hessprune.lab.decisions import compensated
 from torch import nn
 
 import hessprune as hp
 from hessprune.lab.data import load_dataset
 from hessprune.lab.models import build_model
 from hessprune.latency.table import measured_share, timing
+from hessprune.pruning.recovery import recovered
 from support.claims import Claims, arguments
 from support.networks import MEAN, STD, pretrained, warmed
 
@@ -63,7 +63,7 @@ class Network:
             lost = sum(float(saliency[name][list(units)].sum()) for name, units in plan.removed.items())
             return 100 * (1 - lost / sum(float(value.sum()) for value in saliency.values()))
         if model is None:
-            model = compensated(self.model, hp.apply_plan(self.model, plan), plan, self.calibration)
+            model = recovered(self.model, hp.apply_plan(self.model, plan), plan, self.calibration)
         return 100 * hp.evaluate(model, self.test).accuracy
 
 

@@ -24,7 +24,7 @@ def removal_for(
     """Return the function from saliencies to the units that `make_plan` would remove.
 
     Costs are counted once, so a call takes milliseconds. A stochastic estimate can draw until this decision has
-    settled: `hp.TraceOptions(until=hp.Until(removed=hp.removal_for(…)))`.
+    settled: `hp.HAP(estimator="rademacher", until=hp.Until(removed=hp.removal_for(…)))`.
 
     Args:
         model: The dense model; it is not changed.
