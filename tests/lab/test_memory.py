@@ -46,7 +46,7 @@ def with_prune(run, **changes):
 def scored(run, dense, groups, method):
     """Return the stage that keeps the saliencies."""
     memory = StageMemory(run, dense, groups, method)
-    task = task_of(run, dense, method, run.settings.prune.budget, memory)
+    task = task_of(run, dense, groups, method, run.settings.prune.budget, memory)
     memory.saliency(task.scoring_settings(), lambda: score(task, dense.model, groups))
     return memory.stages["2-saliency"]
 
@@ -81,7 +81,7 @@ def test_other_weights_data_options_groups_or_method_are_measured_anew(run, dens
 def test_a_remembered_pruning_is_read_back_whole(run, dense, groups, monkeypatch):
     def outcome():
         memory = StageMemory(run, dense, groups, "magnitude")
-        return carry_out(task_of(run, dense, "magnitude", run.settings.prune.budget, memory), groups)
+        return carry_out(task_of(run, dense, groups, "magnitude", run.settings.prune.budget, memory))
 
     first = outcome()
     monkeypatch.setattr("hessprune.pruning.prune.saliency", None)

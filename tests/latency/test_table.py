@@ -251,9 +251,10 @@ def test_steps_end_at_shares_of_the_dense_latency(monkeypatch) -> None:
         budget=Budget(latency_ms="40%", target=table),
         method=hp.Magnitude(),
         ranking=Ranking(step=0.25),
+        groups=groups,
         memory=Shares(),
     )
-    carry_out(task, groups)
+    carry_out(task)
     assert shares == pytest.approx([0.75, 0.5, 0.4], abs=0.03)
     assert all(share <= limit + 1e-9 for share, limit in zip(shares, (0.75, 0.5, 0.4), strict=True))
 

@@ -49,6 +49,7 @@ def task(model: torch.nn.Module, method: hp.Method, budget: hp.Budget, ranking: 
         budget=budget,
         method=method,
         ranking=ranking,
+        groups=hp.find_groups(model, X),
         memory=plans,
     )
 
@@ -58,7 +59,7 @@ def test_steps_meet_the_budget_and_the_floors(method: hp.Method) -> None:
     model, plans = make(Residual), Plans()
     groups = hp.find_groups(model, X)
     ranking = hp.Ranking(min_kept_fraction=0.25, step=0.2)
-    result = carry_out(task(model, method, hp.Budget(macs=0.55), ranking, plans), groups)
+    result = carry_out(task(model, method, hp.Budget(macs=0.55), ranking, plans))
     plan = result.plan
     assert plans.budgets == [{"macs": 0.8}, {"macs": 0.6}, {"macs": 0.55}]
     assert plan.cost_after.macs <= 0.55 * plan.cost_before.macs
@@ -71,7 +72,7 @@ def test_one_step_is_make_plan() -> None:
     model, budget, plans = make(Residual), hp.Budget(macs=0.6), Plans()
     groups = hp.find_groups(model, X)
     values = hp.saliency(model, groups, BATCHES, "magnitude")
-    result = carry_out(task(model, hp.Magnitude(), budget, hp.Ranking(), plans), groups)
+    result = carry_out(task(model, hp.Magnitude(), budget, hp.Ranking(), plans))
     assert result.plan.removed == hp.make_plan(model, groups, values, budget, example_inputs=X).removed
     assert plans.budgets == [{"macs": 0.6}]
     with pytest.raises(hp.errors.ArgumentError, match="`step` must be"):

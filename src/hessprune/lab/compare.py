@@ -93,8 +93,8 @@ def _compare(run: Run, asked: CompareSettings) -> Comparison:
         for job, label, budget in _jobs(run, asked):
             memory = StageMemory(job, dense, groups, label)
             try:
-                task = task_of(job, dense, job.settings.prune.method, job.settings.prune.budget, memory)
-                _, plan = decide(task, groups)
+                task = task_of(job, dense, groups, job.settings.prune.method, job.settings.prune.budget, memory)
+                _, plan = decide(task)
             except BudgetError as error:  # below what the floors allow: the table says so and goes on
                 unreachable[f"{label}: {error}"] = None
                 continue

@@ -30,12 +30,12 @@ class Pruned:
 def prune_by(run: Run, dense: Model, groups: Sequence[Group], method: str) -> Pruned:
     """Prune the dense model by one method; finished stages are read again."""
     memory = StageMemory(run, dense, groups, method)
-    result = carry_out(task_of(run, dense, method, run.settings.prune.budget, memory), groups)
+    result = carry_out(task_of(run, dense, groups, method, run.settings.prune.budget, memory))
     model = Model(model=result.model, stage=memory.stages["4-pruned"])
     return Pruned(method=method, saliency=result.saliency, plan=result.plan, model=model)
 
 
-def task_of(run: Run, dense: Model, method: str, budget: Budget, memory: StageMemory) -> Task:
+def task_of(run: Run, dense: Model, groups: Sequence[Group], method: str, budget: Budget, memory: StageMemory) -> Task:
     """Return what the recipe asks of one method at one budget."""
     prune = run.settings.prune
     return Task(
@@ -49,6 +49,7 @@ def task_of(run: Run, dense: Model, method: str, budget: Budget, memory: StageMe
         compensate=prune.compensate,
         ranking=prune.ranking,
         seed=run.settings.seed,
+        groups=groups,
         memory=memory,
     )
 

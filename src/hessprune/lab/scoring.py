@@ -48,7 +48,7 @@ def measure_saliency(
         run = open_run(settings, out, Path(data_root))
         dense = dense_model(run)
         groups = find_groups(dense.model, run.example, (*settings.prune.ranking.ignore, *ignore))
-        task = task_of(run, dense, name, settings.prune.budget, StageMemory(run, dense, groups, name))
+        task = task_of(run, dense, groups, name, settings.prune.budget, StageMemory(run, dense, groups, name))
         values = task.memory.saliency(task.scoring_settings(), lambda: score(task, dense.model, groups))
     result = Saliencies(
         model=settings.model.name,

@@ -104,9 +104,9 @@ def curve(run: Run, dense: Model, groups: Groups, method: str) -> list[dict[str,
         write_json(folder / "curve.json", [point for share in run.settings.report.curve for point in at(share)])
 
     def at(share: float) -> list[dict[str, Any]]:
-        task = task_of(run, dense, method, Budget(macs=share), memory)
+        task = task_of(run, dense, groups, method, Budget(macs=share), memory)
         try:
-            _, plan = decide(task, groups)
+            _, plan = decide(task)
         except BudgetError:  # below the floors: the curve ends before
             return []
         found = evaluate(pruned_by(task, plan), run.batches("validation"), loss_fn=run.loss_fn)

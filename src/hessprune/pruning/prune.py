@@ -22,7 +22,6 @@ from hessprune.pruning.recovery import cut_and_recover
 from hessprune.pruning.steps import plan_in_steps
 from hessprune.pruning.task import Task
 from hessprune.pruning.timing import with_latency_table
-from hessprune.structure.find import find_groups
 from hessprune.structure.groups import Group
 from hessprune.surgery import checkpoint
 
@@ -113,24 +112,23 @@ def prune(
         ranking=Ranking() if ranking is None else ranking,
         seed=seed,
     )
-    task.check_data()
-    return carry_out(task, find_groups(model, example_inputs, task.ranking.ignore))
+    return carry_out(task.ready())
 
 
-def carry_out(task: Task, groups: Sequence[Group]) -> PruneResult:
+def carry_out(task: Task) -> PruneResult:
     """Score every unit, plan for the budget, cut, and let the survivors recover; finished stages are remembered."""
-    values, plan = decide(task, groups)
+    values, plan = decide(task)
     model = cut_and_recover(task, plan)
     return PruneResult(
         model=model, plan=plan, saliency=values, cost_before=plan.cost_before, cost_after=plan.cost_after
     )
 
 
-def decide(task: Task, groups: Sequence[Group]) -> tuple[Saliency, Plan]:
+def decide(task: Task) -> tuple[Saliency, Plan]:
     """Score every unit, and plan for the budget."""
-    values = task.memory.saliency(task.scoring_settings(), lambda: score(task, task.model, groups))
-    task = with_latency_table(task, groups, values)
-    return values, plan_in_steps(task, groups, values, score)
+    values = task.memory.saliency(task.scoring_settings(), lambda: score(task, task.model, task.groups))
+    task = with_latency_table(task, values)
+    return values, plan_in_steps(task, values, score)
 
 
 def score(task: Task, model: nn.Module, groups: Sequence[Group]) -> Saliency:

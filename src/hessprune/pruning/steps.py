@@ -32,13 +32,12 @@ Score = Callable[[Task, nn.Module, Sequence[Group]], Saliency]
 """Measures the saliencies of a model's units as a task says."""
 
 
-def plan_in_steps(task: Task, groups: Sequence[Group], values: Saliency, score: Score) -> Plan:
+def plan_in_steps(task: Task, values: Saliency, score: Score) -> Plan:
     """Return the plan for a task's budget, made at once or in steps of `task.ranking.step`.
 
     Args:
-        task: Model, data, budget and method. A budget of time carries a latency table.
-        groups: The groups of the dense model.
-        values: Their saliencies.
+        task: Model, groups, data, budget and method. A budget of time carries a latency table.
+        values: The saliencies of its groups.
         score: Measures saliencies between steps.
 
     Returns:
@@ -47,7 +46,7 @@ def plan_in_steps(task: Task, groups: Sequence[Group], values: Saliency, score: 
     Raises:
         BudgetError: The budget is out of reach.
     """
-    path = _Path(task=task, groups=groups, values=values, score=score)
+    path = _Path(task=task, values=values, score=score)
     plan = None
     for limit, share in path.limits():
         plan = path.remembered(plan, limit, share)
@@ -60,7 +59,6 @@ class _Path:
     """The steps of one task."""
 
     task: Task
-    groups: Sequence[Group]
     values: Saliency
     score: Score
 
@@ -80,8 +78,8 @@ class _Path:
 
     def _dense_cost(self, budget: Budget) -> float:
         if budget.quantity == "units":
-            return sum(group.num_units for group in self.groups)
-        at_once = self._plan(self.task.model, self.groups, self.values, budget, self.task.ranking)
+            return sum(group.num_units for group in self.task.groups)
+        at_once = self._plan(self.task.model, self.task.groups, self.values, budget, self.task.ranking)
         if budget.is_latency:
             return at_once.provenance["latency"]["dense_ms"]
         return getattr(at_once.cost_before, budget.quantity)
@@ -101,12 +99,12 @@ class _Path:
     def _next(self, plan: Plan | None, limit: Budget, share: float, *, last: bool) -> Plan:
         """Return the plan of the step that ends at `limit`, after the plan of the steps before it."""
         if plan is None and last:
-            return self._plan(self.task.model, self.groups, self.values, limit, self.task.ranking, implant=True)
-        removed = {group.name: () for group in self.groups} if plan is None else plan.removed
+            return self._plan(self.task.model, self.task.groups, self.values, limit, self.task.ranking, implant=True)
+        removed = {group.name: () for group in self.task.groups} if plan is None else plan.removed
         spent = 1.0 if plan is None else plan.kept_fraction(limit.quantity)
         if spent <= share:
             return self._plan_removing(removed, limit, None)
-        remaining, model, values = remaining_groups(self.groups, removed), self.task.model, self.values
+        remaining, model, values = remaining_groups(self.task.groups, removed), self.task.model, self.values
         if plan is not None:
             pruned = apply_plan(self.task.model, plan, check=False)
             model = refit(self.task.model, pruned, plan, self.task.batches)
@@ -142,7 +140,7 @@ class _Path:
         """Return a budget whose latency table, if any, is that of a model that has lost units before."""
         if not isinstance(budget.target, LatencyTable):
             return budget
-        pairs = zip(self.groups, groups, strict=True)
+        pairs = zip(self.task.groups, groups, strict=True)
         gone = {dense.name: dense.num_units - group.num_units for dense, group in pairs}
         return replace(budget, target=budget.target.after(gone))
 
@@ -160,18 +158,18 @@ class _Path:
     def _floored(self) -> Ranking:
         """The ranking with its floors counted in units of the dense groups."""
         ranking = self.task.ranking
-        floors = ((group.name, group.num_units - removable(group, ranking)) for group in self.groups)
+        floors = ((group.name, group.num_units - removable(group, ranking)) for group in self.task.groups)
         return replace(ranking, min_kept_units=tuple(floors))
 
     def _plan_removing(self, removed: Mapping[str, Sequence[int]], limit: Budget, more: Plan | None) -> Plan:
         """Return the plan for the dense model that removes the units in `removed` and, of the rest, those in `more`."""
-        names = {group.name: _not_in(removed[group.name], group) for group in self.groups}
+        names = {group.name: _not_in(removed[group.name], group) for group in self.task.groups}
         added = {name: () if more is None else more.removed[name] for name in names}
         implanted: Mapping[str, Any] = {} if more is None else more.implanted
         ranking = self.task.ranking.to_json()
         return plan_removing(
             self.task.model,
-            self.groups,
+            self.task.groups,
             {name: (*gone, *(names[name][unit] for unit in added[name])) for name, gone in removed.items()},
             limit,
             example_inputs=self.task.example_inputs,

@@ -1,7 +1,7 @@
 """A task: everything that decides one pruning, checked before the long work starts."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,8 @@ from hessprune.methods.scoring import check_seed, loss_name
 from hessprune.planning.implants import Implant, check_no_stand_ins
 from hessprune.planning.ranking import Ranking
 from hessprune.pruning.memory import Memory, NoMemory
+from hessprune.structure.find import find_groups
+from hessprune.structure.groups import Group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +33,8 @@ class Task:
     compensate: bool = True
     ranking: Ranking = field(default_factory=Ranking)
     seed: int = 0
+    groups: Sequence[Group] = ()
+    """The groups of the model, without ignored layers; `ready` finds them."""
     memory: Memory = field(default_factory=NoMemory)
     """Keeps the finished stages; `hp.prune` keeps none."""
 
@@ -41,15 +45,17 @@ class Task:
         check_no_stand_ins(self.implant, self.budget)
         check_seed(self.seed, self.method)
 
-    def check_data(self) -> None:
-        """Raise unless the data can be read again and the weights are finite.
+    def ready(self) -> "Task":
+        """Check the data and the weights, then return the task with the groups of its model.
 
         Raises:
             DataError: The batches are one-shot or empty.
             NumericalError: Weights are not finite.
+            UnsupportedModelError: The model cannot be captured, or has no units that can go.
         """
         check_batches(self.batches)
         check_finite_parameters(self.model)
+        return replace(self, groups=find_groups(self.model, self.example_inputs, self.ranking.ignore))
 
     def scoring_settings(self) -> dict[str, Any]:
         """Return what decides the saliencies, besides model and data; JSON values."""

@@ -1,6 +1,5 @@
 """Budgets of time: layers are timed, and the table is corrected on the models that are planned with it."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from hessprune.costs.budget import Budget
@@ -13,20 +12,19 @@ from hessprune.methods.values import Saliency
 from hessprune.planning.plan import Plan
 from hessprune.planning.planner import make_plan
 from hessprune.pruning.task import Task
-from hessprune.structure.groups import Group
 
 
-def with_latency_table(task: Task, groups: Sequence[Group], values: Saliency) -> Task:
+def with_latency_table(task: Task, values: Saliency) -> Task:
     """Return the task with a table in its budget that predicts the plan; a task of another budget as it is."""
     if not task.budget.is_latency:
         return task
     settings = task.planning_settings(task.budget, last=False)
-    table = _measured(task, groups)
-    corrected = task.memory.table(settings, lambda: _corrected(task, groups, values, table))
+    table = _measured(task)
+    corrected = task.memory.table(settings, lambda: _corrected(task, values, table))
     return replace(task, budget=replace(task.budget, target=corrected))
 
 
-def _measured(task: Task, groups: Sequence[Group]) -> LatencyTable:
+def _measured(task: Task) -> LatencyTable:
     """Return the table given with the budget, or measure one for its target."""
     if isinstance(task.budget.target, LatencyTable):
         return task.budget.target
@@ -34,14 +32,14 @@ def _measured(task: Task, groups: Sequence[Group]) -> LatencyTable:
     samples = target.batch_size or leading_size(task.example_inputs)
     machine = target.facts(samples, device_of(task.model).type)
     return task.memory.table(
-        {"target": machine}, lambda: latency_table(task.model, groups, task.example_inputs, target)
+        {"target": machine}, lambda: latency_table(task.model, task.groups, task.example_inputs, target)
     )
 
 
-def _corrected(task: Task, groups: Sequence[Group], values: Saliency, table: LatencyTable) -> LatencyTable:
+def _corrected(task: Task, values: Saliency, table: LatencyTable) -> LatencyTable:
     def plan_with(candidate: LatencyTable) -> Plan:
         budget: Budget = replace(task.budget, target=candidate)
         ranking = replace(task.ranking, step=1.0, ignore=())  # ignored layers have no group
-        return make_plan(task.model, groups, values, budget, example_inputs=task.example_inputs, ranking=ranking)
+        return make_plan(task.model, task.groups, values, budget, example_inputs=task.example_inputs, ranking=ranking)
 
     return settled(table, task.model, task.example_inputs, plan_with)
