@@ -70,7 +70,8 @@ def make_plan(
     check_budget(budget)
     ranking = _resolved(check_ranking(ranking, groups), saliency)
     per_unit = check_per_unit(saliency, groups, "saliency")
-    free = not_ignored(groups, ranking.ignore)
+    unseen = set(getattr(saliency, "unseen", ()))
+    free = [group for group in not_ignored(groups, ranking.ignore) if group.name not in unseen]
     implant = as_implant(implant)
     check_no_stand_ins(implant, budget)
     carriers = carrying_layers(model, free, example_inputs, implant)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hessprune.foundation.batches import Pairs, as_pair
 from hessprune.foundation.checks import check_batches
 from hessprune.foundation.modules import device_of, predict
 from hessprune.foundation.progress import track
@@ -52,7 +53,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     device = device_of(model)
     with seeded(0), evaluation_mode(model), _accumulating(norms), torch.no_grad():
         check_batches(batches)
-        for inputs, _ in track(batches, "re-estimating BatchNorm"):
+        for inputs, _ in track(Pairs(batches, model), "re-estimating BatchNorm"):
             predict(model, to_device(inputs, device))
     return model
 
@@ -67,7 +68,7 @@ class FirstSamples:
         seen = 0
         for batch in self._batches:
             yield batch
-            seen += leading_size(batch[0])
+            seen += leading_size(as_pair(batch)[0])
             if seen >= self._count:
                 return
 
