@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from hessprune.deploy.onnx_model import onnx_feed, onnx_session
 from hessprune.errors import ArgumentError, UnsupportedModelError, VerificationError
+from hessprune.foundation.arrival import arrived
 from hessprune.foundation.checks import check_range, optional_import
 from hessprune.foundation.files import staging
 from hessprune.foundation.modules import call_model, device_of, predict
@@ -72,7 +73,7 @@ def export_onnx(
     check_range("tolerance", tolerance, low=0)
     for package in ("onnx", "onnxscript", *(("onnxruntime",) if check else ())):
         optional_import(package, "export")
-    path = Path(path)
+    model, path = arrived(model), Path(path)
     example = to_device(example_inputs, device_of(model))
     remedy = "Remove data-dependent Python from its forward" + (
         " or pass dynamic_batch=False." if dynamic_batch else "."

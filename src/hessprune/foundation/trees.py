@@ -41,10 +41,15 @@ def describe(tree: Any) -> str:
     return type(tree).__name__
 
 
+def usable(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd may save: a copy of one that was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
+
+
 def to_device(tree: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
     """Move a nested tuple or dict of tensors; `dtype` applies to floating-point tensors only."""
     if isinstance(tree, Tensor):
-        return tree.to(device, dtype if dtype and tree.is_floating_point() else None)
+        return usable(tree).to(device, dtype if dtype and tree.is_floating_point() else None)
     if isinstance(tree, Mapping):
         return {key: to_device(value, device, dtype) for key, value in tree.items()}
     if isinstance(tree, tuple | list):

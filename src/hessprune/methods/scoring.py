@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from hessprune.errors import ArgumentError
+from hessprune.foundation.arrival import received
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters, check_range
 from hessprune.methods.method import Method, Scoring
@@ -53,7 +54,19 @@ def saliency(
     """
     method = as_method(method)
     check_seed(seed, method)
-    batches = Rereadable.of(batches)
+    with received(model) as plain:
+        return _scored(plain, groups, Rereadable.of(batches), method, loss_fn=loss_fn, seed=seed)
+
+
+def _scored(
+    model: nn.Module, groups: Sequence[Group], batches: Rereadable, method: Method, *, loss_fn: Any, seed: int
+) -> Saliency:
+    """Score the units of a plain model.
+
+    Raises:
+        DataError: `batches` is a one-shot generator or empty.
+        NumericalError: Weights are not finite.
+    """
     check_batches(batches)
     check_finite_parameters(model)
     scores = method.score(Scoring(model=model, groups=groups, batches=batches, loss_fn=loss_fn, seed=seed))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from hessprune.costs.budget import Budget
@@ -112,7 +113,8 @@ def prune(
         ranking=Ranking() if ranking is None else ranking,
         seed=seed,
     )
-    return carry_out(task.ready())
+    with torch.inference_mode(False):
+        return carry_out(task.ready())
 
 
 def carry_out(task: Task) -> PruneResult:

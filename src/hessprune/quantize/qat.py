@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from hessprune.deploy.export import batch_axes, capture, resized
 from hessprune.errors import ArgumentError, UnsupportedModelError
+from hessprune.foundation.arrival import arrived, unwrapped
 from hessprune.foundation.checks import (
     check_batches,
     check_choice,
@@ -87,6 +88,7 @@ def prepare_qat(
     """
     backend = find_backend(target)
     backend.check_grids(activations, weight_bits)
+    model = arrived(model)
     _check_float(model)
     backend.check_installed()
     _torchao()
@@ -296,6 +298,7 @@ def _check_float(model: nn.Module) -> None:
 
 def _prepared(model: nn.Module, remedy: str) -> QuantizedModel:
     """Return the model if it is prepared, else raise."""
+    model = unwrapped(model)
     if isinstance(model, QuantizedModel) and model.stage == "prepared":
         return model
     kind = model.stage if isinstance(model, QuantizedModel) else type(model).__name__

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hessprune.foundation.arrival import arrived
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches
 from hessprune.foundation.modules import call_model, device_of, logits_of
@@ -77,7 +78,7 @@ def compensate(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any, *,
         >>> hp.compensate(net, hp.apply_plan(net, plan), plan, batches)[2].in_features
         4
     """
-    batches = Rereadable.of(batches)
+    dense, pruned, batches = arrived(dense), arrived(pruned), Rereadable.of(batches)
     check_batches(batches)
     inputs, targets = _gather(batches, pruned)
     if len(targets) < MIN_SAMPLES:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hessprune.foundation.arrival import arrived
 from hessprune.foundation.checks import check_batches
 from hessprune.foundation.modules import device_of, predict
 from hessprune.foundation.progress import track
@@ -45,7 +46,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         >>> hp.reestimate_batchnorm(layer, batches).running_mean
         tensor([3.5000])
     """
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(arrived(model))
     norms = _norms(model)
     if not norms:
         return model
