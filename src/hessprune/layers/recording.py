@@ -7,6 +7,7 @@ modules called twice need no special case.
 import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hessprune.errors import UnsupportedModelError
+from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.modules import call_model
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import sample_rows, tensors_in
@@ -38,6 +40,16 @@ class CallMode(TorchFunctionMode):
         self._names = dict(names)
         self._layouts = layouts or {}
         self.samples = samples
+        self._entered: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> Any:
+        self._entered.append(plain_forwards())
+        self._entered[-1].__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._entered.pop().__exit__(None, None, None)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Route one call."""
