@@ -9,6 +9,7 @@ from hessprune.errors import ArgumentError
 from hessprune.foundation.arrival import received
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters, check_range
+from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.methods.method import Method, Scoring
 from hessprune.methods.text import as_method
 from hessprune.methods.values import Saliency
@@ -55,6 +56,7 @@ def saliency(
     method = as_method(method)
     check_seed(seed, method)
     with received(model) as plain:
+        check_plain_weights(model)
         return _scored(plain, groups, Rereadable.of(batches), method, loss_fn=loss_fn, seed=seed)
 
 

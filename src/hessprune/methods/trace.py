@@ -12,6 +12,7 @@ from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.results import Slices, TraceResult
 from hessprune.curvature.stopping import Until
 from hessprune.foundation.arrival import received
+from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.methods.options import Estimator, Precision
 from hessprune.methods.slices import producer_slices
 from hessprune.structure.groups import ByGroup, Group
@@ -66,6 +67,7 @@ def hessian_trace(
         (torch.Size([4]), 'hessian')
     """
     with received(model) as plain:
+        check_plain_weights(model)
         return traces_by_group(
             plain,
             groups,

@@ -20,6 +20,7 @@ from hessprune.foundation.checks import (
     optional_import,
 )
 from hessprune.foundation.modules import device_of, predict, split_name
+from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode, seeded
@@ -88,12 +89,13 @@ def prepare_qat(
     """
     backend = find_backend(target)
     backend.check_grids(activations, weight_bits)
-    model = arrived(model)
-    _check_float(model)
+    plain = arrived(model)
+    check_plain_weights(model)
+    _check_float(plain)
     backend.check_installed()
     _torchao()
-    with evaluation_mode(model), seeded(0), torch.no_grad(), progress_bar("preparing for INT8", 2) as bar:
-        graph = _float_graph(copy.deepcopy(model), to_device(example_inputs, device_of(model)))
+    with evaluation_mode(plain), seeded(0), torch.no_grad(), progress_bar("preparing for INT8", 2) as bar:
+        graph = _float_graph(copy.deepcopy(plain), to_device(example_inputs, device_of(plain)))
         bar.advance(1, "captured")
         kept = _kept_layers(graph, keep_fp32)
         fp32_layers = _fp32_layers(graph, kept)

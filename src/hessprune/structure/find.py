@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.arrival import plain_modules, received
 from hessprune.foundation.modules import split_name
+from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.structure.capture import capture, capture_training
 from hessprune.structure.collect import collect
 from hessprune.structure.groups import Frozen, Group, Groups, Ignored
@@ -52,6 +53,7 @@ def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored]
           consumer 3.weight dim 1
     """
     with received(model) as plain:
+        check_plain_weights(model)
         return _found(plain, example_inputs, _ignored_modules(model, ignore))
 
 

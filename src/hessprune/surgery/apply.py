@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
 from hessprune.foundation.arrival import received
+from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.planning.plan import Plan
 from hessprune.structure.groups import Slice
 from hessprune.surgery.implants.arrangement import arrange_units
@@ -54,6 +55,7 @@ def apply_plan(
         )
     """
     with received(model) as dense:
+        check_plain_weights(model)
         check_fits(dense, plan)
         pruned = copy.deepcopy(dense)
         arrange_units(pruned, plan)
