@@ -146,6 +146,47 @@ def test_an_attribute_that_cannot_be_copied_is_named():
         arrived(net)
 
 
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.n, self.b, self.f = (
+            nn.LazyConv2d(8, 3),
+            nn.LazyBatchNorm2d(),
+            nn.LazyConv2d(8, 3),
+            nn.LazyLinear(4),
+        )
+
+    def forward(self, x):
+        return self.f(self.b(self.n(self.a(x)).relu()).relu().mean((2, 3)))
+
+
+def test_lazy_layers_without_data_are_named_and_one_batch_helps():
+    torch.manual_seed(0)
+    net = Lazy()
+    for call in (
+        lambda: hp.prune(net, X[:1], BATCHES, budget=HALF, method="magnitude"),
+        lambda: hp.find_groups(net, X[:1]),
+        lambda: hp.evaluate(net, BATCHES),
+        lambda: hp.finetune(net, BATCHES, BATCHES, config=hp.FinetuneConfig(epochs=1)),
+    ):
+        with pytest.raises(
+            UnsupportedModelError, match=r"'a' \(LazyConv2d\) and 3 more\. Run one batch .*model\(inputs\)"
+        ):
+            call()
+    net(X)
+    assert hp.prune(net, X[:1], BATCHES, budget=HALF, method="magnitude").plan.num_removed
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel])
+def test_factories_of_lazy_models_load(wrap):
+    torch.manual_seed(0)
+    net = Lazy()
+    net(X)
+    result = hp.prune(net.eval(), X[:1], BATCHES, budget=HALF, method="magnitude")
+    again = hp.load(result.save(tempfile.mkdtemp()), lambda: wrap(Lazy()))
+    assert torch.equal(again(X), result.model(X))
+
+
 class Leaving(Net):
     """A forward that counts its calls and keeps its activations."""
 

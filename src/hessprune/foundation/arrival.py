@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from hessprune.errors import ArgumentError, UnsupportedModelError
-from hessprune.foundation.trees import tensors_in
+from hessprune.foundation.modules import device_of, forward
+from hessprune.foundation.state import evaluation_mode
+from hessprune.foundation.trees import tensors_in, to_device
 
 _DATA_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
@@ -36,12 +39,13 @@ def arrived(model: nn.Module) -> nn.Module:
 
     Raises:
         ArgumentError: The argument is no module.
-        UnsupportedModelError: Some attribute of the model cannot be copied.
+        UnsupportedModelError: Lazy layers have seen no data, or some attribute of the model cannot be copied.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"`model` must be a torch.nn.Module, got {_named(model)}. Pass the module itself.")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         return model
+    _check_initialised(model)
     memo = _tensors_to_lend(model)
     try:
         for module in reversed(list(model.modules())):  # wrappers inside others first
@@ -59,6 +63,35 @@ def _without_compiled_forwards(model: nn.Module) -> nn.Module:
         if isinstance(compiled, MethodType):
             module.forward = MethodType(compiled.__func__, module)
     return model
+
+
+def materialise(model: nn.Module, inputs: Any) -> None:
+    """Run lazy layers once, so that they get their parameters; other models are left alone."""
+    if any(_lazy_modules(model)):
+        with torch.no_grad(), evaluation_mode(model):
+            forward(model, to_device(inputs, device_of(model)), "example_inputs")
+
+
+def _check_initialised(model: nn.Module) -> None:
+    """Raise unless all layers have their parameters.
+
+    Raises:
+        UnsupportedModelError: Lazy layers have seen no data.
+    """
+    found = list(_lazy_modules(model))
+    if found:
+        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise UnsupportedModelError(
+            f"`model` must have its parameters, got lazy ones without data in module {found[0]}{others}. Run one batch "
+            "through the model first: model(inputs)."
+        )
+
+
+def _lazy_modules(model: nn.Module) -> Iterator[str]:
+    """Yield the modules with parameters or buffers that wait for a first batch, each with its class."""
+    for name, module in model.named_modules():
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            yield f"{name!r} ({type(module).__name__})"
 
 
 def is_wrapper(module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
-from hessprune.foundation.arrival import arrived
+from hessprune.foundation.arrival import arrived, materialise
 from hessprune.foundation.files import replacing, writable_folder, write_text
 from hessprune.foundation.tensors import replace_tensors
 from hessprune.planning.plan import Plan
@@ -58,7 +58,7 @@ def load(folder: str | Path, factory: Callable[[], nn.Module], *, device: torch.
 
     Args:
         folder: The folder that `save` wrote.
-        factory: Builds the dense model; its weights do not matter.
+        factory: Builds the dense model; its weights do not matter. Lazy layers see the plan's example first.
         device: The device of the model.
 
     Returns:
@@ -80,7 +80,9 @@ def load(folder: str | Path, factory: Callable[[], nn.Module], *, device: torch.
     folder = Path(folder)
     plan = load_plan(folder)
     with torch.inference_mode(False):
-        model = apply_plan(factory(), plan, check=False)
+        dense = factory()
+        materialise(dense, plan.inputs.example())
+        model = apply_plan(dense, plan, check=False)
         _fill(model, _read_tensors(folder / WEIGHTS, str(device)))
         return model.to(device).eval()
 
