@@ -70,6 +70,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at it
 @pytest.mark.parametrize("make", WRAPPED.values(), ids=WRAPPED)
 def test_wrapped_models_prune_as_the_model_inside(make):
     torch.manual_seed(0)

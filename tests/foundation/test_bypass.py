@@ -89,3 +89,26 @@ def test_other_threads_still_recompute(reentrant, runs):
         thread.join()
     train("after")
     assert counts == {"watching": 1, "other": runs, "after": runs}
+
+
+class Choosing(nn.Module):
+    """Control flow that `torch.export` captures, with and without weights in a branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.f, self.g = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 4), nn.Linear(4, 4)
+        self.register_buffer("flag", torch.tensor(True))
+
+    def forward(self, x):
+        x = torch.cond(self.flag, lambda v: 2 * v, lambda v: v - 1, (x,))
+        x = self.f(self.b(self.a(x).relu()).relu().mean((2, 3)))
+        return torch.cond(self.flag, lambda v: self.g(v), lambda v: 1 * v, (x,))
+
+
+@pytest.mark.parametrize("method", ["magnitude", "joint", "hap", "taylor", "hap(estimator=hutchinson,num_probes=2)"])
+def test_control_flow_that_can_be_captured_is_pruned_around(method):
+    torch.manual_seed(0)
+    result = hp.prune(Choosing().eval(), X[:1], BATCHES, budget=hp.Budget(macs=0.6), method=method)
+    assert {group.name for group in result.plan.groups} == {"a", "b"}
+    assert result.cost_before == hp.cost(Choosing(), X[:1])
+    assert result.cost_before.macs == 16 * 27 * 8 + 4 * 72 * 8 + 8 * 4 + 4 * 4

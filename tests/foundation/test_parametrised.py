@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import hessprune as hp
-from hessprune.errors import UnsupportedModelError
+from hessprune.errors import BudgetError, UnsupportedModelError
 from hessprune.foundation.parametrised import as_code
 
 X = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -45,10 +45,6 @@ KINDS = {
     "weight norm": (parametrizations.weight_norm, "a parametrization of 'weight' (WeightNorm)"),
     "spectral norm": (parametrizations.spectral_norm, "a parametrization of 'weight' (SpectralNorm)"),
     "orthogonal": (parametrizations.orthogonal, "a parametrization of 'weight' (Orthogonal)"),
-    "own": (
-        lambda layer: nn.utils.parametrize.register_parametrization(layer, "bias", Double()),
-        "a parametrization of 'bias' (Double)",
-    ),
     "older weight norm": (weight_norm_of_old, "weight_norm of 'weight'"),
     "older spectral norm": (nn.utils.spectral_norm, "spectral_norm of 'weight'"),
     "masks": (masked_twice, "a mask of 'weight'"),
@@ -111,18 +107,40 @@ def test_masked_models_are_evaluated_trained_and_counted():
     assert prune.is_pruned(trained)
 
 
-def test_surgery_and_integers_need_plain_weights():
+def test_layers_beside_parametrised_ones_are_pruned():
+    torch.manual_seed(0)
+    net = Net()
+    net.layers.append(parametrizations.weight_norm(nn.Conv2d(8, 8, 1)))
+    found = hp.prune(net, X[:1], BATCHES, budget=hp.Budget(units=0.6), method="joint")
+    assert [group.name for group in found.plan.groups] == ["layers.0"]
+    with pytest.raises(BudgetError, match=r"must be reachable.*remove_parametrizations\(model.layers\[4\], 'weight'\)"):
+        hp.prune(net, X[:1], BATCHES, budget=hp.Budget(macs=0.05), method="magnitude")
+
+
+def test_curvature_of_parametrised_weights_comes_with_the_call():
+    net = Net()
+    nn.utils.parametrize.register_parametrization(net.layers[0], "weight", Double())
+    with pytest.raises(
+        UnsupportedModelError, match=r"`slices` must name weights.*remove_parametrizations\(model.layers\[0\]"
+    ):
+        hp.saliency(net, hp.find_groups(net, X[:1]), BATCHES, "hap")
+
+
+def test_surgery_and_integers_need_weights_without_masks():
     net = Net()
     plan = hp.prune(net, X[:1], BATCHES, budget=hp.Budget(macs=0.5), method="magnitude").plan
-    parametrizations.weight_norm(net.f)
+    prune.l1_unstructured(net.f, "weight", 0.3)
     for call in (
         lambda: hp.apply_plan(net, plan),
         lambda: hp.saliency(net, plan.groups, BATCHES),
         lambda: hp.hessian_trace(net, plan.groups, BATCHES),
         lambda: hp.prepare_qat(net, X[:1]),
     ):
-        with pytest.raises(UnsupportedModelError, match=r"remove_parametrizations\(model.f, 'weight'\)"):
+        with pytest.raises(UnsupportedModelError, match=r"prune.remove\(model.f, 'weight'\)"):
             call()
+    parametrizations.weight_norm(net.layers[0])
+    with pytest.raises(UnsupportedModelError, match=r"remove_parametrizations\(model.layers\[0\], 'weight'\)"):
+        hp.prepare_qat(net, X[:1])
 
 
 def test_expressions_reach_their_modules():

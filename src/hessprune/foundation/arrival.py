@@ -18,7 +18,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from hessprune.errors import ArgumentError, UnsupportedModelError
+from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.modules import device_of, forward
+from hessprune.foundation.parametrised import check_no_masks, naming_computed_weights
+from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import tensors_in, to_device
 
@@ -30,6 +33,18 @@ def received(model: nn.Module) -> Iterator[nn.Module]:
     """Lend the model as `arrived` returns it, outside of inference mode."""
     with torch.inference_mode(False):
         yield arrived(model)
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[nn.Module]:
+    """Lend a model without masks, with forwards that hide nothing from us.
+
+    Raises:
+        UnsupportedModelError: A weight is masked.
+    """
+    with received(model) as plain, plain_forwards(), naming_computed_weights(model):
+        check_no_masks(model)
+        yield plain
 
 
 def arrived(model: nn.Module) -> nn.Module:
@@ -48,10 +63,11 @@ def arrived(model: nn.Module) -> nn.Module:
     _check_initialised(model)
     memo = _tensors_to_lend(model)
     try:
-        for module in reversed(list(model.modules())):  # wrappers inside others first
-            if is_wrapper(module):
-                memo[id(module)] = copy.deepcopy(unwrapped(module), memo)
-        return _without_compiled_forwards(copy.deepcopy(model, memo))
+        with quiet():  # captured graphs warn while they are copied
+            for module in reversed(list(model.modules())):  # wrappers inside others first
+                if is_wrapper(module):
+                    memo[id(module)] = copy.deepcopy(unwrapped(module), memo)
+            return _without_compiled_forwards(copy.deepcopy(model, memo))
     except Exception as error:  # an attribute may be anything
         raise UnsupportedModelError(_not_copyable(model, error)) from error
 
@@ -90,7 +106,8 @@ def _check_initialised(model: nn.Module) -> None:
 def _lazy_modules(model: nn.Module) -> Iterator[str]:
     """Yield the modules with parameters or buffers that wait for a first batch, each with its class."""
     for name, module in model.named_modules():
-        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        if any(is_lazy(tensor) for tensor in tensors if tensor is not None):
             yield f"{name!r} ({type(module).__name__})"
 
 

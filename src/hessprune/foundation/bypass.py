@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.utils import checkpoint as torch_checkpoint
 
 _REENTRANT, _GENERATOR = "CheckpointFunction", "_checkpoint_without_reentrant_generator"
 _lock, _watching = threading.Lock(), threading.local()
-_active: list[dict[str, Any]] = []
-"""What each active block found; the first entry is what torch had."""
+_active: list[bool] = []
+"""One entry for each active block of any thread."""
+_before: dict[str, Any] = {}
+"""What the first of them found."""
 
 
 @contextmanager
@@ -36,32 +39,43 @@ def _depth() -> int:
 
 
 def _enter() -> None:
-    """Switch torch over in the first block of all threads."""
+    """Switch torch over, if no other block has."""
     with _lock:
-        before = {name: getattr(torch_checkpoint, name) for name in (_REENTRANT, _GENERATOR)}
-        before["stance"] = _set_stance("force_eager") if not _active and "torch._dynamo" in sys.modules else None
-        _active.append(before)
-        if len(_active) == 1:
-            setattr(torch_checkpoint, _REENTRANT, _Reentrant(before[_REENTRANT]))
-            setattr(torch_checkpoint, _GENERATOR, _generator(before[_GENERATOR]))
+        _active.append(True)
+        if not _before:
+            for name in (_REENTRANT, _GENERATOR):
+                _before[name] = getattr(torch_checkpoint, name)
+            setattr(torch_checkpoint, _REENTRANT, _Reentrant(_before[_REENTRANT]))
+            setattr(torch_checkpoint, _GENERATOR, _generator(_before[_GENERATOR]))
+        if "stance" not in _before and "torch._dynamo" in sys.modules:  # slow to import; nothing is compiled without it
+            _before["stance"] = _set_stance("force_eager")
 
 
 def _leave() -> None:
-    """Put everything back in the last block of all threads."""
+    """Put everything back, if no other block needs it."""
     with _lock:
-        if len(_active) > 1:
-            _active.pop()
-            return
-        before = _active.pop()
-        for name in (_REENTRANT, _GENERATOR):
-            setattr(torch_checkpoint, name, before[name])
-        if before["stance"] is not None:
-            before["stance"].__exit__(None, None, None)
+        _active.pop()
+        if not _active:
+            for name in (_REENTRANT, _GENERATOR):
+                setattr(torch_checkpoint, name, _before[name])
+            if "stance" in _before:
+                _before["stance"].__exit__(None, None, None)
+            _before.clear()
+
+
+@contextmanager
+def compiler_at_work() -> Iterator[None]:
+    """Let the compiler work in a block inside of `plain_forwards`: `torch.export` needs it for control flow."""
+    before = _set_stance("default")
+    try:
+        yield
+    finally:
+        before.__exit__(None, None, None)
 
 
 def _set_stance(stance: str) -> Any:
     """Set the stance of the compiler; the returned object restores the one before."""
-    return sys.modules["torch._dynamo"].set_stance(stance)
+    return torch.compiler.set_stance(stance)
 
 
 class _Reentrant:

@@ -1,10 +1,12 @@
 """Weights that a module computes before each forward: masks, weight norm, spectral norm and other parametrisations.
 
-Surgery needs plain parameters. All of these can be merged into the weights by one call of torch.
+Surgery cuts plain parameters. All of these can be merged into the weights by one call of torch. Parametrisations are
+part of the graph, so other layers can be pruned around them; masks and older norms change weights behind its back.
 """
 
 import keyword
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -13,7 +15,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from hessprune.errors import UnsupportedModelError
+from hessprune.errors import ArgumentError, UnsupportedModelError
 
 MOST_SHOWN = 4
 """Calls that a message holds."""
@@ -26,26 +28,60 @@ class _Computed:
     module: str
     kind: str
     remedy: str
+    is_hook: bool
+
+
+def check_no_masks(model: nn.Module) -> None:
+    """Raise if hooks compute some weights: masks, or the older forms of weight norm and spectral norm.
+
+    Raises:
+        UnsupportedModelError: There are such weights; the message holds the calls that make them parameters.
+    """
+    _refuse([item for item in _all_computed(model) if item.is_hook], model)
 
 
 def check_plain_weights(model: nn.Module) -> None:
-    """Raise if some weights are computed, with the calls that make them parameters.
+    """Raise if any weights are computed.
 
     Args:
         model: As the user holds it, wrappers included: the calls name its modules.
 
     Raises:
-        UnsupportedModelError: A weight is masked or parametrised.
+        UnsupportedModelError: There are such weights; the message holds the calls that make them parameters.
     """
-    found = [item for name, module in model.named_modules() for item in _computed(model, name, module)]
+    _refuse(_all_computed(model), model)
+
+
+@contextmanager
+def naming_computed_weights(model: nn.Module) -> Iterator[None]:
+    """Add the calls that merge computed weights to errors of a block: weights that stay whole are a likely cause."""
+    try:
+        yield
+    except (ArgumentError, UnsupportedModelError) as error:
+        calls = merging_calls(model)
+        if not calls or calls in str(error):
+            raise
+        raise type(error)(f"{error} Or merge the computed weights, which stay whole: {calls}.") from error
+
+
+def merging_calls(model: nn.Module) -> str:
+    """Return the calls that make computed weights plain parameters; an empty string if there are none."""
+    found = _all_computed(model)
+    more = len(found) - MOST_SHOWN
+    rest = f"; and so on for {more} more, {found[MOST_SHOWN].module!r} next" if more > 0 else ""
+    return "; ".join(item.remedy for item in found[:MOST_SHOWN]) + rest
+
+
+def _all_computed(model: nn.Module) -> list[_Computed]:
+    return [item for name, module in model.named_modules() for item in _computed(model, name, module)]
+
+
+def _refuse(found: list[_Computed], model: nn.Module) -> None:
     if found:
-        first, more = found[0], len(found) - MOST_SHOWN
         others = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        calls = "; ".join(item.remedy for item in found[:MOST_SHOWN])
-        rest = f"; and so on for {more} more, {found[MOST_SHOWN].module!r} next" if more > 0 else ""
         raise UnsupportedModelError(
-            f"`model` must hold its weights as plain parameters, got {first.kind} in module {first.module!r}{others}. "
-            f"Call {calls}{rest}."
+            f"`model` must hold its weights as plain parameters, got {found[0].kind} in module {found[0].module!r}"
+            f"{others}. Call {merging_calls(model)}."
         )
 
 
@@ -56,14 +92,16 @@ def _computed(model: nn.Module, name: str, module: nn.Module) -> Iterator[_Compu
         for tensor, steps in module.parametrizations.items():  # type: ignore[operator, union-attr]
             kinds = ", ".join(type(step).__name__.lstrip("_") for step in steps)
             call = f"torch.nn.utils.parametrize.remove_parametrizations({code}, {tensor!r})"
-            yield _Computed(name, f"a parametrization of {tensor!r} ({kinds})", call)
+            yield _Computed(name, f"a parametrization of {tensor!r} ({kinds})", call, is_hook=False)
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod):
             tensor = hook._tensor_name
-            yield _Computed(name, f"a mask of {tensor!r}", f"torch.nn.utils.prune.remove({code}, {tensor!r})")
+            call = f"torch.nn.utils.prune.remove({code}, {tensor!r})"
+            yield _Computed(name, f"a mask of {tensor!r}", call, is_hook=True)
         elif isinstance(hook, WeightNorm | SpectralNorm):
             norm = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
-            yield _Computed(name, f"{norm} of {hook.name!r}", f"torch.nn.utils.remove_{norm}({code}, {hook.name!r})")
+            call = f"torch.nn.utils.remove_{norm}({code}, {hook.name!r})"
+            yield _Computed(name, f"{norm} of {hook.name!r}", call, is_hook=True)
 
 
 def as_code(model: nn.Module, name: str) -> str:

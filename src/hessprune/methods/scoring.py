@@ -6,10 +6,9 @@ from typing import Any
 from torch import nn
 
 from hessprune.errors import ArgumentError
-from hessprune.foundation.arrival import received
+from hessprune.foundation.arrival import watched
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters, check_range
-from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.methods.method import Method, Scoring
 from hessprune.methods.text import as_method
 from hessprune.methods.values import Saliency
@@ -55,8 +54,7 @@ def saliency(
     """
     method = as_method(method)
     check_seed(seed, method)
-    with received(model) as plain:
-        check_plain_weights(model)
+    with watched(model) as plain:
         return _scored(plain, groups, Rereadable.of(batches), method, loss_fn=loss_fn, seed=seed)
 
 

@@ -11,8 +11,7 @@ from hessprune.curvature.blocks import block_traces
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.results import Slices, TraceResult
 from hessprune.curvature.stopping import Until
-from hessprune.foundation.arrival import received
-from hessprune.foundation.parametrised import check_plain_weights
+from hessprune.foundation.arrival import watched
 from hessprune.methods.options import Estimator, Precision
 from hessprune.methods.slices import producer_slices
 from hessprune.structure.groups import ByGroup, Group
@@ -66,8 +65,7 @@ def hessian_trace(
         >>> trace.values["0"].shape, trace.kind
         (torch.Size([4]), 'hessian')
     """
-    with received(model) as plain:
-        check_plain_weights(model)
+    with watched(model) as plain:
         return traces_by_group(
             plain,
             groups,

@@ -8,7 +8,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from hessprune.errors import ArgumentError, UnsupportedModelError
-from hessprune.foundation.arrival import plain_modules, received
+from hessprune.foundation.arrival import plain_modules, watched
 from hessprune.foundation.modules import split_name
 from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.structure.capture import capture, capture_training
@@ -52,9 +52,12 @@ def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored]
           follower 1.running_var dim 0
           consumer 3.weight dim 1
     """
-    with received(model) as plain:
-        check_plain_weights(model)
-        return _found(plain, example_inputs, _ignored_modules(model, ignore))
+    with watched(model) as plain:
+        try:
+            return _found(plain, example_inputs, _ignored_modules(model, ignore))
+        except UnsupportedModelError:
+            check_plain_weights(model)  # a likely cause, with its remedy
+            raise
 
 
 def _found(model: nn.Module, example_inputs: Any, ignored: set[str]) -> Groups:

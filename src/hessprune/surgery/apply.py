@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
-from hessprune.foundation.arrival import received
-from hessprune.foundation.parametrised import check_plain_weights
+from hessprune.foundation.arrival import watched
 from hessprune.planning.plan import Plan
 from hessprune.structure.groups import Slice
 from hessprune.surgery.implants.arrangement import arrange_units
@@ -54,8 +53,7 @@ def apply_plan(
           (2): Linear(in_features=3, out_features=2, bias=True)
         )
     """
-    with received(model) as dense:
-        check_plain_weights(model)
+    with watched(model) as dense:
         check_fits(dense, plan)
         pruned = copy.deepcopy(dense)
         arrange_units(pruned, plan)
