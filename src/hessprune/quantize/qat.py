@@ -68,7 +68,8 @@ def prepare_qat(
         The prepared model, in evaluation mode; `calibrate` it next.
 
     Raises:
-        ArgumentError: A choice is unknown, a pattern matches no layer, or the model is already quantised.
+        ArgumentError: A choice is unknown, a pattern matches no layer, or the model is already quantised
+            or not in float32.
         DataError: The example does not fit the model.
         MissingDependencyError: torchao or the target is not installed.
         NumericalError: Weights are not finite.
@@ -295,6 +296,12 @@ def _check_float(model: nn.Module) -> None:
         raise ArgumentError(
             "`model` must be a float model, got one that is quantised already. Pass the model before hp.prepare_qat."
         )
+    for name, value in model.named_parameters():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise ArgumentError(
+                f"`model` must have float32 weights to be prepared for INT8, got {value.dtype} in {name!r}. Call "
+                "model.float() first, and pass float32 inputs."
+            )
     check_finite_parameters(model)
 
 
