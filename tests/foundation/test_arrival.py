@@ -140,11 +140,28 @@ def test_what_is_no_module_is_refused(value):
         hp.find_groups(value, X[:1])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda net: torch.jit.trace(net, X)])
+def test_torchscript_is_refused_where_it_would_be_changed(make):
+    scripted = make(Net().eval())
+    for model, name in ((scripted, ""), (nn.Sequential(scripted), "0")):
+        with pytest.raises(UnsupportedModelError, match=f"got TorchScript in module '{name}'. Pass the model"):
+            hp.prune(model, X[:1], BATCHES, budget=HALF)
+    assert hp.evaluate(scripted, BATCHES).num_samples == 16
+
+
+def test_an_exported_program_is_not_its_module():
+    program = torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),))
+    with pytest.raises(ArgumentError, match=r"got ExportedProgram\. Pass program\.module\(\)"):
+        hp.prune(program, torch.zeros(1, 2), BATCHES, budget=HALF)
+
+
 def test_an_attribute_that_cannot_be_copied_is_named():
     net = nn.Sequential(Net())
     net[0].lock = threading.Lock()
     with pytest.raises(UnsupportedModelError, match=r"copyable by copy.deepcopy, got TypeError in '0.lock': .*Delete"):
         arrived(net)
+    assert hp.evaluate(net, BATCHES).num_samples == 16
 
 
 class Lazy(nn.Module):

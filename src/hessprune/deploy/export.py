@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from hessprune.deploy.onnx_model import onnx_feed, onnx_session
 from hessprune.errors import ArgumentError, UnsupportedModelError, VerificationError
-from hessprune.foundation.arrival import arrived
+from hessprune.foundation.arrival import observed
 from hessprune.foundation.checks import check_range, optional_import
 from hessprune.foundation.files import staging
 from hessprune.foundation.modules import call_model, device_of, predict
@@ -72,7 +72,7 @@ def export_onnx(
     """
     tolerance = _tolerance(model) if tolerance is None else tolerance
     check_range("tolerance", tolerance, low=0)
-    model = arrived(model)
+    model = observed(model)
     if check and torch.bfloat16 in _dtypes(model):
         raise UnsupportedModelError(_no_kernels(model, "it has no kernels for bfloat16"))
     for package in ("onnx", "onnxscript", *(("onnxruntime",) if check else ())):

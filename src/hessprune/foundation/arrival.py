@@ -1,4 +1,4 @@
-"""Models as users bring them: compiled, wrapped for several devices, averaged, or held by a TorchScript module.
+"""Models as users bring them: compiled, wrapped for several devices, averaged, without data, or no models at all.
 
 Every public function passes its models through `arrived`. The rooms behind it see plain modules: no wrappers, own
 modules and buffers, and parameters that share memory with those of the user but not their flags. So whatever a forward
@@ -50,17 +50,19 @@ def watched(model: nn.Module) -> Iterator[nn.Module]:
 def arrived(model: nn.Module) -> nn.Module:
     """Return a plain model in place of the user's: a copy without wrappers that shares its parameters' memory.
 
-    A TorchScript module comes back as it is: nothing can be taken out of it or put into it.
-
     Raises:
         ArgumentError: The argument is no module.
-        UnsupportedModelError: Lazy layers have seen no data, or some attribute of the model cannot be copied.
+        UnsupportedModelError: Lazy layers have seen no data, some attribute of the model cannot be copied, or it holds
+            TorchScript.
     """
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"`model` must be a torch.nn.Module, got {_named(model)}. Pass the module itself.")
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        return model
+    _check_module(model)
     _check_initialised(model)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                f"`model` must be made of Python modules, got TorchScript in module {name!r}. Pass the model that "
+                "torch.jit was given."
+            )
     memo = _tensors_to_lend(model)
     try:
         with quiet():  # captured graphs warn while they are copied
@@ -70,6 +72,33 @@ def arrived(model: nn.Module) -> nn.Module:
             return _without_compiled_forwards(copy.deepcopy(model, memo))
     except Exception as error:  # an attribute may be anything
         raise UnsupportedModelError(_not_copyable(model, error)) from error
+
+
+def observed(model: nn.Module) -> nn.Module:
+    """Return a plain copy of a model that only runs, or the model itself if it cannot be copied.
+
+    Raises:
+        ArgumentError: The argument is no module.
+        UnsupportedModelError: Lazy layers have seen no data.
+    """
+    _check_module(model)
+    _check_initialised(model)
+    try:
+        return arrived(model)
+    except UnsupportedModelError:
+        return unwrapped(model)
+
+
+def _check_module(model: object) -> None:
+    """Raise unless the argument is a module.
+
+    Raises:
+        ArgumentError: It is something else.
+    """
+    if not isinstance(model, nn.Module):
+        remedy = "program.module()" if isinstance(model, torch.export.ExportedProgram) else "the module itself"
+        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise ArgumentError(f"`model` must be a torch.nn.Module, got {kind}. Pass {remedy}.")
 
 
 def _without_compiled_forwards(model: nn.Module) -> nn.Module:
@@ -178,7 +207,3 @@ def _uncopyable(model: nn.Module) -> Iterator[str]:
                     copy.deepcopy(value)
             except Exception:  # this attribute is the cause
                 yield f"{name}.{attribute}".lstrip(".")
-
-
-def _named(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

@@ -73,6 +73,8 @@ def merging_calls(model: nn.Module) -> str:
 
 
 def _all_computed(model: nn.Module) -> list[_Computed]:
+    if not isinstance(model, nn.Module):  # to be refused by others
+        return []
     return [item for name, module in model.named_modules() for item in _computed(model, name, module)]
 
 
@@ -87,6 +89,8 @@ def _refuse(found: list[_Computed], model: nn.Module) -> None:
 
 def _computed(model: nn.Module, name: str, module: nn.Module) -> Iterator[_Computed]:
     """Yield the weights that one module computes."""
+    if not parametrize.is_parametrized(module) and not module._forward_pre_hooks:
+        return
     code = as_code(model, name)
     if parametrize.is_parametrized(module):
         for tensor, steps in module.parametrizations.items():  # type: ignore[operator, union-attr]
