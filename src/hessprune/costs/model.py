@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hessprune.costs.latency_table import LatencyTable
 from hessprune.costs.products import Product, record_products, size_changes
+from hessprune.foundation.arrival import arrived
 from hessprune.foundation.formatting import bytes_text, count_text, html_table
 from hessprune.structure.groups import Group
 
@@ -66,7 +67,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         >>> hp.cost(torch.nn.Linear(10, 5), torch.zeros(1, 10))
         Cost(macs=50, params=55, bytes=220)
     """
-    return CostModel(model, example_inputs).dense
+    return CostModel(arrived(model), example_inputs).dense
 
 
 class CostModel:

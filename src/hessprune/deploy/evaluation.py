@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hessprune.deploy.onnx_model import OnnxModel
 from hessprune.errors import DataError, NumericalError
+from hessprune.foundation.arrival import observed
 from hessprune.foundation.batches import Pairs
 from hessprune.foundation.checks import check_batches
 from hessprune.foundation.losses import LossFn, as_cross_entropy, count_labelled, entropy_of, labels_for
@@ -83,7 +84,7 @@ def evaluate(
         0.75
     """
     totals = _Totals(loss_fn, metric)
-    model = model if isinstance(model, nn.Module) else OnnxModel(model)
+    model = OnnxModel(model) if isinstance(model, str | Path) else observed(model)
     device = device_of(model)
     with seeded(0), evaluation_mode(model), torch.no_grad():
         check_batches(batches)

@@ -18,10 +18,8 @@ LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions", "n
 
 def required_inputs(model: nn.Module | None) -> tuple[str, ...]:
     """Return the names of the arguments that a model's forward cannot do without."""
-    if model is None:
-        return ()
     try:
-        parameters = inspect.signature(model.forward).parameters.values()
+        parameters = inspect.signature(getattr(model, "forward", None)).parameters.values()  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return ()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

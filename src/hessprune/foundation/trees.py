@@ -87,9 +87,14 @@ def describe_shapes(tree: Any) -> str:
     return describe(rebuilt(tree, lambda tensor: tensor[:0]))
 
 
+def usable(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd may save: a copy of one that was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
+
+
 def to_device(tree: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
     """Move a tree of tensors; `dtype` applies to floating-point tensors only."""
-    return rebuilt(tree, lambda tensor: tensor.to(device, dtype if dtype and tensor.is_floating_point() else None))
+    return rebuilt(tree, lambda tensor: usable(tensor).to(device, dtype if tensor.is_floating_point() else None))
 
 
 def sample_rows(tree: Any, rows: Tensor) -> Any:

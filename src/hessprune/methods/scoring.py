@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError, NumericalError
+from hessprune.foundation.arrival import watched
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters, check_range
 from hessprune.foundation.symmetric import as_symmetric
@@ -62,7 +63,27 @@ def saliency(
     """
     method = as_method(method)
     check_seed(seed, method)
-    batches = Rereadable.of(batches, model)
+    with watched(model) as plain:
+        batches = Rereadable.of(batches, plain)
+        return _scored(plain, groups, batches, method, loss_fn=loss_fn, outputs=outputs, seed=seed)
+
+
+def _scored(
+    model: nn.Module,
+    groups: Sequence[Group],
+    batches: Rereadable,
+    method: Method,
+    *,
+    loss_fn: Any,
+    outputs: Chosen,
+    seed: int,
+) -> Saliency:
+    """Score the units of a plain model.
+
+    Raises:
+        DataError: `batches` is a one-shot generator or empty.
+        NumericalError: Weights are not finite, or the loss depends on no group.
+    """
     check_batches(batches)
     check_finite_parameters(model)
     objective = None

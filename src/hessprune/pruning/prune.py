@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from hessprune.costs.budget import Budget
 from hessprune.costs.model import Cost
 from hessprune.foundation.batches import Rereadable
+from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.options import check_flag
+from hessprune.foundation.parametrised import naming_computed_weights
 from hessprune.methods.method import Method
 from hessprune.methods.scoring import saliency
 from hessprune.methods.text import as_method
@@ -118,7 +121,8 @@ def prune(
         ranking=Ranking() if ranking is None else ranking,
         seed=seed,
     )
-    return carry_out(task.ready())
+    with torch.inference_mode(False), plain_forwards(), naming_computed_weights(model):
+        return carry_out(task.ready())
 
 
 def carry_out(task: Task) -> PruneResult:

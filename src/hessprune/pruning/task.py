@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from hessprune.costs.budget import Budget, check_budget
+from hessprune.foundation.arrival import arrived
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters
 from hessprune.foundation.losses import loss_name
@@ -57,8 +58,9 @@ class Task:
             UnsupportedModelError: The model cannot be captured, or has no units that can go.
         """
         check_batches(self.batches)
-        check_finite_parameters(self.model)
-        return replace(self, groups=find_groups(self.model, self.example_inputs, self.ranking.ignore))
+        model = arrived(self.model)
+        check_finite_parameters(model)
+        return replace(self, model=model, groups=find_groups(self.model, self.example_inputs, self.ranking.ignore))
 
     def scoring_settings(self) -> dict[str, Any]:
         """Return what decides the saliencies, besides model and data; JSON values."""

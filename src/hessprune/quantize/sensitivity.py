@@ -96,7 +96,12 @@ def quantization_sensitivity(
         (['0', '2'], True)
     """
     check_choice("method", method, ("curvature", "trace", "measured"))
-    prepared = prepare(model, example_inputs, scheme)
+    with torch.inference_mode(False):
+        return _estimated(prepare(model, example_inputs, scheme), batches, method)
+
+
+def _estimated(prepared: QuantizedModel, batches: Iterable[Any], method: str) -> dict[str, LayerSensitivity]:
+    """Estimate the sensitivities of a prepared model's layers, the most sensitive first."""
     with_ranges = calibrate(prepared, batches, rounding="nearest")
     rounded = with_ranges if method == "trace" else calibrate(prepared, batches)
     layers = [_Layer(use, *_weights(use, with_ranges, rounded)) for use in uses(with_ranges)]

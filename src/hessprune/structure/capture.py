@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from hessprune.errors import UnsupportedModelError
-from hessprune.foundation.modules import call_model, device_of, empty_copy, shared_copy
+from hessprune.foundation.bypass import compiler_at_work
+from hessprune.foundation.modules import call_model, device_of, dtype_remedy, empty_copy, shared_copy
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import tensors_in, to_device
@@ -23,7 +24,7 @@ def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
     """
     example_inputs = to_device(example_inputs, device_of(model))
     args, kwargs = as_call(example_inputs)
-    with evaluation_mode(model), torch.no_grad(), quiet():
+    with evaluation_mode(model), torch.no_grad(), quiet(), compiler_at_work():
         try:
             return torch.export.export(shared_copy(model), args, kwargs, strict=False)
         except Exception as error:  # the user's forward may raise anything
@@ -38,7 +39,7 @@ def capture_training(model: nn.Module, example_inputs: Any) -> ExportedProgram |
     """Export `model` in training mode, with branches that evaluation skips; return None if the export fails."""
     trained = empty_copy(model).train()
     args, kwargs = as_call(to_device(example_inputs, "meta"))
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), compiler_at_work():
         try:
             return torch.export.export(trained, args, kwargs, strict=False)
         except Exception:  # the graph of evaluation suffices
@@ -53,7 +54,7 @@ def _check_runs(model: nn.Module, example_inputs: Any) -> None:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(example_inputs))
         raise UnsupportedModelError(
             f"`example_inputs` must fit the model's forward, got shapes {shapes}: {first_line(error)}. "
-            f"Pass a batch exactly as the model takes it."
+            f"{dtype_remedy(model, example_inputs) or 'Pass a batch exactly as the model takes it.'}"
         ) from error
 
 

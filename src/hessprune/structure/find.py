@@ -8,7 +8,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from hessprune.errors import ArgumentError, UnsupportedModelError
+from hessprune.foundation.arrival import plain_modules, watched
 from hessprune.foundation.modules import split_name
+from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.structure.capture import capture, capture_training
 from hessprune.structure.collect import collect
 from hessprune.structure.groups import Frozen, Group, Groups, Ignored
@@ -50,7 +52,16 @@ def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored]
           follower 1.running_var dim 0
           consumer 3.weight dim 1
     """
-    ignored = _ignored_modules(model, ignore)
+    with watched(model) as plain:
+        try:
+            return _found(plain, example_inputs, _ignored_modules(model, ignore))
+        except UnsupportedModelError:
+            check_plain_weights(model)  # a likely cause, with its remedy
+            raise
+
+
+def _found(model: nn.Module, example_inputs: Any, ignored: set[str]) -> Groups:
+    """Find the groups of a plain model, without those of the ignored modules."""
     groups, frozen = collect(_walk(model, example_inputs))
     kept = [group for group in groups if not _is_ignored(group, ignored)]
     frozen += _freeze([group for group in groups if _is_ignored(group, ignored)], "it is ignored on request")
@@ -89,7 +100,7 @@ def _ignored_modules(model: nn.Module, ignore: Sequence[Ignored]) -> set[str]:
     """Resolve modules, types and name patterns to names of modules."""
     ignored: set[str] = set()
     for entry in ignore:
-        names = {name for name, module in model.named_modules(remove_duplicate=False) if _matches(entry, name, module)}
+        names = {name for name, module in plain_modules(model) if _matches(entry, name, module)}
         if not names:
             raise ArgumentError(f"`ignore` must name modules of the model, got {entry!r}. See `model.named_modules()`.")
         ignored |= names

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
+from hessprune.foundation.arrival import watched
 from hessprune.planning.plan import Plan
 from hessprune.structure.groups import Slice
 from hessprune.surgery.implants.arrangement import arrange_units
@@ -52,15 +53,14 @@ def apply_plan(
           (2): Linear(in_features=3, out_features=2, bias=True)
         )
     """
-    check_fits(model, plan)
-    pruned = copy.deepcopy(model)
-    arrange_units(pruned, plan)
-    slice_units(pruned, plan.groups, plan.removed)
-    insert_stand_ins(pruned, model, plan, start=start)
-    for parameter in pruned.parameters():
-        parameter.grad = None
-    if check:
-        verify(model, pruned, plan, example_inputs)
+    with watched(model) as dense:
+        check_fits(dense, plan)
+        pruned = copy.deepcopy(dense)
+        arrange_units(pruned, plan)
+        slice_units(pruned, plan.groups, plan.removed)
+        insert_stand_ins(pruned, dense, plan, start=start)
+        if check:
+            verify(dense, pruned, plan, example_inputs)
     return pruned
 
 

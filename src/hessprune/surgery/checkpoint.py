@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
+from hessprune.foundation.arrival import arrived, materialise
 from hessprune.foundation.files import replacing, writable_folder, write_text
 from hessprune.foundation.tensors import replace_tensors
 from hessprune.planning.plan import Plan
@@ -43,6 +44,7 @@ def save(model: nn.Module, plan: Plan, folder: str | Path) -> Path:
         ...     sorted(path.name for path in hp.save(hp.apply_plan(net, plan), plan, folder).iterdir())
         ['model.safetensors', 'plan.json']
     """
+    model = arrived(model)
     check_shapes(model, plan)
     folder = writable_folder(folder)
     with replacing(folder / WEIGHTS) as temporary:
@@ -56,7 +58,7 @@ def load(folder: str | Path, factory: Callable[[], nn.Module], *, device: torch.
 
     Args:
         folder: The folder that `save` wrote.
-        factory: Builds the dense model; its weights do not matter.
+        factory: Builds the dense model; its weights do not matter. Lazy layers see the plan's example first.
         device: The device of the model.
 
     Returns:
@@ -77,9 +79,12 @@ def load(folder: str | Path, factory: Callable[[], nn.Module], *, device: torch.
     """
     folder = Path(folder)
     plan = load_plan(folder)
-    model = apply_plan(factory(), plan, check=False)
-    _fill(model, _read_tensors(folder / WEIGHTS, str(device)))
-    return model.to(device).eval()
+    with torch.inference_mode(False):
+        dense = factory()
+        materialise(dense, plan.inputs.example())
+        model = apply_plan(dense, plan, check=False)
+        _fill(model, _read_tensors(folder / WEIGHTS, str(device)))
+        return model.to(device).eval()
 
 
 def check_shapes(model: nn.Module, plan: Plan) -> None:
@@ -152,4 +157,5 @@ def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
             f"the checkpoint must fit the factory's model: {'; '.join(sorted(problems)[:5])} ({len(problems)} in all). "
             f"Use the factory that built the dense model."
         )
-    replace_tensors(model, state)
+    # Tensors that lie anywhere in a mapped file take other kernels, which sum in another order: copy them.
+    replace_tensors(model, {name: value.clone() for name, value in state.items()})

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hessprune.foundation.arrival import arrived
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches
 from hessprune.objectives.choice import Chosen, choose_objective
@@ -61,6 +62,7 @@ def compensate(
         >>> hp.compensate(net, hp.apply_plan(net, plan), plan, batches)[2].in_features
         4
     """
+    dense, pruned = arrived(dense), arrived(pruned)
     batches = Rereadable.of(batches, dense)
     check_batches(batches)
     samples = gather(batches, pruned)

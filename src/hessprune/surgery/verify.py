@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from hessprune.costs.model import cost
 from hessprune.errors import VerificationError
+from hessprune.foundation.arrival import arrived
 from hessprune.foundation.modules import call_model, device_of
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import tensors_in, to_device
@@ -50,6 +51,7 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
         >>> hp.verify(net, hp.apply_plan(net, plan), plan) < 1e-9
         True
     """
+    dense, pruned = arrived(dense), arrived(pruned)
     inputs = plan.inputs.example() if example_inputs is None else example_inputs
     difference, dtype = _compare(_masked(dense, pruned, plan), copy.deepcopy(pruned), inputs)
     if not math.isfinite(difference):  # zero may stand in a divisor, such as a stored deviation

@@ -14,6 +14,7 @@ from torch import nn
 
 from hessprune.deploy.evaluation import Evaluation, Metric, evaluate
 from hessprune.errors import ArgumentError, NumericalError
+from hessprune.foundation.arrival import arrived, received
 from hessprune.foundation.checks import check_batches, check_finite_parameters
 from hessprune.foundation.losses import LossFn
 from hessprune.foundation.modules import device_of
@@ -83,14 +84,27 @@ def finetune(
         >>> result.history[result.best_epoch].validation_accuracy
         1.0
     """
-    check_finite_parameters(model)
-    check_precision(config.precision, device_of(model))
     if teacher is None and config.distill_weight > 0:
         raise ArgumentError(f"`teacher` must be a model when distill_weight is {config.distill_weight}, got None.")
+    with received(model) as plain:
+        goal = _Goal(loss_fn=loss_fn, metric=metric, teacher=None if teacher is None else arrived(teacher))
+        return _finetuned(plain, train, validation, config, goal, checkpoint_dir)
+
+
+def _finetuned(
+    model: nn.Module,
+    train: Iterable[Any],
+    validation: Iterable[Any],
+    config: FinetuneConfig,
+    goal: "_Goal",
+    checkpoint_dir: Path | str | None,
+) -> FinetuneResult:
+    """Train a copy of a plain model."""
+    check_finite_parameters(model)
+    check_precision(config.precision, device_of(model))
     with seeded(config.seed), _deterministic_kernels(device_of(model)):
         check_batches(train, "train")
         check_batches(validation, "validation")
-        goal = _Goal(loss_fn=loss_fn, metric=metric, teacher=teacher)
         run = _prepare(model, train, validation, config, goal, checkpoint_dir)
         with progress_bar("fine-tuning", config.epochs * run.steps_per_epoch) as bar:
             bar.advance((run.progress.epoch - 1) * run.steps_per_epoch + run.progress.step)
