@@ -161,7 +161,9 @@ def test_any_function_of_a_batch_is_a_loss(settings):
     result = block_traces(model, all_rows(model), batches, loss_fn=loss_fn, precision="fp64")
     for weight in weights(model):
         hessian = torch.autograd.functional.hessian(
-            lambda w, weight=weight: loss_fn(torch.func.functional_call(model, {weight: w}, batches[0][0]), batches[0][1]),
+            lambda w, weight=weight: loss_fn(
+                torch.func.functional_call(model, {weight: w}, batches[0][0]), batches[0][1]
+            ),
             model.get_parameter(weight).detach(),
         )
         size = model.get_parameter(weight).numel()

@@ -99,6 +99,12 @@ def check_finite_parameters(model: nn.Module) -> None:
     Raises:
         NumericalError: Some state is not finite.
     """
+    empty = [name for name, value in model.state_dict().items() if value.is_meta]
+    if empty:
+        raise NumericalError(
+            f"weights must hold numbers, got {empty[0]!r} on the meta device. "
+            "Call model.to_empty(device='cpu') and load weights."
+        )
     bad = [name for name, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
     if bad:
         shown = ", ".join(repr(name) for name in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")

@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from hessprune.curvature import ParamSlice, TraceOptions, block_traces
+from hessprune.foundation.batches import Pairs
 from hessprune.foundation.checks import check_choice
 from hessprune.foundation.modules import device_of, predict
 from hessprune.foundation.progress import track
@@ -158,7 +159,7 @@ def _by_curvature(model: QuantizedModel, layers: list[_Layer], batches: Iterable
     views |= {node: partial(probe.see_value, node, quantizer_of(model, node)) for node in values}
     model.requires_grad_(requires_grad=True)
     with seeded(0), spying(model, views), torch.enable_grad():
-        for inputs, _ in track(batches, "probing"):
+        for inputs, _ in track(Pairs(batches), "probing"):
             probe.run(model, to_device(inputs, device_of(model)))
     return _by_layer(layers, {key: 0.5 * cost / (NUM_PROBES * probe.count) for key, cost in probe.costs.items()})
 

@@ -190,7 +190,12 @@ def check_per_unit(values: Mapping[str, Tensor], groups: Iterable[Group], name: 
     for group in groups:
         if group.name not in lookup:
             raise ArgumentError(f"`{name}` must have an entry for group {group.name!r}, got {sorted(lookup)[:4]}….")
-        value = lookup[group.name].detach().to("cpu", torch.float64)
+        value = lookup[group.name]
+        if not isinstance(value, Tensor):
+            raise ArgumentError(
+                f"`{name}`[{group.name!r}] must be a tensor, got {type(value).__name__}. Use torch.tensor(...)."
+            )
+        value = value.detach().to("cpu", torch.float64)
         if value.shape != (group.num_units,):
             shape = tuple(value.shape)
             raise ArgumentError(f"`{name}`[{group.name!r}] must have shape ({group.num_units},), got {shape}.")

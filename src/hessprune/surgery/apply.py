@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
 from hessprune.foundation.arrival import watched
+from hessprune.foundation.checks import check_choice
 from hessprune.planning.plan import Plan
 from hessprune.structure.groups import Slice
 from hessprune.surgery.implants.arrangement import arrange_units
@@ -53,6 +54,7 @@ def apply_plan(
           (2): Linear(in_features=3, out_features=2, bias=True)
         )
     """
+    check_choice("start", start, ("centre", "zero"))
     with watched(model) as dense:
         check_fits(dense, plan)
         pruned = copy.deepcopy(dense)

@@ -15,6 +15,7 @@ from torch import nn
 from hessprune.deploy.evaluation import Evaluation, Metric, evaluate
 from hessprune.errors import ArgumentError, NumericalError
 from hessprune.foundation.arrival import arrived, received
+from hessprune.foundation.batches import as_pair, required_inputs
 from hessprune.foundation.checks import check_batches, check_finite_parameters
 from hessprune.foundation.losses import LossFn
 from hessprune.foundation.modules import device_of
@@ -205,7 +206,9 @@ def _train_epoch(run: _Run, bar: Bar) -> None:
     progress, seed = run.progress, run.config.seed
     set_training(run.learner.model, True)
     started = time.perf_counter()
-    for inputs, targets in replayed(run.train, seed=seed, epoch=progress.epoch, start_step=progress.step):
+    required = required_inputs(run.learner.model)
+    for batch in replayed(run.train, seed=seed, epoch=progress.epoch, start_step=progress.step):
+        inputs, targets = as_pair(batch, required, "train")
         run.learner.freeze(run.taken(progress.step) / run.total_steps)
         with seeded(derived_seed(seed, "step", progress.epoch, progress.step)):
             loss = run.learner.step(inputs, targets, run.rate(progress.step))
