@@ -26,7 +26,9 @@ def test_a_contraction_costs_what_is_counted(equation: str) -> None:
     assert contraction_flops(equation, left, right) == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("args", [("ii->i", 0), ("ij,jk,kl->il", 0, 0, 0), ("...j,jk->...k", 0, 0), ("ij,jk", 0, 0), ()])
+@pytest.mark.parametrize(
+    "args", [("ii->i", 0), ("ij,jk,kl->il", 0, 0, 0), ("...j,jk->...k", 0, 0), ("ij,jk", 0, 0), ()]
+)
 def test_other_equations_are_none(args) -> None:
     assert not is_contraction(args)
 

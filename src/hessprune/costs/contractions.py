@@ -30,8 +30,8 @@ def contraction_flops(equation: str, left: Sequence[int], right: Sequence[int], 
         >>> contraction_flops("ij,jk->ik", (2, 3), (3, 4)), contraction_flops("ij,jk->ik", (2, 1), (1, 4))
         (48, 0)
     """
-    terms, _, out = equation.replace(" ", "").partition("->")
-    a, _, b = terms.partition(",")
+    terms, out = equation.replace(" ", "").split("->")
+    a, b = terms.split(",")
     sizes = dict(zip(a + b, (*left, *right), strict=True))
     if all(sizes[axis] == 1 for axis in _inner(a, b, out)):
         return 0
