@@ -120,12 +120,16 @@ class CostModel:
         self.dense = self({})
 
     def _irregular(self, products: list[Product], fewer: list[Product], names: list[str]) -> list[int]:
-        """Return the numbers of products whose cost does not fall with their weight when every group loses a unit."""
+        """Return the numbers of products whose cost does not fall with their weight, down to one unit of each group."""
         num_groups = len(self._groups)
         shares = self._numel(np.ones(num_groups)) / np.maximum(self._numel(np.zeros(num_groups)), 1)
         share = dict(zip(names, shares, strict=True))
         pairs = enumerate(zip(products, fewer, strict=True))
-        return [n for n, (p, q) in pairs if p.owner not in share or round(p.macs() * share[p.owner]) != q.macs()]
+        return [
+            number
+            for number, (p, q) in pairs
+            if p.owner not in share or p.operator == "einsum" or round(p.macs() * share[p.owner]) != q.macs()
+        ]
 
     def _numel(self, counts: np.ndarray) -> np.ndarray:
         """Return the number of elements of each tensor after `counts` units of each group are gone."""

@@ -25,10 +25,13 @@ def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored]
     move labels, and labels that meet are tied. Tied labels are one unit, and units with the same slices form a group.
     Units that reach the model's input or output, or an operator without a rule, are frozen, with the reason. A trial
     then removes one unit of every group (on the meta device) and freezes groups of a size that the source code fixes.
+    A second trial slices some units of every group off one copy of the model and masks them in another: two forwards,
+    in float64 where the model allows it. Groups for which the outputs differ are frozen, too.
 
     Args:
         model: Any module that `torch.export` captures; it is left untouched.
-        example_inputs: A tensor, a tuple of positional, or a dict of keyword arguments. Only shapes matter.
+        example_inputs: A tensor, a tuple of positional, or a dict of keyword arguments. Numbers matter
+            for the second trial alone; random ones stand in for zeros and ones.
         ignore: Layers whose outputs must keep their width: modules, module types, or name patterns (`"layer1.*"`).
 
     Returns:
