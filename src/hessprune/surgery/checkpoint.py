@@ -141,6 +141,9 @@ def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return the hashes in the header, and the tensors, each at an address of its own.
 
     The tensors of a file lie at odd addresses, where kernels sum in another order.
+
+    Raises:
+        CheckpointError: The file is missing, truncated or damaged.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -70,7 +70,7 @@ class Vault:
             self._best_on_disk = progress.best_epoch
         numbers = asdict(progress)
         del numbers["best"]
-        header = {"identity": self.identity, "progress": numbers, "scaler": learner.scaler.state_dict()}
+        header: dict[str, Any] = {"identity": self.identity, "progress": numbers, "scaler": learner.scaler.state_dict()}
         tensors = on_host(learner.state())
         header["sha256"] = _seal(header, tensors, progress.best)
         state = safetensors.torch.save(tensors, {"hessprune": json.dumps(header)})
@@ -92,7 +92,7 @@ class Vault:
         numbers = header.get("progress", {})
         _, best = _read(self._best(numbers.get("best_epoch", 0)))
         if header.pop("sha256", None) != _seal(header, tensors, best):
-            raise _damaged(self.folder / "last.safetensors", "its hash is another one")
+            raise CheckpointError(_damage(self.folder / "last.safetensors", "its hash is another one"))
         self._best_on_disk = numbers["best_epoch"]
         learner.load(tensors, header["scaler"])
         history = [EpochRecord(**record) for record in numbers.pop("history")]
@@ -168,11 +168,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             header = json.loads((file.metadata() or {}).get("hessprune", "{}"))
             return dict(header), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
-        raise _damaged(path, " ".join(str(error).split())[:120]) from error
+        raise CheckpointError(_damage(path, " ".join(str(error).split())[:120])) from error
 
 
-def _damaged(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
+def _damage(path: Path, reason: str) -> str:
+    return (
         f"'{path}' must be a whole checkpoint, got one that cannot be read ({reason}). "
         f"Delete the folder '{path.parent}' to start anew."
     )
