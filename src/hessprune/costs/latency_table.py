@@ -20,6 +20,7 @@ import numpy as np
 from hessprune.costs.layer_shapes import Layer, Layers
 from hessprune.costs.layer_times import Interpolation, LayerTimes, widths
 from hessprune.errors import CheckpointError
+from hessprune.foundation.formatting import shown
 from hessprune.structure.groups import Group
 
 FORMAT = 1
@@ -169,7 +170,7 @@ class LatencyTable:
             return cls(**{**data, **lists})
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"the latency table must be complete JSON written by hessprune, got {error!r}. Measure it again."
+                f"the latency table must be complete JSON written by hessprune, got {shown(error)}. Measure it again."
             ) from error
 
     def _faster(self, number: int) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from torch import nn
 from hessprune.errors import ArgumentError, CheckpointError, DataError, OutputError
 from hessprune.foundation.checks import check_choice
 from hessprune.foundation.files import read_json, replacing, sha256, writable_folder, write_json
+from hessprune.foundation.formatting import shown
 from hessprune.foundation.hashing import file_sha256
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.symmetric import as_symmetric, symmetric_from
@@ -174,7 +175,7 @@ def _damage_named(folder: Path) -> Iterator[None]:
 def _check_name(name: str) -> None:
     """Raise unless a stage's name is one folder name with a kind of `VERSIONS` in its second place."""
     if Path(name).name != name or "\0" in name:
-        raise ArgumentError(f"`name` of a stage must be a plain folder name, got {name!r}. Write '1-dense'.")
+        raise ArgumentError(f"`name` of a stage must be a plain folder name, got {shown(name)}. Write '1-dense'.")
     check_choice("kind of stage", name.partition("-")[2].partition("-")[0], VERSIONS)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hessprune.errors import CheckpointError
+from hessprune.foundation.formatting import shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +51,7 @@ def check_tree(tree: Any) -> Any:
         return tree
     elif kind == "value":
         return tree
-    raise CheckpointError(f"`inputs` of the plan must describe tensors, got {tree!r}. Save the plan again.")
+    raise CheckpointError(f"`inputs` of the plan must describe tensors, got {shown(tree)}. Save the plan again.")
 
 
 def _describe(value: Any) -> Any:

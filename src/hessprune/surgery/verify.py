@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from hessprune.costs.model import cost
 from hessprune.errors import VerificationError
+from hessprune.foundation.formatting import shown
 from hessprune.foundation.modules import call_model, device_of
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import tensors_in, to_device
@@ -70,7 +71,7 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
     counted = cost(pruned, inputs)
     if counted != plan.cost_after:
         raise VerificationError(
-            f"the pruned model must cost what the plan predicts, {plan.cost_after!r}, got {counted!r}."
+            f"the pruned model must cost what the plan predicts, {plan.cost_after!r}, got {shown(counted)}."
         )
     return difference
 

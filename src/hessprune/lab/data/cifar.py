@@ -108,7 +108,8 @@ def _read_archive(path: Path, label_key: str) -> ImageArrays:
 def _arrays(content: Any, label_key: str, path: Path) -> ImageArrays:
     """Check what an archive holds, and shape it."""
     entries: dict[Any, Any] = content if isinstance(content, dict) else {}
-    data, labels = (entries.get(key, entries.get(key.encode())) for key in ("data", label_key))
+    data: Any = entries.get("data", entries.get(b"data"))
+    labels: Any = entries.get(label_key, entries.get(label_key.encode()))
     labels = labels.tolist() if isinstance(labels, np.ndarray) and labels.size <= MOST_ROWS else labels
     if not _are_images(data) or not _are_labels(labels, data.size // PIXELS):
         raise DataError(

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from hessprune.errors import DataError
+from hessprune.foundation.formatting import shown
 from hessprune.lab.data.arrays import ImageArrays, check_memory, count_classes
 from hessprune.lab.data.splits import OfficialSplits
 
@@ -33,7 +34,9 @@ def _archive(root: Path) -> Path:
     """Return the file itself, or the single archive of a folder."""
     found = [root] if root.is_file() else sorted(root.glob("*.npz"))
     if len(found) != 1:
-        raise DataError(f"`root` must be an .npz file or a folder with exactly one, got {str(root)!r} ({len(found)}).")
+        raise DataError(
+            f"`root` must be an .npz file or a folder with exactly one, got {shown(str(root))} ({len(found)})."
+        )
     return found[0]
 
 

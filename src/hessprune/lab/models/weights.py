@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
-from hessprune.foundation.formatting import shortened
+from hessprune.foundation.files import exists
+from hessprune.foundation.formatting import shortened, shown
 
 PREFIXES = ("module.", "model.", "_orig_mod.")
 NESTS = ("state_dict", "model_state_dict", "model", "net")
@@ -47,8 +48,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """Read a file into one flat dict of tensors."""
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {str(path)!r} must be an existing file. Check the path.")
+    if not exists(path) or not path.is_file():
+        raise CheckpointError(f"checkpoint {shown(str(path), 160)} must be an existing file. Check the path.")
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
     except Exception as error:  # broken bytes fail inside the parsers with whatever they trip over
