@@ -1,6 +1,7 @@
 """Numbers, tables and HTML for the values that a user prints."""
 
 import html
+import itertools
 import reprlib
 from collections.abc import Iterable, Sequence
 
@@ -105,10 +106,21 @@ def shown(value: object, most: int = 80) -> str:
 
 
 class _ShortRepr(reprlib.Repr):
+    """As `repr`, with an end; dicts keep their order."""
+
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel, self.maxstring, self.maxlong, self.maxother = 3, 200, 400, 400
         self.maxtuple = self.maxlist = self.maxdict = self.maxset = self.maxfrozenset = self.maxdeque = 8
+
+    def repr_dict(self, x: dict[object, object], level: int) -> str:
+        if level <= 0:
+            return "{...}"
+        pairs = [
+            f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}"
+            for key, value in itertools.islice(x.items(), self.maxdict)
+        ]
+        return "{" + ", ".join(pairs + ["..."] * (len(x) > self.maxdict)) + "}"
 
 
 _SHORT = _ShortRepr()

@@ -210,7 +210,7 @@ def _cached(file: Path) -> LayerTimes | None:
     """Read times from a file; return None if the file is missing or cannot be read."""
     try:
         return LayerTimes.from_json(read_json(file))
-    except (DataError, KeyError, TypeError):
+    except (DataError, KeyError, TypeError, ValueError, AttributeError):
         return None
 
 

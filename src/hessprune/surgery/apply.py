@@ -7,12 +7,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
+from hessprune.foundation.formatting import shown
+from hessprune.foundation.padding import ChannelPad
 from hessprune.planning.plan import Plan
-from hessprune.structure.groups import Slice
+from hessprune.structure.groups import Literal, Slice
 from hessprune.surgery.implants.arrangement import arrange_units
 from hessprune.surgery.implants.module import Start, insert_stand_ins
 from hessprune.surgery.slicing import slice_units
 from hessprune.surgery.verify import verify
+
+COUNTING = ("groups", "num_groups")
+"""Attributes of torch's own layers that count units; all others of them follow the tensors."""
 
 
 def apply_plan(
@@ -78,10 +83,10 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
     for piece in (piece for group in plan.groups for piece in group.slices):
         problem = _misfit(state.get(piece.param), piece, plan.shapes.get(piece.param))
         if problem:
-            problems[f"'{piece.param}' {problem}"] = None
-    problems |= dict.fromkeys(_wrong_literals(model, plan))
+            problems[f"{shown(piece.param)} {problem}"] = None
+    problems |= dict.fromkeys(_wrong_literals(model, plan)) | dict.fromkeys(_wrong_carriers(model, plan))
     if problems:
-        listed = "; ".join([*problems][:5])
+        listed = "; ".join([*problems][:3])
         raise CheckpointError(
             f"the plan must be applied to the dense model that it was made for, but {listed} ({len(problems)} in all). "
             f"Pass the unpruned model, built by the same factory."
@@ -101,11 +106,33 @@ def _misfit(tensor: Tensor | None, piece: Slice, planned: tuple[int, ...] | None
     return ""
 
 
-def _wrong_literals(model: nn.Module, plan: Plan) -> Iterator[str]:
-    """Yield the attributes that no integer of the model answers to, or a smaller one than its units count."""
+def _wrong_carriers(model: nn.Module, plan: Plan) -> Iterator[str]:
+    """Yield the layers of stand-ins that are no convolution or linear layer of the model."""
     modules = dict(model.named_modules(remove_duplicate=False))
+    for name in plan.stand_ins:
+        if not isinstance(modules.get(name), nn.Linear | nn.modules.conv._ConvNd):
+            yield f"{shown(name)} is no layer that can hold stand-ins"
+
+
+def _wrong_literals(model: nn.Module, plan: Plan) -> Iterator[str]:
+    """Yield the attributes that no integer of the model answers to, or one that does not count units."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    totals: dict[tuple[str, str], int] = {}
     for item in (item for group in plan.groups for item in group.literals):
+        key = item.module, item.attribute
+        totals[key] = totals.get(key, 0) + sum(item.counts)
         module = modules.get(item.module)
         value = None if module is None else vars(module).get(item.attribute)
-        if type(value) is not int or value < sum(item.counts):
-            yield f"'{item.module}.{item.attribute}' is no integer that counts its units"
+        if module is None or type(value) is not int or not _counts(module, item, value, totals[key]):
+            yield f"{shown(f'{item.module}.{item.attribute}')} is no integer that counts its units"
+
+
+def _counts(module: nn.Module, item: Literal, value: int, total: int) -> bool:
+    """Return whether an attribute counts units: one of those that torch's layers and `ChannelPad` count with.
+
+    Of other modules, any attribute may, if the units make up all of it: a stride or an axis does not.
+    """
+    if item.attribute in COUNTING or isinstance(module, ChannelPad):
+        return total <= value
+    is_of_torch = type(module).__module__.startswith("torch.nn.")
+    return not is_of_torch and sum(item.counts) == value and all(count > 0 for count in item.counts)
