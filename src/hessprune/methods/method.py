@@ -12,6 +12,7 @@ from hessprune.foundation.checks import check_choice
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.options import check_options
 from hessprune.foundation.symmetric import SymmetricMatrix
+from hessprune.structure.belonging import check_groups
 from hessprune.structure.groups import Group
 
 METHODS: dict[str, "type[Method]"] = {}
@@ -30,6 +31,9 @@ class Scoring:
     loss_fn: Any = None
     """A loss of `(logits, targets)` that averages over samples; None means cross-entropy."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_groups(self.model, self.groups)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

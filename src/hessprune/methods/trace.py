@@ -13,6 +13,7 @@ from hessprune.curvature.results import Slices, TraceResult
 from hessprune.curvature.stopping import Until
 from hessprune.methods.options import Estimator, Precision
 from hessprune.methods.slices import producer_slices
+from hessprune.structure.belonging import check_groups
 from hessprune.structure.groups import ByGroup, Group
 
 
@@ -64,6 +65,7 @@ def hessian_trace(
         >>> trace.values["0"].shape, trace.kind
         (torch.Size([4]), 'hessian')
     """
+    groups = check_groups(model, groups)
     return traces_by_group(
         model,
         groups,

@@ -4,13 +4,14 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from hessprune.errors import CheckpointError
+from hessprune.errors import ArgumentError, CheckpointError
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.padding import ChannelPad
 from hessprune.planning.plan import Plan
-from hessprune.structure.groups import Literal, Slice
+from hessprune.structure.belonging import misfits
+from hessprune.structure.groups import Literal
 from hessprune.surgery.implants.arrangement import arrange_units
 from hessprune.surgery.implants.module import Start, insert_stand_ins
 from hessprune.surgery.slicing import slice_units
@@ -41,6 +42,7 @@ def apply_plan(
         The pruned model, in the mode and on the device of `model`.
 
     Raises:
+        ArgumentError: `plan` is no Plan.
         CheckpointError: The plan was made for another model.
         VerificationError: The pruned model does not compute what the masked model computes.
 
@@ -73,17 +75,12 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
     """Raise unless the dense model has every slice and every counting attribute of the plan.
 
     Raises:
+        ArgumentError: This is no plan.
         CheckpointError: A tensor is missing or of another size, or a literal names no integer; all are listed.
     """
-    state = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    problems = {}
-    for piece in (piece for group in plan.groups for piece in group.slices):
-        problem = _misfit(state.get(piece.param), piece, plan.shapes.get(piece.param))
-        if problem:
-            problems[f"{shown(piece.param)} {problem}"] = None
+    if not isinstance(plan, Plan):
+        raise ArgumentError(f"`plan` must be a Plan, got {shown(plan)}. Pass the result of hp.make_plan.")
+    problems = dict.fromkeys(misfits(model, plan.groups, plan.shapes))
     problems |= dict.fromkeys(_wrong_literals(model, plan)) | dict.fromkeys(_wrong_carriers(model, plan))
     if problems:
         listed = "; ".join([*problems][:3])
@@ -91,19 +88,6 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
             f"the plan must be applied to the dense model that it was made for, but {listed} ({len(problems)} in all). "
             f"Pass the unpruned model, built by the same factory."
         )
-
-
-def _misfit(tensor: Tensor | None, piece: Slice, planned: tuple[int, ...] | None) -> str:
-    """Return the difference between a tensor and the plan's idea of it; empty if there is none."""
-    if tensor is None:
-        return "is missing"
-    shape, dim = tuple(tensor.shape), piece.dim
-    highest = max(max(row) for row in piece.index)
-    if tensor.dim() <= dim or shape[dim] <= highest:
-        return f"has shape {shape}, too small in dim {dim}"
-    if planned is not None and len(planned) > dim and shape[dim] != planned[dim]:
-        return f"has shape {shape}, and must have {planned[dim]} in dim {dim}"
-    return ""
 
 
 def _wrong_carriers(model: nn.Module, plan: Plan) -> Iterator[str]:

@@ -15,7 +15,7 @@ from hessprune.foundation.hashing import file_sha256, tensors_sha256
 from hessprune.foundation.tensors import replace_tensors
 from hessprune.planning.plan import Plan
 from hessprune.surgery.apply import apply_plan
-from hessprune.surgery.implants.module import whole_shapes
+from hessprune.surgery.fits import misshapen
 
 WEIGHTS, PLAN = "model.safetensors", "plan.json"
 
@@ -96,21 +96,11 @@ def check_shapes(model: nn.Module, plan: Plan) -> None:
     Raises:
         CheckpointError: A tensor is missing or has another shape.
     """
-    shapes = {
-        **whole_shapes(model, plan.stand_ins),
-        **{name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)},
-        **{name: tuple(value.shape) for name, value in model.named_buffers(remove_duplicate=False)},
-    }
-    axes: dict[str, set[int]] = {}
-    for piece in (piece for group in plan.groups for piece in group.slices):
-        axes.setdefault(piece.param, set()).add(piece.dim)
-    for name, planned in plan.shapes_after.items():
-        shape = shapes.get(name)
-        if shape is None or any(dim >= len(shape) or shape[dim] != planned[dim] for dim in axes[name]):
-            raise CheckpointError(
-                f"`plan` must give the shapes of `model`, but '{name}' must be {planned}, got {shape}. Pass the plan "
-                "between the dense model and this one: plan.then(next_plan) after several plans in a row."
-            )
+    for name, planned, shape in misshapen(model, plan):
+        raise CheckpointError(
+            f"`plan` must give the shapes of `model`, but '{name}' must be {planned}, got {shape}. Pass the plan "
+            "between the dense model and this one: plan.then(next_plan) after several plans in a row."
+        )
 
 
 def load_plan(folder: str | Path) -> Plan:

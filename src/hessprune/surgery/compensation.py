@@ -28,6 +28,7 @@ from hessprune.layers.recording import Recording, record, slow_attention
 from hessprune.layers.regression import columns_of, design, rows_of, weight_from
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
 from hessprune.planning.plan import Plan
+from hessprune.surgery.fits import check_pair
 from hessprune.surgery.implants.arrangement import origins
 from hessprune.surgery.implants.module import parts_of
 
@@ -66,6 +67,7 @@ def compensate(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any, *,
         refit on four fifths of them does not lower the loss on the last fifth.
 
     Raises:
+        ArgumentError: `plan` was made for another model than `dense`, or gives another one than `pruned`.
         DataError: `batches` cannot be read twice or is empty.
 
     Example:
@@ -77,6 +79,7 @@ def compensate(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any, *,
         >>> hp.compensate(net, hp.apply_plan(net, plan), plan, batches)[2].in_features
         4
     """
+    check_pair(dense, pruned, plan)
     batches = Rereadable.of(batches)
     check_batches(batches)
     inputs, targets = _gather(batches, pruned)

@@ -16,6 +16,7 @@ from hessprune.foundation.modules import call_model, device_of
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import tensors_in, to_device
 from hessprune.planning.plan import Plan
+from hessprune.surgery.fits import check_pair
 from hessprune.surgery.implants.module import embed_stand_ins
 from hessprune.surgery.slicing import mask_units
 
@@ -40,6 +41,7 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
         The largest absolute difference of any output, relative to the largest output.
 
     Raises:
+        ArgumentError: `plan` was made for another model than `dense`, or gives another one than `pruned`.
         VerificationError: Outputs differ, the pruned model does not run, or its cost is not the predicted one.
 
     Example:
@@ -51,6 +53,7 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
         >>> hp.verify(net, hp.apply_plan(net, plan), plan) < 1e-9
         True
     """
+    check_pair(dense, pruned, plan)
     inputs = plan.inputs.example() if example_inputs is None else example_inputs
     difference, dtype = _compare(_masked(dense, pruned, plan), copy.deepcopy(pruned), inputs)
     if not math.isfinite(difference):  # zero may stand in a divisor, such as a stored deviation
