@@ -1,6 +1,6 @@
 import pytest
 
-from hessprune.foundation.formatting import bytes_text, count_text, html_table, shortened, text_table
+from hessprune.foundation.formatting import bytes_text, count_text, html_table, shortened, shown, text_table
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,38 @@ def test_tables() -> None:
 def test_long_lists() -> None:
     assert shortened(["a"]) == "a"
     assert shortened(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+
+
+def _loop() -> list[object]:
+    values: list[object] = []
+    values += [values, values]
+    return values
+
+
+class _Unwilling:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x" * 10**6,
+        list(range(10**6)),
+        {"a" * 999: "b" * 999},
+        10**5000,
+        "a\nb" * 99,
+        _loop(),
+        _Unwilling(),
+        b"x" * 10**6,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_in_messages_are_one_short_line(value: object) -> None:
+    assert len(shown(value)) <= 80
+    assert "\n" not in shown(value)
+
+
+@pytest.mark.parametrize("value", ["hap", 3, None, [1, 2], {"a": (1, 2)}, 0.5, -1, True, ("layer1.*",)])
+def test_short_values_are_written_as_python_does(value: object) -> None:
+    assert shown(value) == repr(value)

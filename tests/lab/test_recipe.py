@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,61 @@ def test_implants_have_a_section_of_their_own(tmp_path):
     assert load_recipe(write_recipe(settings, tmp_path / "again.yaml")) == settings
     with pytest.raises(RecipeError, match=r"`prune\.implant`: `implant` must be a number from 0 to 1, got 2"):
         load_recipe(path, ["prune.implant.share=2"])
+
+
+BASE = "model: {name: digits-resnet, pretrain: {epochs: 1}}\nprune: {budget: {macs: 0.5}}\n"
+ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: " + "[" * 5000 + "]" * 5000, "must be YAML, got .*: nested too deeply"),
+        (BASE + "seed: 2001-99-99\n", "must be YAML, got .*: month must be in"),
+        (BASE + "seed: " + "9" * 5000, "must be YAML, got .*digits"),
+        (BASE + "seed: 99999999999999999999999\n", "`seed` must be a number of at most 64 bits, got 9999"),
+        (BASE + "seed: 1\nseed: 2\n", "the key 'seed' twice"),
+        (BASE + ALIASES, "more than 10,000 values, or a value that holds itself"),
+        (BASE + "data: &d {root: *d}\n", "more than 10,000 values, or a value that holds itself"),
+        (BASE + "seed: !!python/object/apply:os.system [touch ran]\n", "must be YAML, got .*could not determine a"),
+        (BASE + "seed: " + "x" * 500_000, "`seed` must be one line of at most 1000 characters, got 'xxx.*…x"),
+        (BASE + "x" * 1000 + ": 1", "unknown key `xxx.*…x"),
+        ("# " + "x" * 1_000_000, "more than 1,000,000 bytes"),
+        (BASE + "data: {root: " + json.dumps("a\0b") + "}", "`data.root` must be one line"),
+        (BASE + "".join(f"k{number}: 1\n" for number in range(100)), r"unknown key `k0`.*; and \d+ more problems"),
+        (BASE + "finetune: {epochs: true}", "`finetune.epochs` must be no true or false, got True"),
+        (BASE + "finetune: {lr: .inf}", "`finetune.lr` must be a finite number, got inf"),
+        (BASE + "report: {curve: [true]}", "`report.curve` must be no true or false"),
+        (BASE + "threads: 1000000", "`threads` must be an integer from 1 to 1024, got 1000000"),
+        ("1: 2\nnull: 3\n[a]: 4", r"unknown key|must be YAML"),
+    ],
+    ids=lambda value: value[-40:],
+)
+def test_hostile_recipes_are_one_short_line(text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = _written(tmp_path, text)
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) <= 300
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize("path", [("prune", "method"), ("loss",), ("prune", "budget", "macs"), ("quantize", "target")])
+def test_long_values_are_shortened(path):
+    recipe = json.loads(json.dumps(MINIMAL))
+    node = recipe
+    for key in path[:-1]:
+        node = node.setdefault(key, {})
+    node[path[-1]] = "é" * 900
+    with pytest.raises(RecipeError, match="é…é") as caught:
+        parse_recipe(recipe)
+    assert len(str(caught.value)) <= 300
+
+
+def test_anchors_and_numbers_as_text_stay_allowed(tmp_path):
+    text = "model: {name: digits-resnet, pretrain: &train {epochs: 1, lr: 1e-3}}\nprune: {budget: {macs: 0.5}}\n"
+    settings = load_recipe(_written(tmp_path, text + "finetune: {<<: *train, epochs: 2}\n"))
+    assert (settings.finetune.epochs, settings.finetune.lr) == (2, 0.001)

@@ -1,10 +1,13 @@
 import json
+import shutil
 
 import pytest
 import torch
+from torch import nn
 
+from hessprune.errors import ArgumentError, CheckpointError
 from hessprune.foundation.symmetric import Factor
-from hessprune.lab.store import StageStore, load_saliency, save_saliency
+from hessprune.lab.store import StageStore, load_saliency, load_state, save_saliency, save_state
 from hessprune.methods.values import Saliency
 
 
@@ -107,3 +110,88 @@ def test_a_factor_of_interactions_survives(absolute, tmp_path):
     assert isinstance(again, Factor)
     assert again.absolute == absolute
     assert torch.equal(again.phi, phi)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0x41
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [flip, lambda path: path.write_bytes(path.read_bytes()[:20]), lambda path: path.unlink()],
+    ids=["one byte flipped", "truncated", "missing"],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "inner/facts.json"])
+def test_a_damaged_stage_is_made_again(store, damage, name):
+    def make(folder):
+        save_state(nn.Linear(2, 2), folder)
+        (folder / "inner").mkdir()
+        (folder / "inner/facts.json").write_text('{"facts": "of the stage"}')
+
+    stage = store.run("1-dense", make)
+    assert store.run("1-dense", make).reused
+    damage(stage.file(name))
+    assert not store.run("1-dense", make).reused
+    assert store.run("1-dense", make).reused
+
+
+def test_a_file_that_came_later_changes_nothing(store):
+    stage = store.run("1-dense", lambda folder: None)
+    stage.file("notes.txt").write_text("mine")
+    assert store.run("1-dense", lambda folder: None).reused
+
+
+def test_two_stages_that_changed_places_are_made_again(store):
+    for name in ("3-plan-a", "3-plan-b"):
+        store.run(name, lambda folder, name=name: (folder / "plan.json").write_text(name))
+    one, other = store.root / "3-plan-a", store.root / "3-plan-b"
+    shutil.copyfile(other / "plan.json", one / "plan.json")
+    assert not store.run("3-plan-a", lambda folder: None).reused
+
+
+@pytest.mark.parametrize("name", ["../1-dense", "/tmp/1-dense", "1-dense/x", "..", "", "1-nothing", "dense"])
+def test_names_of_stages_stay_in_the_folder(store, name):
+    with pytest.raises(ArgumentError, match=r"plain folder name|kind of stage"):
+        store.run(name, lambda folder: None)
+
+
+@pytest.mark.parametrize("place", ["1-dense", "1-dense/partial"])
+def test_nothing_is_written_through_a_link(store, tmp_path, place):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_text("stays")
+    key = store.run("1-dense", lambda folder: None).key
+    marker = json.dumps({"key": key, "done": False})
+    (store.root / "1-dense/stage.json").write_text(marker)  # interrupted, so that it continues
+    if place == "1-dense":
+        shutil.rmtree(store.root / place)
+        (elsewhere / "stage.json").write_text(marker)
+    (store.root / place).symlink_to(elsewhere)
+
+    def make(folder):
+        (folder / "partial").mkdir(exist_ok=True)
+        (folder / "partial/result").write_text("new")
+
+    store.run("1-dense", make)
+    assert {path.name for path in elsewhere.iterdir()} <= {"mine", "stage.json"}
+    assert (elsewhere / "mine").read_text() == "stays"
+    assert (store.root / "1-dense/partial/result").read_text() == "new"
+
+
+@pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(b"x" * 9), lambda path: path.unlink()])
+def test_files_that_cannot_be_read_name_the_folder_to_delete(tmp_path, damage):
+    save_saliency(Saliency({"a": torch.zeros(3).double()}, provenance={}), tmp_path)
+    save_state(nn.Linear(2, 2), tmp_path)
+    for name in ("saliency.json", "model.safetensors"):
+        if damage is not flip or name == "saliency.json":
+            damage(tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"must be whole, got .*Delete that folder; the same command makes"):
+        load_saliency(tmp_path)
+    if damage is flip:
+        flip_header = bytearray((tmp_path / "model.safetensors").read_bytes())
+        flip_header[12] ^= 0x41
+        (tmp_path / "model.safetensors").write_bytes(flip_header)
+    with pytest.raises(CheckpointError, match="must be whole"):
+        load_state(nn.Linear(2, 2), tmp_path)

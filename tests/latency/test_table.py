@@ -1,5 +1,6 @@
 """Latency tables against a formula: what is timed layer by layer predicts every whole model."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -96,6 +97,11 @@ def test_a_table_is_equal_to_its_json_round_trip() -> None:
     assert LatencyTable.from_json(table.to_json()) == table
     with pytest.raises(CheckpointError, match="complete JSON written by hessprune"):
         LatencyTable.from_json(table.to_json()[:-9])
+    for damaged in ({"times": 3}, {"groups": []}, {"layers": {}}, {"scale": "x"}, {"dense_ms": float("nan")}):
+        with pytest.raises(CheckpointError, match="complete JSON written by hessprune"):
+            LatencyTable.from_json(json.dumps(json.loads(table.to_json()) | damaged))
+    with pytest.raises(CheckpointError, match="complete JSON written by hessprune"):
+        LatencyTable.from_json("[" * 100_000)
     with pytest.raises(CheckpointError, match="must have format 1"):
         LatencyTable.from_json(table.to_json().replace('"format": 1', '"format": 9'))
 

@@ -24,6 +24,7 @@ PLAN = make_plan(
 )  # fmt: skip
 NAME = GROUPS[0].name
 SLICE = ("groups", 0, "slices", 0)
+PLAN_SLICE = json.loads(PLAN.to_json())["groups"][0]["slices"][0]
 LITERAL = {"module": "body.0.0", "attribute": "groups", "counts": [1] * 8}
 
 
@@ -67,6 +68,25 @@ def changed(*path_and_value: Any) -> str:
         (("cost_after", "macs", "x"), "the cost {'macs': 'x'"),
         (("budget", {"macs": -1}), "BudgetError"),
         (("format", "new"), "TypeError"),
+        (("format", 0.5), "the format 0.5"),
+        (("groups", 0, "name", "x" * 10**6), "unknown group 'body.0.0'|two groups"),
+        (("removed", "x" * 10**6, [0]), "unknown group 'xxx.*…x"),
+        (("removed", NAME, list(range(8))), "all units of group 'body.0.0' removed"),
+        (("groups", 0, "slices", []), "group 'body.0.0' without slices"),
+        ((*SLICE, "index", {"start": 0, "width": 10**6}), "positions {'start': 0, 'width': 1000000}"),
+        ((*SLICE, "index", {"start": 10**18, "width": 1}), "positions {'start': 1000000000000000000"),
+        ((*SLICE, "index", {"start": 1, "width": 1}), "the shape .* of 'body.0.0.weight', too small for its slices"),
+        ((*SLICE, "dim", 10**6), "the shape .* of 'body.0.0.weight', too small for its slices"),
+        (("groups", 0, "slices", [PLAN_SLICE, PLAN_SLICE]), "'body.0.0.weight' in dim 0 in two slices at once"),
+        (("groups", 0, "literals", [LITERAL, LITERAL]), "doubled literals of group 'body.0.0'"),
+        (("groups", 0, "literals", {}), "literals {} of group"),
+        (("stand_ins", {"body.0.0": 2}), "stand-ins in 'body.0.0', which emits no implanted units"),
+        (("inputs", "shape", [10**9, 10**9]), "must describe tensors"),
+        (("inputs", "shape", [10**30]), "must describe tensors"),
+        (("inputs", "dtype", "quint8"), "must describe tensors"),
+        (("inputs", "high", 2**70), "must describe tensors"),
+        (("inputs", {"kind": "tuple", "items": "abc"}), "must describe tensors"),
+        (("cost_after", "macs", "x" * 10**6), "the cost {'macs': 'xxx.*…"),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -74,6 +94,7 @@ def test_impossible_values_are_named_in_one_line(path_and_value: tuple[Any, ...]
     with pytest.raises(CheckpointError, match=message) as caught:
         Plan.from_json(changed(*path_and_value))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) <= 300
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"format": ' + "9" * 5000 + "}", "[]", "{}", "", "nul"])
@@ -123,3 +144,41 @@ def test_literals_must_count_something(module: str, attribute: str) -> None:
     plan = Plan.from_json(changed("groups", 0, "literals", [literal]))
     with pytest.raises(CheckpointError, match=rf"'{module}.{attribute}' is no integer that counts its units"):
         hp.apply_plan(copy.deepcopy(MODEL), plan)
+
+
+class Strided(nn.Module):
+    """A layer of the user's own, with integers that count nothing and one that counts channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+        self.stride, self.width = 2, 8
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).relu().view(len(x), self.width, -1)
+        return self.linear(x[..., :: self.stride].mean(2))
+
+
+@pytest.mark.parametrize(
+    ("module", "attribute", "counts"),
+    [("", "stride", [1, 0, 0, 0, 0, 0, 0, 1]), ("", "stride", [1] + [0] * 7), ("conv", "in_channels", [1] + [0] * 7)],
+)
+def test_literals_change_no_attribute_that_counts_something_else(module: str, attribute: str, counts: list) -> None:
+    model = make(Strided)
+    groups = hp.find_groups(model, X)
+    assert [(item.attribute, item.counts) for item in groups[0].literals] == [("width", (1,) * 8)]
+    saliency = {"conv": torch.arange(8.0)}
+    plan = make_plan(model, groups, saliency, Budget(units=0.5), example_inputs=X)
+    data = json.loads(plan.to_json())
+    data["groups"][0]["literals"].append({"module": module, "attribute": attribute, "counts": counts})
+    tampered = Plan.from_json(json.dumps(data))
+    with pytest.raises(CheckpointError, match=rf"{attribute}' is no integer that counts its units"):
+        hp.apply_plan(model, tampered, check=False)
+    assert hp.apply_plan(model, plan).width == 4
+
+
+@pytest.mark.parametrize("layer", ["body.0.1", "nowhere"])
+def test_stand_ins_go_into_layers_of_the_model_only(layer: str) -> None:
+    stand_in = {name: getattr(PLAN, name) for name in PLAN.__slots__} | {"stand_ins": {layer: None}}
+    with pytest.raises(CheckpointError, match=rf"'{layer}' is no layer that can hold stand-ins"):
+        hp.apply_plan(MODEL, Plan(**stand_in))

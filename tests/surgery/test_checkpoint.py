@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import hessprune as hp
 from hessprune.errors import CheckpointError
@@ -59,6 +60,34 @@ def test_damaged_files_are_one_clear_error(saved: tuple[Path, Plan], name: str, 
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"complete|written by"):
         hp.load(saved[0], Plain)
+
+
+def test_a_flipped_byte_of_the_weights_is_refused(saved: tuple[Path, Plan]) -> None:
+    path = saved[0] / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0x41
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model.safetensors' must be as `hessprune.save` wrote it"):
+        hp.load(saved[0], lambda: Plain().double())
+
+
+def test_a_plan_of_another_model_of_the_same_shape_is_refused(saved: tuple[Path, Plan], tmp_path: Path) -> None:
+    folder, plan = saved
+    removed = {name: tuple((unit + 1) % 8 for unit in units) for name, units in plan.removed.items()}
+    (folder / "plan.json").write_text(replace(plan, removed=removed).to_json())
+    with pytest.raises(CheckpointError, match=r"plan.json' must be as .*is of another model: save the model again"):
+        hp.load(folder, lambda: Plain().double())
+
+
+def test_files_of_earlier_versions_hold_no_hashes(saved: tuple[Path, Plan]) -> None:
+    path = saved[0] / "model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt"})
+    assert not hp.load(saved[0], lambda: Plain().double()).training
+
+
+def test_tensors_are_read_at_addresses_of_their_own(saved: tuple[Path, Plan]) -> None:
+    model = hp.load(saved[0], lambda: Plain().double())
+    assert not [name for name, value in model.named_parameters() if value.data_ptr() % 16]
 
 
 def test_another_factory_is_refused(saved: tuple[Path, Plan]) -> None:

@@ -254,6 +254,17 @@ def test_a_truncated_checkpoint_is_named(tmp_path, name):
         finetune(_net(), Batches(), VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["last", "best-*"])
+def test_a_flipped_byte_is_noticed(tmp_path, name):
+    finetune(_net(), Batches(), VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
+    (path,) = tmp_path.glob(f"{name}.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0x41
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"must be a whole checkpoint, .*its hash is another one.*Delete the"):
+        finetune(_net(), Batches(), VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
+
+
 def test_how_often_checkpoints_are_written_changes_nothing(tmp_path):
     config = replace(CONFIG, checkpoint_every_steps=1)
     often = finetune(_net(), Batches(), VALIDATION, config=config, checkpoint_dir=tmp_path)

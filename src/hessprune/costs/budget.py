@@ -8,6 +8,7 @@ from typing import Any
 from hessprune.costs.latency_table import LatencyTable
 from hessprune.costs.target import LatencyTarget
 from hessprune.errors import BudgetError
+from hessprune.foundation.formatting import shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +54,7 @@ class Budget:
         if self.target is None:
             return
         if not isinstance(self.target, LatencyTarget | LatencyTable):
-            raise BudgetError(f"`target` must be a LatencyTarget or a LatencyTable, got {self.target!r}.")
+            raise BudgetError(f"`target` must be a LatencyTarget or a LatencyTable, got {shown(self.target)}.")
         if not self.is_latency:
             raise BudgetError(
                 f"`target` must come with `latency_ms`, got it beside `{self.quantity}`, which is counted, not "
@@ -140,7 +141,7 @@ def check_budget(budget: Any) -> None:
         written = Budget(**bound)
     except BudgetError:
         written = Budget(macs=0.5)
-    raise BudgetError(f"`budget` must be a Budget, got {budget!r}. Write budget=hp.{written!r}.")
+    raise BudgetError(f"`budget` must be a Budget, got {shown(budget)}. Write budget=hp.{written!r}.")
 
 
 def latency_table_of(budget: Budget) -> LatencyTable | None:
@@ -167,7 +168,7 @@ def _check_percentage(quantity: str, text: str) -> None:
     if number is not None and number > 0 and not text.endswith("%"):
         advice = f"{quantity}={text}" + (f' or {quantity}="{_percent(number)}"' if number <= 1 else "")
     raise BudgetError(
-        f'`Budget({quantity}=…)` as a text must be a share above 0 and up to "100%", got {text!r}. Write {advice}.'
+        f'`Budget({quantity}=…)` as a text must be a share above 0 and up to "100%", got {shown(text)}. Write {advice}.'
     )
 
 
@@ -176,10 +177,10 @@ def _check_number(quantity: str, value: Any) -> None:
     if not is_number or not math.isfinite(value) or value <= 0:
         kind = "milliseconds above 0" if quantity == "latency_ms" else "a kept share in (0, 1] or a count above 1"
         advice = f'{quantity}="50%"' if quantity == "latency_ms" else f"{quantity}=0.5"
-        raise BudgetError(f"`Budget({quantity}=…)` must be {kind}, got {value!r}. Write {advice} to keep half.")
+        raise BudgetError(f"`Budget({quantity}=…)` must be {kind}, got {shown(value)}. Write {advice} to keep half.")
     if value > 1 and quantity != "latency_ms" and value != int(value):
         raise BudgetError(
-            f"`Budget({quantity}=…)` above 1 must be a whole number, got {value!r}. "
+            f"`Budget({quantity}=…)` above 1 must be a whole number, got {shown(value)}. "
             "A kept share lies in (0, 1]; an absolute bound is a count."
         )
 

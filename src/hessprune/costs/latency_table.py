@@ -10,6 +10,7 @@ models that are planned.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ import numpy as np
 from hessprune.costs.layer_shapes import Layer, Layers
 from hessprune.costs.layer_times import Interpolation, LayerTimes, widths
 from hessprune.errors import CheckpointError
+from hessprune.foundation.formatting import shown
 from hessprune.structure.groups import Group
 
 FORMAT = 1
@@ -166,10 +168,12 @@ class LatencyTable:
             data["times"] = tuple(LayerTimes.from_json(item) for item in data["times"])
             data["layers"] = _layers_from(data["layers"], {_key(item.shape): item.shape for item in data["times"]})
             lists = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
-            return cls(**{**data, **lists})
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            return _with_times(cls(**{**data, **lists}))
+        except CheckpointError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise CheckpointError(
-                f"the latency table must be complete JSON written by hessprune, got {error!r}. Measure it again."
+                f"the latency table must be complete JSON written by hessprune, got {shown(error)}. Measure it again."
             ) from error
 
     def _faster(self, number: int) -> tuple[int, ...]:
@@ -233,6 +237,17 @@ class LatencyTable:
 
     def _pairs(self, num_removed: Mapping[str, int]) -> list[tuple[str, int]]:
         return [(name, num_removed.get(name, 0)) for name in self.groups]
+
+
+def _with_times(table: LatencyTable) -> LatencyTable:
+    """Return a table that was read from a file.
+
+    Raises:
+        ValueError: Its times are no numbers.
+    """
+    if not math.isfinite(table.ms()):
+        raise ValueError("times that are no numbers")
+    return table
 
 
 def unit_step(group: Group, step: int) -> int:

@@ -29,12 +29,18 @@ class LayerTimes:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "LayerTimes":
-        """Read back what `to_json` returned."""
+        """Read back what `to_json` returned.
+
+        Raises:
+            ValueError: The times are no numbers, or not one for each pair of widths.
+        """
         shape: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in data["shape"].items()
         }
-        inputs, outputs = tuple(data["inputs"]), tuple(data["outputs"])
-        return cls(shape=LayerShape(**shape), inputs=inputs, outputs=outputs, ms=tuple(map(tuple, data["ms"])))
+        inputs, outputs, ms = tuple(data["inputs"]), tuple(data["outputs"]), tuple(map(tuple, data["ms"]))
+        if np.array(ms, dtype=float).shape != (len(inputs), len(outputs)) or not np.isfinite(np.array(ms)).all():
+            raise ValueError("times must be finite, one for each pair of inputs and outputs")
+        return cls(shape=LayerShape(**shape), inputs=inputs, outputs=outputs, ms=ms)
 
 
 def widths(dense: int, step: int) -> tuple[int, ...]:

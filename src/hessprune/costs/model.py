@@ -1,7 +1,7 @@
 """The cost of a model: counted on the model, and as an exact function of the units removed."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from hessprune.costs.latency_table import LatencyTable
 from hessprune.costs.products import Product, record_products, size_changes
 from hessprune.foundation.arrival import arrived
 from hessprune.foundation.formatting import bytes_text, count_text, html_table
+from hessprune.structure.belonging import check_groups
 from hessprune.structure.groups import Group
 
 
@@ -91,11 +92,11 @@ class CostModel:
         self,
         model: nn.Module,
         example_inputs: Any,
-        groups: Iterable[Group] = (),
+        groups: Sequence[Group] = (),
         stand_ins: Mapping[str, int | None] | None = None,
         latency: LatencyTable | None = None,
     ) -> None:
-        groups = list(groups)
+        groups = list(check_groups(model, groups))
         self.latency = latency
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self._groups = {group.name: number for number, group in enumerate(groups)}

@@ -129,25 +129,6 @@ class _Recorder(TorchDispatchMode):
         owner = next((owner for owner in owners if owner), "")
         self.products.append(Product(owner=owner, operator=name, formula=formula, leaves=shapes, spec=spec))
 
-
-class _Einsums(TorchFunctionMode):
-    """Records `einsum` as a whole: over one index it is no matrix product any more, and a pruned model has fewer."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch.functional.einsum or not is_contraction(args):
-            return func(*args, **(kwargs or {}))
-        self._recorder.paused = True
-        out = func(*args, **(kwargs or {}))
-        self._recorder.paused = False
-        equation, *operands = args
-        operands = operands[0] if isinstance(operands[0], list | tuple) else operands
-        self._recorder.add("einsum", contraction_flops, (equation, *operands), {}, out)
-        return out
-
     def _inside(self, operator: HigherOrderOperator, args: tuple[Any, ...], kwargs: Any) -> Any:
         """Run an operator that takes functions, and count inside the function that runs."""
         if operator.name() != "cond":
@@ -167,6 +148,25 @@ class _Einsums(TorchFunctionMode):
             if out is not NotImplemented:
                 return out
         return func(*args, **kwargs)
+
+
+class _Einsums(TorchFunctionMode):
+    """Records `einsum` as a whole: over one index it is no matrix product any more, and a pruned model has fewer."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.functional.einsum or not is_contraction(args):
+            return func(*args, **(kwargs or {}))
+        self._recorder.paused = True
+        out = func(*args, **(kwargs or {}))
+        self._recorder.paused = False
+        equation, *operands = args
+        operands = operands[0] if isinstance(operands[0], list | tuple) else operands
+        self._recorder.add("einsum", contraction_flops, (equation, *operands), {}, out)
+        return out
 
 
 def _without_numbers(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError, DataError, MissingDependencyError, NumericalError
+from hessprune.foundation.formatting import shown
 
 
 def nearest(value: object, choices: Collection[str]) -> str:
@@ -29,7 +30,7 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in sorted(choices))
-        raise ArgumentError(f"`{name}` must be one of {listed}, got {value!r}.{nearest(value, choices)}")
+        raise ArgumentError(f"`{name}` must be one of {listed}, got {shown(value)}.{nearest(value, choices)}")
 
 
 def check_range(name: str, value: float, *, low: float, high: float = float("inf"), integer: bool = False) -> None:
@@ -42,7 +43,7 @@ def check_range(name: str, value: float, *, low: float, high: float = float("inf
     if not is_number or (integer and not isinstance(value, int)) or not low <= value <= high:
         kind = "an integer" if integer else "a number"
         bound = f"of at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
-        raise ArgumentError(f"`{name}` must be {kind} {bound}, got {value!r}.")
+        raise ArgumentError(f"`{name}` must be {kind} {bound}, got {shown(value)}.")
 
 
 def check_rereadable(batches: Any, name: str = "batches") -> None:
@@ -60,7 +61,7 @@ def check_rereadable(batches: Any, name: str = "batches") -> None:
             f"evaluation each read it from the start. Pass a list, a DataLoader, or `list({name})`."
         )
     if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
-        raise DataError(f"`{name}` must be an iterable of batches, got {batches!r}. Pass a list or a DataLoader.")
+        raise DataError(f"`{name}` must be an iterable of batches, got {shown(batches)}. Pass a list or a DataLoader.")
 
 
 def check_batches(batches: Iterable[Any], name: str = "batches") -> None:

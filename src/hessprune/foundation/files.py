@@ -122,6 +122,19 @@ def read_json(path: Path | str) -> Any:
         raise DataError(f"file must hold JSON, got '{path}', which does not parse ({error}). Write it anew.") from error
 
 
+def exists(path: Path | str) -> bool:
+    """Return whether there is a file or folder; a name that no file can have is none.
+
+    Example:
+        >>> exists("x" * 10_000)
+        False
+    """
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False
+
+
 def sha256(data: bytes | str) -> str:
     """Return the SHA-256 of bytes or text, in hexadecimal.
 

@@ -1,6 +1,8 @@
 """Numbers, tables and HTML for the values that a user prints."""
 
 import html
+import itertools
+import reprlib
 from collections.abc import Iterable, Sequence
 
 PREFIXES = ((1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T"))
@@ -82,6 +84,46 @@ def shortened(names: Sequence[str], most: int = 3) -> str:
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def shown(value: object, most: int = 80) -> str:
+    """Write a value for a message: its `repr` in one line, shortened in the middle.
+
+    Long texts, large containers and numbers of many digits are not written in full first.
+
+    Example:
+        >>> from hessprune.foundation.formatting import shown
+        >>> shown("hap"), shown([1, 2]), shown("x" * 1000, 20)
+        ("'hap'", '[1, 2]', "'xxxxxxxx…xxxxxxxxx'")
+    """
+    if isinstance(value, int) and value.bit_length() > 4 * most:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = " ".join(_SHORT.repr(value).split())
+    except Exception:  # of a repr that the user wrote
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[most // 2 - most :]}"
+
+
+class _ShortRepr(reprlib.Repr):
+    """As `repr`, with an end; dicts keep their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxlong, self.maxother = 3, 200, 400, 400
+        self.maxtuple = self.maxlist = self.maxdict = self.maxset = self.maxfrozenset = self.maxdeque = 8
+
+    def repr_dict(self, x: dict[object, object], level: int) -> str:
+        if level <= 0:
+            return "{...}"
+        pairs = [
+            f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}"
+            for key, value in itertools.islice(x.items(), self.maxdict)
+        ]
+        return "{" + ", ".join(pairs + ["..."] * (len(x) > self.maxdict)) + "}"
+
+
+_SHORT = _ShortRepr()
 
 
 def _padded(line: Sequence[str], widths: Sequence[int]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_choice
+from hessprune.foundation.formatting import shown
 
 
 def check_options(value: Any) -> None:
@@ -51,7 +52,7 @@ def _check(name: str, value: Any, hint: Any) -> None:
     if choices and isinstance(value, str):
         check_choice(name, value, choices)
     words = " or ".join(_spoken(option) for option in options)
-    raise ArgumentError(f"`{name}` must be {words}, got {value!r}.")
+    raise ArgumentError(f"`{name}` must be {words}, got {shown(value)}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -84,7 +85,9 @@ def check_type(name: str, value: object, kind: type, example: str) -> None:
         >>> check_type("seed", 3, int, "3")
     """
     if not isinstance(value, kind):
-        raise ArgumentError(f"`{name}` must be of type {kind.__name__}, got {value!r}. Write for example {example}.")
+        raise ArgumentError(
+            f"`{name}` must be of type {kind.__name__}, got {shown(value)}. Write for example {example}."
+        )
 
 
 def check_flag(name: str, value: object) -> None:
@@ -94,4 +97,4 @@ def check_flag(name: str, value: object) -> None:
         ArgumentError: It is something else.
     """
     if not isinstance(value, bool):
-        raise ArgumentError(f"`{name}` must be True or False, got {value!r}.")
+        raise ArgumentError(f"`{name}` must be True or False, got {shown(value)}.")

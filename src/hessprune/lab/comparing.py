@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 from hessprune.costs.budget import Budget
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_choice, check_range, nearest
+from hessprune.foundation.formatting import shown
 from hessprune.lab.settings import PruneSettings
 from hessprune.methods.text import as_method, split_methods
 from hessprune.planning.implants import Implant
@@ -56,17 +57,21 @@ class CompareSettings:
         for name in ("methods", "budgets", "seeds", "compensate"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise ArgumentError(f"`{name}` must name at least one and none twice, got {list(values)!r}.")
+                raise ArgumentError(f"`{name}` must name at least one and none twice, got {shown(list(values))}.")
         for row in self.methods:
             parse_row(row)
         for budget in self.budgets:
             if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
-                raise ArgumentError(f"`budgets` must be kept shares in (0, 1], got {budget!r}. Write 0.5 to keep half.")
+                raise ArgumentError(
+                    f"`budgets` must be kept shares in (0, 1], got {shown(budget)}. Write 0.5 to keep half."
+                )
         for seed in self.seeds:
             check_range("seeds", seed, low=0, integer=True)
         for rate in self.lrs:
             if not 0 < rate < float("inf"):
-                raise ArgumentError(f"`lrs` must be finite numbers above 0, got {rate!r}. Write for example 0.03,0.1")
+                raise ArgumentError(
+                    f"`lrs` must be finite numbers above 0, got {shown(rate)}. Write for example 0.03,0.1"
+                )
         check_range("epochs", self.epochs, low=0, integer=True)
         check_choice("quantity", self.quantity, ("macs", "params", "units"))
         check_choice("channels", self.channels, ("all", "inner"))
@@ -111,7 +116,9 @@ def parse_row(text: str) -> tuple[str, dict[str, Any]]:
         name, _, value = (part.strip() for part in setting.partition("="))
         if name not in OPTIONS or not value:
             listed = ", ".join(f"{option}=VALUE" for option in OPTIONS)
-            raise ArgumentError(f"a row of `methods` must change {listed}, got {setting!r}.{nearest(name, OPTIONS)}")
+            raise ArgumentError(
+                f"a row of `methods` must change {listed}, got {shown(setting)}.{nearest(name, OPTIONS)}"
+            )
         changes[name] = _number(value)
     prune_with(PruneSettings(budget=Budget(macs=0.5)), str(as_method(method)), changes)
     return method, changes
@@ -142,4 +149,6 @@ def _items(name: str, text: str, read: Callable[[str], T]) -> tuple[T, ...]:
     try:
         return tuple(read(part.strip()) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise ArgumentError(f"`{name}` must be numbers with commas, got {text!r}. Write for example 1,2.") from error
+        raise ArgumentError(
+            f"`{name}` must be numbers with commas, got {shown(text)}. Write for example 1,2."
+        ) from error

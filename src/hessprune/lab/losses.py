@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import nearest
+from hessprune.foundation.formatting import shown
 from hessprune.foundation.imports import callable_at
 
 LOSSES: dict[str, Callable[..., Any]] = {
@@ -36,5 +37,5 @@ def loss_by_name(name: str) -> Callable[..., Any]:
         return callable_at(name, "loss")
     listed = ", ".join(LOSSES)
     raise ArgumentError(
-        f"`loss` must be one of {listed}, or package.module:function, got {name!r}.{nearest(name, LOSSES)}"
+        f"`loss` must be one of {listed}, or package.module:function, got {shown(name)}.{nearest(name, LOSSES)}"
     )

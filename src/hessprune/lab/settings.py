@@ -8,6 +8,7 @@ from hessprune.costs.budget import Budget
 from hessprune.costs.target import LatencyTarget
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_choice, check_range
+from hessprune.foundation.formatting import shown
 from hessprune.lab.losses import loss_by_name
 from hessprune.methods.text import as_method
 from hessprune.planning.implants import Implant, check_no_stand_ins
@@ -93,7 +94,7 @@ class PruneSettings:
     def __post_init__(self) -> None:
         check_no_stand_ins(self.implant or Implant(share=0.0), self.budget)
         if not isinstance(self.method, str):
-            raise ArgumentError(f"`method` must be text such as 'joint', got {self.method!r}.")
+            raise ArgumentError(f"`method` must be text such as 'joint', got {shown(self.method)}.")
         object.__setattr__(self, "method", str(as_method(self.method)))  # one way to write each method
 
 
@@ -202,6 +203,7 @@ class RunSettings:
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         if self.threads is not None:
             check_range("threads", self.threads, low=1, integer=True)
+            check_range("threads", self.threads, low=1, high=1024, integer=True)
 
     def to_json(self) -> dict[str, Any]:
         """Return all settings, defaults included, as nested dicts and lists that equal their own JSON round trip."""

@@ -17,7 +17,8 @@ from hessprune.costs.model import cost
 from hessprune.deploy.evaluation import evaluate
 from hessprune.deploy.export import export_onnx
 from hessprune.errors import BudgetError
-from hessprune.foundation.files import read_json, replacing, sha256, write_json
+from hessprune.foundation.files import exists, read_json, replacing, write_json
+from hessprune.foundation.hashing import file_sha256
 from hessprune.lab.context import Model, Run
 from hessprune.lab.memory import StageMemory, folder_name
 from hessprune.lab.models import load_weights
@@ -45,7 +46,7 @@ def dense_model(run: Run) -> Model:
         save_state(model, folder)
 
     shape = (run.data.input_shape, run.data.num_classes)
-    digest = sha256(path.read_bytes()) if path.is_file() else "missing"
+    digest = file_sha256(path) if exists(path) and path.is_file() else "missing"
     stage = run.store.run("1-dense", make, section.name, digest, *shape)
     return Model(model=load_state(run.fresh_model(), stage.folder), stage=stage)
 

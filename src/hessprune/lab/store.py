@@ -3,17 +3,22 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hessprune.errors import DataError
+from hessprune.errors import ArgumentError, CheckpointError, DataError, OutputError
+from hessprune.foundation.checks import check_choice
 from hessprune.foundation.files import read_json, replacing, sha256, writable_folder, write_json
+from hessprune.foundation.formatting import shown
+from hessprune.foundation.hashing import file_sha256
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.symmetric import as_symmetric, symmetric_from
 from hessprune.methods.values import Saliency
@@ -56,7 +61,8 @@ class StageStore:
     The key of a stage is a hash of its name, its inputs (settings, and the keys of earlier stages), the number of its
     kind in `VERSIONS`, and the version of torch. A stage that finished under the same key is reused; one that was
     interrupted continues with the files that it left; under another key it starts afresh. A stage of another key is
-    replaced, unless stages are kept `by_content`: then they stand side by side.
+    replaced, unless stages are kept `by_content`: then they stand side by side. The marker of a finished stage holds
+    a hash of each file: a stage that lost a file, or has a changed one, is made again.
 
     Example:
         >>> import tempfile
@@ -80,19 +86,25 @@ class StageStore:
 
         Returns:
             The stage. Results are always read back from its files, so that a resumed run sees the same values.
+
+        Raises:
+            ArgumentError: `name` is no plain folder name with a known kind.
+            OutputError: The folder cannot be written.
         """
+        _check_name(name)
         key = _key(name, inputs)
         folder = self.root / (f"{name}-{key[:16]}" if by_content or self.by_content else name)
         marker = _read_marker(folder)
-        if marker.get("key") == key and marker.get("done"):
+        if marker.get("key") == key and marker.get("done") and _is_whole(folder, marker):
             return Stage(folder=folder, key=key, reused=True)
-        if marker.get("key") != key:
-            shutil.rmtree(folder, ignore_errors=True)
+        if marker.get("key") != key or marker.get("done") or _holds_links(folder):
+            _remove(folder)
             write_json(folder / _MARKER, {"key": key, "done": False})
         start = time.monotonic()
         with progress_bar(name):
             make(folder)
-        write_json(folder / _MARKER, {"key": key, "done": True, "seconds": round(time.monotonic() - start, 3)})
+        facts = {"seconds": round(time.monotonic() - start, 3), "files": _hashes(folder)}
+        write_json(folder / _MARKER, {"key": key, "done": True} | facts)
         return Stage(folder=folder, key=key, reused=False)
 
 
@@ -104,8 +116,13 @@ def save_state(model: nn.Module, folder: Path) -> None:
 
 
 def load_state(model: nn.Module, folder: Path) -> nn.Module:
-    """Put what `save_state` wrote into a model of the same shape; return it in evaluation mode."""
-    model.load_state_dict(load_file(folder / _WEIGHTS))
+    """Put what `save_state` wrote into a model of the same shape; return it in evaluation mode.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or is of another model.
+    """
+    with _damage_named(folder):
+        model.load_state_dict(load_file(folder / _WEIGHTS))
     return model.eval()
 
 
@@ -121,16 +138,84 @@ def save_saliency(values: Saliency, folder: Path) -> None:
 
 
 def load_saliency(folder: Path) -> Saliency:
-    """Read what `save_saliency` wrote."""
-    tensors, facts = load_file(folder / "saliency.safetensors"), read_json(folder / "saliency.json")
-    errors = {name: tensors[f"error:{name}"] for name in facts["groups"] if f"error:{name}" in tensors}
-    return Saliency(
-        {name: tensors[f"value:{name}"] for name in facts["groups"]},
-        provenance=facts["provenance"],
-        per_cost=facts["per_cost"],
-        standard_error=errors or None,
-        interactions=symmetric_from(tensors, "interactions"),
-    )
+    """Read what `save_saliency` wrote.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+    """
+    with _damage_named(folder):
+        tensors, facts = load_file(folder / "saliency.safetensors"), read_json(folder / "saliency.json")
+        errors = {name: tensors[f"error:{name}"] for name in facts["groups"] if f"error:{name}" in tensors}
+        return Saliency(
+            {name: tensors[f"value:{name}"] for name in facts["groups"]},
+            provenance=facts["provenance"],
+            per_cost=facts["per_cost"],
+            standard_error=errors or None,
+            interactions=symmetric_from(tensors, "interactions"),
+        )
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    """Name the folder of a stage whose files cannot be read.
+
+    Raises:
+        CheckpointError: In place of what the readers raise.
+    """
+    try:
+        yield
+    except (SafetensorError, DataError, OSError, RuntimeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(
+            f"stage '{folder}' must be whole, got {type(error).__name__}: {reason}. Delete that folder; the same "
+            "command makes the stage again."
+        ) from error
+
+
+def _check_name(name: str) -> None:
+    """Raise unless a stage's name is one folder name with a kind of `VERSIONS` in its second place."""
+    if Path(name).name != name or "\0" in name:
+        raise ArgumentError(f"`name` of a stage must be a plain folder name, got {shown(name)}. Write '1-dense'.")
+    check_choice("kind of stage", name.partition("-")[2].partition("-")[0], VERSIONS)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Return the hash of each file of a stage but its marker, by relative path."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: file_sha256(path) for name, path in files.items() if name != _MARKER}
+
+
+def _is_whole(folder: Path, marker: Mapping[str, Any]) -> bool:
+    """Return whether all files that a stage left are as it left them; files that came later do not count."""
+    left = marker.get("files")
+    if not isinstance(left, dict):
+        return False
+    try:
+        return left.items() <= _hashes(folder).items()
+    except OSError:  # a file that cannot be read
+        return False
+
+
+def _holds_links(folder: Path) -> bool:
+    """Return whether a folder is, or holds, a symbolic link: what is written there could land elsewhere."""
+    return folder.is_symlink() or any(path.is_symlink() for path in folder.rglob("*"))
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of a stage; a link goes, and what it points to stays.
+
+    Raises:
+        OutputError: The operating system refuses.
+    """
+    try:
+        if folder.is_symlink() or folder.is_file():
+            folder.unlink()
+        elif folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise OutputError(
+            f"folder '{folder}' must be removable, got {error.strerror or error}. Delete it by hand."
+        ) from error
 
 
 def _key(name: str, inputs: Sequence[Any]) -> str:

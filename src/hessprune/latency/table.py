@@ -26,6 +26,7 @@ from hessprune.latency.onnx_timer import OnnxTimer
 from hessprune.latency.timers import Case, Timer, TorchTimer
 from hessprune.planning.plan import Plan
 from hessprune.planning.planner import plan_removing
+from hessprune.structure.belonging import check_groups
 from hessprune.structure.groups import Group
 from hessprune.surgery.apply import apply_plan
 
@@ -76,6 +77,7 @@ def latency_table(
         True
     """
     target = target or LatencyTarget()
+    groups = check_groups(model, groups)
     example = resized(example_inputs, target.batch_size or leading_size(example_inputs))
     facts = target.facts(leading_size(example), device_of(model).type)
     with timing(model, example, target, timer) as active_timer:
@@ -210,7 +212,7 @@ def _cached(file: Path) -> LayerTimes | None:
     """Read times from a file; return None if the file is missing or cannot be read."""
     try:
         return LayerTimes.from_json(read_json(file))
-    except (DataError, KeyError, TypeError):
+    except (DataError, KeyError, TypeError, ValueError, AttributeError):
         return None
 
 

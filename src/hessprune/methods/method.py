@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_choice
+from hessprune.foundation.formatting import shown
 from hessprune.foundation.options import check_options
 from hessprune.foundation.symmetric import SymmetricMatrix
 from hessprune.objectives.choice import Prefer
+from hessprune.structure.belonging import check_groups
 from hessprune.structure.groups import Group
 
 METHODS: dict[str, "type[Method]"] = {}
@@ -30,6 +32,9 @@ class Scoring:
     loss_fn: Any = None
     """The objective that judges outputs, from `choose_objective`; None for a method that needs none."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_groups(self.model, self.groups)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +117,7 @@ def register(method: M) -> M:
     """
     other = METHODS.get(method.name)
     if other is not None and other.__qualname__ != method.__qualname__:
-        raise ArgumentError(f"`name` of a method must be new, got {method.name!r}, which {other.__name__} has.")
+        raise ArgumentError(f"`name` of a method must be new, got {shown(method.name)}, which {other.__name__} has.")
     METHODS[method.name] = method
     return method
 
@@ -130,4 +135,4 @@ def check_method(value: object) -> "Method":
     if isinstance(value, str):
         check_choice("method", value, METHODS)
         return METHODS[value]()
-    raise ArgumentError(f"`method` must be a name such as 'joint' or a value such as hp.Joint(), got {value!r}.")
+    raise ArgumentError(f"`method` must be a name such as 'joint' or a value such as hp.Joint(), got {shown(value)}.")

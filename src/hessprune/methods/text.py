@@ -7,6 +7,7 @@ from typing import Any
 
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_choice, nearest
+from hessprune.foundation.formatting import shown
 from hessprune.foundation.options import choices_of, options_of
 from hessprune.methods.method import METHODS, Method, check_method
 from hessprune.methods.table import load_methods
@@ -31,7 +32,9 @@ def as_method(value: "str | Method") -> Method:
         return check_method(value)
     match = _PATTERN.fullmatch(value)
     if match is None:
-        raise ArgumentError(f"`method` must read NAME or NAME(OPTION=VALUE,…), got {value!r}. See hessprune.methods.")
+        raise ArgumentError(
+            f"`method` must read NAME or NAME(OPTION=VALUE,…), got {shown(value)}. See hessprune.methods."
+        )
     name, inside = match.groups()
     check_choice("method", name, METHODS)
     return METHODS[name](**_options(METHODS[name], inside or ""))
@@ -57,7 +60,8 @@ def _options(method: type[Method], text: str) -> dict[str, Any]:
         if not equals or name not in names:
             known = f" Choose from {', '.join(names)}." if names else " It has none."
             raise ArgumentError(
-                f"option of method {method.name!r} must read NAME=VALUE, got {part!r}.{nearest(name, names) or known}"
+                f"option of method {method.name!r} must read NAME=VALUE, got {shown(part)}."
+                f"{nearest(name, names) or known}"
             )
         options[name] = _value(value, hints[name])
     return options

@@ -14,6 +14,7 @@ from hessprune.curvature.stopping import Until
 from hessprune.foundation.arrival import watched
 from hessprune.methods.options import Estimator, Precision
 from hessprune.methods.slices import producer_slices
+from hessprune.structure.belonging import check_groups
 from hessprune.structure.groups import ByGroup, Group
 
 
@@ -66,6 +67,7 @@ def hessian_trace(
         (torch.Size([4]), 'hessian')
     """
     with watched(model) as plain:
+        groups = check_groups(plain, groups)
         return traces_by_group(
             plain,
             groups,

@@ -10,6 +10,7 @@ from torch import nn
 from hessprune.costs.budget import Budget
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_choice, check_range
+from hessprune.foundation.formatting import shown
 from hessprune.structure.carriers import stand_in_layers
 from hessprune.structure.groups import Group
 
@@ -77,8 +78,8 @@ def check_no_stand_ins(implant: Implant, budget: Budget) -> None:
     """
     if implant and budget.is_latency:
         raise ArgumentError(
-            f"`implant` must be 0 with `{budget.without_target()}`, got {implant.share!r}: stand-ins are layers of "
-            "their own, which the latency table does not time. Bound macs or params instead."
+            f"`implant` must be 0 with `{budget.without_target()}`, got {shown(implant.share)}: stand-ins are layers "
+            "of their own, which the latency table does not time. Bound macs or params instead."
         )
 
 
@@ -93,7 +94,7 @@ def carrying_layers(
     carriers = stand_in_layers(model, groups, example_inputs, rank=implant.rank) if implant else {}
     if implant and not carriers:
         raise ArgumentError(
-            f"`implant` must be 0 for this model, got {implant.share!r}: no unit has a plain convolution with a kernel "
+            f"`implant` must be 0 for this model, got {implant.share:g}: no unit has a plain convolution with a kernel "
             "larger than 1. Pass Implant(share=…, rank=…) for 1×1 convolutions and linear layers."
         )
     return carriers

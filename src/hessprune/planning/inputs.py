@@ -1,5 +1,6 @@
 """Example inputs as a description in JSON: shapes and dtypes, from which inputs can be made again."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,10 @@ import torch
 from torch import Tensor
 
 from hessprune.errors import CheckpointError
+from hessprune.foundation.formatting import shown
+
+LARGEST = 2**30
+"""Elements of one input: more are a damaged file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,16 +46,26 @@ def check_tree(tree: Any) -> Any:
     kind = tree.get("kind") if isinstance(tree, dict) else None
     if kind == "tensor":
         shape, dtype = tree["shape"], getattr(torch, str(tree["dtype"]), None)
-        is_shape = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
-        if is_shape and isinstance(dtype, torch.dtype) and type(tree.get("high", 1)) is int:
+        is_shape = isinstance(shape, list) and all(type(size) is int and 0 <= size <= LARGEST for size in shape)
+        high = tree.get("high", 1)
+        is_high = type(high) is int and -(2**62) < high < 2**62
+        if is_shape and is_high and len(shape) <= 64 and math.prod(shape) <= LARGEST and _can_be_drawn(dtype):
             return tree
-    elif kind in ("dict", "tuple"):
+    elif kind in ("dict", "tuple") and isinstance(tree["items"], dict if kind == "dict" else list):
         for item in tree["items"].values() if kind == "dict" else tree["items"]:
             check_tree(item)
         return tree
     elif kind == "value":
         return tree
-    raise CheckpointError(f"`inputs` of the plan must describe tensors, got {tree!r}. Save the plan again.")
+    raise CheckpointError(f"`inputs` of the plan must describe tensors, got {shown(tree)}. Save the plan again.")
+
+
+def _can_be_drawn(dtype: object) -> bool:
+    """Return whether tensors of a dtype can be made from random numbers."""
+    try:
+        return isinstance(dtype, torch.dtype) and bool(torch.zeros(1).to(dtype).numel())
+    except (RuntimeError, TypeError):  # bits, quantised numbers
+        return False
 
 
 def _describe(value: Any) -> Any:

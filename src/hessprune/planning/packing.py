@@ -6,11 +6,14 @@ from typing import Any, get_args
 
 from hessprune.errors import CheckpointError
 from hessprune.foundation.files import sha256
+from hessprune.foundation.formatting import shown
 from hessprune.operators.leaves import Role
 from hessprune.structure.groups import Group, Literal, Slice
 
 MOST_UNITS = 10_000_000
 """Of one group: more are a damaged file."""
+MOST_POSITIONS = 2**20
+"""Of one slice: a run of positions takes a line in the file, and any memory once it is read."""
 
 
 def group_to_json(group: Group) -> dict[str, Any]:
@@ -26,14 +29,36 @@ def group_from_json(data: Mapping[str, Any]) -> Group:
     Raises:
         CheckpointError: A number of units, a slice or a literal is not possible.
     """
-    name, units = data["name"], data["num_units"]
-    require(isinstance(name, str) and is_count(units) and 0 < units <= MOST_UNITS, f"{units!r} units in group {name!r}")
+    name, units, slices, literals = (data[key] for key in ("name", "num_units", "slices", "literals"))
+    require(
+        isinstance(name, str) and is_count(units) and 0 < units <= MOST_UNITS,
+        f"{shown(units)} units in group {shown(name)}",
+    )
+    require(isinstance(slices, list) and len(slices) > 0, f"group {shown(name)} without slices")
+    require(isinstance(literals, list), f"literals {shown(literals)} of group {shown(name)}")
     return Group(
         name=name,
         num_units=units,
-        slices=tuple(_slice(piece, units) for piece in data["slices"]),
-        literals=tuple(_literal(item, units) for item in data["literals"]),
+        slices=tuple(_slice(piece, units) for piece in slices),
+        literals=tuple(_literal(item, units) for item in literals),
     )
+
+
+def check_apart(groups: Sequence[Group]) -> None:
+    """Raise unless every position of a tensor belongs to one unit, and every attribute is counted once by a group.
+
+    Raises:
+        CheckpointError: Two slices share a position, or a group counts an attribute twice.
+    """
+    taken: dict[tuple[str, int], set[int]] = {}
+    for group in groups:
+        counted = [(item.module, item.attribute) for item in group.literals]
+        require(len(set(counted)) == len(counted), f"doubled literals of group {shown(group.name)}")
+        for piece in group.slices:
+            before = taken.setdefault((piece.param, piece.dim), set())
+            positions = {position for row in piece.index for position in row}
+            require(before.isdisjoint(positions), f"{shown(piece.param)} in dim {piece.dim} in two slices at once")
+            before |= positions
 
 
 def digest(groups: Sequence[Group]) -> str:
@@ -71,14 +96,14 @@ def _pack(index: tuple[tuple[int, ...], ...]) -> Any:
 def _slice(data: Mapping[str, Any], num_units: int) -> Slice:
     piece = Slice(**{**data, "index": _unpack(data["index"], num_units)})
     positions = [position for row in piece.index for position in row]
-    require(isinstance(piece.param, str) and is_count(piece.dim), f"dim {piece.dim!r} of {piece.param!r}")
-    require(piece.role in get_args(Role), f"the role {piece.role!r} of '{piece.param}'")
+    require(isinstance(piece.param, str) and is_count(piece.dim), f"dim {shown(piece.dim)} of {shown(piece.param)}")
+    require(piece.role in get_args(Role), f"the role {shown(piece.role)} of {shown(piece.param)}")
     widths = {len(row) for row in piece.index}
     require(
         len(piece.index) == num_units and len(widths) == 1 and 0 not in widths and all(map(is_count, positions)),
-        f"impossible positions of '{piece.param}' in dim {piece.dim}",
+        f"impossible positions of {shown(piece.param)} in dim {piece.dim}",
     )
-    require(len(set(positions)) == len(positions), f"doubled positions of '{piece.param}' in dim {piece.dim}")
+    require(len(set(positions)) == len(positions), f"doubled positions of {shown(piece.param)} in dim {piece.dim}")
     return piece
 
 
@@ -89,7 +114,7 @@ def _literal(data: Mapping[str, Any], num_units: int) -> Literal:
         and isinstance(item.attribute, str)
         and len(item.counts) == num_units
         and all(map(is_count, item.counts)),
-        f"impossible counts of '{item.module}.{item.attribute}'",
+        f"impossible counts of {shown(f'{item.module}.{item.attribute}')}",
     )
     return item
 
@@ -97,6 +122,7 @@ def _literal(data: Mapping[str, Any], num_units: int) -> Literal:
 def _unpack(packed: Any, num_units: int) -> tuple[tuple[int, ...], ...]:
     if isinstance(packed, dict):
         start, width = packed["start"], packed["width"]
-        require(is_count(start) and is_count(width) and 0 < width <= MOST_UNITS, f"positions {packed!r}")
+        is_run = is_count(start) and is_count(width) and width > 0
+        require(is_run and max(width * num_units, start) <= MOST_POSITIONS, f"positions {shown(packed)}")
         return tuple(tuple(range(start + u * width, start + (u + 1) * width)) for u in range(num_units))
     return tuple(tuple(row) for row in packed)

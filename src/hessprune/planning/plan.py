@@ -7,6 +7,7 @@ from typing import Any
 from hessprune.costs.budget import Budget
 from hessprune.costs.model import Cost
 from hessprune.errors import ArgumentError
+from hessprune.foundation.formatting import shown
 from hessprune.planning import plan_views
 from hessprune.planning.composition import composed_fields
 from hessprune.planning.inputs import InputSpec
@@ -116,7 +117,7 @@ class Plan:
             {'0': (6, 7)}
         """
         if not isinstance(next_plan, Plan):
-            raise ArgumentError(f"`next_plan` must be a Plan, got {next_plan!r}.")
+            raise ArgumentError(f"`next_plan` must be a Plan, got {shown(next_plan)}.")
         return replace(self, **composed_fields(self, next_plan))
 
     def to_json(self) -> str:

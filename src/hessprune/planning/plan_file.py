@@ -1,6 +1,7 @@
 """Plans as JSON text: writing, and reading with checks of every value."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from hessprune.costs.budget import Budget
 from hessprune.costs.model import Cost
 from hessprune.errors import CheckpointError
+from hessprune.foundation.formatting import shown
 from hessprune.planning.inputs import InputSpec, check_tree
-from hessprune.planning.packing import group_from_json, group_to_json, is_count, require
+from hessprune.planning.packing import check_apart, group_from_json, group_to_json, is_count, require
 from hessprune.structure.groups import Group
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 """Format 2 has implants, format 3 budgets in time or percent; a plan is written in the lowest format that holds it."""
+
+HIGHEST_RANK = 1024
+"""Of stand-ins in any layer; larger layers may have a higher one."""
 
 
 def plan_to_json(plan: "Plan") -> str:
@@ -49,9 +54,11 @@ def plan_fields(text: str) -> dict[str, Any]:
         data = json.loads(text)
         if data["format"] > FORMAT:
             raise CheckpointError(
-                f"the plan has format {data['format']}, this version reads {FORMAT}. Upgrade hessprune."
+                f"the plan has format {shown(data['format'])}, this version reads {FORMAT}. Upgrade hessprune."
             )
+        require(is_count(data["format"]), f"the format {shown(data['format'])}")
         groups = tuple(group_from_json(item) for item in data["groups"])
+        check_apart(groups)
         fields = {
             "groups": groups,
             "removed": _units(data["removed"], groups),
@@ -61,18 +68,20 @@ def plan_fields(text: str) -> dict[str, Any]:
             "inputs": InputSpec(tree=check_tree(data["inputs"])),
             "provenance": dict(data["provenance"]),
             "implanted": _units(data.get("implanted", {}), groups),
-            "stand_ins": _stand_ins(data.get("stand_ins", {})),
-            "shapes": _shapes(data.get("shapes", {})),
+            "shapes": _shapes(data.get("shapes", {}), groups),
         }
+        fields["stand_ins"] = _stand_ins(data.get("stand_ins", {}), groups, fields["implanted"], fields["shapes"])
     except CheckpointError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise CheckpointError(
             f"the plan must be complete JSON written by hessprune, got {_short(error)}. Save it again."
         ) from error
-    for name, units in fields["implanted"].items():
-        both = sorted(set(units) & set(fields["removed"].get(name, ())))
-        require(not both, f"units {both[:4]} of group {name!r} both removed and implanted")
+    for group in groups:
+        removed, implanted = (set(fields[zone].get(group.name, ())) for zone in ("removed", "implanted"))
+        both = sorted(removed & implanted)
+        require(not both, f"units {both[:4]} of group {shown(group.name)} both removed and implanted")
+        require(len(removed) < group.num_units, f"all units of group {shown(group.name)} removed")
     return fields
 
 
@@ -87,10 +96,10 @@ def _units(data: Mapping[str, Any], groups: tuple[Group, ...]) -> dict[str, tupl
     sizes = {group.name: group.num_units for group in groups}
     require(len(sizes) == len(groups), "two groups of the same name")
     for name, units in data.items():
-        require(name in sizes, f"units of the unknown group {name!r}")
+        require(name in sizes, f"units of the unknown group {shown(name)}")
         wrong = [unit for unit in units if not is_count(unit) or unit >= sizes[name]]
-        require(not wrong, f"the units {wrong[:4]} in group {name!r}, which has {sizes[name]}")
-        require(len(set(units)) == len(units), f"doubled units in group {name!r}")
+        require(not wrong, f"the units {shown(wrong[:4])} in group {shown(name)}, which has {sizes[name]}")
+        require(len(set(units)) == len(units), f"doubled units in group {shown(name)}")
     return {name: tuple(units) for name, units in data.items()}
 
 
@@ -105,20 +114,37 @@ def _budget(data: Mapping[str, Any], version: int) -> Budget:
 
 
 def _cost(data: Mapping[str, Any]) -> Cost:
-    require(all(map(is_count, data.values())), f"the cost {dict(data)!r}")
+    require(all(map(is_count, data.values())), f"the cost {shown(dict(data))}")
     return Cost(**data)
 
 
-def _stand_ins(data: Mapping[str, Any]) -> dict[str, int | None]:
-    require(all(rank is None or (is_count(rank) and rank > 0) for rank in data.values()), "impossible ranks")
+def _stand_ins(
+    data: Mapping[str, Any],
+    groups: tuple[Group, ...],
+    implanted: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, int | None]:
+    """Return the layers with stand-ins, each with its rank; all of them emit implanted units."""
+    carriers = {s.param for g in groups if implanted.get(g.name) for s in g.slices_with_role("producer") if s.dim == 0}
+    for layer, rank in data.items():
+        shape = shapes.get(f"{layer}.weight", (HIGHEST_RANK,))
+        highest = max(HIGHEST_RANK, shape[0], math.prod(shape[1:]))
+        require(rank is None or (is_count(rank) and 0 < rank <= highest), "impossible ranks")
+        require(f"{layer}.weight" in carriers, f"stand-ins in {shown(layer)}, which emits no implanted units")
     return dict(data)
 
 
-def _shapes(data: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _shapes(data: Mapping[str, Any], groups: tuple[Group, ...]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors; where there are any, all slices lie within them."""
     require(all(is_count(size) for shape in data.values() for size in shape), "impossible shapes")
-    return {name: tuple(shape) for name, shape in data.items()}
+    shapes = {name: tuple(shape) for name, shape in data.items()}
+    for piece in (piece for group in groups for piece in group.slices if shapes):
+        shape = shapes.get(piece.param, ())
+        fits = piece.dim < len(shape) and max(map(max, piece.index)) < shape[piece.dim]
+        require(fits, f"the shape {shown(shape)} of {shown(piece.param)}, too small for its slices")
+    return shapes
 
 
 def _short(error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 120 else f"{text[:120]}…"

@@ -21,6 +21,7 @@ from hessprune.planning.plan import Plan
 from hessprune.planning.ranking import Ranking, check_ranking, not_ignored, select
 from hessprune.planning.steps import select_in_steps
 from hessprune.planning.zones import Zones, select_zones
+from hessprune.structure.belonging import check_groups
 from hessprune.structure.carriers import stand_in_layers
 from hessprune.structure.groups import Group, check_per_unit
 
@@ -54,8 +55,9 @@ def make_plan(
     Raises:
         BudgetError: The budget is out of reach (the message says what is reachable), is no `Budget`, or bounds time
             without a table.
-        ArgumentError: Saliencies are missing, mis-shaped or not finite, `ranking` names unknown groups or asks for
-            several steps, or implants are asked for where no layer can hold one, or together with a budget of time.
+        ArgumentError: Groups are those of another model, saliencies are missing, mis-shaped or not finite, `ranking`
+            names unknown groups or asks for several steps, or implants are asked for where no layer can hold one, or
+            together with a budget of time.
 
     Example:
         >>> import torch, hessprune as hp
@@ -70,6 +72,7 @@ def make_plan(
     """
     check_budget(budget)
     model = arrived(model)
+    groups = check_groups(model, groups)
     ranking = _resolved(check_ranking(ranking, groups), saliency)
     per_unit = check_per_unit(saliency, groups, "saliency")
     unseen = set(getattr(saliency, "unseen", ()))

@@ -14,6 +14,7 @@ from hessprune.costs.latency_table import unit_step
 from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError, BudgetError
 from hessprune.foundation.checks import check_range, nearest
+from hessprune.foundation.formatting import shown
 from hessprune.structure.groups import Group, Ignored
 
 
@@ -56,10 +57,10 @@ class Ranking:
         check_range("round_to", self.round_to, low=1, integer=True)
         check_range("step", self.step, low=1e-3, high=1)
         if self.per_cost not in (None, True, False):
-            raise ArgumentError(f"`per_cost` must be True, False or None, got {self.per_cost!r}.")
+            raise ArgumentError(f"`per_cost` must be True, False or None, got {shown(self.per_cost)}.")
         if not _is_sequence(self.ignore) or not all(map(_is_ignorable, self.ignore)):
             raise ArgumentError(
-                f"`ignore` must be a tuple of name patterns, modules or types of modules, got {self.ignore!r}. "
+                f"`ignore` must be a tuple of name patterns, modules or types of modules, got {shown(self.ignore)}. "
                 'Write ignore=("layer1.*",).'
             )
         if not _is_sequence(self.min_kept_units) or not all(map(_is_floor, self.min_kept_units)):
@@ -78,11 +79,11 @@ def check_ranking(ranking: Any, groups: Sequence[Group]) -> Ranking:
     if ranking is None:
         return Ranking()
     if not isinstance(ranking, Ranking):
-        raise ArgumentError(f"`ranking` must be a Ranking, got {ranking!r}. Write ranking=hp.Ranking(round_to=8).")
+        raise ArgumentError(f"`ranking` must be a Ranking, got {shown(ranking)}. Write ranking=hp.Ranking(round_to=8).")
     names = [group.name for group in groups]
     for name, _ in ranking.min_kept_units:
         if name not in names:
-            raise ArgumentError(f"`min_kept_units` must name groups, got {name!r}.{nearest(name, names)}")
+            raise ArgumentError(f"`min_kept_units` must name groups, got {shown(name)}.{nearest(name, names)}")
     return ranking
 
 
@@ -161,15 +162,16 @@ def not_ignored(groups: Sequence[Group], patterns: Sequence[Ignored]) -> list[Gr
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise ArgumentError(
-                f"`ignore` must hold name patterns here, got {pattern!r}. Pass modules to hp.prune or hp.find_groups."
+                f"`ignore` must hold name patterns here, got {shown(pattern)}. Pass modules to hp.prune or "
+                "hp.find_groups."
             )
         if not any(fnmatch.fnmatchcase(group.name, pattern) for group in groups):
-            raise ArgumentError(f"`ignore` must match group names, got {pattern!r}. See `find_groups`.")
+            raise ArgumentError(f"`ignore` must match group names, got {shown(pattern)}. See `find_groups`.")
     names = [str(pattern) for pattern in patterns]
     free = [group for group in groups if not any(fnmatch.fnmatchcase(group.name, name) for name in names)]
     if not free:
         raise ArgumentError(
-            f"`ignore` must leave a group to prune, got {tuple(patterns)!r}, which match all. Drop one."
+            f"`ignore` must leave a group to prune, got {shown(tuple(patterns))}, which match all. Drop one."
         )
     return free
 

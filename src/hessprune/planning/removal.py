@@ -10,6 +10,7 @@ from hessprune.costs.budget import Budget, check_budget, latency_table_of
 from hessprune.costs.model import CostModel
 from hessprune.planning.ranking import Ranking, check_ranking, not_ignored, select
 from hessprune.planning.steps import select_in_steps
+from hessprune.structure.belonging import check_groups
 from hessprune.structure.groups import Group, check_per_unit
 
 
@@ -38,7 +39,7 @@ def removal_for(
 
     Raises:
         BudgetError: `budget` is no `Budget`, or bounds time without a table.
-        ArgumentError: `ranking` names unknown groups.
+        ArgumentError: Groups are those of another model, or `ranking` names unknown ones.
 
     Example:
         >>> import torch, hessprune as hp
@@ -49,6 +50,7 @@ def removal_for(
         {'0': tensor([False,  True,  True, False])}
     """
     check_budget(budget)
+    groups = check_groups(model, groups)
     checked = check_ranking(ranking, groups)
     free = not_ignored(groups, checked.ignore)
     costs = CostModel(model, example_inputs, groups, latency=latency_table_of(budget))

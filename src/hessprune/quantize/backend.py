@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from hessprune.errors import ArgumentError, MissingDependencyError
 from hessprune.foundation.checks import check_choice
+from hessprune.foundation.formatting import shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +48,7 @@ class Backend:
         if not isinstance(weight_bits, int) or weight_bits not in self.weight_bits:
             listed = " or ".join(map(str, self.weight_bits))
             raise ArgumentError(
-                f"`weight_bits` must be {listed} for target {self.name!r}, got {weight_bits!r}. "
+                f"`weight_bits` must be {listed} for target {self.name!r}, got {shown(weight_bits)}. "
                 f"Pass weight_bits={self.weight_bits[0]}."
             )
 

@@ -19,6 +19,7 @@ from hessprune.foundation.checks import (
     nearest,
     optional_import,
 )
+from hessprune.foundation.formatting import shown
 from hessprune.foundation.modules import device_of, predict, split_name
 from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.foundation.progress import progress_bar
@@ -231,7 +232,9 @@ def _place(graph: GraphModule, quantizer: Any, target: str) -> GraphModule:
             prepared = _torchao().prepare_qat_pt2e(graph, quantizer)
     except NotImplementedError as error:  # torchao's own quantizers raise it for graphs that they cannot partition
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise UnsupportedModelError(f"`target` must support the model, got {target!r}: {reason}, {remedy}") from error
+        raise UnsupportedModelError(
+            f"`target` must support the model, got {shown(target)}: {reason}, {remedy}"
+        ) from error
     if not activation_quantizers(prepared):
         raise UnsupportedModelError(f"`target` must find layers that it can quantise, got none for {target!r} {remedy}")
     return prepared
@@ -241,7 +244,7 @@ def _kept_layers(graph: GraphModule, patterns: Sequence[str] | Mapping[str, str]
     """Return the layers that match the patterns, each with the reason."""
     if isinstance(patterns, str):
         raise ArgumentError(
-            f"`keep_fp32` must be a list of patterns, got {patterns!r}. Write [{patterns!r}], or pass "
+            f"`keep_fp32` must be a list of patterns, got {shown(patterns)}. Write [{patterns!r}], or pass "
             "hp.choose_fp32_layers(model, example_inputs, batches)."
         )
     names = list(
@@ -252,7 +255,7 @@ def _kept_layers(graph: GraphModule, patterns: Sequence[str] | Mapping[str, str]
         named = fnmatch.filter(names, pattern)
         if not named:
             raise ArgumentError(
-                f"`keep_fp32` must name layers of the model, got {pattern!r}.{nearest(pattern, names)} "
+                f"`keep_fp32` must name layers of the model, got {shown(pattern)}.{nearest(pattern, names)} "
                 f"Known: {', '.join(names)}."
             )
         reason = patterns[pattern] if isinstance(patterns, Mapping) else "kept on request"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError
-from hessprune.foundation.formatting import counted, html_table, shortened
+from hessprune.foundation.formatting import counted, html_table, shortened, shown
 from hessprune.operators.leaves import Role
 
 T = TypeVar("T")
@@ -185,6 +185,10 @@ def check_per_unit(values: Mapping[str, Tensor], groups: Iterable[Group], name: 
     Raises:
         ArgumentError: A group is missing, or a tensor has the wrong shape or is not finite.
     """
+    if not isinstance(values, Mapping):
+        raise ArgumentError(
+            f"`{name}` must be a tensor for each group by name, got {shown(values)}. Pass the result of hp.saliency."
+        )
     lookup = ByGroup({key.name if isinstance(key, Group) else key: value for key, value in values.items()})
     result: ByGroup[Tensor] = ByGroup()
     for group in groups:
@@ -193,7 +197,8 @@ def check_per_unit(values: Mapping[str, Tensor], groups: Iterable[Group], name: 
         value = lookup[group.name]
         if not isinstance(value, Tensor):
             raise ArgumentError(
-                f"`{name}`[{group.name!r}] must be a tensor, got {type(value).__name__}. Use torch.tensor(...)."
+                f"`{name}`[{group.name!r}] must be a tensor ({group.num_units},), got {shown(value)}. "
+                "Pass torch.tensor(values)."
             )
         value = value.detach().to("cpu", torch.float64)
         if value.shape != (group.num_units,):

@@ -4,17 +4,23 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from hessprune.errors import CheckpointError
+from hessprune.errors import ArgumentError, CheckpointError
 from hessprune.foundation.arrival import watched
 from hessprune.foundation.checks import check_choice
+from hessprune.foundation.formatting import shown
+from hessprune.foundation.padding import ChannelPad
 from hessprune.planning.plan import Plan
-from hessprune.structure.groups import Slice
+from hessprune.structure.belonging import misfits
+from hessprune.structure.groups import Literal
 from hessprune.surgery.implants.arrangement import arrange_units
 from hessprune.surgery.implants.module import Start, insert_stand_ins
 from hessprune.surgery.slicing import slice_units
 from hessprune.surgery.verify import verify
+
+COUNTING = ("groups", "num_groups")
+"""Attributes of torch's own layers that count units; all others of them follow the tensors."""
 
 
 def apply_plan(
@@ -38,6 +44,7 @@ def apply_plan(
         The pruned model, in the mode and on the device of `model`.
 
     Raises:
+        ArgumentError: `plan` is no Plan.
         CheckpointError: The plan was made for another model.
         VerificationError: The pruned model does not compute what the masked model computes.
 
@@ -70,44 +77,48 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
     """Raise unless the dense model has every slice and every counting attribute of the plan.
 
     Raises:
+        ArgumentError: This is no plan.
         CheckpointError: A tensor is missing or of another size, or a literal names no integer; all are listed.
     """
-    state = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    problems = {}
-    for piece in (piece for group in plan.groups for piece in group.slices):
-        problem = _misfit(state.get(piece.param), piece, plan.shapes.get(piece.param))
-        if problem:
-            problems[f"'{piece.param}' {problem}"] = None
-    problems |= dict.fromkeys(_wrong_literals(model, plan))
+    if not isinstance(plan, Plan):
+        raise ArgumentError(f"`plan` must be a Plan, got {shown(plan)}. Pass the result of hp.make_plan.")
+    problems = dict.fromkeys(misfits(model, plan.groups, plan.shapes))
+    problems |= dict.fromkeys(_wrong_literals(model, plan)) | dict.fromkeys(_wrong_carriers(model, plan))
     if problems:
-        listed = "; ".join([*problems][:5])
+        listed = "; ".join([*problems][:3])
         raise CheckpointError(
             f"the plan must be applied to the dense model that it was made for, but {listed} ({len(problems)} in all). "
             f"Pass the unpruned model, built by the same factory."
         )
 
 
-def _misfit(tensor: Tensor | None, piece: Slice, planned: tuple[int, ...] | None) -> str:
-    """Return the difference between a tensor and the plan's idea of it; empty if there is none."""
-    if tensor is None:
-        return "is missing"
-    shape, dim = tuple(tensor.shape), piece.dim
-    highest = max(max(row) for row in piece.index)
-    if tensor.dim() <= dim or shape[dim] <= highest:
-        return f"has shape {shape}, too small in dim {dim}"
-    if planned is not None and len(planned) > dim and shape[dim] != planned[dim]:
-        return f"has shape {shape}, and must have {planned[dim]} in dim {dim}"
-    return ""
+def _wrong_carriers(model: nn.Module, plan: Plan) -> Iterator[str]:
+    """Yield the layers of stand-ins that are no convolution or linear layer of the model."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in plan.stand_ins:
+        if not isinstance(modules.get(name), nn.Linear | nn.modules.conv._ConvNd):
+            yield f"{shown(name)} is no layer that can hold stand-ins"
 
 
 def _wrong_literals(model: nn.Module, plan: Plan) -> Iterator[str]:
-    """Yield the attributes that no integer of the model answers to, or a smaller one than its units count."""
+    """Yield the attributes that no integer of the model answers to, or one that does not count units."""
     modules = dict(model.named_modules(remove_duplicate=False))
+    totals: dict[tuple[str, str], int] = {}
     for item in (item for group in plan.groups for item in group.literals):
+        key = item.module, item.attribute
+        totals[key] = totals.get(key, 0) + sum(item.counts)
         module = modules.get(item.module)
         value = None if module is None else vars(module).get(item.attribute)
-        if type(value) is not int or value < sum(item.counts):
-            yield f"'{item.module}.{item.attribute}' is no integer that counts its units"
+        if module is None or type(value) is not int or not _counts(module, item, value, totals[key]):
+            yield f"{shown(f'{item.module}.{item.attribute}')} is no integer that counts its units"
+
+
+def _counts(module: nn.Module, item: Literal, value: int, total: int) -> bool:
+    """Return whether an attribute counts units: one of those that torch's layers and `ChannelPad` count with.
+
+    Of other modules, any attribute may, if the units make up all of it: a stride or an axis does not.
+    """
+    if item.attribute in COUNTING or isinstance(module, ChannelPad):
+        return total <= value
+    is_of_torch = type(module).__module__.startswith("torch.nn.")
+    return not is_of_torch and sum(item.counts) == value and all(count > 0 for count in item.counts)

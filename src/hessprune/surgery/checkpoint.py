@@ -1,7 +1,8 @@
 """Checkpoints of pruned models as safetensors and JSON: without pickle, strict, for the same factory's dense model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import safetensors
 import safetensors.torch
@@ -10,17 +11,20 @@ from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
 from hessprune.foundation.arrival import arrived, materialise
-from hessprune.foundation.files import replacing, writable_folder, write_text
+from hessprune.foundation.files import replacing, sha256, writable_folder, write_text
+from hessprune.foundation.hashing import file_sha256, tensors_sha256
 from hessprune.foundation.tensors import replace_tensors
 from hessprune.planning.plan import Plan
 from hessprune.surgery.apply import apply_plan
-from hessprune.surgery.implants.module import whole_shapes
+from hessprune.surgery.fits import misshapen
 
 WEIGHTS, PLAN = "model.safetensors", "plan.json"
 
 
 def save(model: nn.Module, plan: Plan, folder: str | Path) -> Path:
     """Write a pruned model: `model.safetensors` (its state) and `plan.json` (the plan that gives its shapes again).
+
+    The header of the weights holds hashes of both, so that `load` notices a changed byte and files of two models.
 
     Args:
         model: The pruned model, fine-tuned or not.
@@ -46,10 +50,11 @@ def save(model: nn.Module, plan: Plan, folder: str | Path) -> Path:
     """
     model = arrived(model)
     check_shapes(model, plan)
-    folder = writable_folder(folder)
+    folder, text, state = writable_folder(folder), plan.to_json(), _unique_state(model)
+    hashes = {"plan_sha256": sha256(text), "tensors_sha256": tensors_sha256(state)}
     with replacing(folder / WEIGHTS) as temporary:
-        safetensors.torch.save_file(_unique_state(model), temporary, metadata={"format": "pt"})
-    write_text(folder / PLAN, plan.to_json())
+        safetensors.torch.save_file(state, temporary, metadata={"format": "pt"} | hashes)
+    write_text(folder / PLAN, text)
     return folder
 
 
@@ -65,7 +70,8 @@ def load(folder: str | Path, factory: Callable[[], nn.Module], *, device: torch.
         The pruned model in evaluation mode.
 
     Raises:
-        CheckpointError: A file is missing or truncated, or the factory builds another model.
+        CheckpointError: A file is missing, truncated or changed, the two files are of two models, or the factory builds
+            another model.
 
     Example:
         >>> import tempfile, torch, hessprune as hp
@@ -83,7 +89,9 @@ def load(folder: str | Path, factory: Callable[[], nn.Module], *, device: torch.
         dense = factory()
         materialise(dense, plan.inputs.example())
         model = apply_plan(dense, plan, check=False)
-        _fill(model, _read_tensors(folder / WEIGHTS, str(device)))
+        hashes, state = _read_tensors(folder / WEIGHTS)
+        _fill(model, state)
+        _check_hashes(folder, hashes, state)
         return model.to(device).eval()
 
 
@@ -93,21 +101,11 @@ def check_shapes(model: nn.Module, plan: Plan) -> None:
     Raises:
         CheckpointError: A tensor is missing or has another shape.
     """
-    shapes = {
-        **whole_shapes(model, plan.stand_ins),
-        **{name: tuple(value.shape) for name, value in model.named_parameters(remove_duplicate=False)},
-        **{name: tuple(value.shape) for name, value in model.named_buffers(remove_duplicate=False)},
-    }
-    axes: dict[str, set[int]] = {}
-    for piece in (piece for group in plan.groups for piece in group.slices):
-        axes.setdefault(piece.param, set()).add(piece.dim)
-    for name, planned in plan.shapes_after.items():
-        shape = shapes.get(name)
-        if shape is None or any(dim >= len(shape) or shape[dim] != planned[dim] for dim in axes[name]):
-            raise CheckpointError(
-                f"`plan` must give the shapes of `model`, but '{name}' must be {planned}, got {shape}. Pass the plan "
-                "between the dense model and this one: plan.then(next_plan) after several plans in a row."
-            )
+    for name, planned, shape in misshapen(model, plan):
+        raise CheckpointError(
+            f"`plan` must give the shapes of `model`, but '{name}' must be {planned}, got {shape}. Pass the plan "
+            "between the dense model and this one: plan.then(next_plan) after several plans in a row."
+        )
 
 
 def load_plan(folder: str | Path) -> Plan:
@@ -134,14 +132,40 @@ def _unique_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _read_tensors(path: Path, device: str) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the hashes in the header, and the tensors, each at an address of its own.
+
+    The tensors of a file lie at odd addresses, where kernels sum in another order.
+
+    Raises:
+        CheckpointError: The file is missing, truncated or damaged.
+    """
     try:
-        return safetensors.torch.load_file(path, device=device)
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a dict
+            return file.metadata() or {}, tensors
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"'{path}' must be a complete safetensors file, got: {error}. It is missing or truncated: "
             f"save the model again."
         ) from error
+
+
+def _check_hashes(folder: Path, hashes: Mapping[str, str], state: Mapping[str, Tensor]) -> None:
+    """Raise unless weights and plan are those that were saved together; files of earlier versions hold no hashes."""
+    if not {"plan_sha256", "tensors_sha256"} & hashes.keys():
+        return
+    if hashes.get("tensors_sha256") != tensors_sha256(state):
+        _raise_changed(folder / WEIGHTS)
+    if hashes.get("plan_sha256") != file_sha256(folder / PLAN):
+        _raise_changed(folder / PLAN)
+
+
+def _raise_changed(path: Path) -> NoReturn:
+    raise CheckpointError(
+        f"'{path}' must be as `hessprune.save` wrote it beside the other file, got one with another hash. It was "
+        "changed, or is of another model: save the model again."
+    )
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:

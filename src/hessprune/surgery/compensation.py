@@ -18,6 +18,7 @@ from hessprune.objectives.choice import Chosen, choose_objective
 from hessprune.objectives.judging import mean_loss
 from hessprune.planning.plan import Plan
 from hessprune.surgery.calibration import Samples, gather
+from hessprune.surgery.fits import check_pair
 from hessprune.surgery.refitting import refitted
 
 TRIAL_ROWS = 0.25
@@ -51,6 +52,7 @@ def compensate(
         refit on four fifths of them does not lower the loss on the last fifth.
 
     Raises:
+        ArgumentError: `plan` was made for another model than `dense`, or gives another one than `pruned`.
         DataError: `batches` cannot be read twice or is empty.
 
     Example:
@@ -63,6 +65,7 @@ def compensate(
         4
     """
     dense, pruned = arrived(dense), arrived(pruned)
+    check_pair(dense, pruned, plan)
     batches = Rereadable.of(batches, dense)
     check_batches(batches)
     samples = gather(batches, pruned)

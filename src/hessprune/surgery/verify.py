@@ -9,11 +9,13 @@ from torch import nn
 from hessprune.costs.model import cost
 from hessprune.errors import VerificationError
 from hessprune.foundation.arrival import arrived
+from hessprune.foundation.formatting import shown
 from hessprune.planning.plan import Plan
 from hessprune.structure.capture import first_line
 from hessprune.structure.comparison import TOLERANCE, compare, outputs_of, positive
 from hessprune.structure.cutting import Followers
 from hessprune.structure.outputs import has_numbers, is_finite_somewhere
+from hessprune.surgery.fits import check_pair
 from hessprune.surgery.implants.module import embed_stand_ins
 from hessprune.surgery.slicing import mask_units
 
@@ -34,6 +36,7 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
         The largest absolute difference of any output, relative to the largest output.
 
     Raises:
+        ArgumentError: `plan` was made for another model than `dense`, or gives another one than `pruned`.
         VerificationError: Outputs differ, the pruned model does not run, or its cost is not the predicted one.
 
     Example:
@@ -46,6 +49,7 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
         True
     """
     dense, pruned = arrived(dense), arrived(pruned)
+    check_pair(dense, pruned, plan)
     inputs = plan.inputs.example() if example_inputs is None else example_inputs
     difference, dtype = _compare(dense, pruned, plan, inputs)
     if not difference <= TOLERANCE[dtype]:
@@ -61,7 +65,7 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
     counted = cost(pruned, inputs)
     if counted != plan.cost_after:
         raise VerificationError(
-            f"the pruned model must cost what the plan predicts, {plan.cost_after!r}, got {counted!r}."
+            f"the pruned model must cost what the plan predicts, {plan.cost_after!r}, got {shown(counted)}."
         )
     return difference
 

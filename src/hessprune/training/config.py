@@ -7,6 +7,7 @@ from torch import nn
 
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_choice, check_range
+from hessprune.foundation.formatting import shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,4 +119,4 @@ class FinetuneResult:
 def _check_positive(name: str, value: float) -> None:
     check_range(name, value, low=0)
     if not 0 < value < float("inf"):
-        raise ArgumentError(f"`{name}` must be a finite number above 0, got {value!r}. Choose a positive one.")
+        raise ArgumentError(f"`{name}` must be a finite number above 0, got {shown(value)}. Choose a positive one.")

@@ -2,7 +2,7 @@
 
 `last.safetensors` holds the weights, the optimizer's state and, as JSON in its header, everything else; one file, so
 that no kill can tear it apart. `best-<epoch>.safetensors` is a plain state dict, written before the file that
-refers to it. No pickle.
+refers to it. The header holds a hash of all of that, so that a changed byte is noticed. No pickle.
 """
 
 import json
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
 from hessprune.foundation.files import sha256, writable_folder, write_bytes
+from hessprune.foundation.hashing import tensors_sha256
 from hessprune.foundation.trees import tensors_in
 from hessprune.training.config import EpochRecord, FinetuneConfig
 from hessprune.training.learner import Learner
@@ -69,8 +70,10 @@ class Vault:
             self._best_on_disk = progress.best_epoch
         numbers = asdict(progress)
         del numbers["best"]
-        header = {"identity": self.identity, "progress": numbers, "scaler": learner.scaler.state_dict()}
-        state = safetensors.torch.save(on_host(learner.state()), {"hessprune": json.dumps(header)})
+        header: dict[str, Any] = {"identity": self.identity, "progress": numbers, "scaler": learner.scaler.state_dict()}
+        tensors = on_host(learner.state())
+        header["sha256"] = _seal(header, tensors, progress.best)
+        state = safetensors.torch.save(tensors, {"hessprune": json.dumps(header)})
         write_bytes(self.folder / "last.safetensors", state)
         # Older best models, and the halves of files that a kill interrupted.
         for path in {*self.folder.glob("best-*.safetensors"), *self.folder.glob(".*.tmp.safetensors")} - {best}:
@@ -80,14 +83,16 @@ class Vault:
         """Put the learner where the saved run stands; None where nothing is saved.
 
         Raises:
-            CheckpointError: The files are truncated, or belong to another run.
+            CheckpointError: The files are truncated or changed, or belong to another run.
         """
         if self.folder is None or not (self.folder / "last.safetensors").exists():
             return None
         header, tensors = _read(self.folder / "last.safetensors")
-        self._check_identity(header["identity"])
-        numbers = header["progress"]
-        _, best = _read(self._best(numbers["best_epoch"]))
+        self._check_identity(header.get("identity", {}))
+        numbers = header.get("progress", {})
+        _, best = _read(self._best(numbers.get("best_epoch", 0)))
+        if header.pop("sha256", None) != _seal(header, tensors, best):
+            raise CheckpointError(_damage(self.folder / "last.safetensors", "its hash is another one"))
         self._best_on_disk = numbers["best_epoch"]
         learner.load(tensors, header["scaler"])
         history = [EpochRecord(**record) for record in numbers.pop("history")]
@@ -151,14 +156,23 @@ def _shapes(batches: Iterable[Any]) -> list[list[int]]:
     return [list(tensor.shape) for tensor in tensors_in(next(iter(batches)))]
 
 
+def _seal(header: Mapping[str, Any], tensors: Mapping[str, Tensor], best: Mapping[str, Tensor]) -> str:
+    """Return the hash of everything that a run leaves in its folder."""
+    return sha256(json.dumps([header, tensors_sha256(tensors), tensors_sha256(best)], sort_keys=True))
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the JSON header and the tensors of one file."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("hessprune", "{}"))
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"'{path}' must be a whole checkpoint, got one that cannot be read ({error}). "
-            f"Delete the folder '{path.parent}' to start anew."
-        ) from error
+            return dict(header), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(_damage(path, " ".join(str(error).split())[:120])) from error
+
+
+def _damage(path: Path, reason: str) -> str:
+    return (
+        f"'{path}' must be a whole checkpoint, got one that cannot be read ({reason}). "
+        f"Delete the folder '{path.parent}' to start anew."
+    )

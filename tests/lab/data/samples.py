@@ -1,6 +1,8 @@
 """Small random images for the tests of this folder."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,3 +30,16 @@ def encoded(pixels: np.ndarray, image_format: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, image_format, quality=95)
     return buffer.getvalue()
+
+
+def bomb(side: int = 20_000) -> bytes:
+    """Return a PNG of some kilobytes with `side`² black pixels."""
+    packer = zlib.compressobj(9)
+    row = b"\0" + bytes(side // 8)
+    pixels = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

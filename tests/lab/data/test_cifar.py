@@ -124,6 +124,9 @@ def test_folder_without_archive(tmp_path):
         {"data": pixels(6).astype(np.float32), "labels": [0] * 6},
         {"data": pixels(6)[:, :100], "labels": [0] * 6},
         {"data": pixels(6), "labels": ["a"] * 6},
+        {"data": pixels(6), "labels": [2**70] * 6},
+        {"data": pixels(6), "labels": [0] * 5},
+        {"data": np.broadcast_to(np.uint8(0), (10**6, 3072))[:, :1], "labels": [0] * 10**6},
     ],
 )
 def test_archive_of_something_else(tmp_path, content):

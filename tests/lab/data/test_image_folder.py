@@ -1,5 +1,6 @@
 """Folders of photographs: listing, decoding, the two crops, and what goes wrong."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from hessprune.errors import DataError
 from hessprune.lab.data import ImageFiles, load_dataset
 from hessprune.lab.data.image_folder import centre_box, random_box
-from tests.lab.data.samples import random_pixels
+from tests.lab.data.samples import bomb, random_pixels
 
 
 def write(root: Path, sizes: dict[str, int]) -> Path:
@@ -88,6 +89,43 @@ def test_fingerprint_sees_files(folder):
     assert load_dataset("image-folder", root=folder).fingerprint == before
     (folder / "val" / "dog" / "0.png").write_bytes(b"other")
     assert load_dataset("image-folder", root=folder).fingerprint != before
+
+
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_fingerprint_sees_a_changed_picture_of_the_same_size(folder, keep_times):
+    path = folder / "train/cat/0.bmp"
+    Image.fromarray(random_pixels(30, 40)).save(path)
+    before, times = load_dataset("image-folder", root=folder).fingerprint, path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    if keep_times:
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert load_dataset("image-folder", root=folder).fingerprint != before
+
+
+def test_fingerprint_does_not_depend_on_place_or_time(folder):
+    before = load_dataset("image-folder", root=folder).fingerprint
+    for path in folder.rglob("*.png"):
+        os.utime(path, (1, 1))
+    moved = folder.rename(folder.with_name("moved")).rename(folder)
+    assert load_dataset("image-folder", root=moved).fingerprint == before
+
+
+@pytest.mark.parametrize("kind", ["broken link", "folder", "pipe"])
+def test_what_is_no_file_is_named(folder, kind):
+    path = folder / "train/cat/x.png"
+    {"broken link": lambda: path.symlink_to("nowhere"), "folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}[kind]()
+    with pytest.raises(DataError, match=r"x.png' must be a file, got a folder or a broken link. Replace or remove it"):
+        load_dataset("image-folder", root=folder)
+
+
+@pytest.mark.parametrize("side", [9000, 20_000])
+def test_a_picture_that_expands_to_gigabytes_is_refused(folder, side):
+    (folder / "val/cat/1.png").write_bytes(bomb(side))
+    data = load_dataset("image-folder", root=folder)
+    with pytest.raises(DataError, match=r"cat/1\.png' cannot be decoded \(.*pixels"):
+        list(data.batches("test", 2))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", "half"])

@@ -61,3 +61,27 @@ def test_two_archives_are_ambiguous(tmp_path):
         np.savez(tmp_path / name, **arrays())
     with pytest.raises(DataError, match=r"folder with exactly one, got .* \(2\)"):
         load_dataset("npz", root=tmp_path)
+
+
+def test_an_archive_that_expands_beyond_the_memory_is_refused(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "bomb.npz", **arrays(num=4000) | {"train_images": np.zeros((4000, 6, 5, 3), "u1")})
+    monkeypatch.setattr("hessprune.lab.data.arrays.os.sysconf", lambda name: 256)
+    with pytest.raises(DataError, match=r"bomb.npz' must fit the memory of 65\.5 kB, got .*Give fewer or smaller ones"):
+        load_dataset("npz", root=tmp_path)
+
+
+def test_a_damaged_label_does_not_decide_the_size_of_the_model(tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays() | {"train_labels": np.array([0, 1, 2, 3, 0, 1, 2, 2**40])})
+    with pytest.raises(DataError, match=r"a.npz' must be below 1,048,576, got 1,099,511,627,776. Renumber"):
+        load_dataset("npz", root=tmp_path)
+
+
+@pytest.mark.parametrize("position", [0, 26, -40])
+def test_a_flipped_byte_is_one_line(tmp_path, position):
+    np.savez_compressed(tmp_path / "a.npz", **arrays())
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[position] ^= 0xFF
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a.npz' cannot be read|must hold") as caught:
+        load_dataset("npz", root=tmp_path)
+    assert "\n" not in str(caught.value)

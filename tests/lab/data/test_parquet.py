@@ -13,7 +13,7 @@ from PIL import Image
 
 from hessprune.errors import DataError
 from hessprune.lab.data import load_dataset
-from tests.lab.data.samples import SHARED, encoded, random_pixels
+from tests.lab.data.samples import SHARED, bomb, encoded, random_pixels
 
 
 def write(path: Path, images: list[bytes | None], labels: list, *, image: str = "image", label: str = "label") -> None:
@@ -63,6 +63,9 @@ def test_grey_keeps_one_channel_and_shards_join_in_order(tmp_path):
     [
         ([*pictures(2), b"no image"], [0, 1, 0], "image in row 2 of .* cannot be decoded"),
         ([*pictures(2), pictures(1)[0][:60]], [0, 1, 0], "image in row 2 of .* cannot be decoded"),
+        ([bomb(), *pictures(2)], [0, 1, 0], "image in row 0 of .* cannot be decoded .*pixels"),
+        ([bomb(9000), *pictures(2)], [0, 1, 0], "image in row 0 of .* cannot be decoded .*9000 x 9000 pixels"),
+        ([*pictures(2), b"%!PS-Adobe-3.0 EPSF-3.0"], [0, 1, 0], "image in row 2 of .* cannot be decoded"),
         ([*pictures(2), None], [0, 1, 0], "image in row 2 of .* cannot be decoded"),
         ([*pictures(2), encoded(random_pixels(9, 10))], [0, 1, 0], "must have one size, got .* in row 2"),
         (pictures(3), [0, None, 1], "must be integers without gaps, got float64"),
@@ -86,6 +89,21 @@ def test_wrong_columns(tmp_path):
 def test_image_column_without_bytes(tmp_path):
     pq.write_table(pa.table({"image": [1, 2], "label": [0, 1]}), tmp_path / "train.parquet")
     with pytest.raises(DataError, match=r"column 'image' of .* must be a struct with a field 'bytes'"):
+        load_dataset("parquet", root=tmp_path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], ["a", "b"], [["a"], ["b"]]], ids=["numbers", "texts", "lists"])
+def test_bytes_that_are_none(tmp_path, content):
+    column = pa.array([{"bytes": item, "path": ""} for item in content])
+    pq.write_table(pa.table({"image": column, "label": [0, 1]}), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"image in row 0 of .* cannot be decoded|must be a struct"):
+        load_dataset("parquet", root=tmp_path)
+
+
+def test_a_damaged_label_does_not_decide_the_size_of_the_model(tmp_path):
+    for name in ("train.parquet", "test.parquet"):
+        write(tmp_path / name, pictures(2), [0, 2**40])
+    with pytest.raises(DataError, match=r"must be below 1,048,576, got 1,099,511,627,776"):
         load_dataset("parquet", root=tmp_path)
 
 

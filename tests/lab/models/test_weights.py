@@ -163,3 +163,32 @@ def test_pretrained_resnet20_reads_the_published_accuracy():
 def test_weights_of_another_depth_say_what_does_not_fit():
     with pytest.raises(CheckpointError, match=r"unexpected \(\d+\): 'layer1\.3\.conv1\.weight'"):
         load_weights(build_model("resnet20", num_classes=10), next((SHARED / "weights").glob("resnet32-*.th")))
+
+
+def loop() -> dict:
+    content = {}
+    content["state_dict"] = content
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (loop(), "must hold a dict of tensors"),
+        ({1: torch.zeros(2)}, "must hold plain tensors by name, got the key '1'"),
+        (state() | {5: torch.zeros(2)}, "got the key '5'"),
+        (state() | {"conv1.weight": torch.eye(3).to_sparse()}, "got sparse 'conv1.weight'"),
+        (state() | {"a": torch.zeros(2, device="meta")}, "got empty 'a'"),
+        (state() | {"bn1.weight": fresh().bn1.weight.detach().to(torch.complex64)}, r"wrong dtype \(1\): 'bn1.weight'"),
+        (state() | {"bn1.weight": fresh().bn1.weight.detach().to(torch.int8)}, r"wrong dtype \(1\): 'bn1.weight'"),
+        (state() | {"x" * 10_000: torch.zeros(2)}, r"unexpected \(1\): 'xxx[^ ]*…"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_tensors_that_are_no_weights_are_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "w.pt")
+    model, before = fresh(), fresh().state_dict()
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_weights(model, tmp_path / "w.pt")
+    assert len(str(caught.value)) < 700
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -1,6 +1,7 @@
 """Images in memory: one uint8 tensor and its labels."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +9,10 @@ import torch
 from torch import Tensor
 
 from hessprune.errors import DataError
+from hessprune.foundation.formatting import bytes_text
 from hessprune.lab.data.augment import Augment, crop_flip
+
+MOST_CLASSES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -60,6 +64,38 @@ class ImageArrays:
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.digest()
+
+
+def check_memory(size_bytes: int, path: str) -> None:
+    """Raise where images would take more memory than the machine has: a small file can claim any size.
+
+    Raises:
+        DataError: They would.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size_bytes > memory:
+        raise DataError(
+            f"images of {path!r} must fit the memory of {bytes_text(memory)}, got {bytes_text(size_bytes)}. Give "
+            "fewer or smaller ones, or image files with source 'image-folder'."
+        )
+
+
+def count_classes(labels: Tensor, path: str) -> int:
+    """Return the number of classes of labels `(N,)`, of which the largest is the last.
+
+    Raises:
+        DataError: There are more than any data set has: a damaged label would make a model of any size.
+
+    Example:
+        >>> count_classes(torch.tensor([0, 2, 1]), "digits.npz")
+        3
+    """
+    number = int(labels.max()) + 1 if len(labels) else 0
+    if number > MOST_CLASSES:
+        raise DataError(
+            f"labels of {path!r} must be below {MOST_CLASSES:,}, got {number - 1:,}. Renumber the labels from 0."
+        )
+    return max(number, 1)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hessprune.errors import ArgumentError, DataError
 from hessprune.foundation.checks import check_choice, check_range
+from hessprune.foundation.formatting import shown
 from hessprune.lab.data.augment import AUGMENTS, NUM_DRAWS, Augment
 from hessprune.lab.data.splits import ImageSource
 
@@ -136,6 +137,8 @@ def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...], *, chan
     """
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels or not all(np.isfinite(value) for value in values):
-            raise ArgumentError(f"`{name}` must hold {channels} finite numbers, one for each channel, got {values!r}.")
+            raise ArgumentError(
+                f"`{name}` must hold {channels} finite numbers, one for each channel, got {shown(values)}."
+            )
     if min(std) <= 0:
-        raise ArgumentError(f"`std` must be positive, got {std!r}.")
+        raise ArgumentError(f"`std` must be positive, got {shown(std)}.")

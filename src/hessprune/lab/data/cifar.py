@@ -12,6 +12,9 @@ from hessprune.lab.data.arrays import ImageArrays
 from hessprune.lab.data.splits import OfficialSplits
 
 SHAPE = (-1, 3, 32, 32)
+PIXELS = 3 * 32 * 32
+MOST_ROWS = 100_000
+"""Of one file: the original ones have at most 50 000, and a pickle can claim any size."""
 CIFAR10_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 
 
@@ -104,14 +107,27 @@ def _read_archive(path: Path, label_key: str) -> ImageArrays:
 
 def _arrays(content: Any, label_key: str, path: Path) -> ImageArrays:
     """Check what an archive holds, and shape it."""
-    entries = content if isinstance(content, dict) else {}
-    data, labels = (entries.get(key, entries.get(key.encode())) for key in ("data", label_key))
-    labels = labels.tolist() if isinstance(labels, np.ndarray) else labels
-    has_labels = isinstance(labels, list) and all(isinstance(label, int) for label in labels)
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.size % (3 * 32 * 32) or not has_labels:
-        raise DataError(f"archive file {str(path)!r} must hold 'data', uint8 (N, 3072), and integers {label_key!r}.")
+    entries: dict[Any, Any] = content if isinstance(content, dict) else {}
+    data: Any = entries.get("data", entries.get(b"data"))
+    labels: Any = entries.get(label_key, entries.get(label_key.encode()))
+    labels = labels.tolist() if isinstance(labels, np.ndarray) and labels.size <= MOST_ROWS else labels
+    if not _are_images(data) or not _are_labels(labels, data.size // PIXELS):
+        raise DataError(
+            f"archive file {str(path)!r} must hold 'data', uint8 (N, 3072), and integers {label_key!r}, the class "
+            "of each image. Get the archive from its original place."
+        )
     images = torch.from_numpy(data.reshape(SHAPE).copy())
     return ImageArrays(images=images, labels=torch.tensor(labels, dtype=torch.int64))
+
+
+def _are_images(data: Any) -> bool:
+    is_bytes = isinstance(data, np.ndarray) and data.dtype == np.uint8
+    return is_bytes and data.size <= PIXELS * MOST_ROWS and data.size % PIXELS == 0
+
+
+def _are_labels(labels: Any, number: int) -> bool:
+    is_list = isinstance(labels, list) and len(labels) == number
+    return is_list and all(isinstance(label, int) and abs(label) < 2**31 for label in labels)
 
 
 def _join(parts: list[ImageArrays]) -> ImageArrays:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from math import exp, log, sqrt
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,10 @@ from torch import Tensor
 
 from hessprune.errors import DataError
 from hessprune.foundation.checks import optional_import
+from hessprune.foundation.hashing import file_sha256
+from hessprune.foundation.progress import track
 from hessprune.lab.data.augment import Augment
+from hessprune.lab.data.decoding import decode_image
 from hessprune.lab.data.splits import OfficialSplits
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"})
@@ -66,23 +70,39 @@ class ImageFiles:
 
     def _decode(self, path: str, draws: Sequence[float] | None, flips: bool) -> np.ndarray:
         """Read one file as `(size, size, 3)`."""
-        pillow = optional_import("PIL.Image", "data")
-        try:
-            with pillow.open(path) as image:
-                rgb = image.convert("RGB")
-        except (OSError, ValueError) as error:
-            raise DataError(f"image {path!r} cannot be decoded ({error}). Replace or remove the file.") from error
+        pillow, rgb = optional_import("PIL.Image", "data"), decode_image(path, f"image {path!r}")
         width, height = rgb.size
         box = centre_box(width, height) if draws is None else random_box(width, height, draws)
         pixels: Any = np.asarray(rgb.resize((self.size, self.size), pillow.Resampling.BILINEAR, box=box))
         return pixels[:, ::-1] if flips and draws is not None and draws[4] < 0.5 else pixels
 
     def digest(self) -> bytes:
-        """Return the SHA-256 of class folders, file names and sizes in bytes; contents are not read."""
+        """Return the SHA-256 of labels, class folders, file names and contents; each file is read once a process."""
         digest = hashlib.sha256(self.labels.numpy().data)
-        for path in map(Path, self.paths):
-            digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+        with ThreadPoolExecutor(DECODERS) as pool:
+            contents = track(pool.map(_content_sha256, self.paths), "hashing images", len(self.paths))
+            for path, content in zip(map(Path, self.paths), contents, strict=True):
+                digest.update(f"{path.parent.name}/{path.name} {content}\n".encode())
         return digest.digest()
+
+
+def _content_sha256(path: str) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        DataError: The file is gone, or cannot be read.
+    """
+    try:
+        status = Path(path).stat()
+        return _remembered_sha256(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    except OSError as error:
+        raise DataError(f"image {path!r} must be readable ({error.strerror}). Replace or remove it.") from error
+
+
+@cache
+def _remembered_sha256(path: str, *_state: int) -> str:
+    """Hash a file whose state on the disk is new; several splits and draws hold the same file."""
+    return file_sha256(path)
 
 
 def centre_box(width: int, height: int) -> Box:
@@ -144,6 +164,9 @@ def _list_files(folder: Path, classes: list[str]) -> ImageFiles:
     labels: list[int] = []
     for label, name in enumerate(classes):
         found = sorted(str(path) for path in (folder / name).glob("*") if path.suffix.lower() in SUFFIXES)
+        absent = next((path for path in found if not Path(path).is_file()), None)
+        if absent is not None:
+            raise DataError(f"image {absent!r} must be a file, got a folder or a broken link. Replace or remove it.")
         paths += found
         labels += [label] * len(found)
     return ImageFiles(paths=tuple(paths), labels=torch.tensor(labels, dtype=torch.int64))

@@ -1,14 +1,14 @@
 """NumPy archives: `train_images`, `train_labels`, `test_images`, `test_labels`."""
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from hessprune.errors import DataError
-from hessprune.lab.data.arrays import ImageArrays
+from hessprune.foundation.formatting import shown
+from hessprune.lab.data.arrays import ImageArrays, check_memory, count_classes
 from hessprune.lab.data.splits import OfficialSplits
 
 
@@ -16,13 +16,17 @@ def read_npz(root: Path) -> OfficialSplits:
     """Read an `.npz` file, or the only one in a folder; images are uint8 `(N, H, W, C)` or `(N, H, W)`."""
     path = _archive(root)
     try:
+        with zipfile.ZipFile(path) as file:
+            size_bytes = sum(entry.file_size for entry in file.infolist())
+        check_memory(size_bytes, str(path))
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             train, test = (_arrays(archive, split, path) for split in ("train", "test"))
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"archive {str(path)!r} cannot be read ({error}). Write it with numpy.savez.") from error
-    num_classes = max(int(train.labels.max()) + 1, 1) if len(train) else 0
+    except Exception as error:  # broken bytes fail inside the parsers with whatever they trip over
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"archive {str(path)!r} cannot be read ({reason}). Write it with numpy.savez.") from error
+    num_classes = count_classes(train.labels, str(path))
     return OfficialSplits(name=path.stem, train=train, test=test, num_classes=num_classes)
 
 
@@ -30,7 +34,9 @@ def _archive(root: Path) -> Path:
     """Return the file itself, or the single archive of a folder."""
     found = [root] if root.is_file() else sorted(root.glob("*.npz"))
     if len(found) != 1:
-        raise DataError(f"`root` must be an .npz file or a folder with exactly one, got {str(root)!r} ({len(found)}).")
+        raise DataError(
+            f"`root` must be an .npz file or a folder with exactly one, got {shown(str(root))} ({len(found)})."
+        )
     return found[0]
 
 

@@ -1,6 +1,5 @@
 """Parquet in the Hugging Face image layout: encoded images in `image: struct{bytes, path}`, and an integer label."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,26 @@ import torch
 from hessprune.errors import DataError
 from hessprune.foundation.checks import optional_import
 from hessprune.foundation.progress import track
-from hessprune.lab.data.arrays import ImageArrays
+from hessprune.lab.data.arrays import ImageArrays, check_memory, count_classes
+from hessprune.lab.data.decoding import decode_image
 from hessprune.lab.data.splits import OfficialSplits
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # in this order: trying others first costs a third of the time
+BYTES_PER_ROW = 64
+"""At least, once a row is read: a small file can claim any number of rows."""
 
 
 def read_parquet(root: Path) -> OfficialSplits:
     """Read `train*.parquet` and `test*.parquet` (or `val*.parquet`) anywhere below `root`, and decode every image."""
     train = _read_split(root, ("train",))
     test = _read_split(root, ("test", "val"))
-    num_classes = int(train.labels.max()) + 1
-    return OfficialSplits(name=root.name, train=train, test=test, num_classes=num_classes)
+    return OfficialSplits(name=root.name, train=train, test=test, num_classes=count_classes(train.labels, str(root)))
 
 
 def _read_split(root: Path, prefixes: tuple[str, ...]) -> ImageArrays:
     """Read all files of one split, in the order of their names."""
-    found = (sorted(root.rglob(f"{prefix}*.parquet")) for prefix in prefixes)
+    found = ([path for path in sorted(root.rglob(f"{prefix}*.parquet")) if path.is_file()] for prefix in prefixes)
     paths = next((paths for paths in found if paths), None)
     if paths is None:
         wanted = " or ".join(f"'{prefix}*.parquet'" for prefix in prefixes)
@@ -48,7 +48,8 @@ def _read_split(root: Path, prefixes: tuple[str, ...]) -> ImageArrays:
 
 def _read_columns(path: Path) -> tuple[list[Any], np.ndarray]:
     """Return the encoded images and the labels of one file."""
-    parquet = optional_import("pyarrow.parquet", "data")
+    pyarrow, parquet = optional_import("pyarrow", "data"), optional_import("pyarrow.parquet", "data")
+    image: str | None = None
     try:
         file = parquet.ParquetFile(path)
         names = file.schema_arrow.names
@@ -57,18 +58,25 @@ def _read_columns(path: Path) -> tuple[list[Any], np.ndarray]:
         if image is None or label is None:
             wanted = f"{' or '.join(IMAGE_COLUMNS)} and {' or '.join(LABEL_COLUMNS)}"
             raise DataError(f"file {str(path)!r} must have columns {wanted}, got {', '.join(names)}.")
+        check_memory(file.metadata.num_rows * BYTES_PER_ROW, str(path))
         table = file.read(columns=[f"{image}.bytes", label])
-    except (OSError, optional_import("pyarrow", "data").ArrowException) as error:
-        raise DataError(f"file {str(path)!r} cannot be read as Parquet ({error}). Copy it again.") from error
-    if image not in table.column_names:
-        raise DataError(f"column {image!r} of {str(path)!r} must be a struct with a field 'bytes'.")
-    encoded = table[image].combine_chunks().field("bytes").to_pylist()
-    return encoded, table[label].to_numpy()
+        if not pyarrow.types.is_struct(table[image].type):
+            raise KeyError(image)
+        return table[image].combine_chunks().field("bytes").to_pylist(), table[label].to_numpy()
+    except KeyError as error:
+        raise DataError(
+            f"column {image!r} of {str(path)!r} must be a struct with a field 'bytes'. Write it as the Hugging Face "
+            "feature Image, or use source 'npz'."
+        ) from error
+    except (OSError, MemoryError, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"file {str(path)!r} cannot be read as Parquet ({reason}). Copy it again.") from error
 
 
 def _decode_all(encoded: list[bytes | None], path: Path) -> torch.Tensor:
     """Decode images of one size to uint8 `(N, C, H, W)`; grey images keep their single channel."""
     first = _decode(encoded[0], 0, path)
+    check_memory(len(encoded) * first.size, str(path))
     images = np.empty((len(encoded), *first.shape), dtype=np.uint8)
     for row, content in enumerate(track(encoded, f"decoding {path.name}")):
         image = _decode(content, row, path)
@@ -80,11 +88,7 @@ def _decode_all(encoded: list[bytes | None], path: Path) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(nhwc.transpose(0, 3, 1, 2)))
 
 
-def _decode(content: bytes | None, row: int, path: Path) -> np.ndarray:
+def _decode(content: Any, row: int, path: Path) -> np.ndarray:
     """Decode one image as `(H, W, 3)`, or `(H, W)` if it is grey."""
-    pillow = optional_import("PIL.Image", "data")
-    try:
-        with pillow.open(io.BytesIO(content or b""), formats=FORMATS) as image:
-            return np.asarray(image if image.mode in {"L", "RGB"} else image.convert("RGB"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"image in row {row} of {str(path)!r} cannot be decoded ({error}).") from error
+    name = f"image in row {row} of {str(path)!r}"
+    return np.asarray(decode_image(content if isinstance(content, bytes) else b"", name, ("L", "RGB")))

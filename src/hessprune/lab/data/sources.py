@@ -5,6 +5,8 @@ from pathlib import Path
 
 from hessprune.errors import ArgumentError, DataError
 from hessprune.foundation.checks import check_choice, check_range
+from hessprune.foundation.files import exists
+from hessprune.foundation.formatting import shown
 from hessprune.lab.data.cifar import read_cifar10, read_cifar100
 from hessprune.lab.data.dataset import Dataset, split_dataset
 from hessprune.lab.data.digits import read_digits
@@ -69,6 +71,6 @@ def _existing(root: str | Path | None, source: str) -> Path:
     """Return `root` as a path that exists."""
     if root is None:
         raise ArgumentError(f"`root` must be given for source {source!r}: the folder or file that holds the data.")
-    if not Path(root).exists():
-        raise DataError(f"`root` must be an existing folder or file, got {str(root)!r}. Check the path.")
+    if not exists(root):
+        raise DataError(f"`root` must be an existing folder or file, got {shown(str(root))}. Check the path.")
     return Path(root)

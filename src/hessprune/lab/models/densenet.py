@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError
+from hessprune.foundation.formatting import shown
 from hessprune.lab.models.layers import conv1x1, conv3x3, global_average, initialise
 
 
@@ -54,7 +55,7 @@ class DenseNet(nn.Module):
         super().__init__()
         num_layers, rest = divmod(depth - 4, 3)
         if rest or num_layers < 1:
-            raise ArgumentError(f"`depth` must be 3n + 4, got {depth!r}. Take 22, 40 or 100.")
+            raise ArgumentError(f"`depth` must be 3n + 4, got {shown(depth)}. Take 22, 40 or 100.")
         channels = 16
         added = num_layers * growth
         self.conv1 = conv3x3(in_channels, channels)

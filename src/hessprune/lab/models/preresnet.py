@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError
+from hessprune.foundation.formatting import shown
 from hessprune.lab.models.layers import conv1x1, conv3x3, global_average, initialise
 
 
@@ -53,7 +54,7 @@ class PreResNet(nn.Module):
         super().__init__()
         num_blocks, rest = divmod(depth - 2, 9)
         if rest or num_blocks < 1:
-            raise ArgumentError(f"`depth` must be 9n + 2, got {depth!r}. Take 20, 29, 56 or 110.")
+            raise ArgumentError(f"`depth` must be 9n + 2, got {shown(depth)}. Take 20, 29, 56 or 110.")
         self.conv1 = conv3x3(in_channels, width)
         self.layer1 = _stage(width, width, 1, num_blocks=num_blocks)
         self.layer2 = _stage(width, 2 * width, 2, num_blocks=num_blocks)

@@ -11,6 +11,7 @@ from torch import nn
 
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_range, nearest
+from hessprune.foundation.formatting import shown
 from hessprune.foundation.state import seeded
 from hessprune.lab.models.densenet import DenseNet
 from hessprune.lab.models.mobilenet import MobileNetTiny
@@ -85,7 +86,7 @@ def _resolve(name: str) -> Factory:
         return MODELS[name]
     if ":" not in name:
         raise ArgumentError(
-            f"`name` must be a known model or 'package.module:factory', got {name!r}.{nearest(name, MODELS)} "
+            f"`name` must be a known model or 'package.module:factory', got {shown(name)}.{nearest(name, MODELS)} "
             f"Known: {', '.join(MODELS)}."
         )
     path, _, attribute = name.partition(":")

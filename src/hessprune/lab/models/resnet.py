@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_choice
+from hessprune.foundation.formatting import shown
 from hessprune.foundation.padding import ChannelPad
 from hessprune.lab.models.layers import conv1x1, conv3x3, global_average, initialise
 
@@ -75,7 +76,7 @@ class ResNet(nn.Module):
         check_choice("option", option, ["A", "B"])
         num_blocks, rest = divmod(depth - 2, 6)
         if rest or num_blocks < 1:
-            raise ArgumentError(f"`depth` must be 6n + 2, got {depth!r}. Take 20, 32, 44, 56 or 110.")
+            raise ArgumentError(f"`depth` must be 6n + 2, got {shown(depth)}. Take 20, 32, 44, 56 or 110.")
         self.conv1 = conv3x3(in_channels, width)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = _stage(width, width, 1, num_blocks=num_blocks, option=option)

@@ -1,6 +1,6 @@
 """Weights from other people's checkpoints: wrappers' prefixes, nested dicts and renamed classifiers included."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
+from hessprune.foundation.files import exists
+from hessprune.foundation.formatting import shortened, shown
 
 PREFIXES = ("module.", "model.", "_orig_mod.")
 NESTS = ("state_dict", "model_state_dict", "model", "net")
 SHOWN = 8
+LONGEST = 100
+DEEPEST = 16
+"""Nested dicts: a damaged file can hold itself."""
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -34,13 +39,17 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     state = _without_prefixes(_read(path), model.state_dict())
     state = _with_renamed_layer(state, model.state_dict())
     _check_fit(model, state, path)
-    model.load_state_dict(state, strict=False)
+    try:
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # kinds of tensors that cannot be copied into others
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"checkpoint {str(path)!r} must fit {type(model).__name__}, got: {reason}.") from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     """Read a file into one flat dict of tensors."""
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {str(path)!r} must be an existing file. Check the path.")
+    if not exists(path) or not path.is_file():
+        raise CheckpointError(f"checkpoint {shown(str(path), 160)} must be an existing file. Check the path.")
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
     except Exception as error:  # broken bytes fail inside the parsers with whatever they trip over
@@ -57,17 +66,41 @@ def _load_torch(path: Path) -> Any:
 
 
 def _flat(content: Any, path: Path) -> dict[str, Tensor]:
-    """Descend to the mapping that holds the tensors."""
-    while isinstance(content, Mapping):
+    """Descend to the mapping that holds the tensors, at most to a depth that no checkpoint has."""
+    for _ in range(DEEPEST):
+        if not isinstance(content, Mapping):
+            break
         tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
         nested = next((content[key] for key in NESTS if isinstance(content.get(key), Mapping)), None)
         if nested is None and tensors:
-            return tensors
+            return _plain(tensors, path)
         content = nested
     raise CheckpointError(
         f"checkpoint {str(path)!r} must hold a dict of tensors, plain or under {', '.join(map(repr, NESTS))}. "
         "Save model.state_dict()."
     )
+
+
+def _plain(tensors: Mapping[Any, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the tensors if all are dense numbers under names.
+
+    Raises:
+        CheckpointError: A key is no name, or a tensor is sparse, nested, quantised or without numbers.
+    """
+    problems = [f"the key {str(key)[:40]!r}" for key in tensors if not isinstance(key, str)]
+    problems += [f"{_kind(value)} {str(key)[:80]!r}" for key, value in tensors.items() if _kind(value)]
+    if problems:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} must hold plain tensors by name, got {_shown(problems)}. "
+            "Save the state_dict of the float model."
+        )
+    return dict(tensors)
+
+
+def _kind(value: Tensor) -> str:
+    """Return the kind of a tensor that is not plain; empty for a plain one."""
+    kinds = {"sparse": value.layout != torch.strided, "nested": value.is_nested, "quantised": value.is_quantized}
+    return next((kind for kind, is_so in kinds.items() if is_so), "empty" if value.is_meta else "")
 
 
 def _without_prefixes(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -124,6 +157,9 @@ def _check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
             for key in shared
             if state[key].shape != own[key].shape
         ],
+        "wrong dtype": [
+            f"{key!r} {state[key].dtype} instead of {own[key].dtype}" for key in shared if _loses(state[key], own[key])
+        ],
     }
     listed = "; ".join(f"{kind} ({len(keys)}): {_shown(keys)}" for kind, keys in problems.items() if keys)
     if listed:
@@ -133,5 +169,10 @@ def _check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
         )
 
 
-def _shown(keys: list[str]) -> str:
-    return ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
+def _loses(value: Tensor, own: Tensor) -> bool:
+    """Return whether torch would drop an imaginary part, or take the integers of a quantised tensor for weights."""
+    return (value.is_complex() and not own.is_complex()) or (own.is_floating_point() and not value.is_floating_point())
+
+
+def _shown(names: Sequence[str]) -> str:
+    return shortened([name if len(name) <= LONGEST else f"{name[:LONGEST]}…" for name in names], SHOWN)

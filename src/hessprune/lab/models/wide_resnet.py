@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError
+from hessprune.foundation.formatting import shown
 from hessprune.lab.models.layers import conv1x1, conv3x3, global_average, initialise
 
 
@@ -49,7 +50,7 @@ class WideResNet(nn.Module):
         super().__init__()
         num_blocks, rest = divmod(depth - 4, 6)
         if rest or num_blocks < 1:
-            raise ArgumentError(f"`depth` must be 6n + 4, got {depth!r}. Take 16, 22, 28 or 40.")
+            raise ArgumentError(f"`depth` must be 6n + 4, got {shown(depth)}. Take 16, 22, 28 or 40.")
         widths = [16, 16 * widen, 32 * widen, 64 * widen]
         self.conv1 = conv3x3(in_channels, widths[0], bias=bias)
         self.layer1 = _stage(widths[0], widths[1], 1, num_blocks=num_blocks, bias=bias)

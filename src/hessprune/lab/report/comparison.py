@@ -116,9 +116,10 @@ class Comparison:
         try:
             lists = {key: tuple(document[key]) for key in ("methods", "budgets", "unreachable", "notes")}
             return cls(**{**document, **lists, "cells": tuple(Cell(**cell) for cell in document["cells"])})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(
-                f"`document` must be a comparison.json, got one that lacks or misplaces {error}. Compare again."
+                f"`document` must be a comparison.json, got one that lacks or misplaces "
+                f"{str(error)[:120]}. Compare again."
             ) from error
 
     def save(self, path: Path | str) -> Path:

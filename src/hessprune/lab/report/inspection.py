@@ -10,6 +10,7 @@ from torch import nn
 
 from hessprune.costs.model import Cost, CostModel
 from hessprune.errors import ArgumentError
+from hessprune.foundation.formatting import shown
 from hessprune.foundation.trees import describe
 from hessprune.lab.models import build_model, load_weights
 from hessprune.structure.find import find_groups
@@ -109,5 +110,5 @@ def _parsed(text: str) -> tuple[int, ...]:
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
-        raise ArgumentError(f"`input_shape` must be positive integers with commas, got {text!r}. Write 3,32,32")
+        raise ArgumentError(f"`input_shape` must be positive integers with commas, got {shown(text)}. Write 3,32,32")
     return shape

@@ -162,9 +162,10 @@ class RunReport:
         """
         try:
             return _from_json(document)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(
-                f"`document` must be a run's report.json, got one that lacks or misplaces {error}."
+                f"`document` must be a run's report.json, got one that lacks or misplaces "
+                f"{str(error)[:120]}. Run the recipe again."
             ) from error
 
     def save(self, path: Path | str) -> Path:
