@@ -34,7 +34,7 @@ def check(model: nn.Module, inputs: tuple[Tensor, ...], rng: random.Random, draw
     The first draw is a plan that the library applies and verifies; further ones are cuts of any units.
     """
     try:
-        groups = hp.find_groups(model, inputs)
+        groups = hp.find_groups(model, inputs, compare=True)
         outcomes = [_planned(model, groups, inputs, rng)]
         costs = CostModel(model, inputs, groups) if draws > 1 else None
         return outcomes + [_cut(model, groups, inputs, rng, costs) for _ in range(draws - 1) if costs]

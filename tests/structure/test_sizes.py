@@ -57,7 +57,7 @@ def test_a_written_width_never_ends_the_prune(name: str) -> None:
     model, x = Written(written, width).double().eval(), torch.randn(2, 3, 6, 6).double()
     if name == "a view of 64 numbers":
         x = torch.randn(2, 3, 6, 6).double().repeat(8, 1, 1, 1)
-    groups = hp.find_groups(model, x)
+    groups = hp.find_groups(model, x, compare=True)
     assert groups[-1].name == "b"
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
@@ -68,7 +68,7 @@ def test_a_written_width_never_ends_the_prune(name: str) -> None:
 
 def test_what_disagrees_is_frozen_by_name_with_the_reason() -> None:
     model, x = Written(lambda x: x / math.sqrt(x.shape[1])).eval(), torch.zeros(1, 3, 6, 6)
-    groups = hp.find_groups(model, x)
+    groups = hp.find_groups(model, x, compare=True)
     assert [group.name for group in groups] == ["b"]
     (reason,) = {item.reason for item in groups.frozen if item.param == "a.weight" and item.dim == 0}
     assert reason.startswith("the forward depends on the number or the places of its channels (without some units")
@@ -89,7 +89,7 @@ class Coupled(nn.Module):
 def test_groups_that_agree_only_together_are_not_left_together() -> None:
     torch.manual_seed(0)
     model, x = Coupled().eval(), torch.randn(2, 4)
-    groups = hp.find_groups(model, x)
+    groups = hp.find_groups(model, x, compare=True)
     for group in groups:
         saliency = {each.name: torch.arange(8.0) + 100 * (each is not group) for each in groups}
         budget = hp.Budget(units=8 * len(groups) - 3)
@@ -105,7 +105,7 @@ def test_a_model_of_agreeing_groups_costs_two_forwards(monkeypatch: pytest.Monke
             return super().forward(x)
 
     model, x = Watched(lambda x: x).eval(), torch.randn(2, 3, 6, 6)
-    (groups,) = (hp.find_groups(model, x),)
+    (groups,) = (hp.find_groups(model, x, compare=True),)
     calls.clear()
     assert not Trial(model, x).disagreement(groups)
     assert calls == [False, False]
@@ -117,9 +117,9 @@ def test_chance_and_missing_numbers_freeze_nothing() -> None:
             return super().forward(F.dropout(x, 0.5, training=True)) + torch.randn(3)
 
     noisy = Noisy(lambda x: F.dropout(x, 0.5, training=True)).eval()
-    assert len(hp.find_groups(noisy, torch.zeros(1, 3, 6, 6))) == 2
+    assert len(hp.find_groups(noisy, torch.zeros(1, 3, 6, 6), compare=True)) == 2
     logarithm = Written(lambda x: x).eval()
     logarithm.register_forward_pre_hook(lambda _, inputs: (inputs[0].log(),))
-    assert len(hp.find_groups(logarithm, -torch.ones(1, 3, 6, 6))) == 2
+    assert len(hp.find_groups(logarithm, -torch.ones(1, 3, 6, 6), compare=True)) == 2
     nan = Written(lambda x: x * math.nan).eval()
-    assert len(hp.find_groups(nan, torch.ones(1, 3, 6, 6))) == 2
+    assert len(hp.find_groups(nan, torch.ones(1, 3, 6, 6), compare=True)) == 2

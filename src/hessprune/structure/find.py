@@ -18,21 +18,25 @@ from hessprune.structure.sizes import without_failures
 from hessprune.structure.walk import GraphWalk
 
 
-def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored] = ()) -> Groups:
+def find_groups(
+    model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored] = (), *, compare: bool = False
+) -> Groups:
     """Find all removable units (channels, neurons, heads), each with all slices that must go with it.
 
     Runs the `torch.export` graph of the model on labels. Each index of each parameter axis has a label; shape operators
     move labels, and labels that meet are tied. Tied labels are one unit, and units with the same slices form a group.
     Units that reach the model's input or output, or an operator without a rule, are frozen, with the reason. A trial
     then removes one unit of every group (on the meta device) and freezes groups of a size that the source code fixes.
-    A second trial slices some units of every group off one copy of the model and masks them in another: two forwards,
-    in float64 where the model allows it. Groups for which the outputs differ are frozen, too.
+    With `compare`, as in `hp.prune`, a second trial slices some units of every group off one copy of the model and
+    masks them in another: two forwards, in float64 where the model allows it. Groups for which the outputs differ are
+    frozen, too.
 
     Args:
         model: Any module that `torch.export` captures; it is left untouched.
         example_inputs: A tensor, a tuple of positional, or a dict of keyword arguments. Numbers matter
             for the second trial alone; random ones stand in for zeros and ones.
         ignore: Layers whose outputs must keep their width: modules, module types, or name patterns (`"layer1.*"`).
+        compare: Make the second trial; without it `hp.apply_plan` refuses where slicing is not masking.
 
     Returns:
         The groups in the order of use; `.frozen` lists every axis that cannot shrink, with the reason.
@@ -57,18 +61,18 @@ def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored]
     """
     with watched(model) as plain:
         try:
-            return _found(plain, example_inputs, _ignored_modules(model, ignore))
+            return _found(plain, example_inputs, _ignored_modules(model, ignore), compare=compare)
         except UnsupportedModelError:
             check_plain_weights(model)  # a likely cause, with its remedy
             raise
 
 
-def _found(model: nn.Module, example_inputs: Any, ignored: set[str]) -> Groups:
+def _found(model: nn.Module, example_inputs: Any, ignored: set[str], *, compare: bool) -> Groups:
     """Find the groups of a plain model, without those of the ignored modules."""
     groups, frozen = collect(_walk(model, example_inputs))
     kept = [group for group in groups if not _is_ignored(group, ignored)]
     frozen += _freeze([group for group in groups if _is_ignored(group, ignored)], "it is ignored on request")
-    working, failures = without_failures(model, example_inputs, kept)
+    working, failures = without_failures(model, example_inputs, kept, compare=compare)
     for group, reason in failures:
         frozen += _freeze([group], reason)
     if not working:

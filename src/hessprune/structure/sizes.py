@@ -12,14 +12,14 @@ from hessprune.structure.trial import Failure, Trial
 
 
 def without_failures(
-    model: nn.Module, example_inputs: Any, groups: Sequence[Group]
+    model: nn.Module, example_inputs: Any, groups: Sequence[Group], *, compare: bool = False
 ) -> tuple[list[Group], list[tuple[Group, str]]]:
     """Split groups into those with removable units and those that the forward treats in another way, with the reason.
 
     Where an integer attribute of a module (`num_heads`, `width`) holds a size, the attribute becomes a literal of the
-    group and shrinks with it. At the end some units of all groups are sliced off one copy of the model and masked in
-    another, and the outputs must agree. Costs one forward without numbers and two with numbers if nothing fails, and a
-    few more for each class of modules that fails and for each group that disagrees.
+    group and shrinks with it. At the end some units of these groups, or with `compare` of all, are sliced off one copy
+    of the model and masked in another, and the outputs must agree. Costs one forward without numbers if nothing fails,
+    two with numbers to compare, and a few more for each class of modules that fails and each group that disagrees.
     """
     trial = Trial(model, example_inputs)
     working, reasons = {group.name: group for group in groups}, {}
@@ -34,7 +34,8 @@ def without_failures(
             else:
                 reasons[group.name] = reason
                 del working[group.name]
-    for name, reason in _disagreements(trial, [*working.values()]).items():
+    suspects = [group for name, group in working.items() if compare or name in freed]
+    for name, reason in _disagreements(trial, suspects).items():
         reasons[name] = freed.get(name, reason)
         del working[name]
     return [*working.values()], [(group, reasons[group.name]) for group in groups if group.name in reasons]
