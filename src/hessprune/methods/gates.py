@@ -26,11 +26,18 @@ def role_slices(groups: Sequence[Group], role: Role) -> dict[str, list[ParamSlic
     return {name: pieces for name, pieces in slices.items() if pieces}
 
 
+def gate_slices(groups: Sequence[Group], role: Role) -> dict[str, list[ParamSlice]]:
+    """Return the slices of one role by group; those of the other role for a group without any, as of tied weights."""
+    wanted, others = (role_slices(groups, each) for each in (role, "producer" if role == "consumer" else "consumer"))
+    both = {group.name: wanted.get(group.name) or others.get(group.name, []) for group in groups}
+    return {name: pieces for name, pieces in both.items() if pieces}
+
+
 def gate_derivatives(
     scoring: Scoring, role: Role, *, precision: str, options: TraceOptions, loss_fn: Any = None
 ) -> tuple[GateDerivatives, Slices]:
     """Return the derivatives of the loss in gates on all slices of one role, and these slices."""
-    slices = role_slices(scoring.groups, role)
+    slices = gate_slices(scoring.groups, role)
     loss_fn = scoring.loss_fn if loss_fn is None else loss_fn
     return (
         gate_interactions(

@@ -10,7 +10,7 @@ from hessprune.curvature.elimination_path import eliminated_losses
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.softening import softened
 from hessprune.foundation.checks import check_range
-from hessprune.methods.gates import gate_derivatives, interacting_scores, role_slices
+from hessprune.methods.gates import by_group, gate_derivatives, interacting_scores, role_slices
 from hessprune.methods.method import Method, Scores, Scoring, register
 from hessprune.methods.options import Precision
 
@@ -80,19 +80,31 @@ class Joint(Method):
 
     def _after_elimination(self, scoring: Scoring, loss_fn: Any) -> Scores:
         """Score by the steps of the loss along the order of elimination."""
+        slices = role_slices(scoring.groups, "consumer")
+        unread = [group for group in scoring.groups if group.name not in slices]
+        values = self._alone(replace(scoring, groups=unread), loss_fn) if unread else {}
+        if not slices:
+            return Scores(values=values)
         paths = eliminated_losses(
             scoring.model,
-            role_slices(scoring.groups, "consumer"),
+            slices,
             scoring.batches,
             loss_fn=loss_fn,
             precision=self.precision,
             seed=scoring.seed,
             options=self._options(),
         )
-        values = {group.name: torch.zeros(group.num_units, dtype=torch.float64) for group in scoring.groups}
         for name, path in paths.items():
+            values[name] = torch.empty_like(path.loss)
             values[name][path.order] = rising_steps(path.loss.diff(prepend=path.loss.new_zeros(1)))
         return Scores(values=values)
+
+    def _alone(self, scoring: Scoring, loss_fn: Any) -> dict[str, Tensor]:
+        """Score units that no layer reads by a weight of its own, as of tied weights, each by itself: `½ Q_uu`."""
+        derivatives, slices = gate_derivatives(
+            scoring, "consumer", precision=self.precision, options=self._options(), loss_fn=loss_fn
+        )
+        return by_group(derivatives.diagonal / 2, slices, scoring.groups)
 
 
 def rising_steps(steps: Tensor) -> Tensor:

@@ -207,8 +207,10 @@ class _Refitter:
         self._means = {weight: means[mean][at:] for weight, (mean, at) in recording.absorbing.items()}
 
     def fit(self, name: str, pieces: Sequence[_Piece]) -> None:
-        """Fit a layer to the rows of all pieces."""
+        """Fit a layer to the rows of all pieces; a weight that is also used transposed stays as it is."""
         first, mean = pieces[0], self._means.get(name)
+        if len({(piece.call.transposed, piece.inputs.shape[1:], piece.goal.shape[1:]) for piece in pieces}) > 1:
+            return
         call, weight, bias = first.call, first.weight, first.bias
         old, unit = columns_of(call, weight), first.scale
         fit = ridge(
