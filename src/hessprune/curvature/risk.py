@@ -191,8 +191,8 @@ def _any_loss(loss_fn: LossFn, logits: Tensor, targets: Tensor) -> DenseFactor:
     noise = 100 * torch.finfo(logits.dtype).eps
     if bool((values < -noise * values.abs().amax().clamp(min=1e-300)).any()):
         raise ArgumentError(
-            "`loss_fn` must be convex in the logits for `exact` and `rademacher`, got a Hessian with negative "
-            "eigenvalues. Use estimator='hutchinson'."
+            "`loss_fn` must be convex in the logits here, got a Hessian with negative eigenvalues. Use "
+            "method=hp.HAP(estimator='hutchinson'), or the estimator 'hutchinson' for traces alone."
         )
     matrix = (vectors * values.clamp(min=0).sqrt()[:, None]).flip(2)
     return DenseFactor(matrix=matrix, shape=logits.shape, weight=float(len(logits)))

@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.modules import split_name
+from hessprune.structure.advice import ON_REQUEST, advice
 from hessprune.structure.capture import capture, capture_training
 from hessprune.structure.collect import collect
 from hessprune.structure.groups import Frozen, Group, Groups, Ignored
@@ -53,7 +54,7 @@ def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored]
     ignored = _ignored_modules(model, ignore)
     groups, frozen = collect(_walk(model, example_inputs))
     kept = [group for group in groups if not _is_ignored(group, ignored)]
-    frozen += _freeze([group for group in groups if _is_ignored(group, ignored)], "it is ignored on request")
+    frozen += _freeze([group for group in groups if _is_ignored(group, ignored)], ON_REQUEST)
     working, failures = without_failures(model, example_inputs, kept)
     for group, reason in failures:
         frozen += _freeze([group], reason)
@@ -61,7 +62,7 @@ def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored]
         reasons = sorted({item.reason for item in frozen}) or ["it has no layers with weights"]
         raise UnsupportedModelError(
             f"the model must have channels that can be removed, found none: {'; '.join(reasons[:4])}. "
-            f"Prune a network with at least one hidden layer, or shorten `ignore`."
+            f"{advice(model, reasons)}"
         )
     return Groups(working, dict.fromkeys(frozen))
 

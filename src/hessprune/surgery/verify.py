@@ -71,12 +71,20 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
             f"(relative, {dtype}). Its forward treats channels by position: pass the layers involved to "
             f"`find_groups(ignore=…)`."
         )
-    counted = cost(pruned, inputs)
+    counted = cost(pruned, _as_planned(plan, inputs))
     if counted != plan.cost_after:
         raise VerificationError(
-            f"the pruned model must cost what the plan predicts, {plan.cost_after!r}, got {shown(counted)}."
+            f"the pruned model must cost what the plan predicts, {plan.cost_after!r}, got {shown(counted)}. "
+            "Make the plan anew with hp.make_plan."
         )
     return difference
+
+
+def _as_planned(plan: Plan, inputs: Any) -> Any:
+    """Return inputs of the shapes for which the plan counted: the same ones where they have these shapes."""
+    planned = plan.inputs.example()
+    same = [tensor.shape for tensor in tensors_in(planned)] == [tensor.shape for tensor in tensors_in(inputs)]
+    return inputs if same else planned
 
 
 def _masked(dense: nn.Module, pruned: nn.Module, plan: Plan, *, followers: bool = True) -> nn.Module:

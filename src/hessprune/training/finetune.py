@@ -86,7 +86,10 @@ def finetune(
     check_finite_parameters(model)
     check_precision(config.precision, device_of(model))
     if teacher is None and config.distill_weight > 0:
-        raise ArgumentError(f"`teacher` must be a model when distill_weight is {config.distill_weight}, got None.")
+        raise ArgumentError(
+            f"`teacher` must be a model when distill_weight is {config.distill_weight}, got None. Pass the dense "
+            "model, or distill_weight=0."
+        )
     with seeded(config.seed), _deterministic_kernels(device_of(model)):
         check_batches(train, "train")
         check_batches(validation, "validation")
