@@ -2,8 +2,9 @@
 
 import re
 import tempfile
+import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,6 @@ def scaled(factor: float) -> nn.Module:
     return net
 
 
-def concave(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return -outputs.square().mean() + 0 * targets.sum()
-
-
 class Distances(nn.Module):
     """Its loss has no second derivative in torch."""
 
@@ -84,14 +81,52 @@ class Distances(nn.Module):
         return torch.cdist(self.first(x), torch.eye(3, dtype=x.dtype))
 
 
-def normed(removed: bool) -> nn.Module:
-    net = Net(first=spectral_norm(nn.Linear(4, 8)), last=spectral_norm(nn.Linear(8, 2)))
-    for layer in (net.a, net.f) if removed else ():
-        remove_parametrizations(layer, "weight")
+def normed() -> nn.Module:
+    return Net(first=spectral_norm(nn.Linear(4, 8)), last=spectral_norm(nn.Linear(8, 2)))
+
+
+def merged(message: str) -> nn.Module:
+    """Carry out the calls of a message."""
+    net = normed()
+    for layer, name in re.findall(r"remove_parametrizations\(model\.(\w+), '(\w+)'\)", message):
+        remove_parametrizations(net.get_submodule(layer), name)
     return net
 
 
-NET, CONV = Net(), images()
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+
+
+def lazy(inputs: torch.Tensor | None = None) -> nn.Module:
+    net = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 2))
+    if inputs is not None:
+        net(inputs)
+    return net
+
+
+def with_lock(removed: bool = False) -> nn.Module:
+    net = Net()
+    if not removed:
+        net.lock = threading.Lock()
+    return net
+
+
+def filled() -> nn.Module:
+    net = Net().to("meta").to_empty(device="cpu")
+    net.load_state_dict(Net().state_dict())
+    return net
+
+
+class Two(Net):
+    """Two outputs by name."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        logits = super().forward(x)
+        return {"logits": logits, "box": logits.sin()}
+
+
+NET, CONV, TWO = Net(), images(), Two()
+BARE_NORM = partial(nn.BatchNorm2d, 8, track_running_stats=False)
 GROUPS = hp.find_groups(NET, X[:1])
 SALIENCY = {"a": torch.arange(8.0)}
 WORDS = torch.randint(0, 5, (8, 3), generator=torch.Generator().manual_seed(0))
@@ -107,13 +142,8 @@ def score(method: Any = "magnitude", batches: Any = BATCHES, model: nn.Module = 
     return hp.saliency(model, hp.find_groups(model, X[:1]), batches, method, **options)
 
 
-def score_images(norm: nn.Module) -> Any:
-    model = images(norm)
+def score_images(model: nn.Module) -> Any:
     return hp.saliency(model, hp.find_groups(model, IMAGES), [(IMAGES, Y[:8])], "hap")
-
-
-def trace(estimator: Any, loss_fn: Any) -> Any:
-    return hp.hessian_trace(NET, GROUPS, BATCHES, estimator=estimator, num_probes=4, loss_fn=loss_fn)
 
 
 def trace_distances(estimator: str) -> Any:

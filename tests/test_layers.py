@@ -13,6 +13,7 @@ TESTS = Path(__file__).parent
 ROOMS = (
     "errors",
     "foundation",  # knows nothing of pruning
+    "objectives",
     "operators",
     "layers",
     "structure",

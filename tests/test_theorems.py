@@ -17,7 +17,7 @@ from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.slicing import mask_units
 from tests.cases import AWKWARD, PAPERS, image, make, paper_model
 from tests.structure.layouts import LAYOUTS
-from tests.structure.nets import NETS, Einsum
+from tests.structure.nets import NETS
 
 TOLERANCE = 1e-10  # float64, relative to the largest output; only the order of summation differs
 
@@ -51,8 +51,7 @@ def counted_macs(model: nn.Module, x: Tensor) -> int:
 
 @pytest.mark.parametrize("case", [*AWKWARD, *NETS, *LAYOUTS], ids=lambda case: case.__name__)
 def test_slicing_equals_masking_on_awkward_networks(case: type[nn.Module]) -> None:
-    # A contraction over one index is no product any more, and `einsum` then costs nothing: leave more than one.
-    check_model(make(case), image(), (0.9, 0.5) if case is Einsum else (0.9, 0.5, 0.1))
+    check_model(make(case), image(), (0.9, 0.5, 0.1))
 
 
 @pytest.mark.parametrize("name", PAPERS)

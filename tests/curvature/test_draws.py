@@ -28,17 +28,6 @@ def test_seeds_draws_and_streams_are_independent():
     assert float(correlation.abs().max()) < 5.5 / 2000**0.5
 
 
-def test_positions_depend_on_their_own_coordinates_and_are_equally_frequent():
-    samples = torch.arange(4000)
-    drawn = positions(3, 1, samples, 8, size=30)
-    assert torch.equal(positions(3, 1, samples[7:9], 8, size=30), drawn[7:9])
-    assert not torch.equal(positions(4, 1, samples, 8, size=30), drawn)
-    assert not torch.equal(positions(3, 2, samples, 8, size=30), drawn)
-    assert bool((drawn.diff(dim=1) >= 0).all())
-    expected = 4000 * 8 / 30
-    assert float((drawn.flatten().bincount(minlength=30) - expected).abs().max()) < 5 * expected**0.5
-
-
 def test_positions_depend_on_their_own_coordinates_and_every_one_is_drawn_equally_often():
     streams = torch.arange(4000)
     whole = positions(3, 1, streams, 6, size=10)

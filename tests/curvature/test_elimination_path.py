@@ -23,7 +23,7 @@ def test_elimination_is_the_regression_on_what_is_left():
     root = torch.randn(3, 3, generator=generator, dtype=torch.float64)
     covariance, curvature = x.T @ x / len(x), root @ root.T
     columns = torch.arange(8).view(4, 2)
-    reader = Elimination(weight[None], inverse(covariance[None]), curvature[None], columns)
+    reader = Elimination(weight[None], inverse(covariance[None], torch.zeros(1, 8).double()), curvature[None], columns)
     total = 0.0
     for unit, gone in ((2, [4, 5]), (0, [0, 1, 4, 5])):
         total += float(reader.losses(torch.tensor([unit])))

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from hessprune.curvature import ParamSlice, TraceOptions, block_traces
 from hessprune.curvature.exact import choose_columns
-from hessprune.curvature.factors import DiagonalFactor
 from hessprune.curvature.gate_interactions import gate_interactions
+from hessprune.objectives.factors import DiagonalFactor
 from tests.curvature.nets import PIECEWISE, SMOOTH, all_rows, batches_of, build, rows, weights
 from tests.oracles import block_traces_of, dense_ggn, dense_hessian
 

@@ -10,6 +10,7 @@ from hessprune.curvature.gate_interactions import gate_interactions
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, pose
 from hessprune.curvature.softening import softened
+from hessprune.objectives.given import GivenLoss
 from tests.curvature.nets import Residual, batches_of, build, rows
 
 X, Y = batches_of((40,))[0]
@@ -34,7 +35,7 @@ CALLS = {
     "elimination": lambda m, data: {
         k: p.loss for k, p in eliminated_losses(m, {"stem": reading(m)["stem"]}, data).items()
     },
-    "softening": lambda m, data: {"temperature": torch.tensor(softened(m, data)[1])},
+    "softening": lambda m, data: {"temperature": torch.tensor(softened(m, data, GivenLoss(loss_fn=None))[1])},
 }
 
 

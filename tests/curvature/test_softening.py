@@ -5,12 +5,20 @@ import torch
 from torch import nn
 
 import hessprune as hp
-from hessprune.curvature.risk import SoftenedCrossEntropy
-from hessprune.curvature.softening import softened
+from hessprune.curvature.softening import softened as softened_objective
+from hessprune.objectives.choice import choose_objective
+from hessprune.objectives.closed_form import SoftenedCrossEntropy
+from hessprune.objectives.given import GivenLoss
 
 SURE = torch.tensor([[9.0, 0, 0], [0, 8, 0], [0, 0, 7], [0, 1, 0.5]])
 LABELS = torch.tensor([0, 1, 2, 1])
 BATCHES = [(SURE[:1], LABELS[:1]), (SURE[1:], LABELS[1:])]
+
+
+def softened(model, batches, loss_fn=None):
+    """Return the loss and the temperature."""
+    objective, temperature = softened_objective(model, batches, GivenLoss(loss_fn=loss_fn))
+    return objective.loss_fn, temperature
 
 
 def effective_share(logits, temperature):
@@ -55,6 +63,13 @@ def test_other_losses_stay_as_they_are():
     assert softened(nn.Identity(), [(SURE, SURE)], squares) == (squares, 1.0)
     already = SoftenedCrossEntropy(nn.CrossEntropyLoss(), 2.0)
     assert softened(nn.Identity(), BATCHES, already) == (already, 1.0)
+
+
+def test_the_dense_outputs_are_softened_as_labels_are():
+    objective = choose_objective(nn.Identity(), [SURE])
+    other, temperature = softened_objective(nn.Identity(), [SURE], objective)
+    assert temperature == softened(nn.Identity(), BATCHES)[1]
+    assert other.temperature == temperature
 
 
 @pytest.mark.parametrize("compensated", [False, True])

@@ -219,3 +219,16 @@ def test_large_weights_go_beside_the_file(tmp_path, monkeypatch):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     inputs = torch.randn(3, 64)
     assert torch.allclose(_run(path, inputs), model(inputs), atol=1e-5)
+
+
+def test_a_precision_that_the_runtime_lacks_is_named_with_the_remedy(tmp_path):
+    for dtype in (torch.bfloat16, torch.float64):
+        net, x = _net().to(dtype), torch.randn(2, 3, 6, 6).to(dtype)
+        named = str(dtype).removeprefix("torch.")
+        with pytest.raises(UnsupportedModelError, match=rf"ONNX Runtime runs, got {named} .*Call model.float\(\)"):
+            export_onnx(net, x, tmp_path / "model.onnx")
+        export_onnx(net.float(), x.float(), tmp_path / "model.onnx")
+
+
+def test_half_precision_is_compared_at_its_own_tolerance(tmp_path):
+    assert export_onnx(_net().half(), torch.randn(2, 3, 6, 6).half(), tmp_path / "model.onnx").exists()

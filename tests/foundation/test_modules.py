@@ -37,3 +37,22 @@ def test_logits_are_found_in_every_kind_of_output():
 
     for output in (Output.logits, Output(), {"logits": Output.logits}, {"scores": Output.logits}, (Output.logits, 0)):
         assert _modules.logits_of(output) is Output.logits
+
+
+@pytest.mark.parametrize(
+    ("weights", "inputs", "remedy"),
+    [
+        (
+            torch.float16,
+            torch.float32,
+            r"The weights are float16, the inputs float32: call model.float\(\), or pass inputs",
+        ),
+        (torch.float32, torch.float64, r"call model.to\(torch.float64\), or pass inputs of dtype float32"),
+    ],
+)
+def test_inputs_in_another_precision_come_with_the_call_that_helps(weights, inputs, remedy):
+    net, x = nn.Linear(2, 2).to(weights), torch.zeros(1, 2, dtype=inputs)
+    with pytest.raises(DataError, match=remedy):
+        _modules.predict(net, x)
+    eval(_modules.dtype_remedy(net, x).partition("call ")[2].partition(",")[0], {"model": net, "torch": torch})
+    _modules.predict(net, x)

@@ -120,7 +120,7 @@ def test_a_model_that_counts_channels_is_caught() -> None:
 
     model = make(Counting)
     with pytest.raises(VerificationError, match="treats channels by position"):
-        hp.apply_plan(model, plan_for(model))
+        hp.apply_plan(model, plan_for(make(Plain)))
 
 
 def test_single_precision_models_that_insist_on_it_are_verified_in_it() -> None:

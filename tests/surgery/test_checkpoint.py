@@ -33,6 +33,23 @@ def test_another_seed_of_the_factory_gives_the_same_model(saved: tuple[Path, Pla
     assert not models[0].training
 
 
+def test_tensors_are_read_into_memory_of_their_own(tmp_path: Path) -> None:
+    """A mapped tensor at an odd address takes another kernel, which sums in another order."""
+    x = X.float()
+    batches = [(x, torch.arange(len(x)))]
+    result = hp.prune(make(Plain).float(), x, batches, budget=hp.Budget(macs=0.5), method="magnitude")
+    again = hp.load(result.save(tmp_path), Plain)
+    assert not any(tensor.data_ptr() % 16 for tensor in again.state_dict().values())
+    assert torch.equal(again(x), result.model.eval()(x))
+
+
+def test_the_layout_in_memory_is_that_of_the_factory(saved: tuple[Path, Plan]) -> None:
+    model = hp.load(saved[0], lambda: Plain().to(memory_format=torch.channels_last))
+    weights = [value for value in model.parameters() if value.dim() == 4]
+    assert weights
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "plan.json"])
 @pytest.mark.parametrize("damage", ["truncate", "delete"])
 def test_damaged_files_are_one_clear_error(saved: tuple[Path, Plan], name: str, damage: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hessprune.costs.latency_table import LatencyTable
 from hessprune.costs.products import Product, record_products, size_changes
+from hessprune.foundation.arrival import arrived
 from hessprune.foundation.formatting import bytes_text, count_text, html_table
 from hessprune.structure.belonging import check_groups
 from hessprune.structure.groups import Group
@@ -67,7 +68,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         >>> hp.cost(torch.nn.Linear(10, 5), torch.zeros(1, 10))
         Cost(macs=50, params=55, bytes=220)
     """
-    return CostModel(model, example_inputs).dense
+    return CostModel(arrived(model), example_inputs).dense
 
 
 class CostModel:
@@ -120,12 +121,16 @@ class CostModel:
         self.dense = self({})
 
     def _irregular(self, products: list[Product], fewer: list[Product], names: list[str]) -> list[int]:
-        """Return the numbers of products whose cost does not fall with their weight when every group loses a unit."""
+        """Return the numbers of products whose cost does not fall with their weight, down to one unit of each group."""
         num_groups = len(self._groups)
         shares = self._numel(np.ones(num_groups)) / np.maximum(self._numel(np.zeros(num_groups)), 1)
         share = dict(zip(names, shares, strict=True))
         pairs = enumerate(zip(products, fewer, strict=True))
-        return [n for n, (p, q) in pairs if p.owner not in share or round(p.macs() * share[p.owner]) != q.macs()]
+        return [
+            number
+            for number, (p, q) in pairs
+            if p.owner not in share or p.operator == "einsum" or round(p.macs() * share[p.owner]) != q.macs()
+        ]
 
     def _numel(self, counts: np.ndarray) -> np.ndarray:
         """Return the number of elements of each tensor after `counts` units of each group are gone."""

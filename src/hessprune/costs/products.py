@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
+from hessprune.costs.contractions import contraction_flops, is_contraction
+from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.modules import call_model, dry_run
 from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
@@ -84,7 +88,7 @@ def _run(model: nn.Module, inputs: Any, removed: Sequence[Group]) -> list[Produc
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel hides its matrix products
     try:
-        with recorder:
+        with plain_forwards(), recorder, _Einsums(recorder):
             call_model(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -92,25 +96,76 @@ def _run(model: nn.Module, inputs: Any, removed: Sequence[Group]) -> list[Produc
 
 
 class _Recorder(TorchDispatchMode):
-    """Records the products below autograd. A weight is recognised by its storage, so its views count as the weight."""
+    """Records the products below autograd. A weight is recognised by its storage, so its views count as the weight.
+
+    Of `torch.cond` the branch that the example takes counts.
+    """
+
+    supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.products: list[Product] = []
+        self._in_branch = 0
+        self.paused = False
         self._owner = {parameter.untyped_storage()._cdata: name for name, parameter in model.named_parameters()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = _without_numbers(func, args) or func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
+        if isinstance(func, HigherOrderOperator):
+            return self._inside(func, args, kwargs)
+        out = _without_numbers(func, args) or self._call(func, args, kwargs)
+        formula = None if self.paused else flop_registry.get(func._overloadpacket)
         if formula is not None:
-            tensors = [arg for arg in tree_leaves((args, kwargs)) if isinstance(arg, Tensor) and arg.dim() > 1]
-            owners = [self._owner.get(tensor.untyped_storage()._cdata, "") for tensor in tensors]
-            leaves, spec = tree_flatten((args, kwargs, out))
-            shapes = tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-            owner = next((owner for owner in owners if owner), "")
-            name = func._overloadpacket.__name__
-            self.products.append(Product(owner=owner, operator=name, formula=formula, leaves=shapes, spec=spec))
+            self.add(func._overloadpacket.__name__, formula, args, kwargs, out)
+        return out
+
+    def add(self, name: str, formula: Callable[..., int], args: Any, kwargs: Any, out: Any) -> None:
+        """Record one product."""
+        tensors = [arg for arg in tree_leaves((args, kwargs)) if isinstance(arg, Tensor) and arg.dim() > 1]
+        owners = [self._owner.get(tensor.untyped_storage()._cdata, "") for tensor in tensors]
+        leaves, spec = tree_flatten((args, kwargs, out))
+        shapes = tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        owner = next((owner for owner in owners if owner), "")
+        self.products.append(Product(owner=owner, operator=name, formula=formula, leaves=shapes, spec=spec))
+
+    def _inside(self, operator: HigherOrderOperator, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Run an operator that takes functions, and count inside the function that runs."""
+        if operator.name() != "cond":
+            return operator(*args, **kwargs)
+        condition, yes, no, operands = args
+        self._in_branch += 1
+        with self:
+            out = (yes if condition else no)(*operands)
+        self._in_branch -= 1
+        return out
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Run an operator; in a branch, where torch takes no composite operator apart, its parts if it has some."""
+        if self._in_branch:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        return func(*args, **kwargs)
+
+
+class _Einsums(TorchFunctionMode):
+    """Records `einsum` as a whole: over one index it is no matrix product any more, and a pruned model has fewer."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.functional.einsum or not is_contraction(args):
+            return func(*args, **(kwargs or {}))
+        self._recorder.paused = True
+        out = func(*args, **(kwargs or {}))
+        self._recorder.paused = False
+        equation, *operands = args
+        operands = operands[0] if isinstance(operands[0], list | tuple) else operands
+        self._recorder.add("einsum", contraction_flops, (equation, *operands), {}, out)
         return out
 
 

@@ -15,8 +15,8 @@ from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
 from hessprune.curvature.rademacher import rademacher_traces
 from hessprune.curvature.results import Slices, TraceResult, probe_error
-from hessprune.curvature.risk import LossFn, check_weight
 from hessprune.foundation.checks import check_choice, check_range
+from hessprune.objectives.objective import check_weight
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def block_traces(
     batches: Any,
     *,
     estimator: str = "exact",
-    loss_fn: LossFn | None = None,
+    loss_fn: Any = None,
     precision: str = "fp32",
     seed: int = 0,
     options: TraceOptions | None = None,

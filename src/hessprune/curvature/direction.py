@@ -14,8 +14,8 @@ from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, check_finite, pose
 from hessprune.curvature.products import ProductMode
 from hessprune.curvature.results import Slices
-from hessprune.curvature.risk import LossFn, check_weight, loss_weight
 from hessprune.foundation.trees import sample_rows
+from hessprune.objectives.objective import BatchLoss, check_weight
 
 
 def weight_curvature(
@@ -23,7 +23,7 @@ def weight_curvature(
     slices: Slices,
     batches: Any,
     *,
-    loss_fn: LossFn | None = None,
+    loss_fn: Any = None,
     precision: str = "fp32",
     options: TraceOptions | None = None,
 ) -> dict[str, Tensor]:
@@ -65,10 +65,10 @@ def weight_curvature(
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
     directions = _directions(problem)
     total, weight = torch.zeros(problem.readout.num_units, dtype=torch.float64), 0.0
-    for inputs, targets in problem.each_batch("Hessian product"):
-        for rows in problem.split(problem.counted(targets)):
-            total += _chunk(problem, inputs, targets, rows, directions).cpu()
-        weight += loss_weight(problem.loss_fn, targets)
+    for inputs, loss in problem.each_batch("Hessian product"):
+        for rows in problem.split(loss.counted()):
+            total += _chunk(problem, inputs, loss, rows, directions).cpu()
+        weight += loss.weight()
     check_weight(weight)
     return problem.readout.split(total / weight)
 
@@ -85,18 +85,18 @@ def _directions(problem: Problem) -> dict[str, Tensor]:
     return directions
 
 
-def _chunk(problem: Problem, inputs: Any, targets: Tensor, rows: Tensor, directions: dict[str, Tensor]) -> Tensor:
+def _chunk(problem: Problem, inputs: Any, loss: BatchLoss, rows: Tensor, directions: dict[str, Tensor]) -> Tensor:
     """Return the products of one chunk, times its weight in the loss."""
-    mode = ProductMode(problem.folded, problem.readout)
+    mode = ProductMode(problem.folded, problem.readout, problem.objective.read)
 
     def product(scale: float) -> Tensor:
         try:
             with problem.precision.casting(problem.device):
                 outputs = check_finite(mode.forward(sample_rows(inputs, rows)))
-            mode.differentiate(problem.loss(outputs, targets[rows]) * scale)
+            mode.differentiate(loss.loss(outputs.to(problem.precision.dtype), rows) * scale)
             return mode.product(directions) / scale
         finally:
             mode.close()
 
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-        return problem.precision.finite(product) * loss_weight(problem.loss_fn, targets[rows])
+        return problem.precision.finite(product) * loss.weight(rows)

@@ -57,8 +57,13 @@ class Elimination:
         return self._weight - self._old
 
 
-def inverse(covariance: Tensor) -> Tensor:
-    """Return the inverse of damped covariances `(g, K, K)`."""
-    scale = covariance.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
-    damped = covariance + torch.diag_embed((DAMPING * scale)[:, None].expand(-1, covariance.shape[1]))
+FLOOR = 1e-10
+"""Least ridge, relative to the mean square of the inputs: the variance of constant inputs is rounding noise."""
+
+
+def inverse(covariance: Tensor, mean: Tensor) -> Tensor:
+    """Return the inverse of damped covariances `(g, K, K)`, for inputs with the mean `(g, K)`."""
+    scale = DAMPING * covariance.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
+    scale = torch.maximum(scale, FLOOR * mean.square().mean(1))
+    damped = covariance + torch.diag_embed(scale[:, None].expand(-1, covariance.shape[1]))
     return torch.cholesky_inverse(torch.linalg.cholesky(damped))

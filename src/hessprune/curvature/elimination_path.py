@@ -18,25 +18,28 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hessprune.curvature.draws import signs
 from hessprune.curvature.elimination import Elimination
 from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
 from hessprune.curvature.reading_layers import ReadingLayer, measure_reading_layers
 from hessprune.curvature.results import Slices
-from hessprune.curvature.risk import LossFn, loss_weight, module_of, typed
-from hessprune.foundation.trees import sample_rows, to_device
+from hessprune.foundation.trees import sample_rows
 from hessprune.layers.regression import outputs_by_sample, weight_from
+from hessprune.objectives.factors import LogitFactor, SoftmaxFactor
+from hessprune.objectives.objective import BatchLoss
 
 LEVELS = 24
 """Most numbers of removed units at which the loss is measured; the loss is interpolated in between."""
 CHANGES_BYTES = 2 << 30
 """Memory for changed weights; there are fewer levels where 24 would take more."""
 COLUMNS = 10
-"""Most logits of each sample that are pushed back, with one backward pass each."""
+"""Most vectors of each sample that are pushed back, with one backward pass each."""
+SEED = 1 << 40
+"""Seed of the random directions in which many values are measured; that of the curvature is another."""
 TIE = 1e-9
 """Relative difference below which two losses count as equal, so that rounding decides nothing."""
 BACKWARDS = 2560
@@ -58,7 +61,7 @@ def eliminated_losses(
     slices: Slices,
     batches: Any,
     *,
-    loss_fn: LossFn | None = None,
+    loss_fn: Any = None,
     precision: str = "fp32",
     seed: int = 0,
     options: TraceOptions | None = None,
@@ -162,7 +165,7 @@ class _ShiftMode(TapMode):
     """Adds up over layers how far changed weights move one logit of each sample."""
 
     def __init__(self, problem: Problem, layers: Mapping[str, ReadingLayer], paths: Mapping[str, _Removals]) -> None:
-        super().__init__(problem.folded, problem.readout, 1)
+        super().__init__(problem.folded, problem.readout, 1, problem.objective.read)
         self._layers = layers
         self._paths = paths
         self.effects: dict[str, Tensor] = {}
@@ -191,64 +194,75 @@ def _measure_changes(
     """Return for each key the loss at its levels, measured on each `stride`-th sample with weight in the loss."""
     losses = {key: torch.zeros(len(path.levels), dtype=torch.float64) for key, path in paths.items()}
     total, position = 0.0, 0
-    for inputs, targets in problem.each_batch("elimination"):
-        samples = problem.counted(targets)
+    for inputs, loss in problem.each_batch("elimination"):
+        samples = loss.counted()
         for rows in problem.split(samples[-position % stride :: stride]):
             mode = _ShiftMode(problem, layers, paths)
             with problem.precision.casting(problem.device):
                 mode.forward(sample_rows(inputs, rows))
-            weight = loss_weight(problem.loss_fn, targets[rows])
-            for key, shifts in _shifts(mode).items():
-                losses[key] += weight * _divergence(problem, mode.logits, targets[rows], shifts)
+            factor = loss.factor(mode.values, rows)
+            if (weight := loss.weight(rows)) > 0:
+                for key, rises in _rises(mode, loss, factor, rows, position + rows).items():
+                    losses[key] += weight * rises
             total += weight
             mode.close()
         position += len(samples)
     return {key: value.clamp(min=0) / total for key, value in losses.items()}
 
 
+def _rises(mode: _ShiftMode, loss: BatchLoss, factor: LogitFactor, rows: Tensor, places: Tensor) -> dict[str, Tensor]:
+    """Return the rise of the mean loss of some samples at each level, less the gradient's part, `{key: (levels,)}`.
+
+    The loss itself is measured where the shifts of all values are known, or those of the likeliest classes. Elsewhere
+    it is half of the mean square of the shifts in random directions `S ξ`, which is `½ Δfᵀ S Sᵀ Δf` on average.
+    """
+    size = mode.values[0].numel()
+    one_softmax = isinstance(factor, SoftmaxFactor) and factor.sample_weight.shape[1] == 1
+    if size <= COLUMNS or one_softmax:
+        return {key: loss.rises(mode.values, rows, shifts) for key, shifts in _shifts(mode).items()}
+    columns, every = factor.mass.shape[1], torch.arange(len(rows), device=rows.device)
+    if columns <= COLUMNS:
+        directions = [factor.columns(every, torch.full_like(every, column)) for column in range(columns)]
+    else:
+        drawn = (signs(SEED, draw, places, columns) for draw in range(COLUMNS))
+        directions = [factor.draw(every, xi) / COLUMNS**0.5 for xi in drawn]
+    squares: dict[str, Tensor] = {}
+    for direction in directions:
+        for key, effect in _effects(mode, direction).items():
+            squares[key] = squares.get(key, torch.zeros(())) + effect.double().square().sum(0).cpu() / 2
+    return {key: total / max(factor.weight, 1e-300) for key, total in squares.items()}
+
+
+def _effects(mode: _ShiftMode, direction: Tensor) -> dict[str, Tensor]:
+    """Return how far each level moves the values along one direction, `{key: (N, levels)}`."""
+    mode.effects.clear()
+    mode.push_back(direction)
+    return dict(mode.effects)
+
+
 def _shifts(mode: _ShiftMode) -> dict[str, Tensor]:
-    """Return the shift of the logits at each level, `{key: (levels, N, *)}`.
+    """Return the shift of the values at each level, `{key: (levels, N, *)}`.
 
     Of many logits only the highest of each sample are pushed back; the others shift by the mean of these, weighted by
     their probabilities.
     """
-    logits = mode.logits.flatten(1)
-    chosen = logits.topk(min(COLUMNS, logits.shape[1])).indices
-    by_logit: dict[str, list[Tensor]] = {}
+    values = mode.values.reshape(len(mode.values), -1)
+    chosen = values.topk(min(COLUMNS, values.shape[1])).indices
+    by_value: dict[str, list[Tensor]] = {}
     for column in chosen.unbind(1):
-        mode.effects.clear()
-        mode.push_back(F.one_hot(column, logits.shape[1]).view(mode.logits.shape))
-        for key, effect in mode.effects.items():
-            by_logit.setdefault(key, []).append(effect)
-    share = logits.gather(1, chosen).softmax(1)
-    return {key: _spread(torch.stack(effects), chosen, share, mode.logits.shape) for key, effects in by_logit.items()}
+        unit = torch.zeros_like(values).scatter_(1, column[:, None], 1.0)
+        for key, effect in _effects(mode, unit.view(mode.values.shape)).items():
+            by_value.setdefault(key, []).append(effect)
+    share = values.gather(1, chosen).softmax(1)
+    return {key: _spread(torch.stack(effects), chosen, share, mode.values.shape) for key, effects in by_value.items()}
 
 
 def _spread(effects: Tensor, chosen: Tensor, share: Tensor, shape: torch.Size) -> Tensor:
-    """Spread the shifts of `K` chosen logits, `(K, N, levels)`, over all logits, `(levels, N, *)`."""
+    """Spread the shifts of `K` chosen values, `(K, N, levels)`, over all values, `(levels, N, *)`."""
     others = torch.einsum("nk,knl->ln", share.to(effects), effects)
     every = others[:, :, None].repeat(1, 1, shape[1:].numel())
     every.scatter_(2, chosen.expand(len(every), -1, -1), effects.permute(2, 1, 0))
     return every.view(-1, *shape)
-
-
-def _divergence(problem: Problem, logits: Tensor, targets: Tensor, shifts: Tensor) -> Tensor:
-    """Return the rise of the mean loss under each shift, less the gradient's part, `(levels,)`.
-
-    This is a small difference of large numbers: a loss that is known in closed form is computed in float64.
-    """
-    if module_of(problem.loss_fn) is None:
-        loss_fn: LossFn = problem.loss
-    else:
-        loss_fn = typed(problem.loss_fn, logits.device, torch.float64) or F.cross_entropy
-        logits, targets = to_device((logits, targets), logits.device, torch.float64)
-    with torch.enable_grad():
-        leaf = logits.detach().requires_grad_()
-        loss = loss_fn(leaf, targets)
-        slope = torch.autograd.grad(loss, leaf)[0]
-    moved = (shift.to(logits.dtype) for shift in shifts)  # one at a time: a level takes as much memory as the logits
-    rises = [loss_fn(logits + shift, targets) - loss.detach() - (slope * shift).sum() for shift in moved]
-    return torch.stack(rises).double().cpu()
 
 
 def _interpolated(removals: _Removals, losses: Tensor) -> EliminationPath:

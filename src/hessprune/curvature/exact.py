@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessprune.curvature.factors import LogitFactor
 from hessprune.curvature.moments import Moments
 from hessprune.curvature.problem import Problem
-from hessprune.curvature.risk import logit_factor
+from hessprune.objectives.factors import LogitFactor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ def choose_columns(factor: LogitFactor, tolerance: float) -> Columns:
     Example:
         >>> import torch
         >>> from hessprune.curvature.exact import choose_columns
-        >>> from hessprune.curvature.risk import logit_factor
+        >>> from hessprune.curvature.factoring import logit_factor
         >>> sure = torch.tensor([[9.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
         >>> choose_columns(logit_factor(None, sure, torch.tensor([0, 1])), 1e-3).counts
         tensor([0, 2])
@@ -79,17 +78,16 @@ def choose_columns(factor: LogitFactor, tolerance: float) -> Columns:
 def exact_traces(problem: Problem) -> Moments:
     """Return the sums over samples of the exact contributions."""
     moments = Moments.zeros(problem.readout.num_units)
-    for inputs, targets in problem.each_batch("exact trace"):
-        if not len(problem.counted(targets)):
-            moments.count(len(targets), 0.0)
+    for inputs, loss in problem.each_batch("exact trace"):
+        if not len(loss.counted()):
+            moments.count(loss.samples, 0.0)
             continue
-        logits = problem.logits(inputs)
-        factor = logit_factor(problem.loss_fn, logits, targets)
+        factor = loss.factor(problem.values(inputs, loss))
         columns = choose_columns(factor, problem.tolerance)
         for rows, index in columns.chunks(problem.chunk_size):
             moments.add(_chunk(problem, inputs, factor, rows, index)[None])
             moments.num_backwards += index.shape[1]
-        moments.count(len(logits), factor.weight, columns.dropped, columns.total)
+        moments.count(loss.samples, factor.weight, columns.dropped, columns.total)
     return moments
 
 

@@ -20,9 +20,9 @@ from hessprune.curvature.ggn import TapMode, in_autocast
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
 from hessprune.curvature.results import Slices
-from hessprune.curvature.risk import LossFn, check_weight, logit_factor
 from hessprune.foundation.symmetric import SymmetricMatrix
 from hessprune.foundation.trees import sample_rows
+from hessprune.objectives.objective import BatchLoss, check_weight
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
 
@@ -50,7 +50,7 @@ def gate_interactions(
     slices: Slices,
     batches: Any,
     *,
-    loss_fn: LossFn | None = None,
+    loss_fn: Any = None,
     precision: str = "fp32",
     options: TraceOptions | None = None,
 ) -> GateDerivatives:
@@ -97,10 +97,10 @@ def gate_interactions(
     effort = Effort(estimator="exact", precision=precision, options=options or TraceOptions())
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
     total = _Sums(problem.readout.num_units, effort.options.interaction_rows)
-    for inputs, targets in problem.each_batch("gate interactions"):
-        total.num_samples += len(targets)
-        if len(problem.counted(targets)):
-            _add_batch(problem, inputs, targets, total)
+    for inputs, loss in problem.each_batch("gate interactions"):
+        total.num_samples += loss.samples
+        if len(loss.counted()):
+            _add_batch(problem, inputs, loss, total)
     check_weight(total.weight)
     return GateDerivatives(
         quadratic=total.quadratic.result(total.weight),
@@ -123,14 +123,14 @@ class _Sums:
         self.weight, self.num_samples, self.num_backwards = 0.0, 0, 0
 
 
-def _add_batch(problem: Problem, inputs: Any, targets: Tensor, total: _Sums) -> None:
+def _add_batch(problem: Problem, inputs: Any, loss: BatchLoss, total: _Sums) -> None:
     """Add one batch: the loss gradient of every sample, and the columns that its loss Hessian needs."""
-    logits = problem.logits(inputs)
-    factor = logit_factor(problem.loss_fn, logits, targets)
+    values = problem.values(inputs, loss)
+    factor = loss.factor(values)
     columns = choose_columns(factor, problem.tolerance)
-    slope = _loss_gradient(problem, logits, targets) * factor.weight
+    slope = loss.slope(values.to(problem.precision.dtype)) * factor.weight
     for rows, index in columns.chunks(problem.chunk_size, every_sample=True):
-        tap = GateMode(problem.folded, problem.readout, 1)
+        tap = GateMode(problem.folded, problem.readout, 1, problem.objective.read)
         with problem.precision.casting(problem.device):
             tap.forward(sample_rows(inputs, rows))
         first = _push(problem, tap, slope[rows])
@@ -146,15 +146,8 @@ def _add_batch(problem: Problem, inputs: Any, targets: Tensor, total: _Sums) -> 
 
 
 def _push(problem: Problem, tap: "GateMode", cotangent: Tensor) -> Tensor:
-    """Push one logit vector per sample back; return `(N, num_units)` derivatives in float64."""
+    """Push one vector per sample back; return `(N, num_units)` derivatives in float64."""
     return problem.precision.finite(lambda scale: tap.backward(cotangent * scale) / scale)
-
-
-def _loss_gradient(problem: Problem, logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the gradient of the mean loss in the logits."""
-    with torch.enable_grad():
-        logits = logits.detach().requires_grad_()
-        return torch.autograd.grad(problem.loss(logits, targets), logits)[0]
 
 
 class GateMode(TapMode):

@@ -1,10 +1,12 @@
-r"""Backward passes of columns or draws in logit space, with squared per-sample gradients: for `exact`, `rademacher`.
+r"""Backward passes of columns or draws, with squared per-sample gradients: for `exact` and `rademacher`.
 
-For a column or draw `u_n` in logit space, one backward pass gives `δ = (∂f_n/∂z)ᵀ u_n` at every layer's output `z`. The
-draw adds the squared norm of the per-sample weight gradient `Σ_t δ_t a_t` to `Tr(S_nᵀ J_n J_nᵀ S_n)`. Autograd computes
-input gradients only. Each layer's contribution is added up during the pass, so that no weight gradient is kept.
+For a column or draw `u_n` in the space of outputs, one backward pass gives `δ = (∂f_n/∂z)ᵀ u_n` at every layer's output
+`z`. The draw adds the squared norm of the per-sample weight gradient `Σ_t δ_t a_t` to `Tr(S_nᵀ J_n J_nᵀ S_n)`. Autograd
+computes input gradients only. Each layer's contribution is added up during the pass, so that no weight gradient is
+kept.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,24 +14,28 @@ import torch
 from torch import Tensor
 
 from hessprune.curvature.readout import Readout
-from hessprune.foundation.modules import call_model, logits_of
+from hessprune.foundation.modules import forward
 from hessprune.foundation.trees import leading_size
 from hessprune.layers.folding import Folded
 from hessprune.layers.per_sample import Geometry, geometry_of, gram_norms, patch_gram
 from hessprune.layers.recording import CallMode, slow_attention, weight_names
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
+Read = Callable[[Any, int], Tensor]
+"""From a model's output and the number of samples to the values `(N, *)` that count."""
+
 
 class TapMode(CallMode):
     """Runs the forward pass of one chunk with a tap behind every weight of the readout, then runs backward passes."""
 
-    def __init__(self, folded: Folded, readout: Readout, columns: int) -> None:
+    def __init__(self, folded: Folded, readout: Readout, columns: int, read: Read) -> None:
         names = {key: name for key, name in weight_names(folded.model).items() if name in readout.axes}
         super().__init__(names, 0, folded.recording.layouts)
         self._model = folded.model
         self._readout = readout
         self._columns = columns
-        self._logits: Tensor | None = None
+        self._read = read
+        self._values: Tensor | None = None
         self._anchor = torch.zeros((), requires_grad=True)
         self._rows: dict[tuple[str, int], Tensor] = {}
         self._sums: dict[str, Tensor] = {}
@@ -38,32 +44,33 @@ class TapMode(CallMode):
         """Run a chunk, ready for `backward`."""
         self.samples = leading_size(inputs)
         with torch.enable_grad(), slow_attention(), self:
-            self._logits = logits_of(call_model(self._model, inputs))
+            self._values = self._read(forward(self._model, inputs), self.samples)
 
     @property
-    def logits(self) -> Tensor:
-        """The logits of the chunk, without their graph."""
-        assert self._logits is not None, "forward comes first"
-        return self._logits.detach()
+    def values(self) -> Tensor:
+        """The values of the chunk that count, without their graph."""
+        assert self._values is not None, "forward comes first"
+        return self._values.detach()
 
     def backward(self, cotangent: Tensor) -> Tensor:
-        """Push one logit vector per sample back; return `(N, num_units)` squared norms in float64."""
+        """Push one vector per sample back; return `(N, num_units)` squared norms in float64."""
         self._rows.clear()
         self._sums.clear()
         self.push_back(cotangent)
         for name, total in self._sums.items():
             self._take(name, total)
-        return self._readout.gather(self._rows)
+        return self._readout.gather(self._rows, self.values.new_zeros(self.samples))
 
     def push_back(self, cotangent: Tensor) -> None:
-        """Push one logit vector per sample back; every tap receives the gradient at its layer's output."""
-        assert self._logits is not None, "forward comes first"
-        u = cotangent.to(self._logits)
-        torch.autograd.grad(self._logits, self._anchor, u, retain_graph=True, allow_unused=True)
+        """Push one vector per sample back; every tap receives the gradient at its layer's output."""
+        assert self._values is not None, "forward comes first"
+        if self._values.requires_grad:  # else nothing that counts depends on a weight of the readout
+            u = cotangent.to(self._values)
+            torch.autograd.grad(self._values, self._anchor, u, retain_graph=True, allow_unused=True)
 
     def close(self) -> None:
         """Drop the graph, which refers to this object and is referred to by it."""
-        self._logits = None
+        self._values = None
         self._rows.clear()
         self._sums.clear()
 

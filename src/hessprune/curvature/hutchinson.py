@@ -21,8 +21,8 @@ from hessprune.curvature.moments import Moments
 from hessprune.curvature.problem import Problem
 from hessprune.curvature.products import ProductMode
 from hessprune.curvature.repeat import own_stream, repeated
-from hessprune.curvature.risk import check_is_mean, loss_weight, relevance
 from hessprune.foundation.trees import sample_rows
+from hessprune.objectives.objective import BatchLoss
 
 
 def hutchinson_probes(problem: Problem, probes: range, seed: int) -> tuple[Tensor, Moments]:
@@ -38,45 +38,42 @@ def hutchinson_probes(problem: Problem, probes: range, seed: int) -> tuple[Tenso
     """
     moments = Moments.zeros(problem.readout.num_units)
     sums = torch.zeros(len(probes), problem.readout.num_units, dtype=torch.float64)
-    for inputs, targets in problem.each_batch("Hessian probes"):
-        if not len(problem.counted(targets)):
-            moments.count(len(targets), 0.0)
+    for inputs, loss in problem.each_batch("Hessian probes"):
+        if not len(loss.counted()):
+            moments.count(loss.samples, 0.0)
             continue
-        logits = problem.logits(inputs)
-        rows, dropped, total = _needed(problem, logits, targets)
+        rows, dropped, total = _needed(problem, problem.values(inputs, loss), loss)
         for part in rows.split(problem.chunk_size):
-            if loss_weight(problem.loss_fn, targets[part]):  # a mean over ignored labels alone is not a number
-                sums += _chunk(problem, inputs, targets, part, probes, seed)
+            if loss.weight(part):  # a mean over ignored labels alone is not a number
+                sums += _chunk(problem, inputs, loss, part, probes, seed)
                 moments.num_backwards += len(probes) + 1
-        moments.count(len(logits), loss_weight(problem.loss_fn, targets), dropped, total)
+        moments.count(loss.samples, loss.weight(), dropped, total)
     return sums, moments
 
 
-def _needed(problem: Problem, logits: Tensor, targets: Tensor) -> tuple[Tensor, float, float]:
+def _needed(problem: Problem, values: Tensor, loss: BatchLoss) -> tuple[Tensor, float, float]:
     """Return the relevant samples, the relevance of those left out, and that of all."""
-    weights = relevance(problem.loss_fn, logits, targets)
-    if weights is None and problem.loss_fn is not None:
-        check_is_mean(problem.loss_fn, logits, targets)
+    weights = loss.relevance(values)
     if weights is None or not problem.tolerance:
-        return torch.arange(len(logits), device=logits.device), 0.0, 0.0
+        return torch.arange(len(values), device=values.device), 0.0, 0.0
     rising, order = weights.sort()
     spare = int((rising.cumsum(0) <= problem.tolerance * rising.sum()).sum())
     return order[spare:].sort().values, float(rising[:spare].sum()), float(rising.sum())
 
 
-def _chunk(problem: Problem, inputs: Any, targets: Tensor, rows: Tensor, probes: range, seed: int) -> Tensor:
+def _chunk(problem: Problem, inputs: Any, loss: BatchLoss, rows: Tensor, probes: range, seed: int) -> Tensor:
     """Return the contribution of one chunk to every probe, `(len(probes), U)`."""
-    weight, device = loss_weight(problem.loss_fn, targets[rows]), problem.device
+    weight, device = loss.weight(rows), problem.device
     done: list[Tensor] = []
     directions = _Directions(problem, seed)
 
     def remaining(scale: float) -> Tensor:
         """Take the remaining probes, all on one graph, at one loss scale."""
-        mode = ProductMode(problem.folded, problem.readout)
+        mode = ProductMode(problem.folded, problem.readout, problem.objective.read)
         try:
             with problem.precision.casting(device):
                 outputs = mode.forward(sample_rows(inputs, rows))
-            mode.differentiate(problem.loss(outputs, targets[rows]) * scale)
+            mode.differentiate(loss.loss(outputs.to(problem.precision.dtype), rows) * scale)
             missing = probes[len(done) :]
             step = repeated(lambda index: mode.product(directions(index)) / scale, len(missing), device)
             for probe in missing:

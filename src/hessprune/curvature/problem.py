@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessprune.curvature.ggn import TapMode
@@ -16,14 +15,15 @@ from hessprune.curvature.options import DEFAULT_TOLERANCE, TraceOptions
 from hessprune.curvature.precision import Precision, resolve
 from hessprune.curvature.readout import Readout, read_out
 from hessprune.curvature.results import Kind, Slices
-from hessprune.curvature.risk import LossFn, counted_samples, typed
 from hessprune.errors import NumericalError
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters
-from hessprune.foundation.modules import call_model, device_of, logits_of
+from hessprune.foundation.modules import call_model, device_of, forward
 from hessprune.foundation.progress import track
 from hessprune.foundation.trees import leading_size, sample_rows, to_device
 from hessprune.layers.folding import Folded, fold_batchnorm
+from hessprune.objectives.choice import choose_objective
+from hessprune.objectives.objective import BatchLoss, Objective
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Problem:
     folded: Folded
     readout: Readout
     batches: Any
-    loss_fn: LossFn | None
+    objective: Objective
     precision: Precision
     tolerance: float
     device: torch.device
@@ -58,28 +58,33 @@ class Problem:
         names = set(self.readout.axes)
         return "ggn" if names & self.folded.recording.smooth or names & self.readout.repeated else "hessian"
 
-    def each_batch(self, label: str) -> Iterator[tuple[Any, Tensor]]:
-        """Yield `(inputs, targets)` on the device, and report progress and memory."""
+    def each_batch(self, label: str) -> Iterator[tuple[Any, BatchLoss]]:
+        """Yield inputs on the device and the loss of each batch, and report progress and memory."""
         note = f"about {self.peak_bytes / 1e6:.0f} MB"
         _log.info("%s: %s", label, note)
         for inputs, targets in track(self.batches, label, note=note):
-            yield tuple(to_device(part, self.device, self.precision.dtype) for part in (inputs, targets))
+            inputs, targets = (to_device(part, self.device, self.precision.dtype) for part in (inputs, targets))
+            loss = self.objective.on(inputs, targets, leading_size(inputs))
+            if loss.needs_outputs:
+                outputs, values = self._outputs(inputs)
+                loss.see(outputs, check_finite(values.to(self.precision.dtype)))
+            yield inputs, loss
 
-    @torch.no_grad()
-    def logits(self, inputs: Any) -> Tensor:
-        """Return the logits of a batch, chunk by chunk.
+    def values(self, inputs: Any, loss: BatchLoss) -> Tensor:
+        """Return the values that the objective reads of a batch, chunk by chunk.
 
         Raises:
-            NumericalError: Logits are not finite.
+            NumericalError: Values are not finite.
         """
-        with self.precision.casting(self.device):
-            chunks = (sample_rows(inputs, part) for part in self.chunks(leading_size(inputs)))
-            logits = torch.cat([logits_of(call_model(self.folded.model, chunk)) for chunk in chunks])
-        return check_finite(logits)
+        return check_finite(self._outputs(inputs)[1] if loss.seen is None else loss.seen)
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of some samples, of which one at least has weight in the loss."""
-        return (self.loss_fn or F.cross_entropy)(logits.to(self.precision.dtype), targets)
+    @torch.no_grad()
+    def _outputs(self, inputs: Any) -> tuple[list[tuple[Any, int]], Tensor]:
+        """Return the outputs of each chunk with its number of samples, and the values of the batch."""
+        with self.precision.casting(self.device):
+            parts = self.chunks(leading_size(inputs))
+            outputs = [(forward(self.folded.model, sample_rows(inputs, part)), len(part)) for part in parts]
+        return outputs, torch.cat([self.objective.read(output, samples) for output, samples in outputs])
 
     def chunks(self, samples: int) -> tuple[Tensor, ...]:
         """Return the indices of the samples of each chunk."""
@@ -89,14 +94,10 @@ class Problem:
         """Split indices of samples into chunks; none where there are no samples."""
         return rows.split(self.chunk_size) if len(rows) else ()
 
-    def counted(self, targets: Tensor) -> Tensor:
-        """Return the indices of the samples with weight in the loss."""
-        return counted_samples(self.loss_fn, targets).nonzero().squeeze(1)
-
     @contextmanager
     def tap(self, inputs: Any, rows: Tensor, columns: int) -> Iterator[TapMode]:
         """Run the samples `rows` forward, ready for backward passes; drop the graph on exit."""
-        tap = TapMode(self.folded, self.readout, columns)
+        tap = TapMode(self.folded, self.readout, columns, self.objective.read)
         try:
             with self.precision.casting(self.device):
                 tap.forward(sample_rows(inputs, rows))
@@ -105,29 +106,32 @@ class Problem:
             tap.close()
 
     def push(self, tap: TapMode, cotangent: Tensor) -> Tensor:
-        """Push one logit vector per sample back; return `(N, num_units)` squared norms in float64."""
+        """Push one vector per sample back; return `(N, num_units)` squared norms in float64."""
         return self.precision.finite(lambda scale: tap.backward(cotangent * scale) / scale**2)
 
 
-def check_finite(logits: Tensor) -> Tensor:
-    """Return the logits.
+def check_finite(values: Tensor) -> Tensor:
+    """Return the values.
 
     Raises:
-        NumericalError: Logits are not finite.
+        NumericalError: Values are not finite.
     """
-    if not bool(torch.isfinite(logits).all()):
+    if not bool(torch.isfinite(values).all()):
         raise NumericalError("the model's outputs must be finite, got NaN or infinity. Check weights and inputs.")
-    return logits
+    return values
 
 
 @torch.no_grad()
-def check_repeats(model: nn.Module, inputs: Any) -> None:
-    """Raise unless a model computes the same logits for a sample alone and beside another sample.
+def check_repeats(model: nn.Module, objective: Objective, inputs: Any) -> None:
+    """Raise unless a model computes the same values for a sample alone and beside another sample.
 
     Raises:
-        NumericalError: The logits differ: the model is random, or its samples influence each other.
+        NumericalError: The values differ: the model is random, or its samples influence each other.
     """
-    pair, alone = (logits_of(call_model(model, sample_rows(inputs, torch.tensor(rows))))[:1] for rows in ([0, -1], [0]))
+    pair, alone = (
+        objective.read(call_model(model, sample_rows(inputs, torch.tensor(rows))), len(rows))[:1]
+        for rows in ([0, -1], [0])
+    )
     check_finite(pair)
     if not torch.allclose(pair, alone, rtol=1e-2, atol=1e-2 * float(pair.abs().max())):
         raise NumericalError(
@@ -137,16 +141,17 @@ def check_repeats(model: nn.Module, inputs: Any) -> None:
         )
 
 
-def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: LossFn | None, effort: Effort) -> Problem:
+def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: Any, effort: Effort) -> Problem:
     """Check the arguments, fold a copy of `model`, match the slices to its weights, and plan the memory."""
-    batches = Rereadable.of(batches)
+    batches = Rereadable.of(batches, model)
     check_batches(batches)
     check_finite_parameters(model)
     device = device_of(model)
     precision = resolve(effort.precision, device)
     inputs = to_device(next(iter(batches))[0], device)
+    objective = choose_objective(model, batches, loss_fn, prefer="labels")
     folded = fold_batchnorm(model, inputs)
-    check_repeats(folded.model, inputs)
+    check_repeats(folded.model, objective, inputs)
     folded.model.to(precision.dtype)
     readout = read_out(model, slices, folded)
     per_sample = bytes_per_sample(folded, readout, effort.estimator, precision)
@@ -157,7 +162,7 @@ def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: LossFn | No
         folded=folded,
         readout=readout,
         batches=batches,
-        loss_fn=typed(loss_fn, device, precision.dtype),
+        objective=objective.typed(device, precision.dtype),
         precision=precision,
         tolerance=default if effort.options.tolerance is None else effort.options.tolerance,
         device=device,

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessprune.curvature.ggn import in_autocast, output_axis
+from hessprune.curvature.ggn import Read, in_autocast, output_axis
 from hessprune.curvature.readout import Readout
 from hessprune.errors import UnsupportedModelError
-from hessprune.foundation.modules import call_model, logits_of
+from hessprune.foundation.modules import forward
 from hessprune.foundation.trees import leading_size
 from hessprune.layers.folding import Folded
 from hessprune.layers.recording import CallMode, slow_attention, weight_names
@@ -32,21 +32,22 @@ from hessprune.operators.maps import Arguments, Linear, LinearMap
 class ProductMode(CallMode):
     """Builds the graph of one chunk's gradient, then computes one product per probe."""
 
-    def __init__(self, folded: Folded, readout: Readout) -> None:
+    def __init__(self, folded: Folded, readout: Readout, read: Read) -> None:
         names = {key: name for key, name in weight_names(folded.model).items() if name in readout.axes}
         super().__init__(names, 0, folded.recording.layouts)
         self._model = folded.model
         self._readout = readout
+        self._read = read
         self._sites: list[_Site] = []
         self._tokens: list[Tensor] = []
         self._directions: dict[str, Tensor] = {}
         self._rows: dict[tuple[str, int], Tensor] = {}
 
     def forward(self, inputs: Any) -> Tensor:
-        """Return the logits of a chunk, attached to its graph."""
+        """Return the values of a chunk that count, attached to its graph."""
         self.samples = leading_size(inputs)
         with torch.enable_grad(), slow_attention(), self:
-            return logits_of(call_model(self._model, inputs))
+            return self._read(forward(self._model, inputs), self.samples)
 
     def differentiate(self, loss: Tensor) -> None:
         """Build the graph of the loss gradient; each layer adds a token in place of its weight gradient."""
@@ -68,7 +69,7 @@ class ProductMode(CallMode):
             anchors = [site.anchor for site in self._sites]
             with _twice_differentiable():
                 torch.autograd.grad(self._tokens, anchors, ones, retain_graph=True, allow_unused=True)
-        return self._readout.gather({key: rows[None] for key, rows in self._rows.items()})[0]
+        return self._readout.gather({key: rows[None] for key, rows in self._rows.items()}, torch.zeros(1))[0]
 
     def close(self) -> None:
         """Drop the graph, which refers to this object and is referred to by it."""

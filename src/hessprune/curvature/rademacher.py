@@ -16,7 +16,7 @@ from hessprune.curvature.draws import signs
 from hessprune.curvature.exact import choose_columns
 from hessprune.curvature.moments import Moments
 from hessprune.curvature.problem import Problem, check_finite
-from hessprune.curvature.risk import logit_factor
+from hessprune.objectives.objective import BatchLoss
 
 
 def rademacher_traces(problem: Problem, draws: range, seed: int) -> Moments:
@@ -31,15 +31,15 @@ def rademacher_traces(problem: Problem, draws: range, seed: int) -> Moments:
         The sums, with the number of backward passes and the mass of samples left out.
     """
     moments = Moments.zeros(problem.readout.num_units)
-    for inputs, targets in problem.each_batch("one-backward trace"):
-        if not len(problem.counted(targets)):
-            moments.count(len(targets), 0.0)
+    for inputs, loss in problem.each_batch("one-backward trace"):
+        if not len(loss.counted()):
+            moments.count(loss.samples, 0.0)
             continue
         streams = _Streams(seed=seed, draws=draws, position=moments.num_samples)
         if len(draws) == 1 or problem.tolerance == 0:
-            _all_samples(problem, inputs, targets, streams, moments)
+            _all_samples(problem, inputs, loss, streams, moments)
         else:
-            _needed_samples(problem, inputs, targets, streams, moments)
+            _needed_samples(problem, inputs, loss, streams, moments)
     return moments
 
 
@@ -56,24 +56,23 @@ class _Streams:
         return (signs(self.seed, draw, self.position + rows, count) for draw in self.draws)
 
 
-def _needed_samples(problem: Problem, inputs: Any, targets: Tensor, streams: _Streams, moments: Moments) -> None:
-    """Compute all logits first, then push back the samples with notable curvature."""
-    logits = problem.logits(inputs)
-    factor = logit_factor(problem.loss_fn, logits, targets)
+def _needed_samples(problem: Problem, inputs: Any, loss: BatchLoss, streams: _Streams, moments: Moments) -> None:
+    """Compute all values first, then push back the samples with notable curvature."""
+    factor = loss.factor(problem.values(inputs, loss))
     columns = choose_columns(factor, problem.tolerance)
     for rows in columns.samples(problem.chunk_size):
         with problem.tap(inputs, rows, len(streams.draws)) as tap:
             cotangents = (factor.draw(rows, xi) for xi in streams.noise(rows, columns.mass.shape[1]))
             moments.add(torch.stack([problem.push(tap, u) for u in cotangents]))
         moments.num_backwards += len(streams.draws)
-    moments.count(len(logits), factor.weight, columns.dropped, columns.total)
+    moments.count(loss.samples, factor.weight, columns.dropped, columns.total)
 
 
-def _all_samples(problem: Problem, inputs: Any, targets: Tensor, streams: _Streams, moments: Moments) -> None:
-    """Push every sample back right after its forward pass; for a single draw this is cheaper than all logits first."""
-    for rows in problem.chunks(len(targets)):
+def _all_samples(problem: Problem, inputs: Any, loss: BatchLoss, streams: _Streams, moments: Moments) -> None:
+    """Push every sample back right after its forward pass; for a single draw this is cheaper than all values first."""
+    for rows in problem.chunks(loss.samples):
         with problem.tap(inputs, rows, len(streams.draws)) as tap:
-            factor = logit_factor(problem.loss_fn, check_finite(tap.logits), targets[rows])
+            factor = loss.factor(check_finite(tap.values), rows)
             every = torch.arange(len(rows), device=rows.device)
             cotangents = (factor.draw(every, xi) for xi in streams.noise(rows, factor.mass.shape[1]))
             moments.add(torch.stack([problem.push(tap, u) for u in cotangents]))

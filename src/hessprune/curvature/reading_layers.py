@@ -15,9 +15,9 @@ from hessprune.curvature.draws import positions, signs
 from hessprune.curvature.elimination import inverse
 from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.problem import Problem, check_finite
-from hessprune.curvature.risk import check_weight, logit_factor
 from hessprune.foundation.trees import sample_rows
 from hessprune.layers.regression import columns_of, design, rows_by_sample, rows_of
+from hessprune.objectives.objective import check_weight
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
 ROWS_PER_SAMPLE = 256
@@ -40,7 +40,7 @@ class ReadingLayer:
 
     @property
     def regression(self) -> bool:
-        """True for a layer that is one regression on rows of inputs: it runs once, and is no transposed convolution."""
+        """True for a layer that is a regression on rows of inputs, those of all its uses: no transposed convolution."""
         return self.rows > 0
 
     @property
@@ -60,10 +60,17 @@ class ReadingLayer:
             return plain[0], plain[1]
         offset = (self.total / self.rows)[:, :, None]  # type: ignore[index]
         covariance = self.squares / self.rows - offset * offset.mT  # type: ignore[operator]
+        mean = self.origin[:, :, None] + offset  # type: ignore[index]
         if not self.centred:
-            mean = self.origin[:, :, None] + offset  # type: ignore[index]
             covariance = covariance + mean * mean.mT
-        return inverse(covariance), self.curvature  # type: ignore[return-value]
+        return inverse(covariance, mean.squeeze(2)), self._full_curvature()
+
+    def _full_curvature(self) -> Tensor:
+        """Return the curvature; zeros where nothing that counts depends on the layer."""
+        if isinstance(self.curvature, Tensor):
+            return self.curvature
+        groups, _, outputs = columns_of(self.call, self.weight).shape
+        return self.weight.new_zeros(groups, outputs, outputs, dtype=torch.float64)
 
     def places(self, positions: Tensor) -> Tensor:
         """Return the rows of `columns` for positions `(U, m)` along the input axis, `(U, m')`."""
@@ -77,7 +84,7 @@ class _StatisticsMode(TapMode):
     """Adds up moments of inputs and curvatures of outputs for one chunk of samples."""
 
     def __init__(self, problem: Problem, layers: dict[str, ReadingLayer], seed: int, places: Tensor) -> None:
-        super().__init__(problem.folded, problem.readout, 1)
+        super().__init__(problem.folded, problem.readout, 1, problem.objective.read)
         self._layers = layers
         self._seed, self._places = seed, places  # of the samples in the whole data
 
@@ -88,7 +95,7 @@ class _StatisticsMode(TapMode):
         assert weight is not None
         layer = self._layers.setdefault(name, ReadingLayer(call=call, weight=weight, centred=bias is not None))
         out = super().on_call(name, call, arguments)
-        if name not in self._readout.repeated and not (isinstance(call, Convolution) and call.transposed):
+        if not (isinstance(call, Convolution) and call.transposed):
             keep = self._sampled(name, rows_by_sample(call, out, self.samples))
             rows = design(call, x, weight, keep).transpose(0, 1)
             if layer.origin is None:
@@ -120,18 +127,18 @@ def measure_reading_layers(problem: Problem, seed: int) -> tuple[dict[str, Readi
     """Return the layers by weight, and the number of samples with weight in the loss; takes one pass over the data."""
     layers: dict[str, ReadingLayer] = {}
     total, position, counted = 0.0, 0, 0
-    for inputs, targets in problem.each_batch("inputs"):
-        samples = problem.counted(targets)
+    for inputs, loss in problem.each_batch("inputs"):
+        samples = loss.counted()
         for rows in problem.split(samples):
             mode = _StatisticsMode(problem, layers, seed, position + rows)
             with problem.precision.casting(problem.device):
                 mode.forward(sample_rows(inputs, rows))
-            factor = logit_factor(problem.loss_fn, check_finite(mode.logits), targets[rows])
+            factor = loss.factor(check_finite(mode.values), rows)
             noise = signs(seed, 0, position + rows, factor.mass.shape[1])
             mode.push_back(factor.draw(torch.arange(len(rows), device=rows.device), noise))
             total += factor.weight
             mode.close()
-        position += len(targets)
+        position += loss.samples
         counted += len(samples)
     check_weight(total)
     for layer in layers.values():

@@ -29,10 +29,16 @@ class Readout:
         """Number of units over all keys."""
         return sum(pieces[0].num_units for pieces in self.slices.values())
 
-    def gather(self, rows: Mapping[tuple[str, int], Tensor]) -> Tensor:
-        """Sum rows `(N, size)` into units, `(N, num_units)` in float64, keys one after another."""
+    def gather(self, rows: Mapping[tuple[str, int], Tensor], like: Tensor) -> Tensor:
+        """Sum rows `(N, size)` into units, `(N, num_units)` in float64, keys one after another.
+
+        A weight without a row has no effect on what counts; `like` is one number for each sample.
+        """
         return torch.cat([
-            sum((self._piece(rows[p.param, p.dim], p.index, p.scale) for p in pieces), start=torch.zeros(()))
+            sum(
+                (self._piece(rows[p.param, p.dim], p.index, p.scale) for p in pieces if (p.param, p.dim) in rows),
+                start=like.new_zeros(len(like), pieces[0].num_units, dtype=torch.float64),
+            )
             for pieces in self.slices.values()
         ], dim=1)  # fmt: skip
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessprune.deploy.onnx_model import OnnxModel
 from hessprune.errors import DataError, NumericalError
+from hessprune.foundation.arrival import observed
+from hessprune.foundation.batches import Pairs
 from hessprune.foundation.checks import check_batches
-from hessprune.foundation.losses import LossFn, as_cross_entropy, count_labelled, labels_for
+from hessprune.foundation.losses import LossFn, as_cross_entropy, count_labelled, entropy_of, labels_for
 from hessprune.foundation.modules import device_of, forward, logits_of
 from hessprune.foundation.progress import track
 from hessprune.foundation.state import evaluation_mode, seeded
@@ -83,11 +84,11 @@ def evaluate(
         0.75
     """
     totals = _Totals(loss_fn, metric)
-    model = model if isinstance(model, nn.Module) else OnnxModel(model)
+    model = OnnxModel(model) if isinstance(model, str | Path) else observed(model)
     device = device_of(model)
     with seeded(0), evaluation_mode(model), torch.no_grad():
         check_batches(batches)
-        for inputs, targets in track(batches, "evaluating"):
+        for inputs, targets in track(Pairs(batches, model), "evaluating"):
             output = forward(model, to_device(inputs, device))
             _check_finite(output)
             totals.add(output, to_device(targets, device), leading_size(inputs))
@@ -148,19 +149,6 @@ class _Totals:
         self.has_labels &= is_label and targets.shape == (*logits.shape[:1], *logits.shape[2:])
         if self.has_labels:
             self._count(logits, targets, -100)
-
-
-def entropy_of(logits: Tensor, targets: Tensor, loss: nn.CrossEntropyLoss, smoothing: float | None = None) -> Tensor:
-    """Return the mean cross-entropy as a module computes it, in at least float32; smoothing may be given instead."""
-    weight = None if loss.weight is None else loss.weight.to(logits.device)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(
-        logits,
-        targets if not targets.is_floating_point() else targets.to(logits),
-        weight=weight if weight is None else weight.to(logits),
-        ignore_index=loss.ignore_index,
-        label_smoothing=loss.label_smoothing if smoothing is None else smoothing,
-    )
 
 
 def _check_finite(output: Any) -> None:

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from hessprune.deploy.onnx_model import onnx_feed, onnx_session
 from hessprune.errors import ArgumentError, UnsupportedModelError, VerificationError
+from hessprune.foundation.arrival import observed
 from hessprune.foundation.checks import check_range, optional_import
 from hessprune.foundation.files import staging
 from hessprune.foundation.modules import call_model, device_of, predict
@@ -47,9 +48,9 @@ def export_onnx(
         path: File to write, usually `….onnx`; its folder is created.
         dynamic_batch: Accept any batch size, not only that of the example.
         check: Compare with torch; this needs ONNX Runtime.
-        tolerance: Largest difference, relative to the largest output. 1e-4 by default; for quantised models the
-            backend's tolerance, 0.1, because one rounding tie that a processor decides otherwise moves later values
-            by whole steps.
+        tolerance: Largest difference, relative to the largest output. 1e-4 by default, 1e-2 in half precision; for
+            quantised models the backend's tolerance, 0.1, because one rounding tie that a processor decides otherwise
+            moves later values by whole steps.
 
     Returns:
         The path.
@@ -59,7 +60,8 @@ def export_onnx(
         DataError: The example does not fit the model.
         MissingDependencyError: onnx, onnxscript or, for the check, onnxruntime is not installed.
         OutputError: The folder cannot be written.
-        UnsupportedModelError: The model cannot be captured or has an operator without an ONNX counterpart.
+        UnsupportedModelError: The model cannot be captured, has an operator without an ONNX counterpart, or is in a
+            precision that ONNX Runtime does not run.
         VerificationError: ONNX Runtime does not return what torch returns.
 
     Example:
@@ -70,6 +72,9 @@ def export_onnx(
     """
     tolerance = _tolerance(model) if tolerance is None else tolerance
     check_range("tolerance", tolerance, low=0)
+    model = observed(model)
+    if check and torch.bfloat16 in _dtypes(model):
+        raise UnsupportedModelError(_no_kernels(model, "it has no kernels for bfloat16"))
     for package in ("onnx", "onnxscript", *(("onnxruntime",) if check else ())):
         optional_import(package, "export")
     path = Path(path)
@@ -82,6 +87,7 @@ def export_onnx(
         bar.advance(1, "written")
         if check:
             with seeded(0), evaluation_mode(model), torch.no_grad():
+                _check_opens(model, folder / path.name)
                 _compare(model, folder / path.name, example, dynamic_batch, tolerance)
         bar.advance(1, "checked")
     return path
@@ -93,7 +99,34 @@ def _tolerance(model: nn.Module) -> float:
         raise ArgumentError(
             "`model` must be converted to integers first, got a prepared one. Call hp.convert_qat(model)."
         )
-    return getattr(model, "export_tolerance", 1e-4)
+    default = 1e-2 if _dtypes(model) & {torch.float16, torch.bfloat16} else 1e-4
+    return getattr(model, "export_tolerance", default)
+
+
+def _dtypes(model: nn.Module) -> set[torch.dtype]:
+    return {value.dtype for value in model.parameters() if value.is_floating_point()}
+
+
+def _check_opens(model: nn.Module, path: Path) -> None:
+    """Raise if ONNX Runtime has no kernels for the precision of the model.
+
+    Raises:
+        UnsupportedModelError: A model in another precision than float32 does not open.
+    """
+    if _dtypes(model) <= {torch.float32}:
+        return
+    try:
+        onnx_session(path)
+    except ArgumentError as error:
+        raise UnsupportedModelError(_no_kernels(model, _first_line(error))) from error
+
+
+def _no_kernels(model: nn.Module, reason: str) -> str:
+    named = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in _dtypes(model)))
+    return (
+        f"`model` must be in a precision that ONNX Runtime runs, got {named} ({reason}). Call model.float() and pass "
+        "float32 inputs, or pass check=False."
+    )
 
 
 def write_onnx(model: nn.Module, example: Any, path: Path, *, dynamic_batch: bool, remedy: str) -> None:

@@ -1,13 +1,103 @@
 """Calibration batches that are read several times: the same order each time, the caller's random state untouched."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from hessprune.errors import DataError
 from hessprune.foundation.checks import check_rereadable
 from hessprune.foundation.state import seeded
-from hessprune.foundation.trees import leading_size
+from hessprune.foundation.trees import describe, leading_size
+
+LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions", "next_sentence_label")
+"""Names of targets inside a mapping of inputs, as Hugging Face spells them."""
+
+
+def required_inputs(model: nn.Module | None) -> tuple[str, ...]:
+    """Return the names of the arguments that a model's forward cannot do without."""
+    try:
+        parameters = inspect.signature(getattr(model, "forward", None)).parameters.values()  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return ()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty)
+
+
+def as_pair(batch: Any, required: tuple[str, ...] = (), name: str = "batches") -> tuple[Any, Any]:
+    """Return a batch as `(inputs, targets)`; the targets are None where there are none.
+
+    Args:
+        batch: A tensor of inputs; `(inputs,)`; `(inputs, targets)`; a mapping of inputs, with labels inside or not;
+            or, for a model that requires several arguments, these and perhaps targets, one after another.
+        required: From `required_inputs`.
+        name: The argument that messages name.
+
+    Raises:
+        DataError: The batch is nothing of the kind, or holds no samples.
+
+    Example:
+        >>> as_pair({"input_ids": 1, "labels": 2}), as_pair((1, 2))
+        (({'input_ids': 1}, 2), (1, 2))
+    """
+    if isinstance(batch, Tensor):
+        pair: tuple[Any, Any] = (batch, None)
+    elif isinstance(batch, Mapping):
+        pair = _without_labels(batch, required)
+    elif isinstance(batch, tuple | list) and batch:
+        pair = _of_sequence(batch, len(required), name)
+    else:
+        raise DataError(f"`{name}` must yield inputs, or (inputs, targets) pairs, got {type(batch).__name__}.")
+    if leading_size(pair[0]) == 0:
+        raise DataError(
+            f"`{name}` must hold non-empty batches of tensors, got inputs {describe(pair[0])}. Leave empty ones out."
+        )
+    return pair
+
+
+def _without_labels(batch: Mapping[str, Any], required: tuple[str, ...]) -> tuple[Any, Any]:
+    labels = {key: batch[key] for key in LABELS if key in batch and key not in required}
+    inputs = {key: value for key, value in batch.items() if key not in labels}
+    return inputs, (next(iter(labels.values())) if len(labels) == 1 else labels or None)
+
+
+def _of_sequence(batch: Any, arity: int, name: str) -> tuple[Any, Any]:
+    if len(batch) == 1:
+        return batch[0], None
+    if arity > 1 and isinstance(batch[0], Tensor) and len(batch) in (arity, arity + 1):
+        return tuple(batch[:arity]), (batch[arity] if len(batch) > arity else None)
+    if len(batch) != 2:
+        raise DataError(
+            f"`{name}` must yield inputs, or (inputs, targets) pairs, got {type(batch).__name__} of length "
+            f"{len(batch)}. Give several inputs as ((a, b), targets)."
+        )
+    return batch[0], batch[1]
+
+
+class Pairs:
+    """Batches as `(inputs, targets)` pairs, whatever form they have.
+
+    Args:
+        batches: Any iterable.
+        model: The model that reads them; it tells inputs from targets where it requires several arguments.
+        name: The argument that messages name.
+    """
+
+    def __init__(self, batches: Any, model: nn.Module | None = None, name: str = "batches") -> None:
+        check_rereadable(batches, name)
+        self.batches, self._required, self._name = batches, required_inputs(model), name
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for batch in self.batches:
+            yield as_pair(batch, self._required, self._name)
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer as the batches do, `__len__` included."""
+        if name in {"batches", "__setstate__"}:
+            raise AttributeError(name)
+        return getattr(self.batches, name)
 
 
 class Rereadable:
@@ -18,8 +108,9 @@ class Rereadable:
     after each pass. Samples are counted on the first whole pass.
 
     Args:
-        batches: Any re-iterable.
+        batches: Any re-iterable of inputs or of `(inputs, targets)`; pairs come out.
         seed: For what the batches draw at random.
+        model: The model that reads them; it tells inputs from targets where it requires several arguments.
 
     Raises:
         DataError: The batches can be read only once, or cannot be iterated.
@@ -31,16 +122,17 @@ class Rereadable:
         (0, 1, 3)
     """
 
-    def __init__(self, batches: Any, seed: int = 0) -> None:
+    def __init__(self, batches: Any, seed: int = 0, model: nn.Module | None = None) -> None:
         check_rereadable(batches)
         self.batches, self.seed, self.num_samples = batches, seed, 0
+        self._required = required_inputs(model)
 
     @classmethod
-    def of(cls, batches: Any) -> "Rereadable":
+    def of(cls, batches: Any, model: nn.Module | None = None) -> "Rereadable":
         """Wrap batches, unless they are wrapped already."""
-        return batches if isinstance(batches, cls) else cls(batches)
+        return batches if isinstance(batches, cls) else cls(batches, model=model)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         generator = getattr(self.batches, "generator", None)
         state = generator.get_state() if isinstance(generator, torch.Generator) else None
         try:
@@ -49,7 +141,7 @@ class Rereadable:
             if state is not None:
                 self.batches.generator.set_state(state)
 
-    def _seeded_pass(self) -> Iterator[Any]:
+    def _seeded_pass(self) -> Iterator[tuple[Any, Any]]:
         with seeded(self.seed):
             iterator = iter(self.batches)
         count = 0
@@ -58,8 +150,9 @@ class Rereadable:
                 batch = next(iterator, None)
             if batch is None:
                 break
-            count += leading_size(batch[0]) if isinstance(batch, tuple | list) else leading_size(batch)
-            yield batch
+            pair = as_pair(batch, self._required)
+            count += leading_size(pair[0])
+            yield pair
         self.num_samples = count
 
     def __getattr__(self, name: str) -> Any:

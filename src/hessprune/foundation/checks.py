@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError, DataError, MissingDependencyError, NumericalError
 from hessprune.foundation.formatting import shown
-from hessprune.foundation.trees import leading_size
 
 
 def nearest(value: object, choices: Collection[str]) -> str:
@@ -66,22 +65,17 @@ def check_rereadable(batches: Any, name: str = "batches") -> None:
 
 
 def check_batches(batches: Iterable[Any], name: str = "batches") -> None:
-    """Raise unless `batches` can be iterated again and again and yields `(inputs, targets)` pairs.
+    """Raise unless `batches` can be iterated again and again and yields something.
 
     Raises:
-        DataError: `batches` is a one-shot generator, is empty, or yields something else than pairs.
+        DataError: `batches` is a one-shot generator, or is empty.
 
     Example:
         >>> check_batches([(torch.zeros(2, 3), torch.zeros(2))])
     """
     check_rereadable(batches, name)
-    first = next(iter(batches), None)
-    if first is None:
+    if next(iter(batches), None) is None:
         raise DataError(f"`{name}` must hold at least one (inputs, targets) pair, got none. Check path and split.")
-    if not isinstance(first, tuple | list) or len(first) != 2:
-        raise DataError(f"`{name}` must yield (inputs, targets) pairs, got {type(first).__name__} {_shape(first)}.")
-    if leading_size(first[0]) == 0:
-        raise DataError(f"`{name}` must hold non-empty batches, the first one has 0 samples.")
 
 
 def check_labels(targets: Tensor, num_classes: int, name: str = "batches") -> None:
@@ -106,6 +100,12 @@ def check_finite_parameters(model: nn.Module) -> None:
     Raises:
         NumericalError: Some state is not finite.
     """
+    empty = [name for name, value in model.state_dict().items() if value.is_meta]
+    if empty:
+        raise NumericalError(
+            f"weights must hold numbers, got {empty[0]!r} on the meta device. "
+            "Call model.to_empty(device='cpu') and load weights."
+        )
     bad = [name for name, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
     if bad:
         shown = ", ".join(repr(name) for name in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
@@ -126,7 +126,3 @@ def optional_import(module: str, extra: str) -> ModuleType:
         raise MissingDependencyError(
             f"`{module}` is needed here and cannot be imported ({error}). Run: pip install 'hessprune[{extra}]'"
         ) from error
-
-
-def _shape(value: object) -> str:
-    return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"of length {len(value)}"  # type: ignore[arg-type]

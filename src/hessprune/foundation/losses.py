@@ -18,13 +18,18 @@ LossFn = Callable[[Any, Any], Tensor]
 def as_cross_entropy(loss_fn: LossFn | None) -> nn.CrossEntropyLoss | None:
     """Return the module that a loss stands for if it is a cross-entropy, None for any other loss.
 
+    The negative log-likelihood of log-probabilities is one, too.
+
     Example:
         >>> import torch.nn.functional as F
         >>> as_cross_entropy(F.cross_entropy), as_cross_entropy(F.mse_loss)
         (CrossEntropyLoss(), None)
     """
-    if loss_fn is None or loss_fn is F.cross_entropy:
+    if loss_fn in (None, F.cross_entropy, F.nll_loss):
         return nn.CrossEntropyLoss()
+    if isinstance(loss_fn, nn.NLLLoss) and type(loss_fn).forward is nn.NLLLoss.forward:
+        # of log-probabilities `f`: log softmax(f) = f
+        return nn.CrossEntropyLoss(loss_fn.weight, ignore_index=loss_fn.ignore_index, reduction=loss_fn.reduction)
     is_module = isinstance(loss_fn, nn.CrossEntropyLoss) and type(loss_fn).forward is nn.CrossEntropyLoss.forward
     return cast(nn.CrossEntropyLoss, loss_fn) if is_module else None
 
@@ -43,13 +48,7 @@ def labels_for(logits: Tensor, targets: Any, name: str = "batches", *, ignore_in
     Raises:
         DataError: Shapes differ, labels are out of range, or floating-point targets are no probabilities.
     """
-    if not isinstance(targets, Tensor):
-        targets = _tensor(targets, name)
-    targets = targets.to(logits.device)
-    if not targets.is_floating_point():
-        targets = targets.long()
-        if targets.dim() == logits.dim() == 2 and targets.shape[1] == 1:
-            targets = targets.squeeze(1)
+    targets = as_labels(logits, targets, name)
     per_position = (*logits.shape[:1], *logits.shape[2:])
     if logits.dim() < 2 or logits.shape[1] < 2:
         raise DataError(
@@ -69,11 +68,63 @@ def labels_for(logits: Tensor, targets: Any, name: str = "batches", *, ignore_in
     return targets
 
 
+def are_labels(logits: Tensor, targets: Any) -> bool:
+    """Return whether targets are labels or class probabilities of the logits, by shape and kind.
+
+    Example:
+        >>> logits = torch.zeros(2, 3)
+        >>> are_labels(logits, torch.tensor([0, 1])), are_labels(logits, torch.randn(2, 3)), are_labels(logits, None)
+        (True, False, False)
+    """
+    if logits.dim() < 2 or logits.shape[1] < 2:
+        return False
+    try:
+        labels = as_labels(logits, targets)
+    except DataError:
+        return False
+    if not labels.is_floating_point():
+        return tuple(labels.shape) == (*logits.shape[:1], *logits.shape[2:])
+    return labels.shape == logits.shape and are_probabilities(labels)
+
+
+def as_labels(logits: Tensor, targets: Any, name: str = "batches") -> Tensor:
+    """Return targets as a tensor on the device of the logits: labels in int64, `(N, 1)` labels as `(N,)`.
+
+    Raises:
+        DataError: The targets are no tensor, and cannot be made one.
+    """
+    if not isinstance(targets, Tensor):
+        targets = _tensor(targets, name)
+    targets = targets.to(logits.device)
+    if targets.is_floating_point():
+        return targets
+    targets = targets.long()
+    return targets.squeeze(1) if targets.dim() == logits.dim() == 2 and targets.shape[1] == 1 else targets
+
+
 def count_labelled(targets: Tensor, ignore_index: int = -100) -> int:
     """Return the number of positions with a label: all but the ignored ones."""
     if targets.is_floating_point():
         return targets.numel() // targets.shape[1]
     return int((targets != ignore_index).sum())
+
+
+def entropy_of(logits: Tensor, targets: Tensor, loss: nn.CrossEntropyLoss, smoothing: float | None = None) -> Tensor:
+    """Return the mean cross-entropy as a module computes it, in at least float32; smoothing may be given instead."""
+    weight = None if loss.weight is None else loss.weight.to(logits.device)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(
+        logits,
+        targets if not targets.is_floating_point() else targets.to(logits),
+        weight=weight if weight is None else weight.to(logits),
+        ignore_index=loss.ignore_index,
+        label_smoothing=loss.label_smoothing if smoothing is None else smoothing,
+    )
+
+
+def loss_name(loss_fn: Any) -> str:
+    """Return a name for the provenance: the class or function that computes the loss."""
+    return "cross_entropy" if loss_fn is None else getattr(loss_fn, "__name__", type(loss_fn).__name__)
 
 
 def _tensor(targets: Any, name: str) -> Tensor:
@@ -86,9 +137,14 @@ def _tensor(targets: Any, name: str) -> Tensor:
         ) from error
 
 
-def _check_probabilities(targets: Tensor, name: str) -> None:
+def are_probabilities(targets: Tensor) -> bool:
+    """Return whether rows along axis 1 are distributions."""
     sums = targets.sum(1)
-    if bool((targets < -1e-6).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+    return not bool((targets < -1e-6).any()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+
+
+def _check_probabilities(targets: Tensor, name: str) -> None:
+    if not are_probabilities(targets):
         raise DataError(
             f"floating-point targets in `{name}` must be class probabilities for cross-entropy, got rows that do not "
             "add up to 1. Pass the loss that takes these targets as `loss_fn`, such as loss_fn=torch.nn.MSELoss()."

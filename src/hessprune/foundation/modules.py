@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hessprune.errors import DataError, HessPruneError
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.tensors import named_tensors
-from hessprune.foundation.trees import describe, to_device
+from hessprune.foundation.trees import describe, tensors_in, to_device
 
 T = TypeVar("T")
 
@@ -52,13 +52,24 @@ def forward(model: nn.Module, inputs: Any, name: str = "batches") -> Any:
         return call_model(model, inputs)
     except _OTHER_CAUSES:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError) as error:
         reason, module = str(error).strip().partition("\n")[0].rstrip("."), failing_module(model, error)
         where = f", in module '{module}'" if module else ""
         raise DataError(
             f"inputs in `{name}` must fit the model, got {describe(inputs)}{where}: {reason}. "
-            "Check size, channels and dtype of the inputs."
+            f"{dtype_remedy(model, inputs) or 'Check size, channels and dtype of the inputs.'}"
         ) from error
+
+
+def dtype_remedy(model: nn.Module, inputs: Any) -> str:
+    """Return the remedy for inputs in another floating-point type than the weights; an empty string if they agree."""
+    held = next((value.dtype for value in model.parameters() if value.is_floating_point()), None)
+    given = {tensor.dtype for tensor in tensors_in(inputs) if tensor.is_floating_point()}
+    if held is None or not given - {held}:
+        return ""
+    name, other = (str(dtype).removeprefix("torch.") for dtype in (held, min(given - {held}, key=str)))
+    call = "model.float()" if other == "float32" else f"model.to(torch.{other})"
+    return f"The weights are {name}, the inputs {other}: call {call}, or pass inputs of dtype {name}."
 
 
 def failing_module(model: nn.Module, error: BaseException) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -17,11 +18,21 @@ CHATTY_LOGGERS = (
     "onnx_ir",
     "onnx",
 )
+_one_at_a_time = threading.RLock()
+"""Exporters and the redirection of outputs change the state of the process: one thread at a time."""
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back warnings, logs and prints of the exporters for a block; everything is restored on exit."""
+    """Hold back warnings, logs and prints of the exporters for a block; everything is restored on exit.
+
+    Other threads wait for the end of the block.
+    """
+    with _one_at_a_time:
+        yield from _quiet()
+
+
+def _quiet() -> Iterator[None]:
     loggers = [(logger, logger.level) for logger in map(logging.getLogger, CHATTY_LOGGERS)]
     nowhere = io.StringIO()
     try:

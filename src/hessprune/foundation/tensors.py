@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 
 def replace_tensors(model: nn.Module, new: Mapping[str, Tensor]) -> None:
-    """Put new tensors in the place of parameters and buffers, under every alias, and update module attributes."""
+    """Put new tensors in the place of parameters and buffers, under every alias, and update module attributes.
+
+    What was laid out as channels-last stays so.
+    """
     state = dict(named_tensors(model))
     by_identity = {id(state[name]): value for name, value in new.items()}
     for module in model.modules():
@@ -49,7 +53,26 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers(remove_duplicate=False)
 
 
+def laid_out_as(old: Tensor, new: Tensor) -> Tensor:
+    """Return the new tensor in the memory format of the old one: channels-last or contiguous."""
+    form = _FORMATS.get(old.dim())
+    if form is None or old.stride() not in (_strides(old, form), _strides(old)) or _strides(old, form) == _strides(old):
+        return new
+    wanted = form if old.stride() == _strides(old, form) else torch.contiguous_format
+    if new.dim() != old.dim() or new.stride() == _strides(new, wanted):
+        return new
+    return torch.empty_like(new, memory_format=wanted, requires_grad=False).copy_(new.detach())
+
+
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _strides(tensor: Tensor, form: torch.memory_format = torch.contiguous_format) -> tuple[int, ...]:
+    return torch.empty(tensor.shape, device="meta", memory_format=form).stride()
+
+
 def _like(old: Tensor, new: Tensor) -> Tensor:
+    new = laid_out_as(old, new)
     if isinstance(new, nn.Parameter) or not isinstance(old, nn.Parameter):
         return new
     return nn.Parameter(new, requires_grad=old.requires_grad)

@@ -131,7 +131,7 @@ def chosen_groups(model: nn.Module, example_inputs: Any, asked: CompareSettings)
     Raises:
         UnsupportedModelError: There are no inner channels.
     """
-    groups = find_groups(model, example_inputs, asked.ignore)
+    groups = find_groups(model, example_inputs, asked.ignore, compare=True)
     if asked.channels == "all":
         return groups
     inner = [group for group in groups if len(group.slices_with_role("producer")) == 1]

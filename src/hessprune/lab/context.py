@@ -41,7 +41,7 @@ class Run:
 
     @property
     def loss_fn(self) -> Any:
-        """The loss of the recipe; None is cross-entropy."""
+        """The loss of the recipe."""
         return loss_by_name(self.settings.loss)
 
     def batches(self, split: Split) -> ImageBatches:

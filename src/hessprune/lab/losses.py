@@ -10,15 +10,15 @@ from hessprune.foundation.checks import nearest
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.imports import callable_at
 
-LOSSES: dict[str, Callable[..., Any] | None] = {
-    "cross_entropy": None,  # the default everywhere, with all checks of labels
+LOSSES: dict[str, Callable[..., Any]] = {
+    "cross_entropy": F.cross_entropy,
     "mse": F.mse_loss,
     "bce_with_logits": F.binary_cross_entropy_with_logits,
 }
 
 
-def loss_by_name(name: str) -> Callable[..., Any] | None:
-    """Return a loss of `(outputs, targets)`; None is cross-entropy.
+def loss_by_name(name: str) -> Callable[..., Any]:
+    """Return a loss of `(outputs, targets)`.
 
     Args:
         name: A key of `LOSSES`, or `package.module:function`.

@@ -43,7 +43,7 @@ def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
     """Make all stages, in order."""
     job = open_run(settings, out, data_root)
     dense = stages.dense_model(job)
-    groups = find_groups(dense.model, job.example, settings.prune.ranking.ignore)
+    groups = find_groups(dense.model, job.example, settings.prune.ranking.ignore, compare=True)
 
     own = settings.prune.method
     pruned = {method: prune_by(job, dense, groups, method) for method in (own, *job.baselines)}

@@ -19,10 +19,22 @@ class Fit:
     shift: Tensor  # (g, O)
 
 
-def solve(sums: Sums, strength: float, old: Tensor) -> Tensor:
-    """Minimise `‖y − x W‖² + λ ‖W − W₀‖²` with `λ = strength · mean diag XᵀX`, `(g, K, O)`."""
-    scale = sums.xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)[:, None]
-    factor = torch.linalg.cholesky(sums.xx + torch.diag_embed((strength * scale).expand(-1, sums.xx.shape[1])))
+FLOOR = 1e-10
+"""Least ridge, relative to the mean square of the inputs about zero: the variance of constants is rounding noise."""
+
+
+def solve(sums: Sums, strength: float, old: Tensor, size: Tensor | None = None) -> Tensor:
+    """Minimise `‖y − x W‖² + λ ‖W − W₀‖²` with `λ = strength · mean diag XᵀX`, `(g, K, O)`.
+
+    Args:
+        sums: Of the regression, perhaps about its means.
+        strength: Of the ridge.
+        old: `W₀`.
+        size: Mean of the diagonal of `XᵀX` about zero, `(g,)`; `λ` is at least `FLOOR` of it.
+    """
+    scale = strength * sums.xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
+    scale = (scale if size is None else torch.maximum(scale, FLOOR * size))[:, None]
+    factor = torch.linalg.cholesky(sums.xx + torch.diag_embed(scale.expand(-1, sums.xx.shape[1])))
     return old + torch.cholesky_solve(sums.xy - sums.xx @ old, factor)
 
 
@@ -54,11 +66,12 @@ def ridge(x: Tensor, y: Tensor, old: Tensor, *, held_out: Tensor, with_shift: bo
     """
     old = old.double()
     fit, test = Sums.of(x[~held_out], y[~held_out]), Sums.of(x[held_out], y[held_out])
+    size = (fit.xx + test.xx).diagonal(dim1=1, dim2=2).mean(1)
     mean_x, mean_y = (fit.x + test.x) / len(x), (fit.y + test.y) / len(x)
     if with_shift:
         fit, test = fit.about(mean_x, mean_y), test.about(mean_x, mean_y)
-    errors = {strength: float(test.error(solve(fit, strength, old)).sum()) for strength in STRENGTHS}
+    errors = {strength: float(test.error(solve(fit, strength, old, size)).sum()) for strength in STRENGTHS}
     best = min(STRENGTHS, key=errors.__getitem__)
-    weight = solve(fit + test, best, old) if errors[best] < float(test.error(old).sum()) else old
+    weight = solve(fit + test, best, old, size) if errors[best] < float(test.error(old).sum()) else old
     shift = mean_y - torch.einsum("gk,gko->go", mean_x, weight)
     return Fit(weight=weight, shift=shift if with_shift else torch.zeros_like(shift))

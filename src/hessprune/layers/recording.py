@@ -7,6 +7,7 @@ modules called twice need no special case.
 import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
@@ -15,10 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from hessprune.errors import UnsupportedModelError
-from hessprune.foundation.modules import call_model
+from hessprune.errors import HessPruneError, UnsupportedModelError
+from hessprune.foundation.bypass import plain_forwards
+from hessprune.foundation.modules import failing_module, forward
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import sample_rows, tensors_in
 from hessprune.operators.maps import Arguments, LinearMap, SampleLayout
@@ -38,6 +42,16 @@ class CallMode(TorchFunctionMode):
         self._names = dict(names)
         self._layouts = layouts or {}
         self.samples = samples
+        self._entered: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> Any:
+        self._entered.append(plain_forwards())
+        self._entered[-1].__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._entered.pop().__exit__(None, None, None)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Route one call."""
@@ -46,6 +60,10 @@ class CallMode(TorchFunctionMode):
         if name == "multi_head_attention_forward":  # a composite: look inside it
             with self:
                 return _without_dispatch(func)(*args, **kwargs)
+        if isinstance(func, HigherOrderOperator) and name == "cond":  # look inside the branch that runs
+            condition, yes, no, operands = args
+            with self:
+                return (yes if condition else no)(*operands)
         reading = read_linear_map(func, args, kwargs)
         if reading is not None and id(reading[0][1]) in self._names:
             (arguments, make), weight = reading, self._names[id(reading[0][1])]
@@ -93,6 +111,24 @@ class Recording:
         return sum(use.weight == weight for use in self.uses)
 
 
+class _BatchStatisticsError(HessPruneError):
+    """A BatchNorm computes the statistics of its batch in evaluation mode."""
+
+
+def _without_statistics(model: nn.Module, name: str) -> str:
+    """Name the BatchNorm that has no running statistics, and the remedy."""
+    is_layer = isinstance(model.get_submodule(name), _BatchNorm)
+    remedy = (
+        "Give it statistics: model = hp.reestimate_batchnorm(model, batches)."
+        if is_layer
+        else "Call a nn.BatchNorm or nn.GroupNorm module in its forward."
+    )
+    return (
+        f"`model` must normalise with running statistics in evaluation mode, got a BatchNorm without them in module "
+        f"{name!r}, which lets samples influence each other. {remedy}"
+    )
+
+
 class _Recorder(CallMode):
     """Keeps for every tensor the weights on which it depends."""
 
@@ -133,10 +169,7 @@ class _Recorder(CallMode):
     def _see_batch_norm(self, x: Tensor, mean: Tensor | None, *rest: Any, training: bool = False, **_: Any) -> None:
         """Note a BatchNorm and the weight whose output it normalises; refuse statistics of the batch."""
         if training or mean is None or (len(rest) > 3 and rest[3]):
-            raise UnsupportedModelError(
-                "`model` must normalise with running statistics in evaluation mode, got a BatchNorm without them, "
-                "which lets samples influence each other. Build it with track_running_stats=True or use GroupNorm."
-            )
+            raise _BatchStatisticsError
         self._means[id(mean)] += 1
         if id(x) in self._producer:
             self.normalised.append((id(x), self._producer[id(x)], id(mean)))
@@ -220,7 +253,10 @@ def _layout(both: Tensor, one: Tensor) -> SampleLayout:
 def _run(model: nn.Module, inputs: Any, samples: int) -> _Recorder:
     recorder = _Recorder(weight_names(model), samples)
     with evaluation_mode(model), torch.no_grad(), slow_attention(), recorder:
-        output = call_model(model, inputs)
+        try:
+            output = forward(model, inputs)
+        except _BatchStatisticsError as error:
+            raise UnsupportedModelError(_without_statistics(model, failing_module(model, error))) from error
     recorder.finish(output)
     return recorder
 

@@ -27,6 +27,7 @@ class BNScale(Method):
     """
 
     name = "bn_scale"
+    needs = None
 
     def score(self, scoring: Scoring) -> Scores:
         """Read the scales."""

@@ -26,7 +26,7 @@ class Joint(Method):
     chosen greedily.
 
     Args:
-        temperature: Of the softmax in which the criterion sees a cross-entropy. `"auto"` is 1 with a refit; without
+        temperature: Of the softmax in which the criterion sees classes. `"auto"` is 1 with a refit; without
             one it is the lowest temperature at which half of the samples carry the curvature, for a network is sure
             of the samples it was trained on and these have none at 1.
         refit: Whether the survivors will be refitted; None follows `compensate` of `hp.prune`, and is True elsewhere.
@@ -41,6 +41,7 @@ class Joint(Method):
     """
 
     name = "joint"
+    needs = "dense outputs"
     temperature: float | Literal["auto"] = "auto"
     refit: bool | None = None
     precision: Precision = "fp32"

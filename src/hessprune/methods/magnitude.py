@@ -27,6 +27,7 @@ class Magnitude(Method):
     """
 
     name = "magnitude"
+    needs = None
 
     def score(self, scoring: Scoring) -> Scores:
         """Read the weights."""

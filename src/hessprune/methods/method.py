@@ -12,6 +12,7 @@ from hessprune.foundation.checks import check_choice
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.options import check_options
 from hessprune.foundation.symmetric import SymmetricMatrix
+from hessprune.objectives.choice import Prefer
 from hessprune.structure.belonging import check_groups
 from hessprune.structure.groups import Group
 
@@ -29,7 +30,7 @@ class Scoring:
     batches: Any
     """Calibration data, a re-iterable of `(inputs, targets)`."""
     loss_fn: Any = None
-    """A loss of `(logits, targets)` that averages over samples; None means cross-entropy."""
+    """The objective that judges outputs, from `choose_objective`; None for a method that needs none."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +74,9 @@ class Method(ABC):
 
     __slots__ = ()
     name: ClassVar[str]
+    needs: ClassVar[Prefer | None] = "labels"
+    """What a method needs where no loss is given: cross-entropy if there are labels, else the dense outputs;
+    the dense outputs in any case; the gradient of a cross-entropy; or nothing."""
     per_cost: ClassVar[bool] = True
     """Whether a ranking divides saliencies by the cost that a unit frees, unless it is told otherwise."""
 

@@ -25,6 +25,7 @@ class Random(Method):
     """
 
     name = "random"
+    needs = None
     per_cost = False
     seed: int | None = None
 

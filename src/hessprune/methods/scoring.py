@@ -1,16 +1,22 @@
 """`hp.saliency`: every method behind one signature."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from hessprune.errors import ArgumentError
+from hessprune.errors import ArgumentError, NumericalError
+from hessprune.foundation.arrival import watched
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters, check_range
-from hessprune.methods.method import Method, Scoring
+from hessprune.foundation.symmetric import as_symmetric
+from hessprune.methods.method import Method, Scores, Scoring
+from hessprune.methods.reach import unseen_groups
 from hessprune.methods.text import as_method
 from hessprune.methods.values import Saliency
+from hessprune.objectives.choice import Chosen, choose_objective
 from hessprune.structure.groups import Group
 
 HIGHEST_SEED = 2**63 - 1
@@ -23,6 +29,7 @@ def saliency(
     method: str | Method = "hap",
     *,
     loss_fn: Any = None,
+    outputs: Chosen = None,
     seed: int = 0,
 ) -> Saliency:
     """Estimate the increase of the loss when each unit is removed.
@@ -30,9 +37,12 @@ def saliency(
     Args:
         model: Left untouched, as are torch's random generators.
         groups: From `find_groups`.
-        batches: Calibration data, a re-iterable of `(inputs, targets)`; a few hundred samples are enough.
+        batches: Calibration data, a re-iterable of inputs, of `(inputs, targets)`, or of mappings with labels inside; a
+            few hundred samples are enough.
         method: A method by value, such as `hp.HAP(estimator="rademacher")`, or as text, such as `"hap"`.
-        loss_fn: A loss of `(logits, targets)` that averages over samples; cross-entropy if None.
+        loss_fn: A loss of `(output, targets)` that averages over samples. Without one, `joint` compares outputs with
+            those of the dense model; other methods take cross-entropy where there are labels.
+        outputs: Names of the outputs that are compared, or weights by name; all of them if None.
         seed: For methods that draw at random and have no seed of their own.
 
     Returns:
@@ -41,7 +51,7 @@ def saliency(
     Raises:
         ArgumentError: The method is unknown, a seed is out of range, or the method's own seed differs from `seed`.
         DataError: `batches` is a one-shot generator or empty.
-        NumericalError: Weights are not finite.
+        NumericalError: Weights are not finite, or the loss depends on no group.
 
     Example:
         >>> import torch, hessprune as hp
@@ -53,18 +63,87 @@ def saliency(
     """
     method = as_method(method)
     check_seed(seed, method)
-    batches = Rereadable.of(batches)
+    with watched(model) as plain:
+        batches = Rereadable.of(batches, plain)
+        return _scored(plain, groups, batches, method, loss_fn=loss_fn, outputs=outputs, seed=seed)
+
+
+def _scored(
+    model: nn.Module,
+    groups: Sequence[Group],
+    batches: Rereadable,
+    method: Method,
+    *,
+    loss_fn: Any,
+    outputs: Chosen,
+    seed: int,
+) -> Saliency:
+    """Score the units of a plain model.
+
+    Raises:
+        DataError: `batches` is a one-shot generator or empty.
+        NumericalError: Weights are not finite, or the loss depends on no group.
+    """
     check_batches(batches)
     check_finite_parameters(model)
-    scores = method.score(Scoring(model=model, groups=groups, batches=batches, loss_fn=loss_fn, seed=seed))
+    objective = None
+    if method.needs is not None:
+        objective = choose_objective(
+            model, batches, loss_fn, outputs=outputs, prefer=method.needs, asker=f"{method.name!r}"
+        )
+    unseen = [] if objective is None else unseen_groups(model, groups, batches, objective)
+    if len(unseen) == len(groups):
+        raise NumericalError(
+            f"the loss must depend on a group at least, got none that a gradient reaches: {', '.join(unseen[:5])}. "
+            "Take `no_grad` and `detach` out of the forward, or use method='magnitude'."
+        )
+    seen = [group for group in groups if group.name not in unseen]
+    scores = method.score(Scoring(model=model, groups=seen, batches=batches, loss_fn=objective, seed=seed))
+    if unseen:
+        scores = _with_unseen(scores, groups, seen)
+    check_not_all_zero(scores.values, method)
     facts = {"method": method.name, "options": str(method), "seed": seed, "num_samples": batches.num_samples}
     return Saliency(
         scores.values,
-        provenance={**facts, "loss": loss_name(loss_fn), **scores.facts},
+        provenance={
+            **facts,
+            **({} if objective is None else objective.facts()),
+            **scores.facts,
+            **({"unseen": unseen} if unseen else {}),
+        },
         per_cost=method.per_cost,
         standard_error=scores.standard_error,
         interactions=scores.interactions,
     )
+
+
+def _with_unseen(scores: Scores, groups: Sequence[Group], seen: Sequence[Group]) -> Scores:
+    """Lay scores out over all groups; units that the loss does not see are worth as much as the best of the others."""
+    best = max(float(scores.values[group.name].max()) for group in seen)
+    whole = {group.name: torch.full((group.num_units,), best, dtype=torch.float64) for group in groups}
+    names = {group.name for group in seen}
+    interactions = scores.interactions
+    if interactions is not None:
+        owned = torch.cat([torch.full((group.num_units,), group.name in names) for group in groups])
+        interactions = as_symmetric(interactions).spread(owned).simplest()
+    error = scores.standard_error
+    if error is not None:
+        error = {name: error.get(name, torch.zeros_like(values)) for name, values in whole.items()}
+    return replace(scores, values={**whole, **dict(scores.values)}, standard_error=error, interactions=interactions)
+
+
+def check_not_all_zero(values: Mapping[str, Tensor], method: Method) -> None:
+    """Raise if a method says that nothing is worth anything.
+
+    Raises:
+        NumericalError: All saliencies are zero.
+    """
+    if values and not any(bool(units.any()) for units in values.values()):
+        raise NumericalError(
+            f"saliencies by {method.name!r} must differ from zero, got only zeros: at these weights and samples "
+            "the loss has no curvature and no gradient, or all weights are zero. Give other samples, leave `loss_fn` "
+            "out, or use method='magnitude'."
+        )
 
 
 def check_seed(seed: int, method: Method) -> None:
@@ -77,8 +156,3 @@ def check_seed(seed: int, method: Method) -> None:
     own = getattr(method, "seed", None)
     if own is not None and seed not in (0, own):
         raise ArgumentError(f"`seed` must be that of `method`, got {seed} beside {method}. Give one of them.")
-
-
-def loss_name(loss_fn: Any) -> str:
-    """Return a name for the provenance: the class or function that computes the loss."""
-    return "cross_entropy" if loss_fn is None else getattr(loss_fn, "__name__", type(loss_fn).__name__)

@@ -30,6 +30,7 @@ class SOSPH(Method):
     """
 
     name = "sosp-h"
+    needs = "gradient"
     precision: Precision = "fp32"
     memory_limit: int | None = None
 

@@ -11,6 +11,7 @@ from hessprune.curvature.blocks import block_traces
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.results import Slices, TraceResult
 from hessprune.curvature.stopping import Until
+from hessprune.foundation.arrival import watched
 from hessprune.methods.options import Estimator, Precision
 from hessprune.methods.slices import producer_slices
 from hessprune.structure.belonging import check_groups
@@ -65,18 +66,19 @@ def hessian_trace(
         >>> trace.values["0"].shape, trace.kind
         (torch.Size([4]), 'hessian')
     """
-    groups = check_groups(model, groups)
-    return traces_by_group(
-        model,
-        groups,
-        batches,
-        producer_slices(model, groups, hap_scale=False),
-        estimator=estimator,
-        loss_fn=loss_fn,
-        precision=precision,
-        seed=seed,
-        options=TraceOptions(num_probes=num_probes, until=until, memory_limit=memory_limit),
-    )
+    with watched(model) as plain:
+        groups = check_groups(plain, groups)
+        return traces_by_group(
+            plain,
+            groups,
+            batches,
+            producer_slices(plain, groups, hap_scale=False),
+            estimator=estimator,
+            loss_fn=loss_fn,
+            precision=precision,
+            seed=seed,
+            options=TraceOptions(num_probes=num_probes, until=until, memory_limit=memory_limit),
+        )
 
 
 def traces_by_group(

@@ -62,6 +62,11 @@ class Saliency(ByGroup[Tensor]):
         return html_table(["group", "units", "least", "median", "most"], rows, caption=f"Saliency by {self._method}")
 
     @property
+    def unseen(self) -> tuple[str, ...]:
+        """Groups that no output in the loss depends on: nothing is known of their worth, and plans leave them whole."""
+        return tuple(self.provenance.get("unseen", ()))
+
+    @property
     def _method(self) -> str:
         return str(self.provenance.get("options", self.provenance.get("method", "an unnamed method")))
 

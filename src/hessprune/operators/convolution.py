@@ -52,9 +52,15 @@ def over_space(call: Call, labels: Tensor, rank: int) -> Tensor:
 
 def _whole_groups(call: Call, weight: Leaf, groups: int, channels: int) -> bool:
     """Return whether a unit is a whole group: the finer choice among many groups, if a module holds their number."""
-    owner = call.walk.modules.get(split_name(weight.name)[0])
-    has_attribute = isinstance(owner, nn.modules.conv._ConvNd)
-    return groups * groups >= channels and (has_attribute or channels == groups)
+    return groups * groups >= channels and (_counting_module(call, weight) is not None or channels == groups)
+
+
+def _counting_module(call: Call, weight: Leaf) -> str | None:
+    """Return the convolution whose `groups` this call reads: the calling module, or the one that holds the weight."""
+    for name in (call.module, split_name(weight.name)[0]):
+        if isinstance(call.walk.modules.get(name), nn.modules.conv._ConvNd):
+            return name
+    return None
 
 
 def _by_group(call: Call, x: Tensor, weight: Leaf, transposed: bool) -> Tensor:
@@ -64,8 +70,7 @@ def _by_group(call: Call, x: Tensor, weight: Leaf, transposed: bool) -> Tensor:
     call.labels.tie(rows, rows[:, :1])
     call.labels.tie(x.view(groups, -1), rows[:, :1])
     call.labels.freeze(call.walk.axis(weight, 1, "consumer"), "it lies within a group of a grouped convolution")
-    module, _ = split_name(weight.name)
-    if isinstance(call.walk.modules.get(module), nn.modules.conv._ConvNd):
+    if (module := _counting_module(call, weight)) is not None:
         call.walk.count(module, "groups", rows[:, 0])
     width = weight.shape[1] if transposed else rows.shape[1]
     return rows[:, :1].expand(groups, width).reshape(-1)

@@ -27,12 +27,20 @@ def group_norm(call: Call) -> Tensor:
     if call["num_groups"] == 1:
         call.labels.freeze(groups, f"its channels are normalised together{call.where}")
     call.labels.tie(groups, groups[:, :1])
-    module = split_name(call["weight"].name)[0] if isinstance(call.get("weight"), Leaf) else call.module
-    if isinstance(call.walk.modules.get(module), nn.GroupNorm):
+    if (module := _counting_module(call)) is not None:
         call.walk.count(module, "num_groups", groups[:, 0])
     else:
         call.labels.freeze(groups, f"the number of groups in a group norm{call.where} is fixed in the source code")
     return out
+
+
+def _counting_module(call: Call) -> str | None:
+    """Return the norm whose `num_groups` this call reads: the calling module, or the one that holds the weight."""
+    weight = call.get("weight")
+    for name in (call.module, split_name(weight.name)[0] if isinstance(weight, Leaf) else ""):
+        if isinstance(call.walk.modules.get(name), nn.GroupNorm):
+            return name
+    return None
 
 
 register("group_norm", labels=group_norm)

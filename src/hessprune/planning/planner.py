@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hessprune.costs.budget import Budget, check_budget, latency_table_of
 from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError
+from hessprune.foundation.arrival import arrived
 from hessprune.foundation.symmetric import as_symmetric
 from hessprune.planning.implants import Implant, ImplantShare, as_implant, carrying_layers, check_no_stand_ins
 from hessprune.planning.inputs import describe_inputs
@@ -70,10 +71,12 @@ def make_plan(
         4 of 8 units removed, in 1 group
     """
     check_budget(budget)
+    model = arrived(model)
     groups = check_groups(model, groups)
     ranking = _resolved(check_ranking(ranking, groups), saliency)
     per_unit = check_per_unit(saliency, groups, "saliency")
-    free = not_ignored(groups, ranking.ignore)
+    unseen = set(getattr(saliency, "unseen", ()))
+    free = [group for group in not_ignored(groups, ranking.ignore) if group.name not in unseen]
     implant = as_implant(implant)
     check_no_stand_ins(implant, budget)
     carriers = carrying_layers(model, free, example_inputs, implant)

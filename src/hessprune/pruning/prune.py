@@ -5,16 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from hessprune.costs.budget import Budget
 from hessprune.costs.model import Cost
 from hessprune.foundation.batches import Rereadable
+from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.options import check_flag
+from hessprune.foundation.parametrised import naming_computed_weights
 from hessprune.methods.method import Method
 from hessprune.methods.scoring import saliency
 from hessprune.methods.text import as_method
 from hessprune.methods.values import Saliency
+from hessprune.objectives.choice import Chosen
 from hessprune.planning.implants import Implant, as_implant
 from hessprune.planning.plan import Plan
 from hessprune.planning.ranking import Ranking
@@ -64,6 +68,7 @@ def prune(
     budget: Budget,
     method: str | Method = "joint",
     loss_fn: Any = None,
+    outputs: Chosen = None,
     implant: float | Implant = 0.0,
     compensate: bool = True,
     ranking: Ranking | None = None,
@@ -74,10 +79,13 @@ def prune(
     Args:
         model: The trained model; left untouched.
         example_inputs: One batch as the model takes it; MACs are counted for it.
-        batches: Calibration data, a re-iterable of `(inputs, targets)`; a few hundred samples.
+        batches: Calibration data, a re-iterable of inputs alone, of `(inputs, targets)`, or of mappings with labels
+            inside; a few hundred samples, of one size or several.
         budget: What may be left, such as `hp.Budget(macs=0.5)`.
         method: The criterion that decides, by value or as text: `hp.HAP(precision="bf16")`, `"magnitude"`.
-        loss_fn: A loss of `(outputs, targets)` that averages over samples; cross-entropy if None.
+        loss_fn: A loss of `(output, targets)` that averages over samples; it judges every stage. Without one, a pruned
+            model is judged by how far its outputs are from those of the dense model, and labels are not needed.
+        outputs: Names of the outputs that are compared, or weights by name; all of them if None.
         implant: Share of the units leaving the full zone that keep a low-rank stand-in, the most salient of them.
         compensate: Refit the surviving layers to the dense layers' outputs and re-estimate BatchNorm, each where that
             lowers the loss on calibration samples. No labels are trained on; seconds, not epochs.
@@ -103,16 +111,18 @@ def prune(
     task = Task(
         model=model,
         example_inputs=example_inputs,
-        batches=Rereadable.of(batches),
+        batches=Rereadable.of(batches, model),
         budget=budget,
         method=as_method(method).with_refit(compensate),
         loss_fn=loss_fn,
+        outputs=outputs,
         implant=as_implant(implant),
         compensate=compensate,
         ranking=Ranking() if ranking is None else ranking,
         seed=seed,
     )
-    return carry_out(task.ready())
+    with torch.inference_mode(False), plain_forwards(), naming_computed_weights(model):
+        return carry_out(task.ready())
 
 
 def carry_out(task: Task) -> PruneResult:
@@ -133,4 +143,6 @@ def decide(task: Task) -> tuple[Saliency, Plan]:
 
 def score(task: Task, model: nn.Module, groups: Sequence[Group]) -> Saliency:
     """Estimate the saliencies of a model's units with the method, the data and the loss of a task."""
-    return saliency(model, groups, task.batches, task.method, loss_fn=task.loss_fn, seed=task.seed)
+    return saliency(
+        model, groups, task.batches, task.method, loss_fn=task.loss_fn, outputs=task.outputs, seed=task.seed
+    )

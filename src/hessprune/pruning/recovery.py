@@ -4,7 +4,9 @@ from typing import Any
 
 from torch import nn
 
-from hessprune.deploy.evaluation import evaluate
+from hessprune.foundation.batches import Rereadable
+from hessprune.objectives.choice import Chosen, choose_objective
+from hessprune.objectives.judging import mean_loss
 from hessprune.planning.plan import Plan
 from hessprune.pruning.task import Task
 from hessprune.surgery.apply import apply_plan
@@ -24,13 +26,19 @@ def pruned_by(task: Task, plan: Plan) -> nn.Module:
     pruned = apply_plan(task.model, plan, start="zero" if task.implant.start == "zero" else "centre")
     if plan.implanted and task.implant.start == "fitted":
         pruned = fit_stand_ins(task.model, pruned, plan, task.batches)
-    return recovered(task.model, pruned, plan, task.batches, task.loss_fn) if task.compensate else pruned
+    return (
+        pruned if not task.compensate else recovered(task.model, pruned, plan, task.batches, task.loss_fn, task.outputs)
+    )
 
 
-def recovered(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any, loss_fn: Any = None) -> nn.Module:
+def recovered(
+    dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any, loss_fn: Any = None, outputs: Chosen = None
+) -> nn.Module:
     """Refit the surviving layers, then re-estimate BatchNorm; each is kept only where it lowers the loss."""
-    fitted = compensate(dense, pruned, plan, batches, loss_fn=loss_fn)
+    batches = Rereadable.of(batches, dense)
+    objective = choose_objective(dense, batches, loss_fn, outputs=outputs)
+    fitted = compensate(dense, pruned, plan, batches, loss_fn=objective)
     if not has_batchnorm(fitted):
         return fitted
     candidates = (fitted, reestimate_batchnorm(fitted, batches))
-    return min(candidates, key=lambda model: evaluate(model, batches, loss_fn=loss_fn).loss)
+    return min(candidates, key=lambda model: mean_loss(objective, dense, model, batches))

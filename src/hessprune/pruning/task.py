@@ -7,11 +7,14 @@ from typing import Any
 from torch import nn
 
 from hessprune.costs.budget import Budget, check_budget
+from hessprune.foundation.arrival import arrived
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters
+from hessprune.foundation.losses import loss_name
 from hessprune.foundation.options import check_flag, check_type
 from hessprune.methods.method import Method
-from hessprune.methods.scoring import check_seed, loss_name
+from hessprune.methods.scoring import check_seed
+from hessprune.objectives.choice import Chosen
 from hessprune.planning.implants import Implant, check_no_stand_ins
 from hessprune.planning.ranking import Ranking
 from hessprune.pruning.memory import Memory, NoMemory
@@ -29,6 +32,7 @@ class Task:
     budget: Budget
     method: Method
     loss_fn: Any = None
+    outputs: Chosen = None
     implant: Implant = field(default_factory=lambda: Implant(share=0.0))
     compensate: bool = True
     ranking: Ranking = field(default_factory=Ranking)
@@ -54,12 +58,23 @@ class Task:
             UnsupportedModelError: The model cannot be captured, or has no units that can go.
         """
         check_batches(self.batches)
-        check_finite_parameters(self.model)
-        return replace(self, groups=find_groups(self.model, self.example_inputs, self.ranking.ignore))
+        model = arrived(self.model)
+        check_finite_parameters(model)
+        return replace(
+            self, model=model, groups=find_groups(self.model, self.example_inputs, self.ranking.ignore, compare=True)
+        )
 
     def scoring_settings(self) -> dict[str, Any]:
         """Return what decides the saliencies, besides model and data; JSON values."""
-        return {"method": str(self.method), "loss": loss_name(self.loss_fn), "seed": self.seed}
+        return {
+            "method": str(self.method),
+            "loss": "dense outputs" if self.loss_fn is None else loss_name(self.loss_fn),
+            "seed": self.seed,
+            **({} if self.outputs is None else {"outputs": self._shares()}),
+        }
+
+    def _shares(self) -> dict[str, float]:
+        return dict(self.outputs) if isinstance(self.outputs, Mapping) else dict.fromkeys(self.outputs or (), 1.0)
 
     def planning_settings(self, limit: Budget, *, last: bool) -> dict[str, Any]:
         """Return what decides the plan of the step that ends at `limit`, besides model and data; JSON values."""

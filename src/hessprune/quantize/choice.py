@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hessprune.deploy.evaluation import evaluate
 from hessprune.errors import ArgumentError, DataError
+from hessprune.foundation.batches import as_pair
 from hessprune.foundation.checks import check_batches, check_range
 from hessprune.quantize.config import Scheme
 from hessprune.quantize.qat import calibrate
@@ -114,7 +115,7 @@ def _reasons(ranked: Mapping[str, LayerSensitivity]) -> dict[str, str]:
 
 def _check_labels(batches: Iterable[Any], name: str) -> None:
     check_batches(batches, name)
-    _, targets = next(iter(batches))
+    _, targets = as_pair(next(iter(batches)))
     if not isinstance(targets, Tensor):
         raise DataError(
             f"`{name}` must hold labels, got {type(targets).__name__}: accuracy decides. Give (inputs, labels)."

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from hessprune.foundation.batches import Pairs
 from hessprune.foundation.modules import device_of, predict, split_name
 from hessprune.foundation.progress import track
 from hessprune.foundation.state import seeded
@@ -141,5 +142,5 @@ def spying(model: GraphModule, views: Mapping[Node, Callable[..., None]]) -> Ite
 def run_all(model: nn.Module, batches: Iterable[Any], label: str) -> None:
     """Run a model on every batch, for what its spies and quantisers see."""
     with seeded(0), torch.no_grad():
-        for inputs, _ in track(batches, label):
+        for inputs, _ in track(Pairs(batches, model), label):
             predict(model, to_device(inputs, device_of(model)))

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from hessprune.deploy.export import batch_axes, capture, resized
 from hessprune.errors import ArgumentError, UnsupportedModelError
+from hessprune.foundation.arrival import arrived, unwrapped
 from hessprune.foundation.checks import (
     check_batches,
     check_choice,
@@ -20,6 +21,7 @@ from hessprune.foundation.checks import (
 )
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.modules import device_of, predict, split_name
+from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode, seeded
@@ -67,7 +69,8 @@ def prepare_qat(
         The prepared model, in evaluation mode; `calibrate` it next.
 
     Raises:
-        ArgumentError: A choice is unknown, a pattern matches no layer, or the model is already quantised.
+        ArgumentError: A choice is unknown, a pattern matches no layer, or the model is already quantised
+            or not in float32.
         DataError: The example does not fit the model.
         MissingDependencyError: torchao or the target is not installed.
         NumericalError: Weights are not finite.
@@ -88,11 +91,13 @@ def prepare_qat(
     """
     backend = find_backend(target)
     backend.check_grids(activations, weight_bits)
-    _check_float(model)
+    plain = arrived(model)
+    check_plain_weights(model)
+    _check_float(plain)
     backend.check_installed()
     _torchao()
-    with evaluation_mode(model), seeded(0), torch.no_grad(), progress_bar("preparing for INT8", 2) as bar:
-        graph = _float_graph(copy.deepcopy(model), to_device(example_inputs, device_of(model)))
+    with evaluation_mode(plain), seeded(0), torch.no_grad(), progress_bar("preparing for INT8", 2) as bar:
+        graph = _float_graph(copy.deepcopy(plain), to_device(example_inputs, device_of(plain)))
         bar.advance(1, "captured")
         kept = _kept_layers(graph, keep_fp32)
         fp32_layers = _fp32_layers(graph, kept)
@@ -295,11 +300,18 @@ def _check_float(model: nn.Module) -> None:
         raise ArgumentError(
             "`model` must be a float model, got one that is quantised already. Pass the model before hp.prepare_qat."
         )
+    for name, value in model.named_parameters():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise ArgumentError(
+                f"`model` must have float32 weights to be prepared for INT8, got {value.dtype} in {name!r}. Call "
+                "model.float() first, and pass float32 inputs."
+            )
     check_finite_parameters(model)
 
 
 def _prepared(model: nn.Module, remedy: str) -> QuantizedModel:
     """Return the model if it is prepared, else raise."""
+    model = unwrapped(model)
     if isinstance(model, QuantizedModel) and model.stage == "prepared":
         return model
     kind = model.stage if isinstance(model, QuantizedModel) else type(model).__name__

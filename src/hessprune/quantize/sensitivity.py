@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from hessprune.curvature import ParamSlice, TraceOptions, block_traces
+from hessprune.foundation.batches import Pairs
 from hessprune.foundation.checks import check_choice
 from hessprune.foundation.modules import device_of, predict
 from hessprune.foundation.progress import track
@@ -96,7 +97,12 @@ def quantization_sensitivity(
         (['0', '2'], True)
     """
     check_choice("method", method, ("curvature", "trace", "measured"))
-    prepared = prepare(model, example_inputs, scheme)
+    with torch.inference_mode(False):
+        return _estimated(prepare(model, example_inputs, scheme), batches, method)
+
+
+def _estimated(prepared: QuantizedModel, batches: Iterable[Any], method: str) -> dict[str, LayerSensitivity]:
+    """Estimate the sensitivities of a prepared model's layers, the most sensitive first."""
     with_ranges = calibrate(prepared, batches, rounding="nearest")
     rounded = with_ranges if method == "trace" else calibrate(prepared, batches)
     layers = [_Layer(use, *_weights(use, with_ranges, rounded)) for use in uses(with_ranges)]
@@ -153,7 +159,7 @@ def _by_curvature(model: QuantizedModel, layers: list[_Layer], batches: Iterable
     views |= {node: partial(probe.see_value, node, quantizer_of(model, node)) for node in values}
     model.requires_grad_(requires_grad=True)
     with seeded(0), spying(model, views), torch.enable_grad():
-        for inputs, _ in track(batches, "probing"):
+        for inputs, _ in track(Pairs(batches), "probing"):
             probe.run(model, to_device(inputs, device_of(model)))
     return _by_layer(layers, {key: 0.5 * cost / (NUM_PROBES * probe.count) for key, cost in probe.costs.items()})
 

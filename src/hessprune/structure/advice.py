@@ -2,25 +2,18 @@
 
 from collections.abc import Collection
 
-from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
-
 ON_REQUEST = "it is ignored on request"
 """The reason of an axis that `ignore` froze."""
 
 
-def advice(model: nn.Module, reasons: Collection[str]) -> str:
+def advice(reasons: Collection[str]) -> str:
     """Return the remedy that fits the reasons for which axes are frozen.
 
     Example:
         >>> from hessprune.structure.advice import advice
-        >>> advice(nn.Linear(4, 2), ["the model returns it"])
+        >>> advice(["the model returns it"])
         'Prune a network with at least one hidden layer.'
     """
-    computed = next((name for name, module in model.named_modules() if is_parametrized(module)), None)
-    if computed is not None:
-        call = "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
-        return f"The weight of layer '{computed}' is computed from others: call {call} on such layers."
     if ON_REQUEST in reasons:
         return "Shorten `ignore`."
     if any("has no rule" in reason for reason in reasons):

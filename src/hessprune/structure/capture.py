@@ -1,16 +1,18 @@
 """Capture a model as a flat ATen graph with `torch.export`, without touching its source or its state."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from hessprune.errors import UnsupportedModelError
-from hessprune.foundation.modules import call_model, device_of, empty_copy, shared_copy
+from hessprune.errors import ArgumentError, UnsupportedModelError
+from hessprune.foundation.bypass import compiler_at_work
+from hessprune.foundation.modules import call_model, device_of, dtype_remedy, empty_copy, shared_copy
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode
-from hessprune.foundation.trees import tensors_in, to_device
+from hessprune.foundation.trees import describe, leading_size, tensors_in, to_device
 
 
 def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
@@ -19,11 +21,17 @@ def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
     The inputs may lie on another device than the model: only their shapes matter.
 
     Raises:
+        ArgumentError: There are no inputs, or none for a sample.
         UnsupportedModelError: The forward fails, or its control flow depends on data.
     """
+    if not leading_size(example_inputs):
+        raise ArgumentError(
+            f"`example_inputs` must hold a sample as the model takes it, got {describe(example_inputs)}. "
+            "Pass a tensor, a tuple or a dict of tensors of a batch."
+        )
     example_inputs = to_device(example_inputs, device_of(model))
     args, kwargs = as_call(example_inputs)
-    with evaluation_mode(model), torch.no_grad(), quiet():
+    with evaluation_mode(model), torch.no_grad(), quiet(), compiler_at_work():
         try:
             return torch.export.export(shared_copy(model), args, kwargs, strict=False)
         except Exception as error:  # the user's forward may raise anything
@@ -38,7 +46,7 @@ def capture_training(model: nn.Module, example_inputs: Any) -> ExportedProgram |
     """Export `model` in training mode, with branches that evaluation skips; return None if the export fails."""
     trained = empty_copy(model).train()
     args, kwargs = as_call(to_device(example_inputs, "meta"))
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), compiler_at_work():
         try:
             return torch.export.export(trained, args, kwargs, strict=False)
         except Exception:  # the graph of evaluation suffices
@@ -53,7 +61,7 @@ def _check_runs(model: nn.Module, example_inputs: Any) -> None:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(example_inputs))
         raise UnsupportedModelError(
             f"`example_inputs` must fit the model's forward, got shapes {shapes}: {first_line(error)}. "
-            f"Pass a batch exactly as the model takes it."
+            f"{dtype_remedy(model, example_inputs) or 'Pass a batch exactly as the model takes it.'}"
         ) from error
 
 
@@ -61,7 +69,7 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments for a tensor, a tuple or a dict."""
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), {}
-    if isinstance(example_inputs, dict):
+    if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     return tuple(example_inputs), {}
 

@@ -8,7 +8,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from hessprune.errors import ArgumentError, UnsupportedModelError
+from hessprune.foundation.arrival import plain_modules, watched
 from hessprune.foundation.modules import split_name
+from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.structure.advice import ON_REQUEST, advice
 from hessprune.structure.capture import capture, capture_training
 from hessprune.structure.collect import collect
@@ -17,18 +19,25 @@ from hessprune.structure.sizes import without_failures
 from hessprune.structure.walk import GraphWalk
 
 
-def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored] = ()) -> Groups:
+def find_groups(
+    model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored] = (), *, compare: bool = False
+) -> Groups:
     """Find all removable units (channels, neurons, heads), each with all slices that must go with it.
 
     Runs the `torch.export` graph of the model on labels. Each index of each parameter axis has a label; shape operators
     move labels, and labels that meet are tied. Tied labels are one unit, and units with the same slices form a group.
     Units that reach the model's input or output, or an operator without a rule, are frozen, with the reason. A trial
     then removes one unit of every group (on the meta device) and freezes groups of a size that the source code fixes.
+    With `compare`, as in `hp.prune`, a second trial slices some units of every group off one copy of the model and
+    masks them in another: two forwards, in float64 where the model allows it. Groups for which the outputs differ are
+    frozen, too.
 
     Args:
         model: Any module that `torch.export` captures; it is left untouched.
-        example_inputs: A tensor, a tuple of positional, or a dict of keyword arguments. Only shapes matter.
+        example_inputs: A tensor, a tuple of positional, or a dict of keyword arguments. Numbers matter
+            for the second trial alone; random ones stand in for zeros and ones.
         ignore: Layers whose outputs must keep their width: modules, module types, or name patterns (`"layer1.*"`).
+        compare: Make the second trial; without it `hp.apply_plan` refuses where slicing is not masking.
 
     Returns:
         The groups in the order of use; `.frozen` lists every axis that cannot shrink, with the reason.
@@ -51,18 +60,26 @@ def find_groups(model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored]
           follower 1.running_var dim 0
           consumer 3.weight dim 1
     """
-    ignored = _ignored_modules(model, ignore)
+    with watched(model) as plain:
+        try:
+            return _found(plain, example_inputs, _ignored_modules(model, ignore), compare=compare)
+        except UnsupportedModelError:
+            check_plain_weights(model)  # a likely cause, with its remedy
+            raise
+
+
+def _found(model: nn.Module, example_inputs: Any, ignored: set[str], *, compare: bool) -> Groups:
+    """Find the groups of a plain model, without those of the ignored modules."""
     groups, frozen = collect(_walk(model, example_inputs))
     kept = [group for group in groups if not _is_ignored(group, ignored)]
     frozen += _freeze([group for group in groups if _is_ignored(group, ignored)], ON_REQUEST)
-    working, failures = without_failures(model, example_inputs, kept)
+    working, failures = without_failures(model, example_inputs, kept, compare=compare)
     for group, reason in failures:
         frozen += _freeze([group], reason)
     if not working:
         reasons = sorted({item.reason for item in frozen}) or ["it has no layers with weights"]
         raise UnsupportedModelError(
-            f"the model must have channels that can be removed, found none: {'; '.join(reasons[:4])}. "
-            f"{advice(model, reasons)}"
+            f"the model must have channels that can be removed, found none: {'; '.join(reasons[:4])}. {advice(reasons)}"
         )
     return Groups(working, dict.fromkeys(frozen))
 
@@ -90,7 +107,7 @@ def _ignored_modules(model: nn.Module, ignore: Sequence[Ignored]) -> set[str]:
     """Resolve modules, types and name patterns to names of modules."""
     ignored: set[str] = set()
     for entry in ignore:
-        names = {name for name, module in model.named_modules(remove_duplicate=False) if _matches(entry, name, module)}
+        names = {name for name, module in plain_modules(model) if _matches(entry, name, module)}
         if not names:
             raise ArgumentError(f"`ignore` must name modules of the model, got {entry!r}. See `model.named_modules()`.")
         ignored |= names

@@ -12,13 +12,14 @@ from hessprune.structure.trial import Failure, Trial
 
 
 def without_failures(
-    model: nn.Module, example_inputs: Any, groups: Sequence[Group]
+    model: nn.Module, example_inputs: Any, groups: Sequence[Group], *, compare: bool = False
 ) -> tuple[list[Group], list[tuple[Group, str]]]:
-    """Split groups into those with removable units and those that make the forward fail, with the reason.
+    """Split groups into those with removable units and those that the forward treats in another way, with the reason.
 
     Where an integer attribute of a module (`num_heads`, `width`) holds a size, the attribute becomes a literal of the
-    group and shrinks with it. Costs one forward without numbers if nothing fails, and a few more for each class of
-    modules that fails.
+    group and shrinks with it. At the end some units of these groups, or with `compare` of all, are sliced off one copy
+    of the model and masked in another, and the outputs must agree. Costs one forward without numbers if nothing fails,
+    two with numbers to compare, and a few more for each class of modules that fails and each group that disagrees.
     """
     trial = Trial(model, example_inputs)
     working, reasons = {group.name: group for group in groups}, {}
@@ -33,8 +34,9 @@ def without_failures(
             else:
                 reasons[group.name] = reason
                 del working[group.name]
-    for name in _disagreeing(trial, working, freed):
-        reasons[name] = freed[name]
+    suspects = [group for name, group in working.items() if compare or name in freed]
+    for name, reason in _disagreements(trial, suspects).items():
+        reasons[name] = freed.get(name, reason)
         del working[name]
     return [*working.values()], [(group, reasons[group.name]) for group in groups if group.name in reasons]
 
@@ -106,12 +108,29 @@ def _counting(module: nn.Module, name: str, group: Group) -> tuple[Literal, ...]
     )
 
 
-def _disagreeing(trial: Trial, working: dict[str, Group], names: dict[str, str]) -> list[str]:
-    """Return the names of groups for which slicing is not masking, though the forward runs."""
-    suspects = [group for name, group in working.items() if name in names]
-    if not suspects or trial.agrees(suspects):
-        return []
-    return [group.name for group in suspects if not trial.agrees([group])]
+def _disagreements(trial: Trial, groups: Sequence[Group]) -> dict[str, str]:
+    """Return the groups for which slicing is not masking, though the forward runs, each with the reason.
+
+    Tries all groups together, and halves only of a part that disagrees; what agrees stays beside the rest.
+    """
+    if not groups or not trial.disagreement(groups) or not trial.can_compare():
+        return {}
+    agreeing: list[Group] = []
+    reasons: dict[str, str] = {}
+
+    def add(part: Sequence[Group]) -> None:
+        found = trial.disagreement([*agreeing, *part])
+        if not found:
+            agreeing.extend(part)
+        elif len(part) == 1:
+            reasons[part[0].name] = f"the forward depends on the number or the places of its channels ({found})"
+        else:
+            middle = len(part) // 2
+            add(part[:middle])
+            add(part[middle:])
+
+    add(groups)
+    return reasons
 
 
 def _outwards(module: str) -> Iterator[str]:

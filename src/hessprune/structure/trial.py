@@ -1,6 +1,7 @@
 """Trials: remove units from a copy of the model, run its forward, and put the units back."""
 
 import copy
+import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from hessprune.foundation.modules import call_model, empty_copy, failing_module
-from hessprune.foundation.state import drop_caches
-from hessprune.foundation.trees import tensors_in, to_device
+from hessprune.foundation.modules import call_model, device_of, empty_copy, failing_module
+from hessprune.foundation.trees import to_device
 from hessprune.structure.capture import first_line
-from hessprune.structure.cutting import remove_slices
+from hessprune.structure.comparison import TOLERANCE, compare, positive
+from hessprune.structure.cutting import Cut, Followers, mask_slices, remove_slices
 from hessprune.structure.groups import Group
 
 Rerun = Callable[[], Any]
@@ -40,6 +42,8 @@ class Trial:
         self._original = model, example_inputs
         self.model, self._inputs = empty_copy(model).eval(), to_device(example_inputs, "meta")
         self._needs_numbers: bool | None = None
+        self._numeric_inputs = _with_numbers(example_inputs)
+        self._places: dict[str, int] = {}
 
     def failure(self, groups: Sequence[Group]) -> Failure | None:
         """Return the failure of the forward without the first unit of each group, or None."""
@@ -74,23 +78,59 @@ class Trial:
                 return Failure(failing_module(self.model, error), first_line(error))
         return None
 
-    def agrees(self, groups: Sequence[Group]) -> bool:
-        """Return whether slicing is masking for the first unit of each group; costs two forwards with numbers."""
-        model, inputs = self._original
-        masked, sliced = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
-        state = {**dict(masked.named_parameters(remove_duplicate=False)), **dict(masked.named_buffers())}
-        with torch.no_grad(), warnings.catch_warnings(), _without(sliced, groups):
-            warnings.simplefilter("ignore")
-            for piece in (piece for group in groups for piece in group.slices):
-                state[piece.param].index_fill_(
-                    piece.dim, piece.positions([0]).reshape(-1).to(state[piece.param].device), 0
-                )
-            drop_caches(masked)
-            try:
-                outputs = [tensors_in(call_model(each, inputs)) for each in (masked, sliced)]
-                return all(_close(a, b) for a, b in zip(*outputs, strict=True))
-            except Exception:  # any error of the user's forward means no
-                return False
+    def disagreement(self, groups: Sequence[Group]) -> str:
+        """Return how a model with some units of each group sliced off differs from one with them masked; or nothing.
+
+        Every group loses another number of units, at random positions. Costs two forwards with numbers if they agree.
+        """
+        model, inputs = self._original[0], self._numeric_inputs
+        cuts = [(piece, units) for group, units in self._leaving(groups) for piece in (*group.slices, *group.literals)]
+        try:
+            sliced = copy.deepcopy(model)
+            remove_slices(sliced, cuts)
+            found, dtype = compare(lambda followers: _masked(model, cuts, followers), sliced, inputs)
+        except Exception as error:  # any error of the user's forward is the answer
+            return first_line(error)
+        return "" if found <= TOLERANCE[dtype] else f"without some units the output differs by {found:.1e}"
+
+    def can_compare(self) -> bool:
+        """Return whether the whole model equals itself on the inputs, or on positive ones: numbers prove something."""
+        if device_of(self._original[0]).type == "meta":
+            return False
+        if self.disagreement([]):
+            self._numeric_inputs = positive(self._numeric_inputs)
+        return not self.disagreement([])
+
+    def _leaving(self, groups: Sequence[Group]) -> Iterator[tuple[Group, list[int]]]:
+        """Yield for each group the units that leave it: at least one, at most half, of groups in turn one more."""
+        for group in groups:
+            place = self._places.setdefault(group.name, len(self._places))
+            count = 1 + place % max(1, group.num_units // 2)
+            yield group, sorted(random.Random(place).sample(range(group.num_units), count))
+
+
+def _masked(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]], followers: Followers) -> nn.Module:
+    masked = copy.deepcopy(model)
+    mask_slices(masked, cuts, followers)
+    return masked
+
+
+def _with_numbers(inputs: Any) -> Any:
+    """Replace floating-point inputs that say nothing (zeros, ones, tensors without numbers) by random ones."""
+    generator = torch.Generator().manual_seed(0)
+
+    def replaced(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not (value.is_meta or (value.is_floating_point() and _is_constant(value))):
+            return value
+        if not value.is_floating_point():
+            return torch.zeros(value.shape, dtype=value.dtype)
+        return torch.randn(value.shape, generator=generator).to(value.dtype)
+
+    return tree_map(replaced, inputs)
+
+
+def _is_constant(value: Tensor) -> bool:
+    return value.numel() > 1 and bool((value == value.flatten()[0]).all())
 
 
 @contextmanager
@@ -109,9 +149,3 @@ def _without(model: nn.Module, groups: Sequence[Group]) -> Iterator[None]:
             vars(module).update(contents)
         for table, contents in tables:
             table.update(contents)
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Return whether two outputs agree to 0.1 % of the largest value."""
-    tolerance = 1e-3 * max(1e-6, float(a.abs().max())) if a.is_floating_point() and a.numel() else 0.0
-    return a.shape == b.shape and bool(((a - b).abs() <= tolerance).all())

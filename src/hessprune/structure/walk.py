@@ -29,8 +29,8 @@ class GraphWalk:
         self.closure = Closure(self.labels)
         self.axes: dict[tuple[str, int], Axis] = {}
         self.elements: dict[str, Tensor] = {}
-        self.literals: list[LiteralUse] = []
         self.modules = dict(model.named_modules(remove_duplicate=False))
+        self._literals: dict[tuple[int, str], LiteralUse] = {}
         self._state: dict[str, Leaf | Value] = {}
         self._shapes: dict[str, torch.Size] = {}
         leaves: dict[int, Leaf | Value] = {}
@@ -111,8 +111,25 @@ class GraphWalk:
         return self.labels.new(shape.numel()).view(shape)
 
     def count(self, module: str, attribute: str, labels: Tensor) -> None:
-        """Note that an integer attribute of a module counts these labels."""
-        self.literals.append(LiteralUse(module=module, attribute=attribute, labels=labels))
+        """Note that an integer attribute of a module counts these labels.
+
+        A module that is called twice, or walked in two graphs, has one attribute for both calls: what it counts there
+        leaves together.
+        """
+        use = LiteralUse(module=module, attribute=attribute, labels=labels)
+        first = self._literals.setdefault((id(self.modules[module]), attribute), use)
+        if first is use:
+            return
+        if len(first.labels) == len(labels):
+            self.labels.tie(first.labels, labels)
+        else:
+            for each in (first.labels, labels):
+                self.labels.freeze(each, f"'{module}.{attribute}' counts channels of two numbers")
+
+    @property
+    def literals(self) -> list[LiteralUse]:
+        """Return the attributes that count labels, each once."""
+        return [*self._literals.values()]
 
     def _run_program(self, program: ExportedProgram) -> None:
         """Run a graph on labels for its inputs, and freeze its outputs."""

@@ -7,6 +7,8 @@ from typing import Any
 from torch import nn
 
 from hessprune.errors import ArgumentError, CheckpointError
+from hessprune.foundation.arrival import watched
+from hessprune.foundation.checks import check_choice
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.padding import ChannelPad
 from hessprune.planning.plan import Plan
@@ -59,15 +61,15 @@ def apply_plan(
           (2): Linear(in_features=3, out_features=2, bias=True)
         )
     """
-    check_fits(model, plan)
-    pruned = copy.deepcopy(model)
-    arrange_units(pruned, plan)
-    slice_units(pruned, plan.groups, plan.removed)
-    insert_stand_ins(pruned, model, plan, start=start)
-    for parameter in pruned.parameters():
-        parameter.grad = None
-    if check:
-        verify(model, pruned, plan, example_inputs)
+    check_choice("start", start, ("centre", "zero"))
+    with watched(model) as dense:
+        check_fits(dense, plan)
+        pruned = copy.deepcopy(dense)
+        arrange_units(pruned, plan)
+        slice_units(pruned, plan.groups, plan.removed)
+        insert_stand_ins(pruned, dense, plan, start=start)
+        if check:
+            verify(dense, pruned, plan, example_inputs)
     return pruned
 
 

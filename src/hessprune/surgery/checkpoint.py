@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
+from hessprune.foundation.arrival import arrived, materialise
 from hessprune.foundation.files import replacing, sha256, writable_folder, write_text
 from hessprune.foundation.hashing import file_sha256, tensors_sha256
 from hessprune.foundation.tensors import replace_tensors
@@ -47,6 +48,7 @@ def save(model: nn.Module, plan: Plan, folder: str | Path) -> Path:
         ...     sorted(path.name for path in hp.save(hp.apply_plan(net, plan), plan, folder).iterdir())
         ['model.safetensors', 'plan.json']
     """
+    model = arrived(model)
     check_shapes(model, plan)
     folder, text, state = writable_folder(folder), plan.to_json(), _unique_state(model)
     hashes = {"plan_sha256": sha256(text), "tensors_sha256": tensors_sha256(state)}
@@ -61,7 +63,7 @@ def load(folder: str | Path, factory: Callable[[], nn.Module], *, device: torch.
 
     Args:
         folder: The folder that `save` wrote.
-        factory: Builds the dense model; its weights do not matter.
+        factory: Builds the dense model; its weights do not matter. Lazy layers see the plan's example first.
         device: The device of the model.
 
     Returns:
@@ -83,11 +85,14 @@ def load(folder: str | Path, factory: Callable[[], nn.Module], *, device: torch.
     """
     folder = Path(folder)
     plan = load_plan(folder)
-    model = apply_plan(factory(), plan, check=False)
-    hashes, state = _read_tensors(folder / WEIGHTS)
-    _fill(model, state)
-    _check_hashes(folder, hashes, state)
-    return model.to(device).eval()
+    with torch.inference_mode(False):
+        dense = factory()
+        materialise(dense, plan.inputs.example())
+        model = apply_plan(dense, plan, check=False)
+        hashes, state = _read_tensors(folder / WEIGHTS)
+        _fill(model, state)
+        _check_hashes(folder, hashes, state)
+        return model.to(device).eval()
 
 
 def check_shapes(model: nn.Module, plan: Plan) -> None:
@@ -176,4 +181,5 @@ def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
             f"the checkpoint must fit the factory's model: {'; '.join(sorted(problems)[:5])} ({len(problems)} in all). "
             f"Use the factory that built the dense model."
         )
-    replace_tensors(model, state)
+    # Tensors that lie anywhere in a mapped file take other kernels, which sum in another order: copy them.
+    replace_tensors(model, {name: value.clone() for name, value in state.items()})

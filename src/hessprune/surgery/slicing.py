@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch import nn
 
-from hessprune.foundation.state import drop_caches
-from hessprune.structure.cutting import remove_slices
+from hessprune.structure.cutting import Followers, mask_slices, remove_slices
 from hessprune.structure.groups import Group, Literal, Slice
 
 
@@ -16,9 +14,9 @@ def slice_units(model: nn.Module, groups: Sequence[Group], removed: Mapping[str,
 
 
 def mask_units(
-    model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Sequence[int]], *, followers: bool = True
+    model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Sequence[int]], *, followers: Followers = "all"
 ) -> None:
-    """Set every slice of the removed units to zero, in place; the model keeps its shape.
+    """Set slices of the removed units to zero, in place; the model keeps its shape.
 
     Consumers multiply the unit by zero, so this is exact also for activations with f(0) ≠ 0.
 
@@ -26,19 +24,10 @@ def mask_units(
         model: The dense model.
         groups: Its groups.
         removed: Units by group name.
-        followers: Whether biases, normalisation and stored deviations become zero, too; they must not where the model
+        followers: Which biases, normalisations and stored deviations become zero, too; they must not where the model
             divides by one of them.
     """
-    state = {
-        **dict(model.named_buffers(remove_duplicate=False)),
-        **dict(model.named_parameters(remove_duplicate=False)),
-    }
-    with torch.no_grad():
-        for piece, units in _cuts(groups, removed):
-            if isinstance(piece, Slice) and units and (followers or piece.role != "follower"):
-                tensor = state[piece.param]
-                tensor.index_fill_(piece.dim, piece.positions(units).reshape(-1).to(tensor.device), 0)
-    drop_caches(model)
+    mask_slices(model, list(_cuts(groups, removed)), followers)
 
 
 def _cuts(

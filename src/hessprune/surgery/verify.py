@@ -1,28 +1,24 @@
 """Prove a pruned model on an example: slicing equals masking, and the predicted cost is the measured cost."""
 
 import copy
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
 from hessprune.costs.model import cost
 from hessprune.errors import VerificationError
+from hessprune.foundation.arrival import arrived
 from hessprune.foundation.formatting import shown
-from hessprune.foundation.modules import call_model, device_of
-from hessprune.foundation.state import evaluation_mode
-from hessprune.foundation.trees import tensors_in, to_device
+from hessprune.foundation.trees import tensors_in
 from hessprune.planning.plan import Plan
+from hessprune.structure.capture import first_line
+from hessprune.structure.comparison import TOLERANCE, compare, outputs_of, positive
+from hessprune.structure.cutting import Followers
+from hessprune.structure.outputs import has_numbers, is_finite_somewhere
 from hessprune.surgery.fits import check_pair
 from hessprune.surgery.implants.module import embed_stand_ins
 from hessprune.surgery.slicing import mask_units
-
-# Largest accepted difference, relative to the largest output. Both models run in float64 where the model allows it;
-# the order of summation remains.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any = None) -> float:
@@ -53,19 +49,15 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
         >>> hp.verify(net, hp.apply_plan(net, plan), plan) < 1e-9
         True
     """
+    dense, pruned = arrived(dense), arrived(pruned)
     check_pair(dense, pruned, plan)
     inputs = plan.inputs.example() if example_inputs is None else example_inputs
-    difference, dtype = _compare(_masked(dense, pruned, plan), copy.deepcopy(pruned), inputs)
-    if not math.isfinite(difference):  # zero may stand in a divisor, such as a stored deviation
-        difference, dtype = _compare(_masked(dense, pruned, plan, followers=False), copy.deepcopy(pruned), inputs)
-    if difference == math.inf and not _is_finite(dense, inputs):
-        if example_inputs is None:  # the model may take positive inputs alone, as a logarithm does
-            return verify(dense, pruned, plan, tree_map(_positive, inputs))
-        raise VerificationError(
-            "the dense model must give finite outputs, but they are not finite on these inputs. Pass example_inputs on "
-            "which they are, such as a batch of the data."
-        )
+    difference, dtype = _compare(dense, pruned, plan, inputs)
     if not difference <= TOLERANCE[dtype]:
+        output = outputs_of(copy.deepcopy(dense), inputs, dtype)
+        if not is_finite_somewhere(output) and example_inputs is None:
+            return verify(dense, pruned, plan, positive(inputs))
+        _check_comparable(output)
         raise VerificationError(
             f"the pruned model must equal the masked dense model, but its output differs by {difference:.2e} "
             f"(relative, {dtype}). Its forward treats channels by position: pass the layers involved to "
@@ -87,7 +79,18 @@ def _as_planned(plan: Plan, inputs: Any) -> Any:
     return inputs if same else planned
 
 
-def _masked(dense: nn.Module, pruned: nn.Module, plan: Plan, *, followers: bool = True) -> nn.Module:
+def _compare(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> tuple[float, torch.dtype]:
+    """Return the relative difference and its precision."""
+    try:
+        return compare(lambda followers: _masked(dense, pruned, plan, followers), copy.deepcopy(pruned), inputs)
+    except Exception as error:  # the user's forward may raise anything
+        raise VerificationError(
+            f"the pruned model must run on the example inputs, but its forward failed: {first_line(error)}. A size is "
+            f"fixed in its source code: pass the layers involved to `find_groups(ignore=…)`."
+        ) from error
+
+
+def _masked(dense: nn.Module, pruned: nn.Module, plan: Plan, followers: Followers) -> nn.Module:
     """Return the dense model with zeros for removed units and full filters for stand-ins."""
     masked = copy.deepcopy(dense)
     mask_units(masked, plan.groups, plan.removed, followers=followers)
@@ -96,59 +99,15 @@ def _masked(dense: nn.Module, pruned: nn.Module, plan: Plan, *, followers: bool 
     return masked
 
 
-def _compare(masked: nn.Module, pruned: nn.Module, inputs: Any) -> tuple[float, torch.dtype]:
-    """Return the relative difference and its precision: float64 where the forward allows it."""
-    inputs = to_device(inputs, device_of(masked))
-    expected = _try(masked.double(), to_device(inputs, device_of(masked), torch.float64))
-    if expected is not None:
-        actual = _run(pruned.double(), to_device(inputs, device_of(pruned), torch.float64))
-        return _difference(expected, actual), torch.float64
-    return _difference(_run(masked.float(), inputs), _run(pruned.float(), inputs)), torch.float32
-
-
-def _is_finite(model: nn.Module, inputs: Any) -> bool:
-    outputs = _run(model, to_device(inputs, device_of(model)))
-    return any(bool(torch.isfinite(tensor).any()) for tensor in outputs)
-
-
-def _positive(value: Any) -> Any:
-    return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _try(model: nn.Module, inputs: Any) -> list[Tensor] | None:
-    """Run the model, or return None where it insists on its own precision."""
-    try:
-        return _run(model, inputs)
-    except VerificationError:
-        return None
-
-
-def _run(model: nn.Module, inputs: Any) -> list[Tensor]:
-    with torch.no_grad(), evaluation_mode(model):
-        try:
-            return list(_floats(call_model(model, inputs)))
-        except Exception as error:
-            raise VerificationError(
-                f"the pruned model must run on the example inputs, but its forward failed: {error}. A size is "
-                f"fixed in its source code: pass the layers involved to `find_groups(ignore=…)`."
-            ) from error
-
-
-def _floats(output: Any) -> Iterator[Tensor]:
-    tree = output if isinstance(output, Tensor | dict | tuple | list) else vars(output)
-    yield from (tensor.detach() for tensor in tensors_in(tree) if tensor.is_floating_point())
-
-
-def _difference(expected: list[Tensor], actual: list[Tensor]) -> float:
-    """Return the largest difference relative to the largest output; infinity where outputs cannot be compared."""
-    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
-        return float("inf")
-    a, b = (torch.cat([torch.zeros(0), *(tensor.flatten().cpu() for tensor in side)]) for side in (expected, actual))
-    finite = torch.isfinite(a)
-    if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()) or (a.numel() and not finite.any()):
-        return float("inf")
-    return _largest((a - b)[finite]) / max(_largest(a[finite]), 1e-6)
-
-
-def _largest(values: Tensor) -> float:
-    return float(values.abs().max()) if values.numel() else 0.0
+def _check_comparable(output: Any) -> None:
+    """Raise unless the dense model's output holds numbers that prove something."""
+    if not has_numbers(output):
+        raise VerificationError(
+            f"the dense model must return tensors with numbers, got {type(output).__name__} without any. Pass "
+            "example_inputs with at least one sample, and let forward return its results."
+        )
+    if not is_finite_somewhere(output):
+        raise VerificationError(
+            "the dense model must give finite outputs, but they are not finite on these inputs. Pass example_inputs on "
+            "which they are, such as a batch of the data."
+        )

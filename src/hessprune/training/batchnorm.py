@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hessprune.foundation.arrival import arrived
+from hessprune.foundation.batches import Pairs, as_pair
 from hessprune.foundation.checks import check_batches
 from hessprune.foundation.modules import device_of, predict
 from hessprune.foundation.progress import track
@@ -22,7 +24,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     Running mean and variance of each layer become the plain average over the B batches of the batch mean and the
     unbiased batch variance, `1/B Σ_b mean_b` and `1/B Σ_b var_b`, forgetting what they were; all other layers are in
     evaluation mode, so dropout stays off. One forward pass over the data; no parameter changes. A model without
-    BatchNorm comes back as it is.
+    BatchNorm comes back as it is. A layer built with `track_running_stats=False` gets statistics.
 
     Args:
         model: Any model; stays untouched, random state included.
@@ -45,14 +47,15 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         >>> hp.reestimate_batchnorm(layer, batches).running_mean
         tensor([3.5000])
     """
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(arrived(model))
+    _give_statistics(model)
     norms = _norms(model)
     if not norms:
         return model
     device = device_of(model)
     with seeded(0), evaluation_mode(model), _accumulating(norms), torch.no_grad():
         check_batches(batches)
-        for inputs, _ in track(batches, "re-estimating BatchNorm"):
+        for inputs, _ in track(Pairs(batches, model), "re-estimating BatchNorm"):
             predict(model, to_device(inputs, device))
     return model
 
@@ -67,7 +70,7 @@ class FirstSamples:
         seen = 0
         for batch in self._batches:
             yield batch
-            seen += leading_size(batch[0])
+            seen += leading_size(as_pair(batch)[0])
             if seen >= self._count:
                 return
 
@@ -79,6 +82,17 @@ def has_batchnorm(model: nn.Module) -> bool:
 
 def _norms(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+
+
+def _give_statistics(model: nn.Module) -> None:
+    """Let every BatchNorm keep running statistics."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            like = module.weight if module.affine else torch.empty(0, device=device_of(model))
+            module.track_running_stats = True
+            module.running_mean = like.new_zeros(module.num_features).detach()
+            module.running_var = like.new_ones(module.num_features).detach()
+            module.num_batches_tracked = torch.zeros((), dtype=torch.long, device=like.device)
 
 
 @contextmanager

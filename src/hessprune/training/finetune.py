@@ -14,6 +14,8 @@ from torch import nn
 
 from hessprune.deploy.evaluation import Evaluation, Metric, evaluate
 from hessprune.errors import ArgumentError, NumericalError
+from hessprune.foundation.arrival import arrived, received
+from hessprune.foundation.batches import as_pair, required_inputs
 from hessprune.foundation.checks import check_batches, check_finite_parameters
 from hessprune.foundation.losses import LossFn
 from hessprune.foundation.modules import device_of
@@ -83,17 +85,30 @@ def finetune(
         >>> result.history[result.best_epoch].validation_accuracy
         1.0
     """
-    check_finite_parameters(model)
-    check_precision(config.precision, device_of(model))
     if teacher is None and config.distill_weight > 0:
         raise ArgumentError(
             f"`teacher` must be a model when distill_weight is {config.distill_weight}, got None. Pass the dense "
             "model, or distill_weight=0."
         )
+    with received(model) as plain:
+        goal = _Goal(loss_fn=loss_fn, metric=metric, teacher=None if teacher is None else arrived(teacher))
+        return _finetuned(plain, train, validation, config, goal, checkpoint_dir)
+
+
+def _finetuned(
+    model: nn.Module,
+    train: Iterable[Any],
+    validation: Iterable[Any],
+    config: FinetuneConfig,
+    goal: "_Goal",
+    checkpoint_dir: Path | str | None,
+) -> FinetuneResult:
+    """Train a copy of a plain model."""
+    check_finite_parameters(model)
+    check_precision(config.precision, device_of(model))
     with seeded(config.seed), _deterministic_kernels(device_of(model)):
         check_batches(train, "train")
         check_batches(validation, "validation")
-        goal = _Goal(loss_fn=loss_fn, metric=metric, teacher=teacher)
         run = _prepare(model, train, validation, config, goal, checkpoint_dir)
         with progress_bar("fine-tuning", config.epochs * run.steps_per_epoch) as bar:
             bar.advance((run.progress.epoch - 1) * run.steps_per_epoch + run.progress.step)
@@ -194,7 +209,9 @@ def _train_epoch(run: _Run, bar: Bar) -> None:
     progress, seed = run.progress, run.config.seed
     set_training(run.learner.model, True)
     started = time.perf_counter()
-    for inputs, targets in replayed(run.train, seed=seed, epoch=progress.epoch, start_step=progress.step):
+    required = required_inputs(run.learner.model)
+    for batch in replayed(run.train, seed=seed, epoch=progress.epoch, start_step=progress.step):
+        inputs, targets = as_pair(batch, required, "train")
         run.learner.freeze(run.taken(progress.step) / run.total_steps)
         with seeded(derived_seed(seed, "step", progress.epoch, progress.step)):
             loss = run.learner.step(inputs, targets, run.rate(progress.step))

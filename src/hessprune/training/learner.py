@@ -97,7 +97,7 @@ class Learner:
         with self._autocast():
             output = forward(self.model, inputs, "train")
             taught = self._teach(inputs, logits_of(output))
-        if entropy is not None:
+        if entropy is not None and self.config.distill_weight < 1:
             targets = labels_for(logits_of(output), targets, "train", ignore_index=entropy.ignore_index)
         return objective(output, targets, taught, self.config, self.loss_fn)
 

@@ -5,8 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hessprune.deploy.evaluation import entropy_of
-from hessprune.foundation.losses import LossFn, as_cross_entropy
+from hessprune.foundation.losses import LossFn, as_cross_entropy, entropy_of
 from hessprune.foundation.modules import logits_of
 from hessprune.training.config import FinetuneConfig
 

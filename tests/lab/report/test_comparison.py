@@ -96,5 +96,10 @@ def test_curves_are_coloured_by_the_page_or_printed(tmp_path):
     assert (tmp_path / "comparison.html").read_text("utf-8") == render(whole)
 
 
+def test_variants_of_a_method_and_methods_of_users_are_drawn():
+    names = ("joint", "joint(temperature=4.0)", "joint(temperature=2.0)", "mine(value=2.0)")
+    assert accuracy_curves(comparison(*(cell(name, 0.5) for name in names))).count("<path") > 4
+
+
 def test_nothing_measured_still_draws():
     assert "<svg" in accuracy_curves(comparison())

@@ -24,6 +24,8 @@ COLORS = {
     "joint": "#cc3d8f",
 }
 """Of the methods: told apart by colour-blind readers, legible on light and dark; variants of one are dashed."""
+OTHER = "#6a51a3"
+"""Of methods that users add."""
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)))
 QUANTITIES = {"macs": "MACs", "params": "parameters", "units": "channels"}
 
@@ -109,8 +111,8 @@ def _draw_panel(axes: Axes, comparison: Comparison, stage: tuple[int, bool]) -> 
     rows, seen = comparison.rows(*stage).values(), []
     for method in comparison.methods:
         own = sorted((row for row in rows if row.method == method), key=lambda row: row.kept)
-        base = method.partition(":")[0]
-        style = {"color": COLORS[base], "linestyle": DASHES[seen.count(base) % len(DASHES)]}
+        base = method.partition("(")[0]
+        style = {"color": COLORS.get(base, OTHER), "linestyle": DASHES[seen.count(base) % len(DASHES)]}
         seen.append(base)
         spread = [row.spread or 0 for row in own]
         accuracies = [row.accuracy for row in own]

@@ -81,7 +81,7 @@ def inspect_model(
 
 def inspection_of(name: str, model: nn.Module, example_inputs: Any, ignore: tuple[str, ...] = ()) -> Inspection:
     """Find the groups of a model and price one unit of each."""
-    groups = find_groups(model, example_inputs, ignore)
+    groups = find_groups(model, example_inputs, ignore, compare=True)
     costs = CostModel(model, example_inputs, groups)
     macs, params = costs.saved_next("macs"), costs.saved_next("params")
     frozen: dict[str, list[str]] = {}

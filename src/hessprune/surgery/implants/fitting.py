@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches
 from hessprune.foundation.modules import device_of
 from hessprune.foundation.trees import to_device
@@ -38,6 +39,7 @@ def fit_stand_ins(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any)
     Raises:
         DataError: `batches` cannot be read twice or is empty.
     """
+    batches = Rereadable.of(batches, dense)
     check_batches(batches)
     fitted = copy.deepcopy(pruned)
     sums = layer_sums(dense, plan.stand_ins, batches)

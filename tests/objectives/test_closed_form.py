@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hessprune.curvature import TraceOptions, block_traces, logit_factor
-from hessprune.curvature.risk import SoftenedCrossEntropy, loss_weight
+from hessprune.objectives.closed_form import SoftenedCrossEntropy, loss_weight
 from tests.curvature.nets import Residual, all_rows, batches_of, build, weights
 from tests.oracles import block_traces_of, dense_hessian
 
@@ -142,20 +142,33 @@ def test_losses_that_cannot_be_factored_are_refused():
     logits, targets = torch.randn(2, 3), torch.tensor([0, 1])
     with pytest.raises(ValueError, match="must average over samples, got reduction='sum'"):
         logit_factor(nn.CrossEntropyLoss(reduction="sum"), logits, targets)
-    with pytest.raises(ValueError, match="must be convex in the logits"):
-        logit_factor(lambda f, y: -f.square().mean(), logits, targets)
+    with pytest.raises(ValueError, match="must depend on the model's outputs"):
+        logit_factor(lambda f, y: torch.ones((), requires_grad=True), logits, targets)
+    with pytest.raises(ValueError, match="must return one number for a batch"):
+        logit_factor(lambda f, y: f, logits, targets)
     with pytest.raises(ValueError, match=r"must be in \[0, 3\)"):
         logit_factor(None, logits, torch.tensor([0, 3]))
 
 
-@pytest.mark.parametrize("estimator", ["exact", "rademacher", "hutchinson"])
 @pytest.mark.parametrize("settings", [{"reduction": "sum"}, {"ignore_index": 1}, {"weight": CLASS_WEIGHT}])
-def test_a_loss_that_does_not_average_is_refused(estimator, settings):
-    """Wrapped in a function it cannot be recognised, and would be counted wrongly in silence."""
+def test_any_function_of_a_batch_is_a_loss(settings):
+    """Wrapped in a function it cannot be recognised: it counts as the batch loss that it is."""
     model, batches = build(Residual), batches_of((4,))
-    run = {"estimator": estimator, "precision": "fp64", "loss_fn": lambda f, t: F.cross_entropy(f, t, **settings)}
-    with pytest.raises(ValueError, match="must be the mean of the samples' own losses"):
-        block_traces(model, all_rows(model), batches, **run)
+
+    def loss_fn(output, targets):
+        return F.cross_entropy(output, targets, **settings)
+
+    result = block_traces(model, all_rows(model), batches, loss_fn=loss_fn, precision="fp64")
+    for weight in weights(model):
+        hessian = torch.autograd.functional.hessian(
+            lambda w, weight=weight: loss_fn(
+                torch.func.functional_call(model, {weight: w}, batches[0][0]), batches[0][1]
+            ),
+            model.get_parameter(weight).detach(),
+        )
+        size = model.get_parameter(weight).numel()
+        expected = block_traces_of(hessian.reshape(size, size), model.get_parameter(weight).shape, 0)
+        torch.testing.assert_close(result.values[f"{weight}:0"], expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -1,4 +1,4 @@
-r"""Factors `S_n` of every sample's loss Hessian `S_n S_nᵀ` in the logits, by columns or mixed by noise.
+r"""Factors `S_n` of every sample's loss Hessian `S_n S_nᵀ` in the outputs, by columns or mixed by noise.
 
 Cross-entropy has the Hessian `diag(p) − p pᵀ`. With the classes in the order of falling probability, its Cholesky
 factor has a closed form: with `r_k = Σ_{j≥k} p_j` the mass from class `k` on,
@@ -8,6 +8,7 @@ factor has a closed form: with `r_k = Σ_{j≥k} p_j` the mass from class `k` on
 so `C − 1` columns suffice, and the columns after the first `k` have a trace of less than `r_{k+1}`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -128,6 +129,29 @@ class DenseFactor:
         return torch.einsum("ndk,nk->nd", self.matrix[rows], noise.to(self.matrix.dtype)).view(
             len(rows), *self.shape[1:]
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedFactor:
+    """Factors of several outputs that lie side by side as `(N, D)`: their columns one after another."""
+
+    parts: Sequence[LogitFactor]
+    weight: float
+
+    @property
+    def mass(self) -> Tensor:
+        """Squared norms of the columns, `(N, K)`."""
+        return torch.cat([part.mass for part in self.parts], 1)
+
+    def columns(self, rows: Tensor, index: Tensor) -> Tensor:
+        """Return one column of each sample."""
+        return self.draw(rows, _one_hot(index, sum(part.mass.shape[1] for part in self.parts)))
+
+    def draw(self, rows: Tensor, noise: Tensor) -> Tensor:
+        """Return `S_n ξ_n`."""
+        pieces = noise.split([part.mass.shape[1] for part in self.parts], 1)
+        drawn = [part.draw(rows, piece).flatten(1) for part, piece in zip(self.parts, pieces, strict=True)]
+        return torch.cat(drawn, 1)
 
 
 def _one_hot(index: Tensor, size: int) -> Tensor:

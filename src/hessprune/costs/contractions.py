@@ -1,0 +1,46 @@
+"""The cost of a contraction in Einstein's notation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def is_contraction(args: Sequence[Any]) -> bool:
+    """Return whether the arguments of `einsum` are an equation of two operands, and sum over an axis of both.
+
+    Example:
+        >>> is_contraction(("ij,jk->ik", 0, 0)), is_contraction(("ij,ij->ij", 0, 0))
+        (True, False)
+    """
+    equation = args[0].replace(" ", "") if args and isinstance(args[0], str) else ""
+    terms, arrow, out = equation.partition("->")
+    left, comma, right = terms.partition(",")
+    is_plain = bool(arrow and comma) and (left + right + out).isalpha()
+    return is_plain and bool(_inner(left, right, out))
+
+
+def contraction_flops(equation: str, left: Sequence[int], right: Sequence[int], **_: Any) -> int:
+    """Return two operations for each multiply-add; torch multiplies element by element where it sums over one index.
+
+    Args:
+        equation: Such as `"ij,jk->ik"`.
+        left: Shape of the first operand.
+        right: Shape of the second one.
+
+    Example:
+        >>> contraction_flops("ij,jk->ik", (2, 3), (3, 4)), contraction_flops("ij,jk->ik", (2, 1), (1, 4))
+        (48, 0)
+    """
+    terms, out = equation.replace(" ", "").split("->")
+    a, b = terms.split(",")
+    sizes = dict(zip(a + b, (*left, *right), strict=True))
+    if all(sizes[axis] == 1 for axis in _inner(a, b, out)):
+        return 0
+    flops = 2
+    for axis in {*out} | _inner(a, b, out):
+        flops *= sizes[axis]
+    return flops
+
+
+def _inner(left: str, right: str, out: str) -> set[str]:
+    """Return the axes of both operands over which the product sums."""
+    return ({*left} & {*right}) - {*out}

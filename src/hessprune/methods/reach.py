@@ -1,0 +1,74 @@
+"""Groups that an objective does not see: no gradient reaches them from an output that counts."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hessprune.foundation.modules import device_of, forward
+from hessprune.foundation.trees import leading_size, sample_rows, to_device
+from hessprune.layers.recording import slow_attention
+from hessprune.objectives.objective import BatchLoss, Objective
+from hessprune.structure.groups import Group
+
+
+def unseen_groups(model: nn.Module, groups: Sequence[Group], batches: Any, objective: Objective) -> list[str]:
+    """Return the names of the groups whose parameters have no effect on what an objective reads.
+
+    These lead only to an output outside the loss (an auxiliary head), or stand in front of a place that lets no
+    gradient through (`detach`, `no_grad`). Nothing is known of what they are worth. Costs one forward and backward
+    pass over two samples; over one batch for a loss without a closed form.
+
+    Args:
+        model: Left as it was.
+        groups: From `find_groups`.
+        batches: Pairs of inputs and targets.
+        objective: What counts.
+    """
+    other = copy.deepcopy(model).eval().requires_grad_(True)
+    inputs, targets = to_device(next(iter(batches)), device_of(model))
+    samples = leading_size(inputs)
+    loss = objective.on(inputs, targets, samples)
+    if not loss.needs_outputs:
+        inputs, samples = sample_rows(inputs, torch.tensor([0, -1])), 2
+    with torch.enable_grad(), slow_attention():
+        output = forward(other, inputs)
+        values = objective.read(output, samples)
+        if loss.needs_outputs:
+            loss.see([(output, samples)], values)
+    return _without_gradient(other, groups, values, loss)
+
+
+def _without_gradient(model: nn.Module, groups: Sequence[Group], values: Tensor, loss: BatchLoss) -> list[str]:
+    every = dict(model.named_parameters(remove_duplicate=False))
+    names = {piece.param for group in groups for piece in group.slices if piece.param in every}
+    weights = {name: every[name] for name in sorted(names)}
+    noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)).to(values)
+    reached = _gradients(values, weights, noise)
+    read = (
+        loss.slope(values) != 0
+        if loss.needs_outputs and not loss.compares
+        else torch.ones_like(values, dtype=torch.bool)
+    )
+    counted = reached if bool(read.all() | ~read.any()) else _gradients(values, weights, noise * read)
+    return [group.name for group in groups if not _is_seen(group, reached, counted)]
+
+
+def _gradients(values: Tensor, weights: Mapping[str, Tensor], cotangent: Tensor) -> dict[str, Tensor | None]:
+    if not values.requires_grad or not weights:
+        return dict.fromkeys(weights)
+    found = torch.autograd.grad(values, [*weights.values()], cotangent, retain_graph=True, allow_unused=True)
+    return dict(zip(weights, found, strict=True))
+
+
+def _is_seen(group: Group, reached: Mapping[str, Tensor | None], counted: Mapping[str, Tensor | None]) -> bool:
+    """Return True if some parameter has an effect; a gradient of zero all the way, as of dead units, is one, too."""
+    for name in {piece.param for piece in group.slices}:
+        all_of_it, part = reached.get(name), counted.get(name)
+        if all_of_it is not None and (
+            part is all_of_it or not bool(all_of_it.any()) or bool(part is not None and part.any())
+        ):
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""Objectives: what judges a model's outputs, with or without labels, and its curvature in the outputs."""

@@ -1,0 +1,201 @@
+"""Choose the objective: the loss that is given, cross-entropy for labels, or the distance to the dense outputs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hessprune.errors import ArgumentError, DataError
+from hessprune.foundation.batches import Rereadable
+from hessprune.foundation.checks import check_labels
+from hessprune.foundation.losses import are_labels, as_labels
+from hessprune.foundation.modules import device_of, forward, logits_of
+from hessprune.foundation.progress import track
+from hessprune.foundation.state import evaluation_mode
+from hessprune.foundation.trees import describe, leading_size, sample_rows, tensors_in, to_device
+from hessprune.objectives.closed_form import module_of
+from hessprune.objectives.dense import DenseOutputs, Part
+from hessprune.objectives.given import GivenLoss
+from hessprune.objectives.objective import Objective
+from hessprune.objectives.outputs import ALONE, Outputs, targets_of
+
+Prefer = Literal["dense outputs", "labels", "gradient"]
+"""Without a loss: the dense outputs; a cross-entropy where there are labels; or nothing else than that."""
+Chosen = Sequence[str] | Mapping[str, float] | None
+"""Names of outputs, with weights if it is a mapping; all outputs if None."""
+
+
+def choose_objective(
+    model: nn.Module,
+    batches: Any,
+    loss_fn: Any = None,
+    *,
+    outputs: Chosen = None,
+    prefer: Prefer = "dense outputs",
+    asker: str = "this method",
+) -> Objective:
+    """Return the objective that a loss, the data and a model's outputs call for.
+
+    Takes one forward pass over two samples; where outputs are no classes, one over all samples for their deviation.
+
+    Args:
+        model: The dense model; it is left as it was.
+        batches: Re-iterable of inputs alone, `(inputs, targets)`, or mappings with labels inside.
+        loss_fn: A loss of `(output, targets)`, or an objective; it overrides everything else.
+        outputs: Names of the outputs that are compared, or their weights by name.
+        prefer: What decides if there is no loss.
+        asker: What messages call the caller.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ArgumentError: `outputs` names none, or a weight is no positive number.
+        DataError: A gradient is asked for and there are no labels, or targets do not fit.
+
+    Example:
+        >>> import torch
+        >>> choose_objective(torch.nn.Linear(2, 3), [torch.randn(8, 2)]).facts()
+        {'loss': 'dense outputs', 'outputs': {'output': 'divergence'}}
+    """
+    if isinstance(loss_fn, Objective):
+        return loss_fn
+    batches = Rereadable.of(batches, model)
+    inputs, targets = next(iter(batches))
+    if loss_fn is not None:
+        check_average(loss_fn)
+        return GivenLoss(loss_fn=loss_fn, outputs=None if module_of(loss_fn) else _outputs_of(model, inputs))
+    pair, alone = _run(model, inputs, [0, -1]), _run(model, inputs, [0])
+    _check_targets(targets, leading_size(inputs))
+    logits = _for_all(logits_of(pair), leading_size(inputs))
+    if prefer != "dense outputs" and are_labels(logits, targets):
+        return GivenLoss(loss_fn=None)
+    if prefer == "gradient":
+        raise DataError(
+            f"`batches` must hold labels for {asker}, which needs the gradient of a loss, got targets "
+            f"{describe(targets)} for outputs {describe(alone)}. Give (inputs, labels), or the loss as `loss_fn`."
+        )
+    every = Outputs.find(pair, alone)
+    shares = _shares(outputs)
+    reading = every.counting() if shares is None else every.only([*shares])
+    tensors = dict(zip(reading.names, reading.parts(pair, 2), strict=True))
+    parts = tuple(_part(name, tensor, inputs, targets, reading) for name, tensor in tensors.items())
+    total = len(parts) if shares is None else sum(shares.values())
+    parts = tuple(replace(part, share=(1.0 if shares is None else shares[part.name]) / total) for part in parts)
+    objective = DenseOutputs(outputs=reading, parts=parts)
+    return objective if all(part.rule == "divergence" for part in parts) else _measured(objective, model, batches)
+
+
+def check_average(loss_fn: Any) -> None:
+    """Raise unless a loss averages.
+
+    Raises:
+        ArgumentError: The loss is no function, or it says that it sums.
+    """
+    if not callable(loss_fn):
+        raise ArgumentError(
+            f"`loss_fn` must be a function of (output, targets), got {type(loss_fn).__name__}. "
+            "Pass one such as torch.nn.MSELoss()."
+        )
+    reduction = getattr(loss_fn, "reduction", "mean")
+    if reduction != "mean":
+        raise ArgumentError(f"`loss_fn` must average over samples, got reduction={reduction!r}. Use reduction='mean'.")
+
+
+def _outputs_of(model: nn.Module, inputs: Any) -> Outputs:
+    return Outputs.find(_run(model, inputs, [0, -1]), _run(model, inputs, [0]))
+
+
+@torch.no_grad()
+def _run(model: nn.Module, inputs: Any, rows: list[int]) -> Any:
+    with evaluation_mode(model):
+        return forward(model, to_device(sample_rows(inputs, torch.tensor(rows)), device_of(model)))
+
+
+def _for_all(logits: Tensor, samples: int) -> Tensor:
+    """Return logits of the shape that a whole batch has, from those of two samples."""
+    return logits[:1].expand(samples, *logits.shape[1:])
+
+
+def _check_targets(targets: Any, samples: int) -> None:
+    """Raise unless integer targets hold one entry for each sample."""
+    is_label = isinstance(targets, Tensor) and not targets.is_floating_point()
+    if is_label and (targets.dim() == 0 or len(targets) != samples):
+        raise DataError(
+            f"targets in `batches` must hold one entry for each of {samples} samples, got {describe(targets)}. "
+            "Give as many targets as inputs, inputs alone, or the loss that takes these targets as `loss_fn`."
+        )
+
+
+def _shares(outputs: Chosen) -> dict[str, float] | None:
+    if outputs is None:
+        return None
+    if isinstance(outputs, str) or not isinstance(outputs, Mapping | Sequence) or not outputs:
+        raise ArgumentError(
+            f"`outputs` must be names of outputs, or weights by name, got {outputs!r}. Use outputs=['logits']."
+        )
+    shares = dict(outputs) if isinstance(outputs, Mapping) else dict.fromkeys(outputs, 1.0)
+    for name, share in shares.items():
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share < float("inf"):
+            raise ArgumentError(f"`outputs` must weigh {name!r} by a positive number, got {share!r}. Use 1.0.")
+    return shares
+
+
+def _part(name: str, tensor: Tensor, inputs: Any, targets: Any, outputs: Outputs) -> Part:
+    """Decide how one output is compared; `tensor` is that of two samples."""
+    own, whole = targets_of(targets, name), _for_all(tensor, leading_size(inputs))
+    if are_labels(whole, own):
+        check_labels(as_labels(whole, own), whole.shape[1])
+        return Part(name=name, rule="divergence")
+    language = tensor.dim() == 3 and _is_logits(name, outputs)
+    if language and (are_labels(whole.movedim(2, 1), own) or _reads_tokens(inputs)):
+        return Part(name=name, rule="divergence", axis=2)
+    if tensor.dim() == 2 and tensor.shape[1] > 1 and own is None and _is_logits(name, outputs):
+        return Part(name=name, rule="divergence")
+    return Part(name=name, rule="squared error")
+
+
+def _is_logits(name: str, outputs: Outputs) -> bool:
+    """Return True for the only output, and for one that is called logits."""
+    return name == ALONE or len(outputs.places) == 1 or name.rpartition(".")[2].endswith("logits")
+
+
+def _reads_tokens(inputs: Any) -> bool:
+    """Return True where a model reads integers `(N, T)`."""
+    first = next(tensors_in(inputs), None)
+    tokens = inputs.get("input_ids", first) if isinstance(inputs, Mapping) else first
+    return isinstance(tokens, Tensor) and tokens.dim() == 2 and not tokens.is_floating_point()
+
+
+@torch.no_grad()
+def _measured(objective: DenseOutputs, model: nn.Module, batches: Rereadable) -> DenseOutputs:
+    """Return the objective with the deviations of all outputs that are no classes."""
+    sums = {part.name: torch.zeros(3, dtype=torch.float64) for part in objective.parts}
+    device = device_of(model)
+    with evaluation_mode(model):
+        for inputs, targets in track(batches, "deviations of the outputs"):
+            samples = leading_size(inputs)
+            output = forward(model, to_device(inputs, device))
+            loss = objective.on(to_device(inputs, device), to_device(targets, device), samples)
+            loss.see([(output, samples)], objective.read(output, samples))
+            tensors = objective.outputs.parts(output, samples)
+            for part, tensor, mask in zip(objective.parts, tensors, loss.masks, strict=True):
+                if part.rule == "squared error":
+                    numbers = tensor.reshape(samples, -1)[mask.to(tensor.device)].double()
+                    row = torch.stack([torch.ones_like(numbers).sum(), numbers.sum(), numbers.square().sum()])
+                    sums[part.name] += row.cpu()
+    return replace(
+        objective, parts=tuple(replace(part, deviation=_deviation(sums[part.name])) for part in objective.parts)
+    )
+
+
+def _deviation(sums: Tensor) -> float:
+    """Return the standard deviation; of outputs that never vary their size, or 1."""
+    count, total, squares = sums.tolist()
+    if not count:
+        return 1.0
+    mean, size = total / count, squares / count
+    variance = size - mean**2
+    return variance**0.5 if variance > 1e-12 * size else size**0.5 or 1.0

@@ -1,0 +1,43 @@
+"""Judge a model by an objective: the mean loss over batches, in one pass."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hessprune.foundation.modules import device_of, forward
+from hessprune.foundation.state import evaluation_mode, seeded
+from hessprune.foundation.trees import leading_size, to_device
+from hessprune.objectives.objective import Objective, check_weight
+
+
+@torch.no_grad()
+def mean_loss(objective: Objective, dense: nn.Module, model: nn.Module, batches: Any) -> float:
+    """Return the mean loss of a model in evaluation mode; the dense model runs only if the objective compares.
+
+    Args:
+        objective: What judges.
+        dense: The model whose outputs are the targets of an objective that compares.
+        model: The model that is judged.
+        batches: Pairs of inputs and targets, such as `Rereadable`.
+
+    Raises:
+        DataError: No sample counts.
+
+    Example:
+        >>> import torch
+        >>> from hessprune.objectives.given import GivenLoss
+        >>> data = [(torch.zeros(2, 2), torch.tensor([0, 1]))]
+        >>> round(mean_loss(GivenLoss(loss_fn=None), nn.Identity(), nn.Identity(), data), 4)  # ln 2
+        0.6931
+    """
+    total = weight = 0.0
+    device = device_of(model)
+    with seeded(0), evaluation_mode(model), evaluation_mode(dense):
+        for inputs, targets in batches:
+            inputs, targets = to_device((inputs, targets), device)
+            reference = forward(dense, inputs) if objective.compares else None
+            loss, share = objective.judge(forward(model, inputs), reference, inputs, targets, leading_size(inputs))
+            total, weight = total + share * loss, weight + share
+    check_weight(weight)
+    return total / weight

@@ -1,0 +1,64 @@
+"""Compare a sliced model with a masked one: the same function, up to rounding, or a fault."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from hessprune.foundation.modules import call_model, device_of
+from hessprune.foundation.randomness import without_chance
+from hessprune.foundation.state import evaluation_mode
+from hessprune.foundation.trees import to_device
+from hessprune.structure.cutting import Followers
+from hessprune.structure.outputs import difference
+
+# Largest accepted difference, relative to the largest output. Both models run in float64 where the model allows it;
+# the order of summation remains.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+# A zero in a divisor, such as a stored deviation, makes numbers that are not finite; but a unit that another
+# activation multiplies is gone only if its bias is zero, too.
+_WAYS: tuple[Followers, ...] = ("kept", "layers", "all")
+
+
+def compare(mask: Callable[[Followers], nn.Module], sliced: nn.Module, inputs: Any) -> tuple[float, torch.dtype]:
+    """Return the relative difference of a sliced model from the closest masked one, and the precision of both.
+
+    Costs two forwards if the first mask agrees, and up to two more if not. Draws of random numbers are the same in all.
+
+    Args:
+        mask: Returns a new masked model; what follows the units is kept or masked as asked.
+        sliced: The sliced model; its dtype is changed.
+        inputs: A tensor, a tuple of positional, or a dict of keyword arguments.
+    """
+    dtype, masked = torch.float64, mask("kept")
+    try:
+        expected = outputs_of(masked, inputs, dtype)
+    except Exception:  # the forward insists on its own precision, or fails in that one, too
+        dtype = torch.float32
+        expected = outputs_of(masked, inputs, dtype)
+    actual = outputs_of(sliced, inputs, dtype)
+    least = difference(expected, actual)
+    for followers in _WAYS[1:]:
+        if least <= TOLERANCE[dtype]:
+            break
+        least = min(least, difference(outputs_of(mask(followers), inputs, dtype), actual))
+    return least, dtype
+
+
+def outputs_of(model: nn.Module, inputs: Any, dtype: torch.dtype) -> Any:
+    """Convert a model to a precision and return what its forward returns in evaluation mode, without chance."""
+    model = model.double() if dtype is torch.float64 else model.float()
+    with torch.no_grad(), evaluation_mode(model), without_chance():
+        return call_model(model, to_device(inputs, device_of(model), dtype))
+
+
+def positive(inputs: Any) -> Any:
+    """Return the magnitudes of the inputs, for models that take positive numbers alone, as a logarithm does."""
+    return tree_map(_magnitude, inputs)
+
+
+def _magnitude(value: Any) -> Any:
+    return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,0 +1,87 @@
+"""Calibration samples in memory: batches of equal shape joined, others side by side."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hessprune.foundation.batches import Rereadable
+from hessprune.foundation.modules import device_of
+from hessprune.foundation.trees import describe_shapes, join_inputs, leading_size, sample_rows, tensors_in, to_device
+from hessprune.layers.recording import record
+
+MEMORY = 2 << 30
+"""Bytes of activations that one forward pass may hold; calibration samples beyond that are not read."""
+LIVE = 4
+"""Memory of a forward pass, in multiples of the largest input and output of a layer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """Samples that a model takes in one call."""
+
+    inputs: Any
+    targets: Any
+    places: Tensor
+    """Their places in the data, `(N,)`."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def only(self, mask: Tensor) -> "Samples":
+        """Return the samples of a mask over places."""
+        return self.rows(mask[self.places].nonzero().squeeze(1))
+
+    def rows(self, rows: Tensor) -> "Samples":
+        """Return some samples, with their targets if there is one entry for each sample."""
+        targets = sample_rows(self.targets, rows) if self.can_be_split and self.targets is not None else self.targets
+        return Samples(inputs=sample_rows(self.inputs, rows), targets=targets, places=self.places[rows])
+
+    @property
+    def can_be_split(self) -> bool:
+        """True if the targets hold one entry for each sample."""
+        tensors = list(tensors_in(self.targets))
+        return self.targets is None or (bool(tensors) and all(t.dim() and len(t) == len(self) for t in tensors))
+
+
+def gather(batches: Rereadable, model: nn.Module) -> list[Samples]:
+    """Read calibration samples until memory is full, and join batches of equal shape."""
+    kinds: dict[str, list[Samples]] = {}
+    limit, spent, place, device = 0.0, 0.0, 0, device_of(model)
+    for number, (inputs, targets) in enumerate(batches):
+        count = leading_size(inputs)
+        size = _numbers_of(inputs) / count
+        limit = limit or _most_samples(model, to_device(inputs, device)) * size
+        samples = Samples(inputs=inputs, targets=targets, places=place + torch.arange(count))
+        room = max(2, int((limit - spent) / size))
+        if room < count and samples.can_be_split:
+            samples = samples.rows(torch.arange(room))
+        key = describe_shapes((inputs, targets)) if samples.can_be_split else str(number)
+        kinds.setdefault(key, []).append(samples)
+        place, spent = place + count, spent + size * len(samples)
+        if spent >= limit:
+            break
+    return [_joined(parts, device) for parts in kinds.values()]
+
+
+def _joined(parts: Sequence[Samples], device: torch.device) -> Samples:
+    whole = parts[0]
+    if len(parts) > 1:
+        inputs, targets = (join_inputs([getattr(part, name) for part in parts]) for name in ("inputs", "targets"))
+        whole = Samples(inputs=inputs, targets=targets, places=torch.cat([part.places for part in parts]))
+    inputs, targets = to_device((whole.inputs, whole.targets), device)
+    return Samples(inputs=inputs, targets=targets, places=whole.places)
+
+
+def _numbers_of(inputs: Any) -> int:
+    return sum(tensor.numel() for tensor in tensors_in(inputs))
+
+
+def _most_samples(model: nn.Module, inputs: Any) -> int:
+    """Return the number of samples that one forward pass can hold, from a run on two samples."""
+    uses = record(model, inputs).uses
+    largest = max((math.prod(use.input_shape) + math.prod(use.output_shape) for use in uses), default=2) // 2
+    return max(2, MEMORY // (4 * LIVE * max(1, largest)))

@@ -1,0 +1,247 @@
+"""Refit the layers of a pruned model, in forward order, to the outputs of the dense layers.
+
+A layer whose output is added to a residual stream reproduces the dense sum, and thereby corrects earlier errors of the
+stream. Each model runs once over the samples, and each layer is fitted at a random sample of positions. Samples of
+several shapes run in lockstep.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hessprune.foundation.modules import call_model
+from hessprune.foundation.progress import progress_bar
+from hessprune.foundation.state import evaluation_mode
+from hessprune.layers.branches import Branch, StepMode, find_branches
+from hessprune.layers.least_squares import ridge
+from hessprune.layers.recording import Recording, record, slow_attention
+from hessprune.layers.regression import columns_of, design, rows_of, weight_from
+from hessprune.operators.maps import Arguments, Convolution, LinearMap
+from hessprune.planning.plan import Plan
+from hessprune.surgery.calibration import Samples
+from hessprune.surgery.implants.arrangement import origins
+from hessprune.surgery.implants.module import parts_of
+from hessprune.surgery.lockstep import Pause, in_lockstep
+
+ROWS_PER_INPUT, MIN_ROWS, MAX_ROWS = 48, 8192, 32768
+"""Sampled positions for each column of the regression, and the least and most positions of a layer."""
+NEGLIGIBLE = 1e-6
+"""Share of the largest BatchNorm factor below which a channel's output does not matter."""
+
+
+@torch.no_grad()
+def refitted(
+    dense: nn.Module, pruned: nn.Module, plan: Plan, samples: Sequence[Samples], share: float = 1.0
+) -> nn.Module:
+    """Return a copy of `pruned`, refitted on samples, at a share of the usual number of positions."""
+    student = copy.deepcopy(pruned)
+    recording, total = record(student, samples[0].inputs), sum(map(len, samples))
+    with evaluation_mode(dense), evaluation_mode(student), slow_attention():
+        scenes = [_scene(dense, student, plan, part, share * len(part) / total) for part in samples]
+        later = [_listen(student, recording, scene) for scene in scenes]
+        refitter = _Refitter(student, recording)
+        with progress_bar("least squares", len(scenes[0].targets)) as bar:
+
+            def meet(name: str, brought: list[_Piece]) -> None:
+                refitter.fit(name, [*brought, *(piece for heard in later for piece in heard.get(name, ()))])
+                bar.advance()
+
+            in_lockstep([_run(student, recording, scene) for scene in scenes], meet)
+    return student
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Target:
+    """The dense layer's output at sampled positions of one use, and the tensor that is added to it."""
+
+    weight: str
+    positions: Tensor  # (R,)
+    output: Tensor  # (R, O)
+    other: Tensor | None  # (R, O)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Scene:
+    """Samples, the branches of the student on them, and what the dense layers answered, by weight and use."""
+
+    inputs: Any
+    samples: int
+    branches: Mapping[str, Branch]
+    targets: Mapping[str, Sequence[_Target]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Piece:
+    """Rows of one layer's regression: inputs, goals, the factors from outputs to goals, and who judges."""
+
+    call: LinearMap
+    weight: Tensor
+    bias: Tensor | None
+    inputs: Tensor  # (R, g, K)
+    goal: Tensor  # (R, g, O)
+    scale: Tensor  # (g, 1, O)
+    held_out: Tensor  # (R,)
+
+
+def _scene(dense: nn.Module, student: nn.Module, plan: Plan, samples: Samples, share: float) -> _Scene:
+    """Run the dense model on some samples."""
+    theirs, ours = find_branches(dense, samples.inputs), find_branches(student, samples.inputs)
+    both = theirs.keys() & ours.keys()
+    teacher = _Teacher(dense, len(samples), {name: theirs[name] for name in both}, share)
+    with teacher:
+        call_model(dense, samples.inputs)
+    return _Scene(
+        inputs=samples.inputs,
+        samples=len(samples),
+        branches={name: ours[name] for name in both},
+        targets=_targets(teacher.targets, plan, dense, student),
+    )
+
+
+def _run(student: nn.Module, recording: Recording, scene: _Scene) -> Any:
+    """Return a run of the student that pauses in front of each layer to be refitted."""
+
+    def run(pause: Pause) -> None:
+        with torch.no_grad(), _Student(student, recording, scene, pause):  # both belong to a thread
+            call_model(student, scene.inputs)
+
+    return run
+
+
+def _listen(student: nn.Module, recording: Recording, scene: _Scene) -> dict[str, list[_Piece]]:
+    """Return the rows of all uses but the first of layers that are used several times, before any refit."""
+    heard: dict[str, list[_Piece]] = {}
+    if any(len(uses) > 1 for uses in scene.targets.values()):
+        with _Student(
+            student, recording, scene, lambda name, piece: heard.setdefault(name, []).append(piece), every=True
+        ):
+            call_model(student, scene.inputs)
+    return {name: pieces[1:] for name, pieces in heard.items()}
+
+
+class _Teacher(StepMode):
+    """Records every layer's output at random positions."""
+
+    def __init__(self, model: nn.Module, samples: int, branches: Mapping[str, Branch], share: float) -> None:
+        super().__init__(model, samples, branches)
+        self._share = share
+        self.targets: list[_Target] = []
+        self._generator = torch.Generator().manual_seed(0)
+
+    def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
+        out = call.forward(*arguments)
+        rows = rows_of(call, out)
+        usual = max(MIN_ROWS, min(MAX_ROWS, ROWS_PER_INPUT * arguments[1][0].numel()))
+        count = min(len(rows), max(1, int(self._share * usual)))
+        positions = torch.randperm(len(rows), generator=self._generator)[:count].sort().values.to(rows.device)
+        other = rows_of(call, self.take_other(name))[positions] if name in self.branches else None
+        self.targets.append(_Target(weight=name, positions=positions, output=rows[positions], other=other))
+        return out
+
+
+class _Student(StepMode):
+    """Pauses in front of each layer, so that later layers receive refitted outputs.
+
+    Args:
+        model: The student.
+        recording: Of a run of it.
+        scene: The samples and the dense outputs.
+        pause: Receives the name of the layer and the rows of its regression.
+        every: Pause at every use of a layer, not only at the first.
+    """
+
+    def __init__(
+        self, model: nn.Module, recording: Recording, scene: _Scene, pause: Pause, *, every: bool = False
+    ) -> None:
+        super().__init__(model, scene.samples, scene.branches, recording.layouts)
+        self._targets, self._pause, self._every = scene.targets, pause, every
+        self._uses: Counter[str] = Counter()
+
+    def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
+        number, targets = self._uses[name], self._targets.get(name, ())
+        self._uses[name] += 1
+        is_regression = not (isinstance(call, Convolution) and call.transposed)
+        if number < len(targets) and is_regression and (self._every or not number):
+            self._pause(name, self._piece(name, call, arguments, targets[number]))
+        return call.forward(*arguments)
+
+    def _piece(self, name: str, call: LinearMap, arguments: Arguments, target: _Target) -> _Piece:
+        """Return the rows of a layer's regression on the dense output, or on the dense sum in front of an addition."""
+        x, weight, bias = arguments
+        groups = columns_of(call, weight).shape[0]
+        scale, missing = self._sum(name, call, target)
+        output = target.output if bias is None else target.output - bias
+        rows_per_sample = len(rows_of(call, call.forward(x[:1], weight, None))) * x.shape[0] // self.samples
+        return _Piece(
+            call=call,
+            weight=weight,
+            bias=bias,
+            inputs=design(call, x, weight, target.positions),
+            goal=(output * scale + missing).unflatten(1, (groups, -1)),
+            scale=scale.view(groups, 1, -1),
+            held_out=(target.positions // max(rows_per_sample, 1)) % 5 == 0,
+        )
+
+    def _sum(self, name: str, call: LinearMap, target: _Target) -> tuple[Tensor, Tensor | float]:
+        """Return the factors from a layer's output to a sum, `(O,)`, and the error of the other summand, `(R, O)`."""
+        ones = target.output.new_ones(target.output.shape[1])
+        if target.other is None:
+            return ones, 0.0
+        missing = target.other - rows_of(call, self.take_other(name))[target.positions]
+        scale = self.branches[name].scale
+        if scale is None:
+            return ones, missing
+        return torch.where(scale.abs() > NEGLIGIBLE * scale.abs().max(), scale, ones), missing
+
+
+class _Refitter:
+    """Gives layers their new weights, and the constant to the bias or to the mean of a BatchNorm."""
+
+    def __init__(self, model: nn.Module, recording: Recording) -> None:
+        means = {id(buffer): buffer for buffer in model.buffers()}
+        self._means = {weight: means[mean][at:] for weight, (mean, at) in recording.absorbing.items()}
+
+    def fit(self, name: str, pieces: Sequence[_Piece]) -> None:
+        """Fit a layer to the rows of all pieces."""
+        first, mean = pieces[0], self._means.get(name)
+        call, weight, bias = first.call, first.weight, first.bias
+        old, unit = columns_of(call, weight), first.scale
+        fit = ridge(
+            torch.cat([piece.inputs for piece in pieces]),
+            torch.cat([piece.goal for piece in pieces]),
+            old * unit,
+            held_out=torch.cat([piece.held_out for piece in pieces]),
+            with_shift=bias is not None or mean is not None,
+        )
+        weight.copy_(weight_from(call, fit.weight / unit, weight))
+        shift = (fit.shift / unit.squeeze(1)).flatten()
+        if bias is not None:
+            bias += shift.to(bias.dtype)
+        elif mean is not None:
+            mean[: shift.numel()] -= shift.to(mean.dtype)
+
+
+def _targets(recorded: Sequence[_Target], plan: Plan, dense: nn.Module, student: nn.Module) -> dict[str, list[_Target]]:
+    """Return for each weight of the student its part of the dense outputs, one for each use."""
+    shapes = {name: parameter.shape for name, parameter in dense.named_parameters(remove_duplicate=False)}
+    axes = [(p.param, p.dim) for group in plan.groups for p in group.slices_with_role("producer")]
+    rows = {name: kept for (name, _), kept in origins(plan, {(n, dim): shapes[n][dim] for n, dim in axes}).items()}
+    sizes = {name: shapes[name][dim] for name, dim in axes}
+    parts_by_weight = {name: [(name, rows.get(name))] for name in shapes}
+    for layer, _, parts in parts_of(student, dense, plan):
+        parts_by_weight[f"{layer}.weight"] = [(f"{part.name}.weight", part.rows) for part in parts]
+    targets: dict[str, list[_Target]] = {}
+    for target in recorded:
+        for name, kept in parts_by_weight[target.weight]:
+            columns: Any = slice(None)
+            if kept is not None and sizes[target.weight] == target.output.shape[1]:
+                columns = kept.to(target.output.device)
+            other = None if target.other is None else target.other[:, columns]
+            part = replace(target, weight=name, output=target.output[:, columns], other=other)
+            targets.setdefault(name, []).append(part)
+    return targets

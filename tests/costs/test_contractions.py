@@ -1,0 +1,49 @@
+"""Contractions in Einstein's notation cost what torch's own counter counts, down to one index."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import hessprune as hp
+from hessprune.costs.contractions import contraction_flops, is_contraction
+
+CASES = {
+    "ij,jk->ik": [(2, 3), (3, 4)],
+    "bij,bjk->bik": [(5, 2, 1), (5, 1, 4)],
+    "nhid,nhjd->nhij": [(2, 3, 4, 5), (2, 3, 6, 5)],
+    "ncij,nckl->nijkl": [(2, 1, 3, 4), (2, 1, 3, 4)],
+    "oc,nchw->nohw": [(4, 3), (2, 3, 5, 5)],
+    "ijk,jkl->il": [(2, 1, 3), (1, 3, 4)],
+}
+
+
+@pytest.mark.parametrize("equation", CASES)
+def test_a_contraction_costs_what_is_counted(equation: str) -> None:
+    left, right = CASES[equation]
+    with FlopCounterMode(display=False) as counter:
+        torch.einsum(equation, torch.ones(left), torch.ones(right))
+    assert contraction_flops(equation, left, right) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "args", [("ii->i", 0), ("ij,jk,kl->il", 0, 0, 0), ("...j,jk->...k", 0, 0), ("ij,jk", 0, 0), ()]
+)
+def test_other_equations_are_none(args) -> None:
+    assert not is_contraction(args)
+
+
+class Scores(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.head = nn.Linear(3, 2), nn.Linear(3, 2), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.einsum("nic,njc->nij", self.query(x), self.key(x)))
+
+
+def test_one_unit_that_is_left_has_the_predicted_cost() -> None:
+    model, x = Scores(), torch.randn(2, 5, 3)
+    groups = hp.find_groups(model, x)
+    plan = hp.make_plan(model, groups, {"query": torch.ones(2)}, hp.Budget(units=0.5), example_inputs=x)
+    assert hp.cost(hp.apply_plan(model, plan), x) == plan.cost_after

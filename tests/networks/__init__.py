@@ -1,0 +1,1 @@
+"""A generator of small random networks, and the check of one draw."""
