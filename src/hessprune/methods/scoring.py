@@ -17,6 +17,7 @@ from hessprune.methods.reach import unseen_groups
 from hessprune.methods.text import as_method
 from hessprune.methods.values import Saliency
 from hessprune.objectives.choice import Chosen, choose_objective
+from hessprune.structure.belonging import check_groups
 from hessprune.structure.groups import Group
 
 HIGHEST_SEED = 2**63 - 1
@@ -86,6 +87,7 @@ def _scored(
     """
     check_batches(batches)
     check_finite_parameters(model)
+    groups = check_groups(model, groups)
     objective = None
     if method.needs is not None:
         objective = choose_objective(

@@ -1,7 +1,7 @@
 """Choose the objective: the loss that is given, cross-entropy for labels, or the distance to the dense outputs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,7 @@ from hessprune.objectives.closed_form import module_of
 from hessprune.objectives.dense import DenseOutputs, Part
 from hessprune.objectives.given import GivenLoss
 from hessprune.objectives.objective import Objective
-from hessprune.objectives.outputs import ALONE, Outputs, targets_of
+from hessprune.objectives.outputs import Outputs, targets_of
 
 Prefer = Literal["dense outputs", "labels", "gradient"]
 """Without a loss: the dense outputs; a cross-entropy where there are labels; or nothing else than that."""
@@ -81,7 +81,8 @@ def choose_objective(
     shares = _shares(outputs)
     reading = every.counting() if shares is None else every.only([*shares])
     tensors = dict(zip(reading.names, reading.parts(pair, 2), strict=True))
-    parts = tuple(_part(name, tensor, inputs, targets, reading) for name, tensor in tensors.items())
+    known = _Known(outputs=every.counting(), inputs=inputs, targets=targets, pair=pair)
+    parts = tuple(known.part(name, tensor) for name, tensor in tensors.items())
     total = len(parts) if shares is None else sum(shares.values())
     parts = tuple(replace(part, share=(1.0 if shares is None else shares[part.name]) / total) for part in parts)
     objective = DenseOutputs(outputs=reading, parts=parts)
@@ -143,23 +144,43 @@ def _shares(outputs: Chosen) -> dict[str, float] | None:
     return shares
 
 
-def _part(name: str, tensor: Tensor, inputs: Any, targets: Any, outputs: Outputs) -> Part:
-    """Decide how one output is compared; `tensor` is that of two samples."""
-    own, whole = targets_of(targets, name), _for_all(tensor, leading_size(inputs))
-    if are_labels(whole, own):
-        check_labels(as_labels(whole, own), whole.shape[1])
-        return Part(name=name, rule="divergence")
-    language = tensor.dim() == 3 and _is_logits(name, outputs)
-    if language and (are_labels(whole.movedim(2, 1), own) or _reads_tokens(inputs)):
-        return Part(name=name, rule="divergence", axis=2)
-    if tensor.dim() == 2 and tensor.shape[1] > 1 and own is None and _is_logits(name, outputs):
-        return Part(name=name, rule="divergence")
-    return Part(name=name, rule="squared error")
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What tells classes from numbers."""
 
+    outputs: Outputs
+    """All outputs that count."""
+    inputs: Any
+    targets: Any
+    pair: Any
+    """The output for two samples."""
 
-def _is_logits(name: str, outputs: Outputs) -> bool:
-    """Return True for the only output, and for one that is called logits."""
-    return name == ALONE or len(outputs.places) == 1 or name.rpartition(".")[2].endswith("logits")
+    def part(self, name: str, tensor: Tensor) -> Part:
+        """Decide how one output is compared; `tensor` is that of two samples."""
+        own, whole = targets_of(self.targets, name), self._whole(tensor)
+        if are_labels(whole, own) and self._belong(whole, own):
+            check_labels(as_labels(whole, own), whole.shape[1])
+            return Part(name=name, rule="divergence")
+        is_logits = self._is_logits(name)
+        if tensor.dim() == 3 and is_logits and (are_labels(whole.movedim(2, 1), own) or _reads_tokens(self.inputs)):
+            return Part(name=name, rule="divergence", axis=2)
+        if tensor.dim() == 2 and tensor.shape[1] > 1 and own is None and is_logits:
+            return Part(name=name, rule="divergence")
+        return Part(name=name, rule="squared error")
+
+    def _belong(self, whole: Tensor, own: Any) -> bool:
+        """Return True if labels are an output's own, or if it has as many classes as the first output that they fit."""
+        if own is not self.targets:
+            return True
+        every = (self._whole(tensor) for tensor in self.outputs.parts(self.pair, 2))
+        return whole.shape[1] == next(tensor.shape[1] for tensor in every if are_labels(tensor, own))
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        return _for_all(tensor, leading_size(self.inputs))
+
+    def _is_logits(self, name: str) -> bool:
+        """Return True for the only output, and for one that is called logits."""
+        return len(self.outputs.places) == 1 or name.rpartition(".")[2].endswith("logits")
 
 
 def _reads_tokens(inputs: Any) -> bool:

@@ -162,7 +162,7 @@ def targets_of(targets: Any, name: str) -> Any:
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """Return the only tensor, or several side by side as `(N, D)`."""
-    return parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], 1)
+    return parts[0] if len(parts) == 1 else torch.cat([part.reshape(len(part), -1) for part in parts], 1)
 
 
 def separated(values: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
