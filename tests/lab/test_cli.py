@@ -230,3 +230,25 @@ def test_help_ends_well(monkeypatch, capsys):
         main()
     assert stopped.value.code == 0
     assert "Example" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("a: " + "[" * 5000 + "]" * 5000, []),
+        ("a: &a [x, x]\nb: &b {c: *b}", []),
+        ("model: {weights: w}\nprune: {budget: {macs: 0.5}}\nseed: !!python/object/apply:os.system [touch ran]", []),
+        ("model: {weights: w}\nprune: {budget: {macs: 0.5}}", ["seed=2001-99-99"]),
+        ("model: {weights: w}\nprune: {budget: {macs: 0.5}}", ["data.root=" + "x" * 900, "data.source=npz"]),
+        ("model: {weights: " + "y" * 900 + "}\nprune: {budget: {macs: 0.5}}", []),
+    ],
+    ids=["deep", "endless", "code", "no date", "long folder", "long file"],
+)
+def test_hostile_recipes_end_in_one_line_and_write_nothing_outside(recipe, settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(recipe)
+    result = runner.invoke(app, ["run", "r.yaml", "--out", "out", *[f"--set={setting}" for setting in settings]])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr) <= 320
+    assert {path.name for path in tmp_path.iterdir()} <= {"r.yaml", "out"}

@@ -46,7 +46,9 @@ class Budget:
         named = [name for name in QUANTITIES if getattr(self, name) is not None]
         if len(named) != 1:
             got = " and ".join(named) or "none"
-            raise BudgetError(f"`Budget` must name exactly one of {', '.join(QUANTITIES)}, got {got}.")
+            raise BudgetError(
+                f"`Budget` must name exactly one of {', '.join(QUANTITIES)}, got {got}. Write Budget(macs=0.5)."
+            )
         if isinstance(self.value, str):
             _check_percentage(self.quantity, self.value)
         else:
@@ -54,7 +56,9 @@ class Budget:
         if self.target is None:
             return
         if not isinstance(self.target, LatencyTarget | LatencyTable):
-            raise BudgetError(f"`target` must be a LatencyTarget or a LatencyTable, got {shown(self.target)}.")
+            raise BudgetError(
+                f"`target` must be a LatencyTarget or a LatencyTable, got {shown(self.target)}. Leave it out."
+            )
         if not self.is_latency:
             raise BudgetError(
                 f"`target` must come with `latency_ms`, got it beside `{self.quantity}`, which is counted, not "

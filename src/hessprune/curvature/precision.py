@@ -48,9 +48,10 @@ class Precision:
             if bool(torch.isfinite(value).all()):
                 return value
             if self.autocast is not torch.float16 or self.scale <= _SMALLEST:
+                remedy = "precision='fp32'" if self.autocast else "a checkpoint that converged"
                 raise NumericalError(
                     f"curvature must be finite, got NaN or infinity in {self.name}. Likely causes: (a) activations "
-                    "beyond the format's range, (b) weights that diverged. Use precision='fp32' to tell them apart."
+                    f"beyond the format's range, (b) weights that diverged. Use {remedy} to tell them apart."
                 )
             self.num_rejected += 1
             self.scale /= _STEP

@@ -136,7 +136,8 @@ def check_repeats(model: nn.Module, objective: Objective, inputs: Any) -> None:
     if not torch.allclose(pair, alone, rtol=1e-2, atol=1e-2 * float(pair.abs().max())):
         raise NumericalError(
             "the model must repeat its outputs in evaluation mode, got different ones for the same samples. Likely "
-            "causes: (a) it draws random numbers in `forward`, (b) its samples influence each other."
+            "causes: (a) it draws random numbers in `forward`, (b) its samples influence each other. Do so only if "
+            "self.training."
         )
 
 

@@ -127,7 +127,7 @@ def _twice_differentiable() -> Iterator[None]:
         if match := re.search(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented", str(error)):
             raise UnsupportedModelError(
                 f"`model` must be twice differentiable for Hessian products, but torch has no derivative of "
-                f"{match[1].strip('_')!r}. Use estimator='exact' or method='hap', which differentiate once."
+                f"{match[1].strip('_')!r}. Use estimator='exact' or method=hp.HAP(), which differentiate once."
             ) from error
         raise
 

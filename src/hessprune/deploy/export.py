@@ -218,8 +218,9 @@ def _compare(model: nn.Module, path: Path, example: Any, dynamic_batch: bool, to
         try:
             outputs = [torch.from_numpy(output) for output in session.run(None, onnx_feed(session, inputs))]
         except Exception as error:  # ONNX Runtime raises its own classes
+            remedy = "Pass dynamic_batch=False." if dynamic_batch else "Replace that operator in its forward."
             raise VerificationError(
-                f"ONNX Runtime must run a batch of {batch_size}, got: {_first_line(error)}. Pass dynamic_batch=False."
+                f"ONNX Runtime must run a batch of {batch_size}, got: {_first_line(error)}. {remedy}"
             ) from error
         for output, reference in zip(outputs, expected, strict=True):
             _check_close(output, reference, batch_size, tolerance)

@@ -46,7 +46,7 @@ def _scales(model: nn.Module, group: Group, names: set[str]) -> Tensor:
     if not pieces:
         raise ArgumentError(
             f"method 'bn_scale' must find a BatchNorm in every group, got none in {group.name!r}. "
-            f"Use another method, or leave the group out with `ignore`."
+            f"Use another method, or leave the group out with find_groups(…, ignore=({group.name!r},))."
         )
     scales = [model.get_parameter(p.param).detach().double().abs().cpu()[p.positions()].sum(1) for p in pieces]
     return torch.stack(scales).sum(0)

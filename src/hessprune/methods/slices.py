@@ -40,4 +40,7 @@ def parameter(model: nn.Module, name: str) -> Tensor:
     try:
         return model.get_parameter(name)
     except AttributeError as error:
-        raise ArgumentError(f"`groups` must belong to this model, which has no parameter '{name}'.") from error
+        raise ArgumentError(
+            f"`groups` must belong to this model, which has no parameter '{name}'. "
+            "Pass hp.find_groups(model, example_inputs)."
+        ) from error

@@ -33,7 +33,8 @@ def as_method(value: "str | Method") -> Method:
     match = _PATTERN.fullmatch(value)
     if match is None:
         raise ArgumentError(
-            f"`method` must read NAME or NAME(OPTION=VALUE,…), got {shown(value)}. See hessprune.methods."
+            f"`method` must read NAME or NAME(OPTION=VALUE,…), got {shown(value)}. "
+            "Write for example 'hap(estimator=hutchinson)'."
         )
     name, inside = match.groups()
     check_choice("method", name, METHODS)

@@ -93,8 +93,13 @@ def carrying_layers(
     """
     carriers = stand_in_layers(model, groups, example_inputs, rank=implant.rank) if implant else {}
     if implant and not carriers:
+        advice = (
+            "Leave `implant` out."
+            if implant.rank
+            else ("Pass Implant(share=…, rank=…) for 1×1 convolutions and linear layers, or leave `implant` out.")
+        )
         raise ArgumentError(
             f"`implant` must be 0 for this model, got {implant.share:g}: no unit has a plain convolution with a kernel "
-            "larger than 1. Pass Implant(share=…, rank=…) for 1×1 convolutions and linear layers."
+            f"larger than 1{' or a linear layer' if implant.rank else ''}. {advice}"
         )
     return carriers

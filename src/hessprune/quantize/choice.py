@@ -73,7 +73,8 @@ def choose_fp32_layers(
     if number is None:
         raise ArgumentError(
             f"`tolerance` must be within reach, got {tolerance:g} where INT8 loses {all_lost:.1f} points and more than "
-            f"{tolerance:g} with all layers but one in FP32. Raise it, or train with rounding: hp.finetune."
+            f"{tolerance:g} with all layers but one in FP32. Raise it, or train with rounding: "
+            "hp.finetune(hp.prepare_qat(model, example_inputs), …)."
         )
     return _first(reasons, number)
 

@@ -226,7 +226,8 @@ def _float_graph(model: nn.Module, example: Any) -> GraphModule:
 
 def _place(graph: GraphModule, quantizer: Any, target: str) -> GraphModule:
     """Insert quantisers into a graph where the quantizer of a backend annotates it."""
-    remedy = f"with torch {torch.__version__}. Use target='onnxruntime', or a newer torch."
+    other = "" if target == "onnxruntime" else "target='onnxruntime', or "
+    remedy = f"with torch {torch.__version__}. Use {other}a newer torch."
     try:
         with quiet():
             prepared = _torchao().prepare_qat_pt2e(graph, quantizer)

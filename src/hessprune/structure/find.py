@@ -11,6 +11,7 @@ from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.arrival import plain_modules, watched
 from hessprune.foundation.modules import split_name
 from hessprune.foundation.parametrised import check_plain_weights
+from hessprune.structure.advice import ON_REQUEST, advice
 from hessprune.structure.capture import capture, capture_training
 from hessprune.structure.collect import collect
 from hessprune.structure.groups import Frozen, Group, Groups, Ignored
@@ -71,15 +72,14 @@ def _found(model: nn.Module, example_inputs: Any, ignored: set[str], *, compare:
     """Find the groups of a plain model, without those of the ignored modules."""
     groups, frozen = collect(_walk(model, example_inputs))
     kept = [group for group in groups if not _is_ignored(group, ignored)]
-    frozen += _freeze([group for group in groups if _is_ignored(group, ignored)], "it is ignored on request")
+    frozen += _freeze([group for group in groups if _is_ignored(group, ignored)], ON_REQUEST)
     working, failures = without_failures(model, example_inputs, kept, compare=compare)
     for group, reason in failures:
         frozen += _freeze([group], reason)
     if not working:
         reasons = sorted({item.reason for item in frozen}) or ["it has no layers with weights"]
         raise UnsupportedModelError(
-            f"the model must have channels that can be removed, found none: {'; '.join(reasons[:4])}. "
-            f"Prune a network with at least one hidden layer, or shorten `ignore`."
+            f"the model must have channels that can be removed, found none: {'; '.join(reasons[:4])}. {advice(reasons)}"
         )
     return Groups(working, dict.fromkeys(frozen))
 

@@ -86,7 +86,10 @@ def finetune(
         1.0
     """
     if teacher is None and config.distill_weight > 0:
-        raise ArgumentError(f"`teacher` must be a model when distill_weight is {config.distill_weight}, got None.")
+        raise ArgumentError(
+            f"`teacher` must be a model when distill_weight is {config.distill_weight}, got None. Pass the dense "
+            "model, or distill_weight=0."
+        )
     with received(model) as plain:
         goal = _Goal(loss_fn=loss_fn, metric=metric, teacher=None if teacher is None else arrived(teacher))
         return _finetuned(plain, train, validation, config, goal, checkpoint_dir)

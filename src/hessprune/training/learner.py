@@ -145,7 +145,9 @@ def make_optimizer(model: nn.Module, config: FinetuneConfig) -> torch.optim.Opti
     kept = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters(recurse=False)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained and config.epochs:
-        raise ArgumentError("`model` must have a parameter with requires_grad=True, got none. Unfreeze some.")
+        raise ArgumentError(
+            "`model` must have a parameter with requires_grad=True, got none. Call model.requires_grad_(True)."
+        )
     groups = [
         {"params": [p for p in trained if p.dim() > 1 and id(p) not in kept], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.dim() <= 1 or id(p) in kept], "weight_decay": 0.0},
