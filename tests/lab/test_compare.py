@@ -127,6 +127,6 @@ def test_inner_channels_spare_the_residual_stream():
 
 
 def test_a_model_without_inner_channels_is_one_clear_error(monkeypatch):
-    monkeypatch.setattr(comparing, "find_groups", lambda *arguments: find_groups(make(Plain), image())[:0])
+    monkeypatch.setattr(comparing, "find_groups", lambda *_, **__: find_groups(make(Plain), image())[:0])
     with pytest.raises(UnsupportedModelError, match="`channels` must be 'all' for this model"):
         comparing.chosen_groups(make(Plain), image(), hp.CompareSettings(channels="inner"))

@@ -15,7 +15,7 @@ from hessprune.layers.recording import record
 from hessprune.layers.sums import Sums
 from hessprune.planning.plan import Plan
 from hessprune.planning.planner import plan_removing
-from hessprune.surgery import compensation
+from hessprune.surgery import calibration
 from hessprune.surgery.compensation import compensate
 from tests.cases import AWKWARD, Flatten, Grouped, Inverted, Plain, Residual, Shared, Tokens, image, make
 
@@ -154,7 +154,7 @@ def test_the_outputs_come_nearer_and_nothing_else_changes(case: type[nn.Module])
     pruned = hp.apply_plan(model, plan)
     states = copy.deepcopy(model.state_dict()), copy.deepcopy(pruned.state_dict())
     teacher_labels = [(inputs, model(inputs).argmax(1)) for inputs, _ in data]
-    repaired = compensate(model, pruned, plan, teacher_labels)
+    repaired = compensate(model, pruned, plan, teacher_labels, loss_fn=nn.CrossEntropyLoss())
     assert loss(repaired, teacher_labels) <= loss(pruned, teacher_labels)
     for state, owner in zip(states, (model, pruned), strict=True):
         assert all(torch.equal(state[name], tensor) for name, tensor in owner.state_dict().items())
@@ -208,7 +208,7 @@ def test_no_more_batches_are_read_than_memory_holds(monkeypatch: pytest.MonkeyPa
     data = [(x[start : start + 5], torch.arange(5) % 4) for start in range(0, 60, 5)]
     uses = record(pruned, x).uses  # of two samples
     largest = max(math.prod(use.input_shape) + math.prod(use.output_shape) for use in uses) // 2
-    monkeypatch.setattr(compensation, "MEMORY", 4 * compensation.LIVE * largest * 22)
+    monkeypatch.setattr(calibration, "MEMORY", 4 * calibration.LIVE * largest * 22)
     whole, counted = compensate(model, pruned, plan, [(x[:22], torch.arange(22) % 5 % 4)]), Counted(data)
     cut = compensate(model, pruned, plan, counted)
     assert max(counted.reads) == 5  # of 5 samples each: 22 fit

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hessprune.foundation.modules import device_of, forward
 from hessprune.foundation.trees import leading_size, sample_rows, to_device
-from hessprune.layers.recording import slow_attention
+from hessprune.layers.recording import CallMode, slow_attention
 from hessprune.objectives.objective import BatchLoss, Objective
 from hessprune.structure.groups import Group
 
@@ -33,7 +33,7 @@ def unseen_groups(model: nn.Module, groups: Sequence[Group], batches: Any, objec
     loss = objective.on(inputs, targets, samples)
     if not loss.needs_outputs:
         inputs, samples = sample_rows(inputs, torch.tensor([0, -1])), 2
-    with torch.enable_grad(), slow_attention():
+    with torch.enable_grad(), slow_attention(), CallMode({}, samples):  # which also looks into control flow
         output = forward(other, inputs)
         values = objective.read(output, samples)
         if loss.needs_outputs:

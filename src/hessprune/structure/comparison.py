@@ -11,6 +11,7 @@ from hessprune.foundation.modules import call_model, device_of
 from hessprune.foundation.randomness import without_chance
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import to_device
+from hessprune.layers.recording import CallMode
 from hessprune.structure.cutting import Followers
 from hessprune.structure.outputs import difference
 
@@ -51,7 +52,7 @@ def compare(mask: Callable[[Followers], nn.Module], sliced: nn.Module, inputs: A
 def outputs_of(model: nn.Module, inputs: Any, dtype: torch.dtype) -> Any:
     """Convert a model to a precision and return what its forward returns in evaluation mode, without chance."""
     model = model.double() if dtype is torch.float64 else model.float()
-    with torch.no_grad(), evaluation_mode(model), without_chance():
+    with torch.no_grad(), evaluation_mode(model), without_chance(), CallMode({}, 1):
         return call_model(model, to_device(inputs, device_of(model), dtype))
 
 
