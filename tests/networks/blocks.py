@@ -142,7 +142,7 @@ class Transposed(Block):
     """Doubles the size, and takes the mean again."""
 
     def build(self, rng, width, rank):
-        self.groups = rng.choice((1, 1, 2, width))
+        self.groups = rng.choice((1, 1, 2 - width % 2, width))
         self.out = rng.choice((1, 2)) * width
         self.up = TRANSPOSED[rank](width, self.out, 2, stride=2, groups=self.groups, bias=rng.random() < 0.5)
         self.norm = norm(rng, rank, self.out)

@@ -84,8 +84,9 @@ class Shared(Block):
 
     def build(self, rng, width, rank):
         self.twice = conv_norm(rng, rank, width, width, padding_mode="zeros")
+        depthwise = conv(rng, rank, width, width, 3, groups=width, padding_mode="zeros")
         self.way = rng.choice(("row", "side", "scales"))
-        self.twice = nn.Sequential(conv(rng, rank, width, width, 3, groups=width)) if rng.random() < 0.3 else self.twice
+        self.twice = depthwise if rng.random() < 0.3 else self.twice
         self.out = 2 * width if self.way == "side" else width
 
     def forward(self, x: Tensor) -> Tensor:

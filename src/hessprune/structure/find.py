@@ -34,8 +34,8 @@ def find_groups(
 
     Args:
         model: Any module that `torch.export` captures; it is left untouched.
-        example_inputs: A tensor, a tuple of positional, or a dict of keyword arguments. Numbers matter
-            for the second trial alone; random ones stand in for zeros and ones.
+        example_inputs: A tensor, a tuple of positional, or a dict of keyword arguments. Its numbers matter for the
+            second trial alone; random ones stand in for zeros.
         ignore: Layers whose outputs must keep their width: modules, module types, or name patterns (`"layer1.*"`).
         compare: Make the second trial; without it `hp.apply_plan` refuses where slicing is not masking.
 

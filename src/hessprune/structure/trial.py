@@ -116,21 +116,17 @@ def _masked(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]], followe
 
 
 def _with_numbers(inputs: Any) -> Any:
-    """Replace floating-point inputs that say nothing (zeros, ones, tensors without numbers) by random ones."""
+    """Replace floating-point inputs that say nothing (zeros, tensors without numbers) by random ones."""
     generator = torch.Generator().manual_seed(0)
 
     def replaced(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not (value.is_meta or (value.is_floating_point() and _is_constant(value))):
+        if not isinstance(value, Tensor) or not (value.is_meta or (value.is_floating_point() and not value.any())):
             return value
         if not value.is_floating_point():
             return torch.zeros(value.shape, dtype=value.dtype)
         return torch.randn(value.shape, generator=generator).to(value.dtype)
 
     return tree_map(replaced, inputs)
-
-
-def _is_constant(value: Tensor) -> bool:
-    return value.numel() > 1 and bool((value == value.flatten()[0]).all())
 
 
 @contextmanager
