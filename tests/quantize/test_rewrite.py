@@ -89,3 +89,21 @@ def test_shortcuts_of_zeros_become_convolutions(forward, left):
     assert torch.equal(graph(x), forward(x))
     assert {node.target for node in graph.graph.nodes} & {aten.pad.default, aten.slice.Tensor} == left
     assert not any(parameter.requires_grad for parameter in graph.parameters())
+
+
+@pytest.mark.parametrize("pool", [lambda x: x.mean((2, 3), keepdim=True), lambda x: F.adaptive_avg_pool2d(x, 1)])
+def test_a_mean_over_space_takes_images_of_another_size(pool):
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return self.head(pool(self.conv(x).relu())).flatten(1)
+
+    model = Pooled().double().eval()
+    graph = captured(model, torch.randn(2, 3, 8, 8).double())
+    rewrite(graph)
+    assert not REMOVED & {node.target for node in graph.graph.nodes}
+    larger = torch.randn(2, 3, 14, 12).double()
+    torch.testing.assert_close(torch.fx.GraphModule(graph, graph.graph)(larger), model(larger))

@@ -77,6 +77,11 @@ class AnyLoss(BatchLoss):
                 "`loss_fn` must return one number for a batch, a tensor with a gradient, got "
                 f"{tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__}. Average over samples."
             )
+        if values.requires_grad and not loss.requires_grad:
+            raise ArgumentError(
+                "`loss_fn` must depend on the model's outputs, got a loss without a gradient in them. Compute it from "
+                "the output with torch's own functions."
+            )
         return loss.reshape(()) * (self.samples / len(rows))
 
     def factor(self, values: Tensor, rows: Tensor | None = None) -> Curvature:  # noqa: ARG002 - those seen count
@@ -96,7 +101,10 @@ class AnyLoss(BatchLoss):
                 twice = False
                 (gradient,) = torch.autograd.grad(self.loss(leaf, self.counted()) * self.samples, leaf)
         if gradient is None:
-            raise ArgumentError("`loss_fn` must depend on the model's outputs, got a loss without a gradient in them.")
+            raise ArgumentError(
+                "`loss_fn` must depend on the model's outputs, got a loss without a gradient in them. Compute it from "
+                "the output with torch's own functions."
+            )
         exact = _Second(leaf, gradient).factor() if twice and gradient.requires_grad else None
         if exact is not None:
             return exact, "Hessian of the loss"

@@ -69,6 +69,7 @@ def choose_objective(
         return GivenLoss(loss_fn=loss_fn, outputs=None if module_of(loss_fn) else _outputs_of(model, inputs))
     pair, alone = _run(model, inputs, [0, -1]), _run(model, inputs, [0])
     _check_targets(targets, leading_size(inputs))
+    every = Outputs.find(pair, alone)
     logits = _for_all(logits_of(pair), leading_size(inputs))
     if prefer != "dense outputs" and are_labels(logits, targets):
         return GivenLoss(loss_fn=None)
@@ -77,7 +78,6 @@ def choose_objective(
             f"`batches` must hold labels for {asker}, which needs the gradient of a loss, got targets "
             f"{describe(targets)} for outputs {describe(alone)}. Give (inputs, labels), or the loss as `loss_fn`."
         )
-    every = Outputs.find(pair, alone)
     shares = _shares(outputs)
     reading = every.counting() if shares is None else every.only([*shares])
     tensors = dict(zip(reading.names, reading.parts(pair, 2), strict=True))
@@ -117,7 +117,7 @@ def _run(model: nn.Module, inputs: Any, rows: list[int]) -> Any:
 
 def _for_all(logits: Tensor, samples: int) -> Tensor:
     """Return logits of the shape that a whole batch has, from those of two samples."""
-    return logits[:1].expand(samples, *logits.shape[1:])
+    return logits[:1].expand(samples, *logits.shape[1:]) if logits.dim() else logits
 
 
 def _check_targets(targets: Any, samples: int) -> None:

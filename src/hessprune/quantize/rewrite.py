@@ -114,11 +114,16 @@ def _pool(module: GraphModule, node: Node) -> None:
     whole = [axis % 4 for axis in axes] in ([2, 3], [3, 2])
     if len(shape) != 4 or not whole or not all(isinstance(length, int) for length in shape[2:]):
         return
-    steps = [(aten.avg_pool2d.default, (list(shape[2:]),))] + ([] if keeps else [(aten.flatten.using_ints, (1,))])
-    for function, arguments in steps:
+    with module.graph.inserting_before(node):  # sizes are read when it runs: images may have another size then
+        sizes = [module.graph.call_function(aten.sym_size.int, (x, axis)) for axis in (2, 3)]
+    for size, length in zip(sizes, shape[2:], strict=True):
+        size.meta = node.meta | {"val": length}
+    pool = aten.avg_pool2d.default
+    steps = [(pool, (sizes,), (list(shape[2:]),))] + ([] if keeps else [(aten.flatten.using_ints, (1,), (1,))])
+    for function, arguments, values in steps:
         with module.graph.inserting_before(node):
             new = module.graph.call_function(function, (x, *arguments))
-        new.meta = node.meta | {"val": function(x.meta["val"], *arguments)}
+        new.meta = node.meta | {"val": function(x.meta["val"], *values)}
         x = new
     node.replace_all_uses_with(x)
     module.graph.erase_node(node)
