@@ -39,8 +39,10 @@ def as_pair(batch: Any, required: tuple[str, ...] = (), name: str = "batches") -
         DataError: The batch is nothing of the kind, or holds no samples.
 
     Example:
-        >>> as_pair({"input_ids": 1, "labels": 2}), as_pair((1, 2))
-        (({'input_ids': 1}, 2), (1, 2))
+        >>> import torch
+        >>> x, y = torch.zeros(2, 3), torch.tensor([0, 1])
+        >>> [batch[1] is y for batch in map(as_pair, ({"x": x, "labels": y}, (x, y)))], as_pair(x)[1]
+        ([True, True], None)
     """
     if isinstance(batch, Tensor):
         pair: tuple[Any, Any] = (batch, None)
