@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hessprune as hp
-from hessprune.costs.contractions import contraction_flops, is_contraction
+from hessprune.costs.contractions import attention_flops, contraction_flops, is_contraction
 
 CASES = {
     "ij,jk->ik": [(2, 3), (3, 4)],
@@ -47,3 +47,22 @@ def test_one_unit_that_is_left_has_the_predicted_cost() -> None:
     groups = hp.find_groups(model, x)
     plan = hp.make_plan(model, groups, {"query": torch.ones(2)}, hp.Budget(units=0.5), example_inputs=x)
     assert hp.cost(hp.apply_plan(model, plan), x) == plan.cost_after
+
+
+def test_attention_costs_what_its_products_cost() -> None:
+    q, k, v = (torch.ones(2, 3, size, width) for size, width in ((5, 4), (7, 4), (7, 6)))
+    with FlopCounterMode(display=False) as counter:
+        _ = (q @ k.mT) @ v
+    assert attention_flops(q.shape, k.shape, v.shape, 0.0, out_val=None) == counter.get_total_flops()
+
+
+def test_attention_is_counted_where_the_forward_needs_numbers() -> None:
+    class Numbered(nn.TransformerEncoderLayer):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.is_meta:
+                raise NotImplementedError
+            return super().forward(x)
+
+    x = torch.randn(2, 5, 8)
+    plain, numbered = (kind(8, 2, 16, batch_first=True).eval() for kind in (nn.TransformerEncoderLayer, Numbered))
+    assert hp.cost(numbered, x) == hp.cost(plain, x)

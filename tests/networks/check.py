@@ -138,7 +138,9 @@ def _tensors(output: object) -> Iterator[Tensor]:
 
 def _causes(message: str) -> str:
     """Return the causes of a refusal without names of modules; nothing if it names no operator and no size."""
-    causes = re.sub(r"in module '[^']*'|\([^()]*\)", "", message.partition("found none: ")[2].partition(". Prune")[0])
+    causes = message.partition("found none: ")[2].partition(". Prune")[0]
+    while (shorter := re.sub(r"in module '[^']*'|\([^()]*\)", "", causes)) != causes:
+        causes = shorter
     listed = dict.fromkeys(cause.strip() for cause in causes.split(";"))
     named = [cause for cause in listed if not cause.startswith("it meets the model's input")]
     return "; ".join([cause for cause in named if cause != "the model returns it"] or named)

@@ -75,25 +75,21 @@ def test_what_disagrees_is_frozen_by_name_with_the_reason() -> None:
 
 
 class Coupled(nn.Module):
-    """Two widths that must be equal, tied by the source code alone: either may go, not both by themselves."""
+    """Two widths that the source code compares: a unit may leave both, but not one alone."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.left, self.right = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(4, 8)
+        self.left, self.right, self.last = nn.Linear(8, 3), nn.Linear(8, 3), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.a(x), self.b(x)
-        return self.left(a).relu() * a.shape[1] / b.shape[1] + self.right(b)
+        return self.left(a) * a.shape[1] / b.shape[1] + self.right(b) + self.last(self.c(x))
 
 
-def test_groups_that_agree_only_together_are_not_left_together() -> None:
+def test_groups_that_agree_only_together_stay() -> None:
     torch.manual_seed(0)
-    model, x = Coupled().eval(), torch.randn(2, 4)
-    groups = hp.find_groups(model, x, compare=True)
-    for group in groups:
-        saliency = {each.name: torch.arange(8.0) + 100 * (each is not group) for each in groups}
-        budget = hp.Budget(units=8 * len(groups) - 3)
-        hp.apply_plan(model, hp.make_plan(model, groups, saliency, budget, example_inputs=x), example_inputs=x)
+    assert [group.name for group in hp.find_groups(Coupled().eval(), torch.randn(2, 4), compare=True)] == ["c"]
 
 
 def test_a_model_of_agreeing_groups_costs_two_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,3 +119,38 @@ def test_chance_and_missing_numbers_freeze_nothing() -> None:
     assert len(hp.find_groups(logarithm, -torch.ones(1, 3, 6, 6), compare=True)) == 2
     nan = Written(lambda x: x * math.nan).eval()
     assert len(hp.find_groups(nan, torch.ones(1, 3, 6, 6), compare=True)) == 2
+
+
+class Asleep(nn.Module):
+    """A view with as many heads as an attribute says, in front of a ReLU that is zero on every input."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj, self.head = nn.Linear(3, 48), nn.Linear(16, 6), nn.Linear(6, 2)
+        nn.init.constant_(self.proj.bias, -100.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.head(F.relu(self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))))
+
+
+def test_a_view_that_runs_with_other_heads_gets_its_attribute_though_units_are_dead() -> None:
+    torch.manual_seed(0)
+    model, x = Asleep(4).eval(), torch.randn(2, 5, 3)
+    groups = hp.find_groups(model, x, compare=True)
+    heads = next(group for group in groups if group.name == "qkv")
+    assert [(item.module, item.attribute, item.counts) for item in heads.literals] == [("", "heads", (1, 1, 1, 1))]
+
+
+def test_a_number_of_heads_in_the_source_code_freezes_them() -> None:
+    class Written(Asleep):
+        def forward(self, x: Tensor) -> Tensor:
+            del self.heads
+            object.__setattr__(self, "heads", 4)
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, x = Written(4).eval(), torch.randn(2, 5, 3)
+    assert [group.name for group in hp.find_groups(model, x, compare=True)] == ["proj"]

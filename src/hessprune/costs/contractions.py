@@ -1,5 +1,6 @@
-"""The cost of a contraction in Einstein's notation."""
+"""The cost of contractions: in Einstein's notation, and of attention in one kernel."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,21 @@ def contraction_flops(equation: str, left: Sequence[int], right: Sequence[int], 
     for axis in {*out} | _inner(a, b, out):
         flops *= sizes[axis]
     return flops
+
+
+def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Return two operations for each multiply-add of scores and of weighted values, for each head of the queries.
+
+    Args:
+        query: Shape `(…, T, D)` of the queries, with the heads.
+        key: Shape `(…, S, D)` of the keys.
+        value: Shape `(…, S, E)` of the values.
+
+    Example:
+        >>> attention_flops((2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 6))
+        4200
+    """
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _inner(left: str, right: str, out: str) -> set[str]:

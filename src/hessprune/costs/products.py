@@ -13,11 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
-from hessprune.costs.contractions import contraction_flops, is_contraction
+from hessprune.costs.contractions import attention_flops, contraction_flops, is_contraction
 from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.modules import call_model, dry_run
 from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
+
+FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+}
+"""Operations of one call of an operator, by shapes; torch's own counter leaves out attention on CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +121,7 @@ class _Recorder(TorchDispatchMode):
         if isinstance(func, HigherOrderOperator):
             return self._inside(func, args, kwargs)
         out = _without_numbers(func, args) or self._call(func, args, kwargs)
-        formula = None if self.paused else flop_registry.get(func._overloadpacket)
+        formula = None if self.paused else FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.add(func._overloadpacket.__name__, formula, args, kwargs, out)
         return out

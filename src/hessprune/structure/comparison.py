@@ -1,10 +1,12 @@
 """Compare a sliced model with a masked one: the same function, up to rounding, or a fault."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from hessprune.foundation.modules import call_model, device_of
@@ -24,7 +26,9 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _WAYS: tuple[Followers, ...] = ("kept", "layers", "all")
 
 
-def compare(mask: Callable[[Followers], nn.Module], sliced: nn.Module, inputs: Any) -> tuple[float, torch.dtype]:
+def compare(
+    mask: Callable[[Followers], nn.Module], sliced: nn.Module, inputs: Any, *, awake: bool = False
+) -> tuple[float, torch.dtype]:
     """Return the relative difference of a sliced model from the closest masked one, and the precision of both.
 
     Costs two forwards if the first mask agrees, and up to two more if not. Draws of random numbers are the same in all.
@@ -33,27 +37,42 @@ def compare(mask: Callable[[Followers], nn.Module], sliced: nn.Module, inputs: A
         mask: Returns a new masked model; what follows the units is kept or masked as asked.
         sliced: The sliced model; its dtype is changed.
         inputs: A tensor, a tuple of positional, or a dict of keyword arguments.
+        awake: Whether every ReLU lets a part of negative numbers pass, in both models: a difference in front of units
+            that are zero on these inputs shows, too.
     """
     dtype, masked = torch.float64, mask("kept")
     try:
-        expected = outputs_of(masked, inputs, dtype)
+        expected = outputs_of(masked, inputs, dtype, awake)
     except Exception:  # the forward insists on its own precision, or fails in that one, too
         dtype = torch.float32
-        expected = outputs_of(masked, inputs, dtype)
-    actual = outputs_of(sliced, inputs, dtype)
+        expected = outputs_of(masked, inputs, dtype, awake)
+    actual = outputs_of(sliced, inputs, dtype, awake)
     least = difference(expected, actual)
     for followers in _WAYS[1:]:
         if least <= TOLERANCE[dtype]:
             break
-        least = min(least, difference(outputs_of(mask(followers), inputs, dtype), actual))
+        least = min(least, difference(outputs_of(mask(followers), inputs, dtype, awake), actual))
     return least, dtype
 
 
-def outputs_of(model: nn.Module, inputs: Any, dtype: torch.dtype) -> Any:
+def outputs_of(model: nn.Module, inputs: Any, dtype: torch.dtype, awake: bool = False) -> Any:
     """Convert a model to a precision and return what its forward returns in evaluation mode, without chance."""
     model = model.double() if dtype is torch.float64 else model.float()
-    with torch.no_grad(), evaluation_mode(model), without_chance(), CallMode({}, 1):
+    leaky = _Leaky() if awake else nullcontext()
+    with torch.no_grad(), evaluation_mode(model), without_chance(), CallMode({}, 1), leaky:
         return call_model(model, to_device(inputs, device_of(model), dtype))
+
+
+class _Leaky(TorchDispatchMode):
+    """Replaces ReLU and ReLU6 by a function that is zero at zero alone."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        if func in {aten.relu.default, aten.hardtanh.default}:
+            return aten.leaky_relu.default(args[0], 0.5)
+        if func in {aten.relu_.default, aten.hardtanh_.default}:
+            return aten.leaky_relu_.default(args[0], 0.5)
+        return func(*args, **(kwargs or {}))
 
 
 def positive(inputs: Any) -> Any:

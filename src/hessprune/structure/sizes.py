@@ -35,10 +35,11 @@ def without_failures(
                 reasons[group.name] = reason
                 del working[group.name]
     suspects = [group for name, group in working.items() if compare or name in freed]
-    for name, reason in _disagreements(trial, suspects).items():
-        reasons[name] = freed.get(name, reason)
-        del working[name]
-    return [*working.values()], [(group, reasons[group.name]) for group in groups if group.name in reasons]
+    agreeing, disagreeing = _agreeing(trial, suspects)
+    reasons |= disagreeing | {name: freed[name] for name in disagreeing if name in freed}
+    working |= {group.name: group for group in agreeing}
+    kept = [group for name, group in working.items() if name not in disagreeing]
+    return kept, [(group, reasons[group.name]) for group in groups if group.name in reasons]
 
 
 def _culprits(trial: Trial, groups: Sequence[Group], failure: Failure) -> tuple[list[Group], list[tuple[Group, str]]]:
@@ -108,13 +109,14 @@ def _counting(module: nn.Module, name: str, group: Group) -> tuple[Literal, ...]
     )
 
 
-def _disagreements(trial: Trial, groups: Sequence[Group]) -> dict[str, str]:
-    """Return the groups for which slicing is not masking, though the forward runs, each with the reason.
+def _agreeing(trial: Trial, groups: Sequence[Group]) -> tuple[list[Group], dict[str, str]]:
+    """Split groups into those for which slicing is masking and others, by name with the reason.
 
-    Tries all groups together, and halves only of a part that disagrees; what agrees stays beside the rest.
+    Tries all groups together, and halves only of a part that disagrees; what agrees stays beside the rest. A group that
+    disagrees alone gets attributes that count its units, if that helps.
     """
     if not groups or not trial.disagreement(groups) or not trial.can_compare():
-        return {}
+        return [*groups], {}
     agreeing: list[Group] = []
     reasons: dict[str, str] = {}
 
@@ -122,15 +124,26 @@ def _disagreements(trial: Trial, groups: Sequence[Group]) -> dict[str, str]:
         found = trial.disagreement([*agreeing, *part])
         if not found:
             agreeing.extend(part)
-        elif len(part) == 1:
-            reasons[part[0].name] = f"the forward depends on the number or the places of its channels ({found})"
-        else:
+        elif len(part) > 1:
             middle = len(part) // 2
             add(part[:middle])
             add(part[middle:])
+        elif better := _with_agreeing_literals(trial, part[0], agreeing):
+            agreeing.append(better)
+        else:
+            reasons[part[0].name] = f"the forward depends on the number or the places of its channels ({found})"
 
     add(groups)
-    return reasons
+    return agreeing, reasons
+
+
+def _with_agreeing_literals(trial: Trial, group: Group, beside: Sequence[Group]) -> Group | None:
+    """Return the group with attributes for which slicing is masking, or None."""
+    for literals in _choices(trial.model, group, ""):
+        better = replace(group, literals=(*group.literals, *literals))
+        if not trial.failure_of([*beside, better]) and not trial.disagreement([*beside, better]):
+            return better
+    return None
 
 
 def _outwards(module: str) -> Iterator[str]:

@@ -43,6 +43,7 @@ class Trial:
         self.model, self._inputs = empty_copy(model).eval(), to_device(example_inputs, "meta")
         self._needs_numbers: bool | None = None
         self._numeric_inputs = _with_numbers(example_inputs)
+        self._awake = True
         self._places: dict[str, int] = {}
 
     def failure(self, groups: Sequence[Group]) -> Failure | None:
@@ -88,18 +89,20 @@ class Trial:
         try:
             sliced = copy.deepcopy(model)
             remove_slices(sliced, cuts)
-            found, dtype = compare(lambda followers: _masked(model, cuts, followers), sliced, inputs)
+            found, dtype = compare(lambda followers: _masked(model, cuts, followers), sliced, inputs, awake=self._awake)
         except Exception as error:  # any error of the user's forward is the answer
             return first_line(error)
         return "" if found <= TOLERANCE[dtype] else f"without some units the output differs by {found:.1e}"
 
     def can_compare(self) -> bool:
-        """Return whether the whole model equals itself on the inputs, or on positive ones: numbers prove something."""
+        """Return whether the whole model equals itself: on the inputs, on positive ones, or with dead units asleep."""
         if device_of(self._original[0]).type == "meta":
             return False
-        if self.disagreement([]):
-            self._numeric_inputs = positive(self._numeric_inputs)
-        return not self.disagreement([])
+        given = self._numeric_inputs
+        for self._awake, self._numeric_inputs in ((True, given), (False, given), (False, positive(given))):
+            if not self.disagreement([]):
+                return True
+        return False
 
     def _leaving(self, groups: Sequence[Group]) -> Iterator[tuple[Group, list[int]]]:
         """Yield for each group the units that leave it: at least one, at most half, of groups in turn one more."""
