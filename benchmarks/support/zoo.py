@@ -1,10 +1,12 @@
-"""Classifiers of other people: every one of torchvision, and the smallest of each of timm's families."""
+"""Models of other people: torchvision's classifiers, the smallest of each of timm's families, and Hugging Face's."""
 
 import importlib
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from support import huggingface
 
 # torchvision registers these from a library that does not load beside a CPU-only torch; its Python needs their names.
 _OPERATORS = {
@@ -45,12 +47,14 @@ TIMM = """
     vit_srelpos_small_patch16_224 samvit_base_patch16_224 vitamin_small_224 volo_d1_224 ese_vovnet19b_slim_dw
     legacy_xception xception41p xcit_nano_12_p8_224
     """.split()  # noqa: SIM905
-SOURCES = {"torchvision": TORCHVISION, "timm": TIMM}
+SOURCES = {"torchvision": TORCHVISION, "timm": TIMM, "transformers": [*huggingface.ARCHITECTURES]}
 
 
-def build(source: str, name: str, batch_size: int) -> tuple[nn.Module, Tensor]:
-    """Return an untrained model in evaluation mode, and a batch of its own input size."""
-    _define_operators()
+def build(source: str, name: str, batch_size: int) -> tuple[nn.Module, Any]:
+    """Return an untrained model in evaluation mode, and a batch of its own input size (a dict of names for some)."""
+    define_operators()
+    if source == "transformers":
+        return huggingface.build(name, batch_size)
     if source == "timm":
         model: Any = importlib.import_module("timm").create_model(name)
         return model.eval(), torch.randn(batch_size, *model.default_cfg["input_size"])
@@ -60,7 +64,8 @@ def build(source: str, name: str, batch_size: int) -> tuple[nn.Module, Tensor]:
     return model.eval(), torch.randn(batch_size, 3, size, size)
 
 
-def _define_operators() -> None:
+def define_operators() -> None:
+    """Define the operators without which torchvision, and what looks for it, does not import."""
     for name, schema in _OPERATORS.items():
         try:
             torch.library.define(f"torchvision::{name}", schema)
