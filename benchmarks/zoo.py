@@ -104,14 +104,13 @@ def conclude(claims: Claims, source: str, records: list[Found]) -> None:
     ends = [found["outcome"] for found in ours]
     peers = {tool: [r[tool]["outcome"] for r in records if tool in r] for tool in rivals.RIVALS}
     peers = {tool: found for tool, found in peers.items() if found}
-    wrong = {tool: found.count("wrong") for tool, found in peers.items()}
-    claims.at_most(f"{source}: models pruned wrongly", ends.count("wrong"), 0, peer=wrong)
+    claims.at_most(f"{source}: models pruned wrongly", ends.count("wrong"), 0, peer=counted(peers, "wrong"))
     claims.at_least(
         f"{source}: models pruned or refused by name", ends.count("pruned") + ends.count("refused"), len(ends)
     )
-    pruned = {tool: found.count("pruned") for tool, found in peers.items()}
     bound = {"torchvision": 1.0, "timm": 0.9, "transformers": 0.9}[source] * len(ends)
-    claims.at_least(f"{source}: models pruned, of {len(ends)}", ends.count("pruned"), bound, peer=pruned)
+    number, beside = ends.count("pruned"), counted(peers, "pruned")
+    claims.at_least(f"{source}: models pruned, of {len(ends)}", number, bound, peer=beside)
     if source == "transformers":
         neurons = sum(found.get("neurons", False) for found in ours)
         claims.at_least(f"{source}: models whose feed-forward neurons are found", neurons, len(ends))
@@ -119,6 +118,10 @@ def conclude(claims: Claims, source: str, records: list[Found]) -> None:
     claims.at_most(f"{source}: processor seconds of the slowest find_groups", slowest, GROUPS_S)
     largest = max(found.get("groups_mb", 0) for found in ours) / 1024
     claims.at_most(f"{source}: gigabytes that find_groups adds at most", largest, GROUPS_GB)
+
+
+def counted(peers: dict[str, list[str]], outcome: str) -> str | None:
+    return ", ".join(f"{tool} {ends.count(outcome)} of {len(ends)}" for tool, ends in peers.items()) or None
 
 
 def tried(tool: str, source: str, name: str) -> Found:

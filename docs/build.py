@@ -123,8 +123,22 @@ def benchmark_tables() -> str:
         rows = [f"| {c['name']} | {_shown(c['value'])} | {c['target']} | {_shown(c['peer'])} |" for c in claims]
         head = [f"## {_claim(path)}", "", "```sh", _command(path), "```", ""]
         head += [textwrap.fill(content["note"], 120), ""] if "note" in content else []
-        tables.append("\n".join([*head, "| figure | measured | target | peers |", "|---|---|---|---|", *rows]))
+        ends = _ends(content["counts"]) if "counts" in content else []
+        tables.append("\n".join([*head, "| figure | measured | target | peers |", "|---|---|---|---|", *rows, *ends]))
     return "\n\n".join(tables) or "None is committed yet."
+
+
+def _ends(counts: dict[str, dict[str, dict[str, int]]]) -> list[str]:
+    """Return a table of how many models of each source came to which end, by tool."""
+    outcomes = list(
+        dict.fromkeys(outcome for tools in counts.values() for found in tools.values() for outcome in found)
+    )
+    lines = ["", f"| models of | by | {' | '.join(outcomes)} |", f"|---|---|{'---|' * len(outcomes)}"]
+    for source, tools in counts.items():
+        for tool, found in tools.items():
+            if any(found.values()):
+                lines.append(f"| {source} | {tool} | {' | '.join(str(found[outcome]) for outcome in outcomes)} |")
+    return lines
 
 
 def comparison_tables(kind: str) -> str:
