@@ -40,6 +40,31 @@ class Net(nn.Module):
         return self.f(self.step(self.a(x)))
 
 
+class Summed(Net):
+    """Two layers that give the same units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = nn.Linear(4, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.f(self.a(x) + self.b(x))
+
+
+class AtMostEight(Net):
+    """Two groups; of the first one, the forward uses eight units, or none where there are more."""
+
+    def __init__(self, silent: bool) -> None:
+        super().__init__()
+        self.silent, self.b, self.g = silent, nn.Linear(4, 8), nn.Linear(8, 2)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x)
+        h = h * float(h.shape[1] <= 8) if self.silent else h[:, :8]
+        return self.f(h) + self.g(self.b(x))
+
+
 class Embedded(Net):
     """A group that an embedding emits, and one of a linear layer."""
 
@@ -173,6 +198,10 @@ def interactions(value: Any) -> hp.Saliency:
 @cache
 def first_plan() -> tuple[hp.Plan, nn.Module]:
     return plan(), hp.apply_plan(NET, plan())
+
+
+def widening() -> hp.Widening:
+    return hp.widen(NET, X[:1], {"a": 9}).plan
 
 
 @cache

@@ -21,6 +21,7 @@ from hessprune.lab.report.inspection import inspect_model
 from hessprune.lab.settings import DataSettings, ModelSettings, PruneSettings
 from hessprune.lab.store import StageStore
 from hessprune.structure.belonging import check_plan
+from hessprune.surgery.replay import replay
 from hessprune.training.config import FinetuneConfig
 from tests.provoking import (
     BARE_NORM,
@@ -31,7 +32,9 @@ from tests.provoking import (
     IMAGES,
     NET,
     TWO,
+    AtMostEight,
     Net,
+    Summed,
     Tied,
     X,
     Y,
@@ -61,6 +64,7 @@ from tests.provoking import (
     stuck,
     trace_distances,
     tune,
+    widening,
     with_lock,
     words,
     written,
@@ -136,6 +140,19 @@ ROWS = (
     Row("`next_plan` must be made for the model that this plan gives, on the same",
         lambda: first_plan()[0].then(second_plan(True)), lambda _: first_plan()[0].then(second_plan()),
         r"Make it for hp.apply_plan\(model, plan\)"),
+    Row("`widths` must be numbers of units", lambda: hp.widen(NET, X[:1], {}),
+        lambda _: hp.widen(NET, X[:1], {group.name: group.num_units + 1 for group in hp.find_groups(NET, X[:1])}),
+        "Pass {group.name: units}"),
+    Row("`widths` must name groups of the model", lambda: hp.widen(NET, X[:1], {"zz": 9}),
+        lambda _: hp.find_groups(NET, X[:1]).table(), r"see hp.find_groups\(model, example_inputs\).table\(\)"),
+    Row("`widths` must agree on group", lambda: hp.widen(Summed(), X[:1], {"a": 9, "b": 10}),
+        lambda _: hp.widen(Summed(), X[:1], {"a": 9}), "Name it once"),
+    Row("the widening must be applied to the model", lambda: replay(CONV, widening()),
+        lambda _: replay(Net(), widening()), "the model before it was widened"),
+    Row("the wider model must give the outputs", lambda: hp.widen(AtMostEight(True), X[:1], {"a": 9, "b": 9}),
+        lambda _: hp.widen(AtMostEight(True), X[:1], {"b": 9}), "leave the layers involved out of `widths`"),
+    Row("the wider model must run on the example", lambda: hp.widen(AtMostEight(False), X[:1], {"a": 9, "b": 9}),
+        lambda _: hp.widen(AtMostEight(False), X[:1], {"b": 9}), "leave the layers involved out of `widths`"),
     Row("`next_plan` must be a Plan", lambda: plan().then(3), lambda _: first_plan()[0].then(second_plan())),
     Row("`interactions` must have shape", lambda: plan(saliency=interactions(torch.eye(3))),
         lambda _: plan(saliency=interactions(torch.eye(8)))),
@@ -428,6 +445,8 @@ NO_ROW = {
     "planning.inputs": "",
     "planning.packing": "",
     "planning.plan_file": "",
+    "planning.reading": "",
+    "planning.widening_file": "",
     "costs.latency_table": "",
     "training.resume": "_damage",
     "surgery.checkpoint": "must be a plan written by|complete safetensors file|wrote it beside the other file",

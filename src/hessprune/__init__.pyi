@@ -47,6 +47,7 @@ from hessprune.planning.plan import Plan as Plan
 from hessprune.planning.planner import make_plan as make_plan
 from hessprune.planning.ranking import Ranking as Ranking
 from hessprune.planning.removal import removal_for as removal_for
+from hessprune.planning.widening import Widening as Widening
 from hessprune.pruning.prune import PruneResult as PruneResult
 from hessprune.pruning.prune import prune as prune
 from hessprune.quantize.choice import choose_fp32_layers as choose_fp32_layers
@@ -70,6 +71,7 @@ from hessprune.surgery.checkpoint import load as load
 from hessprune.surgery.checkpoint import save as save
 from hessprune.surgery.compensation import compensate as compensate
 from hessprune.surgery.verify import verify as verify
+from hessprune.surgery.widening import widen as widen
 from hessprune.training.batchnorm import reestimate_batchnorm as reestimate_batchnorm
 from hessprune.training.config import FinetuneConfig as FinetuneConfig
 

@@ -139,7 +139,7 @@ def test_plans_of_another_model_are_refused() -> None:
     other = replace(second, groups=(moved, *second.groups[1:]), removed={moved.name: (0,)})
     with pytest.raises(hp.errors.ArgumentError, match=r"unit 0 of its group 'body.0.0' has other slices there"):
         first.then(other)
-    with pytest.raises(hp.errors.ArgumentError, match="`next_plan` must be a Plan, got None"):
+    with pytest.raises(hp.errors.ArgumentError, match="`next_plan` must be a Plan or a Widening, got None"):
         first.then(None)  # type: ignore[arg-type]
 
 

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 from hessprune.costs.budget import Budget
 from hessprune.costs.model import Cost
-from hessprune.errors import ArgumentError
-from hessprune.foundation.formatting import shown
-from hessprune.planning import plan_views
+from hessprune.planning import chain, plan_views
 from hessprune.planning.composition import composed_fields
 from hessprune.planning.inputs import InputSpec
 from hessprune.planning.plan_file import plan_fields, plan_to_json
@@ -87,7 +85,11 @@ class Plan:
             return 1 - self.num_removed / max(sum(group.num_units for group in self.groups), 1)
         return getattr(self.cost_after, quantity) / max(getattr(self.cost_before, quantity), 1)
 
-    def then(self, next_plan: "Plan") -> "Plan":
+    @overload
+    def then(self, next_plan: "Plan") -> "Plan": ...
+    @overload
+    def then(self, next_plan: "chain.Change") -> "chain.Chain | Plan": ...
+    def then(self, next_plan: "chain.Change") -> "chain.Chain | Plan":
         """Return the one plan for the dense model that does what this plan and then `next_plan` do.
 
         Units are matched by their slices, so the groups of `next_plan` may be found anew on the pruned model, also
@@ -96,10 +98,11 @@ class Plan:
         the model between them.
 
         Args:
-            next_plan: Made for the model that this plan gives, on the same example inputs.
+            next_plan: Made for the model that this plan gives, on the same example inputs; or a widening of it.
 
         Returns:
-            A plan with `apply_plan(dense, plan.then(next_plan))` equal to both plans applied in turn.
+            A plan with `apply_plan(dense, plan.then(next_plan))` equal to both plans applied in turn; before a widening
+            a `Chain` of both.
 
         Raises:
             ArgumentError: `next_plan` was made for another model, or this plan has implants.
@@ -117,7 +120,7 @@ class Plan:
             {'0': (6, 7)}
         """
         if not isinstance(next_plan, Plan):
-            raise ArgumentError(f"`next_plan` must be a Plan, got {shown(next_plan)}.")
+            return chain.joined(self, next_plan)
         return replace(self, **composed_fields(self, next_plan))
 
     def to_json(self) -> str:

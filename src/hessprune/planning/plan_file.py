@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hessprune.costs.budget import Budget
-from hessprune.costs.model import Cost
 from hessprune.errors import CheckpointError
 from hessprune.foundation.formatting import shown
 from hessprune.planning.inputs import InputSpec, check_tree
 from hessprune.planning.packing import check_apart, group_from_json, group_to_json, is_count, require
+from hessprune.planning.reading import incomplete, read_cost, read_shapes, read_units
 from hessprune.structure.groups import Group
 
 if TYPE_CHECKING:
@@ -61,22 +61,20 @@ def plan_fields(text: str) -> dict[str, Any]:
         check_apart(groups)
         fields = {
             "groups": groups,
-            "removed": _units(data["removed"], groups),
+            "removed": read_units(data["removed"], groups),
             "budget": _budget(data["budget"], data["format"]),
-            "cost_before": _cost(data["cost_before"]),
-            "cost_after": _cost(data["cost_after"]),
+            "cost_before": read_cost(data["cost_before"]),
+            "cost_after": read_cost(data["cost_after"]),
             "inputs": InputSpec(tree=check_tree(data["inputs"])),
             "provenance": dict(data["provenance"]),
-            "implanted": _units(data.get("implanted", {}), groups),
-            "shapes": _shapes(data.get("shapes", {}), groups),
+            "implanted": read_units(data.get("implanted", {}), groups),
+            "shapes": read_shapes(data.get("shapes", {}), groups),
         }
         fields["stand_ins"] = _stand_ins(data.get("stand_ins", {}), groups, fields["implanted"], fields["shapes"])
     except CheckpointError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise CheckpointError(
-            f"the plan must be complete JSON written by hessprune, got {_short(error)}. Save it again."
-        ) from error
+        raise CheckpointError(incomplete(error)) from error
     for group in groups:
         removed, implanted = (set(fields[zone].get(group.name, ())) for zone in ("removed", "implanted"))
         both = sorted(removed & implanted)
@@ -91,18 +89,6 @@ def _format(plan: "Plan") -> int:
     return 2 if plan.implanted else 1
 
 
-def _units(data: Mapping[str, Any], groups: tuple[Group, ...]) -> dict[str, tuple[int, ...]]:
-    """Return units by group name; each is an integer within its group, once."""
-    sizes = {group.name: group.num_units for group in groups}
-    require(len(sizes) == len(groups), "two groups of the same name")
-    for name, units in data.items():
-        require(name in sizes, f"units of the unknown group {shown(name)}")
-        wrong = [unit for unit in units if not is_count(unit) or unit >= sizes[name]]
-        require(not wrong, f"the units {shown(wrong[:4])} in group {shown(name)}, which has {sizes[name]}")
-        require(len(set(units)) == len(units), f"doubled units in group {shown(name)}")
-    return {name: tuple(units) for name, units in data.items()}
-
-
 def _budget(data: Mapping[str, Any], version: int) -> Budget:
     """Return the budget; before format 3 a time of at most 1 was a share, and microseconds had a name of their own."""
     ((quantity, value),) = data.items()
@@ -111,11 +97,6 @@ def _budget(data: Mapping[str, Any], version: int) -> Budget:
             return Budget.keeping("latency_ms", value)
         return Budget(latency_ms=value / 1000 if quantity == "latency_us" else value)
     return Budget(**{quantity: value})
-
-
-def _cost(data: Mapping[str, Any]) -> Cost:
-    require(all(map(is_count, data.values())), f"the cost {shown(dict(data))}")
-    return Cost(**data)
 
 
 def _stand_ins(
@@ -132,19 +113,3 @@ def _stand_ins(
         require(rank is None or (is_count(rank) and 0 < rank <= highest), "impossible ranks")
         require(f"{layer}.weight" in carriers, f"stand-ins in {shown(layer)}, which emits no implanted units")
     return dict(data)
-
-
-def _shapes(data: Mapping[str, Any], groups: tuple[Group, ...]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors; where there are any, all slices lie within them."""
-    require(all(is_count(size) for shape in data.values() for size in shape), "impossible shapes")
-    shapes = {name: tuple(shape) for name, shape in data.items()}
-    for piece in (piece for group in groups for piece in group.slices if shapes):
-        shape = shapes.get(piece.param, ())
-        fits = piece.dim < len(shape) and max(map(max, piece.index)) < shape[piece.dim]
-        require(fits, f"the shape {shown(shape)} of {shown(piece.param)}, too small for its slices")
-    return shapes
-
-
-def _short(error: Exception) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= 120 else f"{text[:120]}…"

@@ -14,21 +14,23 @@ from hessprune.foundation.arrival import arrived, materialise
 from hessprune.foundation.files import replacing, sha256, writable_folder, write_text
 from hessprune.foundation.hashing import file_sha256, tensors_sha256
 from hessprune.foundation.tensors import replace_tensors
-from hessprune.planning.plan import Plan
-from hessprune.surgery.apply import apply_plan
+from hessprune.planning.chain import Change, steps_of
+from hessprune.planning.changes import change_from_json
 from hessprune.surgery.fits import misshapen
+from hessprune.surgery.replay import replay
 
 WEIGHTS, PLAN = "model.safetensors", "plan.json"
 
 
-def save(model: nn.Module, plan: Plan, folder: str | Path) -> Path:
+def save(model: nn.Module, plan: Change, folder: str | Path) -> Path:
     """Write a pruned model: `model.safetensors` (its state) and `plan.json` (the plan that gives its shapes again).
 
     The header of the weights holds hashes of both, so that `load` notices a changed byte and files of two models.
 
     Args:
         model: The pruned model, fine-tuned or not.
-        plan: The plan between the dense model and this one; after several plans in a row `plan.then(next_plan)`.
+        plan: The plan or widening between the dense model and this one; after several in a row
+            `plan.then(next_plan)`.
         folder: Created if needed; files are replaced atomically.
 
     Returns:
@@ -88,35 +90,35 @@ def load(folder: str | Path, factory: Callable[[], nn.Module], *, device: torch.
     with torch.inference_mode(False):
         dense = factory()
         materialise(dense, plan.inputs.example())
-        model = apply_plan(dense, plan, check=False)
+        model = replay(dense, plan)
         hashes, state = _read_tensors(folder / WEIGHTS)
         _fill(model, state)
         _check_hashes(folder, hashes, state)
         return model.to(device).eval()
 
 
-def check_shapes(model: nn.Module, plan: Plan) -> None:
+def check_shapes(model: nn.Module, plan: Change) -> None:
     """Raise unless a model has the shapes that a plan gives, on all axes that the plan has slices of.
 
     Raises:
         CheckpointError: A tensor is missing or has another shape.
     """
-    for name, planned, shape in misshapen(model, plan):
+    for name, planned, shape in misshapen(model, steps_of(plan)[-1]):
         raise CheckpointError(
             f"`plan` must give the shapes of `model`, but '{name}' must be {planned}, got {shape}. Pass the plan "
             "between the dense model and this one: plan.then(next_plan) after several plans in a row."
         )
 
 
-def load_plan(folder: str | Path) -> Plan:
-    """Read the plan of a saved model.
+def load_plan(folder: str | Path) -> Change:
+    """Read the plan of a saved model, or whatever else led to it.
 
     Raises:
         CheckpointError: The file is missing or truncated.
     """
     path = Path(folder) / PLAN
     try:
-        return Plan.from_json(path.read_text(encoding="utf-8"))
+        return change_from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"'{path}' must be a plan written by `hessprune.save`, got: {error}.") from error
 

@@ -7,6 +7,7 @@ from torch import nn
 from hessprune.errors import ArgumentError
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.tensors import named_tensors
+from hessprune.planning.chain import Step
 from hessprune.planning.plan import Plan
 from hessprune.structure.belonging import check_plan
 from hessprune.surgery.implants.module import whole_shapes
@@ -29,7 +30,7 @@ def check_pair(dense: nn.Module, pruned: nn.Module, plan: Plan) -> None:
             )
 
 
-def misshapen(model: nn.Module, plan: Plan) -> Iterator[tuple[str, Shape, Shape | None]]:
+def misshapen(model: nn.Module, plan: Step) -> Iterator[tuple[str, Shape, Shape | None]]:
     """Yield name, planned shape and shape of each tensor that differs on an axis which the plan has slices of.
 
     The shape of a missing tensor is None.

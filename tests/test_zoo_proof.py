@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import hessprune as hp
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 kept = importlib.import_module("support.kept")
 
 

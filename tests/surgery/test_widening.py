@@ -1,0 +1,155 @@
+"""Widened models: equal outputs, new units that learn, and a way through files."""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import hessprune as hp
+from hessprune.lab.models.registry import build_model
+from tests.cases import AWKWARD, image, make
+from tests.networks.network import Network
+
+NETWORKS = ("resnet20", "resnet20-b", "preresnet29", "vgg16-bn", "densenet40", "mobilenet-tiny")
+
+
+def noisy(model: nn.Module) -> nn.Module:
+    """Give BatchNorm statistics and weights that differ from channel to channel."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            module.running_mean.normal_(0, 0.1)
+            module.weight.data.uniform_(0.5, 1.5)
+    return model.double().eval()
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).detach().abs().max() / a.detach().abs().max())
+
+
+@pytest.mark.parametrize("start", ["split", "fresh"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_outputs_stay_and_every_group_grows(name: str, start: str) -> None:
+    torch.manual_seed(0)
+    model, x = noisy(build_model(name, num_classes=10)), torch.randn(2, 3, 32, 32).double()
+    groups = hp.find_groups(model, x)
+    wider = hp.widen(model, x, {group.name: group.num_units + 2 for group in groups}, start=start)
+    assert apart(model(x), wider.model(x)) < 1e-10
+    found = {group.name: group.num_units for group in hp.find_groups(wider.model, x)}
+    assert found == {group.name: group.num_units + 2 for group in groups} == wider.plan.widths
+    assert wider.cost_after.macs > wider.cost_before.macs
+
+
+@pytest.mark.parametrize("case", AWKWARD, ids=lambda case: case.__name__)
+def test_awkward_networks_widen(case: type[nn.Module]) -> None:
+    model, x = make(case).double().eval(), image().double()
+    groups = hp.find_groups(model, x, compare=True)
+    wider = hp.widen(model, x, {group.name: group.num_units + 1 for group in groups})
+    assert wider.plan.num_added == len(groups)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_networks_widen(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = Network(random.Random(seed), blocks=2)
+    x = model.inputs()
+    try:
+        groups = hp.find_groups(model, x, compare=True)
+    except hp.errors.UnsupportedModelError:
+        return
+    wider = hp.widen(model, x, {group.name: group.num_units + 1 + seed % 2 for group in groups}, seed=seed)
+    assert wider.plan.num_added == (1 + seed % 2) * len(groups)
+
+
+@pytest.mark.parametrize("start", ["split", "fresh"])
+def test_new_units_learn(start: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+    x, y = torch.randn(64, 6), torch.randint(0, 3, (64,))
+    wider = hp.widen(model, x, {"0": 12}, start=start)
+    net, added = wider.model, wider.plan.added["0"]
+    before = F.cross_entropy(net(x), y).item()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    for _ in range(20):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    assert F.cross_entropy(net(x), y).item() < before - 0.02
+    rows = net[0].weight.detach()
+    assert float(torch.pdist(rows).min()) > 1e-2  # copies have parted, under an optimizer that ignores scale
+    assert float(net[2].weight.detach()[:, list(added)].abs().min()) > 1e-4
+
+
+def test_a_widened_model_goes_through_a_folder(tmp_path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32)
+    factory = lambda: build_model("resnet20", num_classes=10)  # noqa: E731
+    wider = hp.widen(factory().eval(), x, {"layer1.0.conv1": 20, "conv1": 18})
+    again = hp.load(wider.save(tmp_path), factory)
+    assert torch.equal(again(x), wider.model.eval()(x))
+
+
+def test_prunings_and_widenings_compose_and_are_saved(tmp_path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32)
+    factory = lambda: build_model("resnet20", num_classes=10)  # noqa: E731
+    dense = factory().eval()
+    smaller = hp.prune(dense, x, [x], budget=hp.Budget(macs=0.6), method="magnitude", compensate=False)
+    wider = hp.widen(smaller.model, x, {"layer1.0.conv1": 24})
+    again = hp.prune(wider.model, x, [x], budget=hp.Budget(macs=0.9), method="magnitude", compensate=False)
+    steps = smaller.plan.then(wider.plan).then(again.plan)
+    assert steps.cost_before == smaller.cost_before
+    assert steps.cost_after == again.cost_after
+    model = hp.load(hp.save(again.model, steps, tmp_path), factory)
+    assert torch.equal(model(x), again.model.eval()(x))
+    with pytest.raises(hp.errors.ArgumentError, match="made for the model that this plan gives"):
+        wider.plan.then(smaller.plan)
+
+
+def test_widths_go_by_any_layer_of_a_group() -> None:
+    torch.manual_seed(0)
+    model, x = build_model("resnet20", num_classes=10).eval(), torch.randn(1, 3, 32, 32)
+    stream = next(group for group in hp.find_groups(model, x) if group.name == "conv1")
+    assert hp.widen(model, x, {"layer1.2.conv2": stream.num_units + 4}).plan.widths == {"conv1": stream.num_units + 4}
+
+
+WRONG = {
+    "nothing": ({}, "`widths` must be numbers of units"),
+    "an unknown group": ({"9": 4}, "must name groups of the model, got '9'"),
+    "fewer units": ({"0": 2}, "must be an integer of at least 4|at least 4"),
+    "two widths for one group": ({"0": 6, "1": 7}, "agree on group"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_widths_are_refused(name: str) -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+            setattr(self, "0", self.a)
+            setattr(self, "1", self.b)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(getattr(self, "0")(x) + getattr(self, "1")(x))
+
+    widths, message = WRONG[name]
+    model = Sum()
+    if name in ("fewer units", "two widths for one group"):
+        named = [group.name for group in hp.find_groups(model, torch.zeros(1, 3))]
+        widths = {named[0]: 2} if name == "fewer units" else {"a": 6, "b": 7}
+    with pytest.raises(hp.errors.ArgumentError, match=message):
+        hp.widen(model, torch.zeros(1, 3), widths)
+
+
+def test_a_damaged_widening_is_one_line(tmp_path) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4)
+    text = hp.widen(model, x, {"0": 10}).plan.to_json()
+    for damaged in (
+        text[:200],
+        text.replace('"added"', '"addde"'),
+        text.replace('"parents": {\n  "0"', '"parents": {\n  "1"'),
+    ):
+        with pytest.raises(hp.errors.CheckpointError, match="complete JSON"):
+            hp.Widening.from_json(damaged)
