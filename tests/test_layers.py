@@ -27,6 +27,7 @@ ROOMS = (
     "quantize",
     "latency",  # times what `deploy` exports and `quantize` converts
     "pruning",
+    "bottlenecks",
     "lab",
 )
 """From the ground up: a room imports only rooms that stand before it."""

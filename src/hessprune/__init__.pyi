@@ -3,6 +3,10 @@
 # one call
 from hessprune import errors as errors
 
+# bottlenecks
+from hessprune.bottlenecks.find import find_bottlenecks as find_bottlenecks
+from hessprune.bottlenecks.values import Bottlenecks as Bottlenecks
+
 # costs and planning
 from hessprune.costs.budget import Budget as Budget
 from hessprune.costs.latency_table import LatencyTable as LatencyTable

@@ -1,0 +1,75 @@
+"""The share of each group that a pruning removes, at several levels and over draws of the calibration samples."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessprune.costs.budget import Budget
+from hessprune.errors import BudgetError
+from hessprune.foundation.batches import Rereadable
+from hessprune.foundation.progress import track
+from hessprune.foundation.trees import leading_size, sample_rows, tensors_in
+from hessprune.methods.scoring import saliency
+from hessprune.planning.planner import make_plan
+from hessprune.pruning.task import Task
+
+
+class Draw:
+    """Every so-manieth sample of some batches: draws of one number of parts share no sample."""
+
+    def __init__(self, batches: Rereadable, number: int, parts: int) -> None:
+        self.batches, self.number, self.parts = batches, number, parts
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        place = 0
+        for inputs, targets in self.batches:
+            count = leading_size(inputs)
+            rows = torch.arange(count)[(place + torch.arange(count)) % self.parts == self.number]
+            place += count
+            if len(rows):
+                yield sample_rows(inputs, rows), _rows_of(targets, rows, count)
+
+
+def _rows_of(targets: Any, rows: Tensor, count: int) -> Any:
+    tensors = list(tensors_in(targets))
+    apart = bool(tensors) and all(tensor.dim() and len(tensor) == count for tensor in tensors)
+    return sample_rows(targets, rows) if apart else targets
+
+
+def removed_shares(task: Task, levels: Sequence[float], draws: int) -> Tensor:
+    """Return the removed share of each group, `(draws, levels, G)`.
+
+    Args:
+        task: Model, groups, data, method, loss and ranking; its budget names the quantity.
+        levels: Removed shares of that quantity.
+        draws: Parts of the calibration samples; each gives saliencies of its own.
+
+    Raises:
+        BudgetError: A level is out of reach.
+    """
+    found = []
+    for number in track(range(draws), "bottlenecks"):
+        values = saliency(
+            task.model,
+            task.groups,
+            Draw(task.batches, number, draws) if draws > 1 else task.batches,
+            task.method,
+            loss_fn=task.loss_fn,
+            outputs=task.outputs,
+            seed=task.seed + number,
+        )
+        found.append([_shares(task, values, level) for level in levels])
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _shares(task: Task, values: Any, level: float) -> list[float]:
+    budget = Budget.keeping(task.budget.quantity, round(1 - level, 9))
+    try:
+        plan = make_plan(
+            task.model, task.groups, values, budget, example_inputs=task.example_inputs, ranking=task.ranking
+        )
+    except BudgetError as error:
+        raise BudgetError(f"`levels` must be within reach, got {level:g}: {error} Leave this level out.") from error
+    return [len(plan.removed.get(group.name, ())) / group.num_units for group in task.groups]

@@ -1,0 +1,98 @@
+"""Bottlenecks: narrowed layers are named first, values go through JSON, wrong input is one line."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import hessprune as hp
+from hessprune.bottlenecks.shares import Draw
+from hessprune.foundation.batches import Rereadable
+
+
+def trained(widths: tuple[int, ...], seed: int = 0) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """Train a perceptron on a function that needs width, in a second."""
+    torch.manual_seed(seed)
+    sizes = (6, *widths)
+    layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
+    net, x = nn.Sequential(*layers, nn.Linear(widths[-1], 4)), torch.randn(512, 6)
+    y = (torch.randn(6, 4).T @ x.sin().T + torch.randn(6, 4).T @ (2 * x).cos().T).argmax(0)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(150):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return net, [(x, y)]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_narrowed_layer_is_named_first(place: int) -> None:
+    widths = [24, 24, 24]
+    widths[place] = 5
+    net, batches = trained(tuple(widths))
+    found = hp.find_bottlenecks(net, batches[0][0][:1], batches, method="joint")
+    assert found[0].group == str(2 * place)
+    assert found[0].verdict == "bottleneck"
+    assert found.narrow[0] == found[0]
+    assert [item.relative for item in found] == sorted(item.relative for item in found)
+    assert all(item.gain is not None and item.gain > 0 for item in found)
+
+
+def test_draws_share_no_sample_and_lose_none() -> None:
+    x = torch.arange(23.0)[:, None]
+    batches = Rereadable([(part, part.long().squeeze(1)) for part in x.split(5)])
+    drawn = [torch.cat([inputs for inputs, _ in Draw(batches, number, 3)]) for number in range(3)]
+    assert torch.equal(torch.cat(drawn).sort(0).values, x)
+    assert all(torch.equal(inputs.squeeze(1).long(), targets) for inputs, targets in Draw(batches, 1, 3))
+
+
+def test_values_go_through_json_and_print_in_five_lines() -> None:
+    net, batches = trained((8, 8))
+    found = hp.find_bottlenecks(net, batches[0][0][:1], batches, levels=(0.4,), method="magnitude", draws=2)
+    assert hp.Bottlenecks.from_json(found.to_json()) == found
+    assert hp.Bottlenecks.from_json(found.to_json()).facts == found.facts
+    assert len(str(found).splitlines()) <= 5
+    assert found[0].group in found.table()
+    assert set(found.blocks()) == {"0", "2"}
+    with pytest.raises(hp.errors.CheckpointError, match="complete JSON"):
+        hp.Bottlenecks.from_json(found.to_json()[:80])
+
+
+def test_the_plot_shows_every_group() -> None:
+    pytest.importorskip("matplotlib")
+    net, batches = trained((8, 8))
+    found = hp.find_bottlenecks(net, batches[0][0][:1], batches, levels=(0.4,), method="magnitude", draws=1)
+    labels = [label.get_text() for label in found.plot().axes[0].get_yticklabels()]
+    assert labels == ["0", "2"]
+
+
+def test_without_labels_shares_are_found_and_gains_are_not() -> None:
+    net, batches = trained((8, 8))
+    found = hp.find_bottlenecks(net, batches[0][0][:1], [batches[0][0]], levels=(0.4,), draws=1)
+    assert all(item.gain is None for item in found)
+    assert all(math.isfinite(item.relative) for item in found)
+
+
+WRONG = {
+    "a level of 1": ({"levels": (1.0,)}, "`levels` must be"),
+    "levels as text": ({"levels": "0.5"}, "`levels` must be removed shares"),
+    "no draws": ({"draws": 0}, "`draws` must be"),
+    "milliseconds": ({"quantity": "latency_ms"}, "`quantity` must be"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_one_line(name: str) -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(8, 4)
+    options, message = WRONG[name]
+    with pytest.raises(hp.errors.ArgumentError, match=message):
+        hp.find_bottlenecks(net, x, [x], **options)
+
+
+def test_a_level_out_of_reach_is_named() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(8, 4)
+    with pytest.raises(hp.errors.BudgetError, match=r"`levels` must be within reach, got 0.95"):
+        hp.find_bottlenecks(net, x, [x], levels=(0.5, 0.95), method="magnitude")

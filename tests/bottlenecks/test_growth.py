@@ -1,0 +1,75 @@
+"""The gain of a new unit, against the definition written out row by row."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import hessprune as hp
+from hessprune.bottlenecks.growth import RIDGE, growth
+from hessprune.foundation.batches import Rereadable
+from hessprune.methods.text import as_method
+from hessprune.pruning.task import Task
+
+
+def gains(model: nn.Module, batches: list, loss_fn=F.cross_entropy) -> dict[str, float]:
+    task = Task(
+        model=model,
+        example_inputs=batches[0][0][:1],
+        batches=Rereadable.of(batches, model),
+        budget=hp.Budget(params=0.5),
+        method=as_method("magnitude"),
+        loss_fn=loss_fn,
+    )
+    return growth(task.ready())
+
+
+def written_out(a: Tensor, h: Tensor, wanted: Tensor) -> float:
+    """`λ₁²` of `S^{−1/2} N` for rows of candidates, inputs and wanted updates."""
+    ridge = torch.eye(h.shape[1]).double() * RIDGE * (h.T @ h).diagonal().mean()
+    update = torch.linalg.solve(h.T @ h + ridge, h.T @ wanted)
+    rest = wanted - h @ update
+    s, n = a.T @ a / len(a), a.T @ rest / len(a)
+    s = s + torch.eye(len(s)).double() * RIDGE * s.diagonal().mean()
+    values, vectors = torch.linalg.eigh(s)
+    return float(torch.linalg.svdvals(vectors @ torch.diag(values**-0.5) @ vectors.T @ n)[0]) ** 2
+
+
+def test_linear_layers_follow_the_definition() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x, y = torch.randn(40, 5).double(), torch.randint(0, 3, (40,))
+    h = net[1](net[0](x)).detach()
+    z = net[2](h).detach().requires_grad_()
+    wanted = -torch.autograd.grad(F.cross_entropy(z, y, reduction="sum"), z)[0]
+    for batches in ([(x, y)], [(x[:16], y[:16]), (x[16:], y[16:])]):
+        assert gains(net, batches)["0"] == pytest.approx(written_out(x, h, wanted), rel=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_follow_the_definition(stride: int) -> None:
+    """A new channel's map is the candidates' map; its reader sees it at every place of the kernel."""
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1, stride=stride)
+    net = nn.Sequential(first, nn.Tanh(), second, nn.Flatten(), nn.Linear(2 * (4 // stride) ** 2, 3)).double()
+    x, y = torch.randn(12, 2, 4, 4).double(), torch.randint(0, 3, (12,))
+    h = net[1](first(x)).detach()
+    z = second(h).detach().requires_grad_()
+    wanted = -torch.autograd.grad(F.cross_entropy(net[4](net[3](z)), y, reduction="sum"), z)[0]
+
+    def rows(maps: Tensor, step: int = 1) -> Tensor:
+        return F.unfold(maps, 3, padding=1, stride=step).transpose(1, 2).reshape(-1, maps.shape[1] * 9)
+
+    flat = wanted.flatten(2).transpose(1, 2).reshape(-1, 2)
+    inputs = rows(h, stride)
+    ridge = torch.eye(27).double() * RIDGE * (inputs.T @ inputs).diagonal().mean()
+    rest = flat - inputs @ torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ flat)
+    candidates = rows(x)  # at every position of the new channel's map
+    maps = candidates.reshape(12, 16, 18).transpose(1, 2).reshape(12, 18, 4, 4)
+    seen = F.unfold(maps, 3, padding=1, stride=stride).transpose(1, 2).reshape(-1, 18, 9)
+    cross = torch.einsum("nak,no->aok", seen, rest).reshape(18, -1) / len(rest)
+    s = candidates.T @ candidates / len(candidates)
+    s = s + torch.eye(18).double() * RIDGE * s.diagonal().mean()
+    values, vectors = torch.linalg.eigh(s)
+    expected = float(torch.linalg.svdvals(vectors @ torch.diag(values**-0.5) @ vectors.T @ cross)[0]) ** 2
+    assert gains(net, [(x, y)])["0"] == pytest.approx(expected, rel=1e-5)
