@@ -140,6 +140,8 @@ ROWS = (
     Row("`next_plan` must be made for the model that this plan gives, on the same",
         lambda: first_plan()[0].then(second_plan(True)), lambda _: first_plan()[0].then(second_plan()),
         r"Make it for hp.apply_plan\(model, plan\)"),
+    Row("`budget` must bound macs or params, got", lambda: hp.reallocate(NET, X[:1], BATCHES, budget=HALF),
+        lambda _: hp.reallocate(NET, X[:1], BATCHES, budget=hp.Budget(params=1.0)), r"Pass hp.Budget\(params=1.0\)"),
     Row("`levels` must be removed shares", lambda: hp.find_bottlenecks(NET, X[:1], BATCHES, levels=0.5),
         lambda _: hp.find_bottlenecks(NET, X[:1], BATCHES, levels=(0.3, 0.5), method="magnitude"), "Pass a tuple"),
     Row("`levels` must be within reach", lambda: hp.find_bottlenecks(NET, X[:1], BATCHES, levels=(0.5, 0.98)),
@@ -474,6 +476,7 @@ NO_ROW = {
     # Worded by a row above, or too long to provoke here.
     "deploy.export": "must have an ONNX counterpart|must run a batch|_no_kernels",
     "methods.scoring": "must depend on a group at least",
+    "bottlenecks.reallocate": "must leave room",
     "objectives.any_loss": "must depend on the model's outputs",
     "objectives.outputs": "with an axis of samples",
     "planning.steps": "out_of_reach",

@@ -5,6 +5,7 @@ from hessprune import errors as errors
 
 # bottlenecks
 from hessprune.bottlenecks.find import find_bottlenecks as find_bottlenecks
+from hessprune.bottlenecks.reallocate import reallocate as reallocate
 from hessprune.bottlenecks.values import Bottlenecks as Bottlenecks
 
 # costs and planning

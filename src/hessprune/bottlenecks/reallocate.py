@@ -1,0 +1,163 @@
+"""`hp.reallocate`: take units where they matter least, and put as much cost where a unit matters most."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hessprune.bottlenecks.find import find_bottlenecks
+from hessprune.bottlenecks.values import Bottlenecks
+from hessprune.costs.budget import Budget
+from hessprune.costs.model import Cost, CostModel, cost
+from hessprune.errors import ArgumentError, BudgetError
+from hessprune.foundation.checks import check_range
+from hessprune.methods.method import Method
+from hessprune.planning.chain import Chain
+from hessprune.planning.ranking import Ranking
+from hessprune.pruning.prune import prune
+from hessprune.structure.find import find_groups
+from hessprune.surgery import checkpoint
+from hessprune.surgery.widening import Start, widen
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reallocation:
+    """A model of the same cost with other widths, and how it came about."""
+
+    model: nn.Module
+    plan: Chain
+    """The pruning and the widening after it."""
+    bottlenecks: Bottlenecks
+    cost_before: Cost
+    cost_after: Cost
+
+    def save(self, path: str | Path) -> Path:
+        """Write model and plan into a folder, for `hp.load`."""
+        return checkpoint.save(self.model, self.plan, path)
+
+    def __str__(self) -> str:
+        """Return both steps and the costs."""
+        return str(self.plan)
+
+    __repr__ = __str__
+
+
+def reallocate(
+    model: nn.Module,
+    example_inputs: Any,
+    batches: Any,
+    *,
+    budget: Budget | None = None,
+    moved: float = 0.2,
+    method: str | Method = "joint",
+    loss_fn: Any = None,
+    start: Start = "split",
+    ranking: Ranking | None = None,
+    seed: int = 0,
+) -> Reallocation:
+    """Prune the least useful units and widen the narrowest groups, at equal cost, in one plan.
+
+    The pruning takes the share `moved` of the budget. Then groups grow, the narrowest first, each by an equal factor
+    of its width, until the cost is back at the budget: those whose verdict is `"bottleneck"`, or the narrowest quarter
+    where there are none. Train afterwards: the new units know what their parents know.
+
+    Args:
+        model: A trained model; left untouched.
+        example_inputs: One batch as the model takes it.
+        batches: Calibration data, as for `hp.prune`.
+        budget: What the result may cost, in `macs` or `params`; all parameters of the model by default.
+        moved: Share of that cost that moves.
+        method: The criterion that decides what goes and what is narrow.
+        loss_fn: A loss of `(output, targets)`.
+        start: Weights of the new units, as for `hp.widen`.
+        ranking: Floors and layers that stay.
+        seed: For whatever is drawn at random.
+
+    Returns:
+        The new model, the two steps as one plan, and the bottlenecks.
+
+    Raises:
+        ArgumentError: The budget bounds neither MACs nor parameters.
+        HessPruneError: One clear line: another argument, the data or the model does not fit, or the budget is out of
+            reach.
+
+    Example:
+        >>> import torch, hessprune as hp
+        >>> net = torch.nn.Sequential(
+        ...     torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3)
+        ... )
+        >>> batches = [(torch.randn(96, 6), torch.arange(96) % 3)]
+        >>> result = hp.reallocate(net, torch.zeros(1, 6), batches)
+        >>> result.cost_after.params <= result.cost_before.params, result.model[0].out_features > 4
+        (True, True)
+    """
+    check_range("moved", moved, low=0.01, high=0.9)
+    budget = budget or Budget(params=1.0)
+    quantity = budget.quantity
+    if quantity not in ("macs", "params"):
+        raise ArgumentError(f"`budget` must bound macs or params, got {budget}. Pass hp.Budget(params=1.0).")
+    before = cost(model, example_inputs)
+    limit = budget.limit(getattr(before, quantity))
+    found = find_bottlenecks(
+        model,
+        example_inputs,
+        batches,
+        levels=(moved, (1 + moved) / 2),
+        method=method,
+        loss_fn=loss_fn,
+        quantity=quantity,
+        ranking=ranking,
+        seed=seed,
+    )
+    share = limit / getattr(before, quantity) * (1 - moved)
+    smaller = prune(
+        model,
+        example_inputs,
+        batches,
+        budget=Budget.keeping(quantity, round(share, 9)),
+        method=method,
+        loss_fn=loss_fn,
+        ranking=ranking,
+        seed=seed,
+    )
+    widths = _widths(smaller.model, example_inputs, found, quantity, limit)
+    wider = widen(smaller.model, example_inputs, widths, start=start, seed=seed)
+    return Reallocation(
+        model=wider.model,
+        plan=Chain(steps=(smaller.plan, wider.plan)),
+        bottlenecks=found,
+        cost_before=before,
+        cost_after=wider.cost_after,
+    )
+
+
+def _widths(model: nn.Module, example_inputs: Any, found: Bottlenecks, quantity: str, limit: float) -> dict[str, int]:
+    """Return the widths of the narrow groups that bring the cost to the limit, by one factor for all of them.
+
+    Raises:
+        BudgetError: Not even one more unit fits.
+    """
+    groups = find_groups(model, example_inputs)
+    units = {group.name: group.num_units for group in groups}
+    names = [item.group for item in found.narrow or found[: max(1, len(found) // 4)] if item.group in units]
+    costs = CostModel(model, example_inputs, groups)
+
+    def at(factor: float) -> dict[str, int]:
+        return {name: max(units[name], round(units[name] * factor)) for name in names}
+
+    def fits(widths: Mapping[str, int]) -> bool:  # a unit that comes is one that leaves, with the other sign
+        return costs.spent(quantity, {name: units[name] - width for name, width in widths.items()}) <= limit
+
+    low, high = 1.0, 2.0
+    while fits(at(high)) and high < 64:
+        low, high = high, 2 * high
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(at(middle)) else (low, middle)
+    if at(low) == at(1.0):
+        raise BudgetError(
+            f"`moved` must leave room for one more unit in {', '.join(map(repr, names[:3]))}, and does not. Raise it."
+        )
+    return at(low)

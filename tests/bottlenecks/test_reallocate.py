@@ -1,0 +1,32 @@
+"""Reallocation: equal cost, other widths, one plan that goes through a folder."""
+
+import pytest
+import torch
+
+import hessprune as hp
+from tests.bottlenecks.test_find import trained
+
+
+@pytest.mark.parametrize("budget", [hp.Budget(params=1.0), hp.Budget(macs=1.0), hp.Budget(params=0.8)])
+def test_cost_moves_from_wide_groups_to_narrow_ones(budget: hp.Budget) -> None:
+    net, batches = trained((5, 32, 32))
+    result = hp.reallocate(net, batches[0][0][:1], batches, budget=budget, moved=0.3)
+    before, after = (getattr(cost, budget.quantity) for cost in (result.cost_before, result.cost_after))
+    assert 0.9 * budget.limit(before) <= after <= budget.limit(before)
+    assert result.model[0].out_features > 5
+    assert result.bottlenecks[0].group == "0"
+    assert [type(step).__name__ for step in result.plan.steps] == ["Plan", "Widening"]
+    assert result.cost_after == hp.cost(result.model, batches[0][0][:1])
+
+
+def test_a_reallocated_model_goes_through_a_folder(tmp_path) -> None:
+    net, batches = trained((5, 32, 32))
+    result = hp.reallocate(net, batches[0][0][:1], batches)
+    again = hp.load(result.save(tmp_path), lambda: trained((5, 32, 32))[0])
+    assert torch.equal(again(batches[0][0]), result.model.eval()(batches[0][0]))
+
+
+def test_other_budgets_are_refused() -> None:
+    net, batches = trained((8,))
+    with pytest.raises(hp.errors.ArgumentError, match="`budget` must bound macs or params"):
+        hp.reallocate(net, batches[0][0][:1], batches, budget=hp.Budget(units=0.5))
