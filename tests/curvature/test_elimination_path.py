@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hessprune.curvature.elimination import DAMPING, Elimination, inverse
+from hessprune.curvature.elimination import DAMPING
 from hessprune.curvature.elimination_path import eliminated_losses
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.results import ParamSlice
@@ -14,27 +14,6 @@ from hessprune.errors import DataError
 
 def damped(covariance):
     return covariance + DAMPING * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
-
-
-def test_elimination_is_the_regression_on_what_is_left():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(200, 8, generator=generator, dtype=torch.float64) @ torch.randn(8, 8, generator=generator).double()
-    weight = torch.randn(8, 3, generator=generator, dtype=torch.float64)
-    root = torch.randn(3, 3, generator=generator, dtype=torch.float64)
-    covariance, curvature = x.T @ x / len(x), root @ root.T
-    columns = torch.arange(8).view(4, 2)
-    reader = Elimination(weight[None], inverse(covariance[None], torch.zeros(1, 8).double()), curvature[None], columns)
-    total = 0.0
-    for unit, gone in ((2, [4, 5]), (0, [0, 1, 4, 5])):
-        total += float(reader.losses(torch.tensor([unit])))
-        reader.remove(unit)
-        left = [place for place in range(8) if place not in gone]
-        refitted = torch.zeros_like(weight)
-        target = damped(covariance)[left] @ weight  # the damped regression of the dense outputs
-        refitted[left] = torch.linalg.solve(damped(covariance)[left][:, left], target)
-        error = weight - refitted
-        torch.testing.assert_close(reader.change[0], -error)
-        torch.testing.assert_close(total, float((error.T @ damped(covariance) @ error @ curvature).trace() / 2))
 
 
 class Reader(nn.Module):

@@ -1,8 +1,8 @@
 r"""The loss along the elimination of units, where the layers that read them are refitted after each removal.
 
 A first pass over the data measures the covariance of every reading layer's inputs and the curvature of the loss in the
-layer's outputs. From these, units are eliminated one by one (`elimination`). That gives an order, and for every number
-of removed units the change `ΔW` of the reading layers' weights. A second pass measures the shift of the logits,
+layer's outputs. From these, units are eliminated in small blocks (`elimination`). That gives an order, and for some
+numbers of removed units the change `ΔW` of the reading layers' weights. A second pass measures the shift of the logits,
 
     Δf_n = Σ_layers Σ_t J_{n,t} ΔW (x_{n,t} − x̄) ,
 
@@ -12,8 +12,10 @@ linearised: a quadratic form in the logits would say that confident samples can 
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.curvature.draws import signs
-from hessprune.curvature.elimination import Elimination
+from hessprune.curvature.elimination import Elimination, eliminate
 from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
@@ -40,8 +42,6 @@ COLUMNS = 10
 """Most vectors of each sample that are pushed back, with one backward pass each."""
 SEED = 1 << 40
 """Seed of the random directions in which many values are measured; that of the curvature is another."""
-TIE = 1e-9
-"""Relative difference below which two losses count as equal, so that rounding decides nothing."""
 BACKWARDS = 2560
 """Most backward passes, counted per sample, of the second pass; samples are left out where all would take more."""
 
@@ -69,8 +69,8 @@ def eliminated_losses(
     """Eliminate the units of each key from least to most needed; return the loss increase after each removal.
 
     The increase refers to the mean loss over samples. Costs one forward and backward pass over all samples, ten
-    backward passes over 256 samples (all of up to 256, each second one of 512), and `O(U K²)` operations for each
-    layer that reads `K` inputs. The result depends on the order of the samples, but not on batches or chunks.
+    backward passes over 256 samples (all of up to 256, each second one of 512), and `O(K³)` operations for each layer
+    that reads `K` inputs. The result depends on the order of the samples, but not on batches or chunks.
 
     Args:
         model: Any module; it is left as it was.
@@ -121,16 +121,27 @@ class _Removals:
 
 
 def _eliminate(problem: Problem, layers: Mapping[str, ReadingLayer]) -> dict[str, _Removals]:
-    pairs = sum(layers[piece.param].weight.numel() for pieces in problem.readout.slices.values() for piece in pieces)
+    slices = problem.readout.slices
+    readers = {key: list(dict.fromkeys(piece.param for piece in pieces)) for key, pieces in slices.items()}
+    pairs = sum(layers[piece.param].weight.numel() for pieces in slices.values() for piece in pieces)
     levels = max(4, min(LEVELS, CHANGES_BYTES // max(1, 4 * pairs)))
-    statistics = {name: layer.statistics() for name, layer in layers.items()}
-    return {key: _remove_all(pieces, layers, statistics, levels) for key, pieces in problem.readout.slices.items()}
+    pending, statistics, removals = Counter(chain.from_iterable(readers.values())), {}, {}
+    for key, pieces in slices.items():
+        for name in readers[key]:
+            statistics[name] = statistics.get(name) or layers[name].statistics()
+        removals[key] = _remove_all(pieces, layers, statistics, levels)
+        pending.subtract(readers[key])
+        statistics = {name: held for name, held in statistics.items() if pending[name]}
+    return removals
 
 
 def _remove_all(
-    pieces: Any, layers: Mapping[str, ReadingLayer], statistics: Mapping[str, tuple[Tensor, Tensor]], levels: int
+    pieces: Any,
+    layers: Mapping[str, ReadingLayer],
+    statistics: Mapping[str, tuple[Tensor, Tensor | None]],
+    levels: int,
 ) -> _Removals:
-    """Remove the unit of least loss until none is left."""
+    """Remove the units of least loss until none is left."""
     places: dict[str, list[Tensor]] = {}
     for piece in pieces:
         places.setdefault(piece.param, []).append(layers[piece.param].places(piece.index))
@@ -140,25 +151,14 @@ def _remove_all(
     }
     units = len(pieces[0].index)
     stops = sorted({round(units * (level + 1) / min(levels, units)) for level in range(min(levels, units))})
-    remaining, order, changes = torch.arange(units), [], {name: [] for name in shrinking}
-    while len(remaining):
-        losses = torch.stack([reader.losses(remaining) for reader in shrinking.values()]).sum(0)
-        unit = int(remaining[_first_of_least(losses)])
-        for reader in shrinking.values():
-            reader.remove(unit)
-        remaining = remaining[remaining != unit]
-        order.append(unit)
-        for name, reader in shrinking.items() if len(order) in stops else ():
+    order, changes = [], {name: [] for name in shrinking}
+    for gone in eliminate(list(shrinking.values()), stops):
+        order += gone
+        for name, reader in shrinking.items():
             layer = layers[name]
             change = weight_from(layer.call, reader.change, layer.weight) if layer.regression else reader.change[0]
             changes[name].append(change.to(layer.weight.dtype).flatten())
     return _Removals(order=order, levels=stops, changes={name: torch.stack(rows) for name, rows in changes.items()})
-
-
-def _first_of_least(losses: Tensor) -> int:
-    """Return the first index of the least loss; identical units differ by rounding and count as equal."""
-    least = losses.min()
-    return int((losses <= least + TIE * least.abs()).nonzero()[0])
 
 
 class _ShiftMode(TapMode):

@@ -53,11 +53,10 @@ class ReadingLayer:
         whole = columns_of(self.call, self.weight) if self.regression else self.weight.flatten(1)[None]
         return whole.double()
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Return the inverse covariance and the curvature; identities where the layer is no regression."""
+    def statistics(self) -> tuple[Tensor, Tensor | None]:
+        """Return the inverse covariance and the curvature; the identity and None where the layer is no regression."""
         if not self.regression:
-            plain = [torch.eye(size).double()[None].to(self.weight.device) for size in self.weight.flatten(1).shape]
-            return plain[0], plain[1]
+            return torch.eye(len(self.weight), dtype=torch.float64, device=self.weight.device)[None], None
         offset = (self.total / self.rows)[:, :, None]  # type: ignore[index]
         covariance = self.squares / self.rows - offset * offset.mT  # type: ignore[operator]
         mean = self.origin[:, :, None] + offset  # type: ignore[index]
