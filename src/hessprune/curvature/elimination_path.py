@@ -69,8 +69,9 @@ def eliminated_losses(
     """Eliminate the units of each key from least to most needed; return the loss increase after each removal.
 
     The increase refers to the mean loss over samples. Costs one forward and backward pass over all samples, ten
-    backward passes over 256 samples (all of up to 256, each second one of 512), and `O(K³)` operations for each layer
-    that reads `K` inputs. The result depends on the order of the samples, but not on batches or chunks.
+    backward passes over 256 samples (all of up to 256, each second one of 512; fewer passes for fewer outputs), and
+    `O(K³)` operations for each layer that reads `K` inputs. The result depends on the order of the samples, but not on
+    batches or chunks.
 
     Args:
         model: Any module; it is left as it was.
@@ -109,7 +110,7 @@ def eliminated_losses(
     return {key: _interpolated(path, losses[key]) for key, path in paths.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Removals:
     """The order in which one key's units are removed, with the changed weights at some levels."""
 
@@ -118,6 +119,8 @@ class _Removals:
     """Numbers of removed units."""
     changes: Mapping[str, Tensor]
     """For each weight `(levels, numel)`."""
+    at_mean: Mapping[str, Tensor]
+    """For each weight the change of the layer's output at its mean input, `(levels, O)`; not used without a bias."""
 
 
 def _eliminate(problem: Problem, layers: Mapping[str, ReadingLayer]) -> dict[str, _Removals]:
@@ -151,14 +154,18 @@ def _remove_all(
     }
     units = len(pieces[0].index)
     stops = sorted({round(units * (level + 1) / min(levels, units)) for level in range(min(levels, units))})
-    order, changes = [], {name: [] for name in shrinking}
+    order: list[int] = []
+    changes: dict[str, list[Tensor]] = {name: [] for name in shrinking}
+    at_mean: dict[str, list[Tensor]] = {name: [] for name in shrinking}
     for gone in eliminate(list(shrinking.values()), stops):
         order += gone
         for name, reader in shrinking.items():
-            layer = layers[name]
-            change = weight_from(layer.call, reader.change, layer.weight) if layer.regression else reader.change[0]
+            layer, change = layers[name], reader.change
+            at_mean[name].append(layer.at_mean(change).to(layer.weight.dtype))
+            change = weight_from(layer.call, change, layer.weight) if layer.regression else change[0]
             changes[name].append(change.to(layer.weight.dtype).flatten())
-    return _Removals(order=order, levels=stops, changes={name: torch.stack(rows) for name, rows in changes.items()})
+    stacked = ({name: torch.stack(rows) for name, rows in kind.items()} for kind in (changes, at_mean))
+    return _Removals(order, stops, *stacked)
 
 
 class _ShiftMode(TapMode):
@@ -171,21 +178,16 @@ class _ShiftMode(TapMode):
         self.effects: dict[str, Tensor] = {}
 
     def arrive(self, site: Any, x: Tensor, weight: Tensor, delta: Tensor) -> None:
-        """Add the products of per-sample gradients and changed weights."""
-        layer, gradients = self._layers[site.name], self._gradients(site, x, weight, delta)
-        if layer.regression and layer.centred:
-            gradients = gradients - self._constant(layer, weight, delta)
+        """Add the products of per-sample gradients and changed weights, less those at the mean input."""
+        name, layer = site.name, self._layers[site.name]
+        gradients = self._gradients(site, x, weight, delta).flatten(1)
+        centred = layer.regression and layer.centred
+        sums = outputs_by_sample(layer.call, delta, self.samples).sum(1) if centred else None
         for key, path in self._paths.items():
-            if site.name in path.changes:
-                effect = gradients.flatten(1) @ path.changes[site.name].T
+            if name in path.changes:
+                effect = gradients @ path.changes[name].T
+                effect = effect if sums is None else effect - sums @ path.at_mean[name].T
                 self.effects[key] = self.effects[key] + effect if key in self.effects else effect
-
-    def _constant(self, layer: ReadingLayer, weight: Tensor, delta: Tensor) -> Tensor:
-        """Return the per-sample gradients at the mean input."""
-        mean, rows = layer.mean.to(delta.dtype), outputs_by_sample(layer.call, delta, self.samples)
-        sums = rows.sum(1).unflatten(1, (len(mean), -1))  # (N, g, O)
-        outer = torch.einsum("ngo,gk->ngko", sums, mean)
-        return torch.stack([weight_from(layer.call, one, weight) for one in outer])
 
 
 def _measure_changes(
@@ -219,7 +221,7 @@ def _rises(mode: _ShiftMode, loss: BatchLoss, factor: LogitFactor, rows: Tensor,
     size = mode.values[0].numel()
     one_softmax = isinstance(factor, SoftmaxFactor) and factor.sample_weight.shape[1] == 1
     if size <= COLUMNS or one_softmax:
-        return {key: loss.rises(mode.values, rows, shifts) for key, shifts in _shifts(mode).items()}
+        return {key: loss.rises(mode.values, rows, shifts) for key, shifts in _shifts(mode, one_softmax).items()}
     columns, every = factor.mass.shape[1], torch.arange(len(rows), device=rows.device)
     if columns <= COLUMNS:
         directions = [factor.columns(every, torch.full_like(every, column)) for column in range(columns)]
@@ -240,19 +242,22 @@ def _effects(mode: _ShiftMode, direction: Tensor) -> dict[str, Tensor]:
     return dict(mode.effects)
 
 
-def _shifts(mode: _ShiftMode) -> dict[str, Tensor]:
+def _shifts(mode: _ShiftMode, one_softmax: bool) -> dict[str, Tensor]:
     """Return the shift of the values at each level, `{key: (levels, N, *)}`.
 
     Of many logits only the highest of each sample are pushed back; the others shift by the mean of these, weighted by
-    their probabilities.
+    their probabilities. A softmax sees differences alone: all shifts are then less that of the likeliest class.
     """
     values = mode.values.reshape(len(mode.values), -1)
     chosen = values.topk(min(COLUMNS, values.shape[1])).indices
+    held = one_softmax and chosen.shape[1] > 1
     by_value: dict[str, list[Tensor]] = {}
-    for column in chosen.unbind(1):
+    for column in chosen[:, held:].unbind(1):
         unit = torch.zeros_like(values).scatter_(1, column[:, None], 1.0)
+        if held:
+            unit.scatter_(1, chosen[:, :1], -1.0)
         for key, effect in _effects(mode, unit.view(mode.values.shape)).items():
-            by_value.setdefault(key, []).append(effect)
+            by_value.setdefault(key, [torch.zeros_like(effect)] * held).append(effect)
     share = values.gather(1, chosen).softmax(1)
     return {key: _spread(torch.stack(effects), chosen, share, mode.values.shape) for key, effects in by_value.items()}
 

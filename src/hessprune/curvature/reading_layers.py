@@ -48,6 +48,10 @@ class ReadingLayer:
         """Mean input, `(g, K)`; zeros where no bias absorbs it."""
         return (self.origin + self.total / self.rows) * self.centred  # type: ignore[operator, return-value]
 
+    def at_mean(self, columns: Tensor) -> Tensor:
+        """Return what a matrix `(g, K, O)` makes of the mean input, one after another for all groups."""
+        return (self.mean[:, None] @ columns).flatten() if self.regression else columns.new_zeros(())
+
     def columns(self) -> Tensor:
         """Return the weight as `(g, K, O)`; without a regression each row holds all entries that one input meets."""
         whole = columns_of(self.call, self.weight) if self.regression else self.weight.flatten(1)[None]
