@@ -26,7 +26,7 @@ BLOCKS = 32
 One by one, a layer of `K` inputs changes `K²` numbers for each of its `U` units; in blocks, about `32 ln(U / 32) + 32`
 times in all. With smaller blocks that takes longer; larger ones find fewer of the units whose loss falls in between.
 """
-CANDIDATES = 4
+CANDIDATES = 8
 """Candidates for each unit that a block removes."""
 TIE = 1e-9
 """Relative difference below which two losses count as equal, so that rounding decides nothing."""
@@ -72,12 +72,12 @@ class Elimination:
         ratio = inner / block if size == 1 else torch.linalg.solve(block, inner)
         return ratio.diagonal(dim1=-2, dim2=-1).sum((0, 2)) / 2
 
-    def candidates(self, places: Tensor) -> "Candidates":
-        """Return what the removal of some units, one by one, changes among themselves."""
+    def candidates(self, places: Tensor, number: int) -> "Candidates":
+        """Return what the removal of a number of some units, one by one, changes among these units."""
         rows = self._rows(places)
         weight, product = (values[:, rows] for values in self._table[:, :, : 2 * self._outputs].chunk(2, 2))
         precision = self._table[:, rows[:, None], self._columns(places)]
-        return Candidates(precision.cpu().numpy(), (weight @ product.mT).cpu().numpy(), self._size)
+        return Candidates(precision.cpu().numpy(), (weight @ product.mT).cpu().numpy(), self._size, number)
 
     def remove(self, places: Tensor, moves: tuple[Tensor, Tensor]) -> None:
         """Remove the units at some places and refit the weights of the others; then move units, from and to places."""
@@ -127,41 +127,58 @@ class Elimination:
 class Candidates:
     """Units of one layer that are removed one by one, on nothing but their own rows and columns of `P` and `W G Wᵀ`.
 
+    With `S = P_JJ⁻¹ P_J:` and `T = M_J: − ½ M_JJ S`, a removal subtracts `Sᵀ P_J:` from `P` and `Sᵀ T + Tᵀ S` from `M`.
+    The rows of a unit are brought up to date when it is removed, the blocks on the diagonals at once.
+
     Args:
         precision: `P`, `(g, n m, n m)` for `n` candidates.
-        inner: `W G Wᵀ`, of the same shape.
+        inner: `M = W G Wᵀ`, of the same shape.
         size: Inputs of each unit, `m`.
+        number: Units that will be removed.
     """
 
-    def __init__(self, precision: np.ndarray, inner: np.ndarray, size: int) -> None:
-        self._precision, self._inner, self._size = precision, inner, size
+    def __init__(self, precision: np.ndarray, inner: np.ndarray, size: int, number: int) -> None:
+        self._start = np.concatenate([precision, inner], 2)
+        self._width, self._size = precision.shape[2], size
+        self._precision, self._inner = self._blocks(precision), self._blocks(inner)
+        self._shares = np.empty((len(precision), number * size, self._width))
+        self._lost = np.empty((len(precision), number * size, 2 * self._width))  # P_J: and T
+        self._done = 0
 
     def losses(self) -> np.ndarray:
         """Return the loss of removing each candidate next, `(n,)`; zeros for those that are gone."""
         if self._size == 1:
-            ratio = np.diagonal(self._inner, axis1=1, axis2=2) / np.diagonal(self._precision, axis1=1, axis2=2)
-            return ratio.sum(0) / 2
-        ratio = np.linalg.solve(self._blocks(self._precision), self._blocks(self._inner))
-        return np.trace(ratio, axis1=2, axis2=3).sum(0) / 2
+            return (self._inner / self._precision).sum((0, 2, 3)) / 2
+        return np.trace(np.linalg.solve(self._precision, self._inner), axis1=2, axis2=3).sum(0) / 2
 
     def remove(self, number: int) -> None:
         """Remove one candidate, and refit the others."""
-        gone = slice(number * self._size, (number + 1) * self._size)
-        rows, inner = self._precision[:, gone], self._inner[:, gone]
-        shares = rows / rows[:, :, gone] if self._size == 1 else np.linalg.solve(rows[:, :, gone], rows)
-        turned = shares.transpose(0, 2, 1)
-        half = turned @ (inner - inner[:, :, gone] @ shares / 2)
-        self._inner -= half + half.transpose(0, 2, 1)
-        self._precision -= rows.transpose(0, 2, 1) @ shares
-        for values in (self._inner, self._precision):
-            values[:, gone] = values[:, :, gone] = 0
-        self._precision[:, gone, gone] = np.eye(self._size)
+        size, width = self._size, self._width
+        gone, done = slice(number * size, (number + 1) * size), slice(self._done)
+        shares, lost = self._shares[:, done], self._lost[:, done]
+        rows = self._start[:, gone] - shares[:, :, gone].transpose(0, 2, 1) @ lost
+        rows[:, :, width:] -= lost[:, :, width:][:, :, gone].transpose(0, 2, 1) @ shares
+        block, half = rows[:, :, gone], rows[:, :, width:]
+        share = rows[:, :, :width] / block if size == 1 else np.linalg.solve(block, rows[:, :, :width])
+        half -= half[:, :, gone] @ share / 2
+        self._precision -= self._products(share, rows[:, :, :width])
+        change = self._products(share, half)
+        self._inner -= change + np.swapaxes(change, 2, 3)
+        self._precision[:, number], self._inner[:, number] = np.eye(size), 0
+        here = slice(self._done, self._done + size)
+        self._shares[:, here], self._lost[:, here] = share, rows
+        self._done += size
+
+    def _products(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Return the blocks on the diagonal of `leftᵀ right`, `(g, n, m, m)`, of matrices `(g, m, n m)`."""
+        left, right = (side.reshape(*side.shape[:2], -1, self._size) for side in (left, right))
+        return left.transpose(0, 2, 3, 1) @ right.transpose(0, 2, 1, 3)
 
     def _blocks(self, values: np.ndarray) -> np.ndarray:
-        """Return the block of each unit, `(g, n, m, m)`."""
+        """Return a copy of the block of each unit, `(g, n, m, m)`."""
         groups, number = len(values), values.shape[1] // self._size
         split = values.reshape(groups, number, self._size, number, self._size)
-        return np.moveaxis(np.diagonal(split, axis1=1, axis2=3), -1, 1)
+        return np.moveaxis(np.diagonal(split, axis1=1, axis2=3), -1, 1).copy()
 
 
 def eliminate(layers: Sequence[Elimination], stops: Sequence[int], *, blocks: int = BLOCKS) -> Iterator[list[int]]:
@@ -197,7 +214,7 @@ def _next_of(layers: Sequence[Elimination], units: Tensor, number: int) -> Tenso
     cheapest = _ranked(losses, units.numpy())[: CANDIDATES * number]
     if number == 1:
         return torch.from_numpy(cheapest[:1])
-    candidates = [layer.candidates(torch.from_numpy(cheapest)) for layer in layers]
+    candidates = [layer.candidates(torch.from_numpy(cheapest), number) for layer in layers]
     chosen: list[int] = []
     for _ in range(number):
         losses = np.sum([candidate.losses() for candidate in candidates], 0)
