@@ -58,10 +58,10 @@ class Elimination:
         self._inputs = torch.cat([stay.nonzero().squeeze(1), columns.flatten()])
         self._old, self._outputs = weight, weight.shape[2]
         product = weight if curvature is None else weight @ curvature
-        self._table = weight.new_empty(*weight.shape[:2], 2 * self._outputs + columns.numel())
-        for values, place in ((weight, slice(self._outputs)), (product, slice(self._outputs, 2 * self._outputs))):
-            self._table[:, :, place] = values[:, self._inputs]
-        self._table[:, :, 2 * self._outputs :] = precision[:, self._inputs[:, None], columns.flatten()]
+        if not torch.equal(self._inputs, torch.arange(weight.shape[1], device=weight.device)):
+            weight, product = weight[:, self._inputs], product[:, self._inputs]
+            precision = precision[:, self._inputs[:, None], columns.flatten()]
+        self._table = torch.cat([weight, product, precision], 2)
 
     def losses(self) -> Tensor:
         """Return the loss of removing each unit that is left next, by place, `(num_units,)`."""
@@ -82,14 +82,14 @@ class Elimination:
     def remove(self, places: Tensor, moves: tuple[Tensor, Tensor]) -> None:
         """Remove the units at some places and refit the weights of the others; then move units, from and to places."""
         table, columns = self._table[:, : self._height, : self._width], self._columns(places)
-        rows, shares = table[:, self._rows(places)], table[:, :, columns].mT
+        rows, shares = table[:, self._rows(places)], table.index_select(2, columns).mT
         root = torch.linalg.cholesky(rows[:, :, columns])
         rows, shares = (torch.linalg.solve_triangular(root, part, upper=False) for part in (rows, shares))
         table.baddbmm_(shares.mT, rows, alpha=-1)
         origins, targets = moves
         self._inputs[self._rows(targets)] = self._inputs[self._rows(origins)]
         table[:, self._rows(targets)] = table[:, self._rows(origins)]
-        table[:, :, self._columns(targets)] = table[:, :, self._columns(origins)]
+        table[:, :, self._columns(targets)] = table.index_select(2, self._columns(origins))
         self.num_units -= len(places)
 
     @property

@@ -105,7 +105,7 @@ class _StatisticsMode(TapMode):
                 layer.origin = rows.double().mean(1)
             rows = rows - layer.origin[:, None].to(rows.dtype)
             layer.total = layer.total + rows.sum(1).double()
-            layer.squares = layer.squares + (rows.mT @ rows).double()
+            layer.squares = with_squares(layer.squares, rows)
             layer.rows += len(keep)
         return out
 
@@ -123,7 +123,24 @@ class _StatisticsMode(TapMode):
         if layer.regression:
             groups = columns_of(site.call, weight).shape[0]
             rows = rows_of(site.call, delta).unflatten(1, (groups, -1)).transpose(0, 1)
-            layer.curvature = layer.curvature + (rows.mT @ rows).double()
+            layer.curvature = with_squares(layer.curvature, rows)
+
+
+PANEL = 256
+"""Columns of a symmetric product that are computed at once, without those that are known by symmetry."""
+
+
+def with_squares(total: Tensor | float, rows: Tensor) -> Tensor:
+    """Add `rowsᵀ rows` of rows `(g, R, K)` to a total in float64, in place where there is one; return the total."""
+    size = rows.shape[2]
+    if not isinstance(total, Tensor):
+        total = torch.zeros(len(rows), size, size, dtype=torch.float64, device=rows.device)
+    for start in range(0, size, PANEL):
+        end = min(start + PANEL, size)
+        product = rows[:, :, start:end].mT @ rows[:, :, start:]
+        total[:, start:end, start:] += product
+        total[:, end:, start:end] += product[:, :, end - start :].mT
+    return total
 
 
 def measure_reading_layers(problem: Problem, seed: int) -> tuple[dict[str, ReadingLayer], int]:
