@@ -50,7 +50,7 @@ SOURCES = {"torchvision": TORCHVISION, "timm": TIMM}
 
 def build(source: str, name: str, batch_size: int) -> tuple[nn.Module, Tensor]:
     """Return an untrained model in evaluation mode, and a batch of its own input size."""
-    _define_operators()
+    define_operators()
     if source == "timm":
         model: Any = importlib.import_module("timm").create_model(name)
         return model.eval(), torch.randn(batch_size, *model.default_cfg["input_size"])
@@ -60,7 +60,8 @@ def build(source: str, name: str, batch_size: int) -> tuple[nn.Module, Tensor]:
     return model.eval(), torch.randn(batch_size, 3, size, size)
 
 
-def _define_operators() -> None:
+def define_operators() -> None:
+    """Define the operators of torchvision that do not load."""
     for name, schema in _OPERATORS.items():
         try:
             torch.library.define(f"torchvision::{name}", schema)
