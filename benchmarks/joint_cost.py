@@ -31,7 +31,7 @@ from support.memory import Peak, in_a_process
 from support.zoo import build, define_operators
 
 BOUNDS = {"saliency": 4.0, "prune": 12.0}
-QUICK_BOUND = 100.0
+QUICK_BOUND = 200.0
 PACKAGES = {"bert": "transformers", "resnet50": "torchvision"}
 Data = list[tuple[Any, Tensor]]
 
