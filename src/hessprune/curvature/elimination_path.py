@@ -43,7 +43,7 @@ COLUMNS = 10
 CLASSES = 5
 """The same where the values are logits of classes: the highest.
 
-Of ten classes, five choose units as well as ten: pruned ResNet-20s differ by less than their seeds do.
+With five of ten classes, and 12 levels, one ResNet-20 pruned at four budgets lost at most 0.1 points against ten.
 """
 SEED = 1 << 40
 """Seed of the random directions in which many values are measured; that of the curvature is another."""
