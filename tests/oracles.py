@@ -1,4 +1,4 @@
-"""Slow twins, obviously right, in float64: the dense Hessian and the dense generalised Gauss–Newton matrix."""
+"""Slow twins, obviously right, in float64: dense Hessians and Gauss–Newton matrices, elimination one by one."""
 
 from collections.abc import Callable
 
@@ -40,3 +40,34 @@ def block_traces_of(matrix: Tensor, shape: torch.Size, dim: int) -> Tensor:
     """Traces of the diagonal blocks of one parameter's `(P, P)` matrix, one for each index along `dim`."""
     diagonal = matrix.diagonal().reshape(shape).movedim(dim, 0)
     return diagonal.flatten(1).sum(1) if diagonal.dim() > 1 else diagonal
+
+
+def eliminated_one_by_one(layers, units: int) -> tuple[list[int], list[list[Tensor]]]:
+    """The order in which units leave, and the changed weight `(g, K, O)` of each layer after every removal.
+
+    Each layer is `(weight, inverse covariance, curvature, columns)`. Every removal updates the whole inverse.
+    """
+    layers = [(weight.clone(), inverse.clone(), *others) for weight, inverse, *others in layers]
+    left, order, weights = list(range(units)), [], []
+    while left:
+        losses = [sum(_loss_of(layer, unit) for layer in layers) for unit in left]
+        least = min(losses)
+        unit = next(u for u, loss in zip(left, losses, strict=True) if loss <= least + 1e-9 * abs(least))
+        for weight, inverse, _, columns in layers:
+            gone = columns[unit]
+            share = torch.linalg.solve(inverse[:, gone][:, :, gone], inverse[:, gone])
+            weight -= share.mT @ weight[:, gone]
+            inverse -= inverse[:, :, gone] @ share
+            weight[:, gone] = 0
+        left.remove(unit)
+        order.append(unit)
+        weights.append([weight.clone() for weight, *_ in layers])
+    return order, weights
+
+
+def _loss_of(layer, unit: int) -> float:
+    """`½ tr(W_Jᵀ P_JJ⁻¹ W_J G)`."""
+    weight, inverse, curvature, columns = layer
+    gone = columns[unit]
+    ratio = torch.linalg.solve(inverse[:, gone][:, :, gone], weight[:, gone])
+    return float((weight[:, gone].mT @ ratio @ curvature).diagonal(dim1=1, dim2=2).sum() / 2)

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hessprune.curvature.elimination import DAMPING, Elimination, inverse
-from hessprune.curvature.elimination_path import eliminated_losses
+from hessprune.curvature.elimination import DAMPING
+from hessprune.curvature.elimination_path import CLASSES, eliminated_losses
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.results import ParamSlice
 from hessprune.errors import DataError
@@ -14,27 +14,6 @@ from hessprune.errors import DataError
 
 def damped(covariance):
     return covariance + DAMPING * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
-
-
-def test_elimination_is_the_regression_on_what_is_left():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(200, 8, generator=generator, dtype=torch.float64) @ torch.randn(8, 8, generator=generator).double()
-    weight = torch.randn(8, 3, generator=generator, dtype=torch.float64)
-    root = torch.randn(3, 3, generator=generator, dtype=torch.float64)
-    covariance, curvature = x.T @ x / len(x), root @ root.T
-    columns = torch.arange(8).view(4, 2)
-    reader = Elimination(weight[None], inverse(covariance[None], torch.zeros(1, 8).double()), curvature[None], columns)
-    total = 0.0
-    for unit, gone in ((2, [4, 5]), (0, [0, 1, 4, 5])):
-        total += float(reader.losses(torch.tensor([unit])))
-        reader.remove(unit)
-        left = [place for place in range(8) if place not in gone]
-        refitted = torch.zeros_like(weight)
-        target = damped(covariance)[left] @ weight  # the damped regression of the dense outputs
-        refitted[left] = torch.linalg.solve(damped(covariance)[left][:, left], target)
-        error = weight - refitted
-        torch.testing.assert_close(reader.change[0], -error)
-        torch.testing.assert_close(total, float((error.T @ damped(covariance) @ error @ curvature).trace() / 2))
 
 
 class Reader(nn.Module):
@@ -110,6 +89,30 @@ def refit(layer, rows, gone):
         shift = torch.linalg.solve(damped(covariance)[left][:, left], covariance[left][:, lost] @ weight[lost])
         new[left] = weight[left] + shift
     return new.T, (mean @ (weight - new))
+
+
+@pytest.mark.parametrize("classes", [2, 4, CLASSES + 3])
+def test_losses_of_classes_are_those_of_shifted_logits(classes):
+    """Logits beyond the highest move by the mean of these, which are weighted by their probabilities."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, classes)).double().requires_grad_(False)
+    x, y = torch.randn(40, 4, dtype=torch.float64) @ torch.randn(4, 4).double() + 1, torch.arange(40) % classes
+    piece = ParamSlice(param="0.weight", dim=1, index=torch.arange(4)[:, None])
+    path = eliminated_losses(model, {"x": [piece]}, [(x, y)], precision="fp64")["x"]
+    dense, weight, bias = model(x), model[0].weight.clone(), model[0].bias.clone()
+    slope = (dense.softmax(1) - F.one_hot(y, classes)) / len(x)
+    for count in range(1, 5):
+        new, shift = refit(model[0], x, path.order[:count].tolist())
+        model[0].weight.copy_(new)
+        model[0].bias.add_(shift)
+        change = model(x) - dense
+        highest = dense.topk(min(CLASSES, classes)).indices
+        mean = (dense.gather(1, highest).softmax(1) * change.gather(1, highest)).sum(1, keepdim=True)
+        change = mean.expand_as(dense).scatter(1, highest, change.gather(1, highest))
+        rise = F.cross_entropy(dense + change, y) - F.cross_entropy(dense, y) - (slope * change).sum()
+        torch.testing.assert_close(float(path.loss[count - 1]), float(rise), rtol=1e-8, atol=1e-12)
+        model[0].weight.copy_(weight)
+        model[0].bias.copy_(bias)
 
 
 def test_transposed_convolutions_and_repeated_layers_are_not_refitted():

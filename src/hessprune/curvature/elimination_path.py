@@ -1,8 +1,8 @@
 r"""The loss along the elimination of units, where the layers that read them are refitted after each removal.
 
 A first pass over the data measures the covariance of every reading layer's inputs and the curvature of the loss in the
-layer's outputs. From these, units are eliminated one by one (`elimination`). That gives an order, and for every number
-of removed units the change `ΔW` of the reading layers' weights. A second pass measures the shift of the logits,
+layer's outputs. From these, units are eliminated in small blocks (`elimination`). That gives an order, and for some
+numbers of removed units the change `ΔW` of the reading layers' weights. A second pass measures the shift of the logits,
 
     Δf_n = Σ_layers Σ_t J_{n,t} ΔW (x_{n,t} − x̄) ,
 
@@ -12,8 +12,10 @@ linearised: a quadratic form in the logits would say that confident samples can 
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.curvature.draws import signs
-from hessprune.curvature.elimination import Elimination
+from hessprune.curvature.elimination import Elimination, eliminate
 from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
@@ -37,11 +39,14 @@ LEVELS = 24
 CHANGES_BYTES = 2 << 30
 """Memory for changed weights; there are fewer levels where 24 would take more."""
 COLUMNS = 10
-"""Most vectors of each sample that are pushed back, with one backward pass each."""
+"""Most values of each sample that are pushed back, with one backward pass each, or random directions instead."""
+CLASSES = 5
+"""The same where the values are logits of classes: the highest.
+
+With five of ten classes, and 12 levels, one ResNet-20 pruned at four budgets lost at most 0.1 points against ten.
+"""
 SEED = 1 << 40
 """Seed of the random directions in which many values are measured; that of the curvature is another."""
-TIE = 1e-9
-"""Relative difference below which two losses count as equal, so that rounding decides nothing."""
 BACKWARDS = 2560
 """Most backward passes, counted per sample, of the second pass; samples are left out where all would take more."""
 
@@ -68,9 +73,10 @@ def eliminated_losses(
 ) -> dict[str, EliminationPath]:
     """Eliminate the units of each key from least to most needed; return the loss increase after each removal.
 
-    The increase refers to the mean loss over samples. Costs one forward and backward pass over all samples, ten
-    backward passes over 256 samples (all of up to 256, each second one of 512), and `O(U K²)` operations for each
-    layer that reads `K` inputs. The result depends on the order of the samples, but not on batches or chunks.
+    The increase refers to the mean loss over samples. Costs one forward and backward pass over all samples, up to ten
+    backward passes (four for classes) over 256 samples (all of up to 256, each second one of 512), and `O(K³)`
+    operations for each layer that reads `K` inputs. The result depends on the order of the samples, but not on batches
+    or chunks.
 
     Args:
         model: Any module; it is left as it was.
@@ -109,7 +115,7 @@ def eliminated_losses(
     return {key: _interpolated(path, losses[key]) for key, path in paths.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Removals:
     """The order in which one key's units are removed, with the changed weights at some levels."""
 
@@ -118,19 +124,32 @@ class _Removals:
     """Numbers of removed units."""
     changes: Mapping[str, Tensor]
     """For each weight `(levels, numel)`."""
+    at_mean: Mapping[str, Tensor]
+    """For each weight the change of the layer's output at its mean input, `(levels, O)`; not used without a bias."""
 
 
 def _eliminate(problem: Problem, layers: Mapping[str, ReadingLayer]) -> dict[str, _Removals]:
-    pairs = sum(layers[piece.param].weight.numel() for pieces in problem.readout.slices.values() for piece in pieces)
+    slices = problem.readout.slices
+    readers = {key: list(dict.fromkeys(piece.param for piece in pieces)) for key, pieces in slices.items()}
+    pairs = sum(layers[piece.param].weight.numel() for pieces in slices.values() for piece in pieces)
     levels = max(4, min(LEVELS, CHANGES_BYTES // max(1, 4 * pairs)))
-    statistics = {name: layer.statistics() for name, layer in layers.items()}
-    return {key: _remove_all(pieces, layers, statistics, levels) for key, pieces in problem.readout.slices.items()}
+    pending, statistics, removals = Counter(chain.from_iterable(readers.values())), {}, {}
+    for key, pieces in slices.items():
+        for name in readers[key]:
+            statistics[name] = statistics.get(name) or layers[name].statistics()
+        removals[key] = _remove_all(pieces, layers, statistics, levels)
+        pending.subtract(readers[key])
+        statistics = {name: held for name, held in statistics.items() if pending[name]}
+    return removals
 
 
 def _remove_all(
-    pieces: Any, layers: Mapping[str, ReadingLayer], statistics: Mapping[str, tuple[Tensor, Tensor]], levels: int
+    pieces: Any,
+    layers: Mapping[str, ReadingLayer],
+    statistics: Mapping[str, tuple[Tensor, Tensor | None]],
+    levels: int,
 ) -> _Removals:
-    """Remove the unit of least loss until none is left."""
+    """Remove the units of least loss until none is left."""
     places: dict[str, list[Tensor]] = {}
     for piece in pieces:
         places.setdefault(piece.param, []).append(layers[piece.param].places(piece.index))
@@ -140,25 +159,18 @@ def _remove_all(
     }
     units = len(pieces[0].index)
     stops = sorted({round(units * (level + 1) / min(levels, units)) for level in range(min(levels, units))})
-    remaining, order, changes = torch.arange(units), [], {name: [] for name in shrinking}
-    while len(remaining):
-        losses = torch.stack([reader.losses(remaining) for reader in shrinking.values()]).sum(0)
-        unit = int(remaining[_first_of_least(losses)])
-        for reader in shrinking.values():
-            reader.remove(unit)
-        remaining = remaining[remaining != unit]
-        order.append(unit)
-        for name, reader in shrinking.items() if len(order) in stops else ():
-            layer = layers[name]
-            change = weight_from(layer.call, reader.change, layer.weight) if layer.regression else reader.change[0]
+    order: list[int] = []
+    changes: dict[str, list[Tensor]] = {name: [] for name in shrinking}
+    at_mean: dict[str, list[Tensor]] = {name: [] for name in shrinking}
+    for gone in eliminate(list(shrinking.values()), stops):
+        order += gone
+        for name, reader in shrinking.items():
+            layer, change = layers[name], reader.change
+            at_mean[name].append(layer.at_mean(change).to(layer.weight.dtype))
+            change = weight_from(layer.call, change, layer.weight) if layer.regression else change[0]
             changes[name].append(change.to(layer.weight.dtype).flatten())
-    return _Removals(order=order, levels=stops, changes={name: torch.stack(rows) for name, rows in changes.items()})
-
-
-def _first_of_least(losses: Tensor) -> int:
-    """Return the first index of the least loss; identical units differ by rounding and count as equal."""
-    least = losses.min()
-    return int((losses <= least + TIE * least.abs()).nonzero()[0])
+    stacked = ({name: torch.stack(rows) for name, rows in kind.items()} for kind in (changes, at_mean))
+    return _Removals(order, stops, *stacked)
 
 
 class _ShiftMode(TapMode):
@@ -171,21 +183,16 @@ class _ShiftMode(TapMode):
         self.effects: dict[str, Tensor] = {}
 
     def arrive(self, site: Any, x: Tensor, weight: Tensor, delta: Tensor) -> None:
-        """Add the products of per-sample gradients and changed weights."""
-        layer, gradients = self._layers[site.name], self._gradients(site, x, weight, delta)
-        if layer.regression and layer.centred:
-            gradients = gradients - self._constant(layer, weight, delta)
+        """Add the products of per-sample gradients and changed weights, less those at the mean input."""
+        name, layer = site.name, self._layers[site.name]
+        gradients = self._gradients(site, x, weight, delta).flatten(1)
+        centred = layer.regression and layer.centred
+        sums = outputs_by_sample(layer.call, delta, self.samples).sum(1) if centred else None
         for key, path in self._paths.items():
-            if site.name in path.changes:
-                effect = gradients.flatten(1) @ path.changes[site.name].T
+            if name in path.changes:
+                effect = gradients @ path.changes[name].T
+                effect = effect if sums is None else effect - sums @ path.at_mean[name].T
                 self.effects[key] = self.effects[key] + effect if key in self.effects else effect
-
-    def _constant(self, layer: ReadingLayer, weight: Tensor, delta: Tensor) -> Tensor:
-        """Return the per-sample gradients at the mean input."""
-        mean, rows = layer.mean.to(delta.dtype), outputs_by_sample(layer.call, delta, self.samples)
-        sums = rows.sum(1).unflatten(1, (len(mean), -1))  # (N, g, O)
-        outer = torch.einsum("ngo,gk->ngko", sums, mean)
-        return torch.stack([weight_from(layer.call, one, weight) for one in outer])
 
 
 def _measure_changes(
@@ -219,7 +226,7 @@ def _rises(mode: _ShiftMode, loss: BatchLoss, factor: LogitFactor, rows: Tensor,
     size = mode.values[0].numel()
     one_softmax = isinstance(factor, SoftmaxFactor) and factor.sample_weight.shape[1] == 1
     if size <= COLUMNS or one_softmax:
-        return {key: loss.rises(mode.values, rows, shifts) for key, shifts in _shifts(mode).items()}
+        return {key: loss.rises(mode.values, rows, shifts) for key, shifts in _shifts(mode, one_softmax).items()}
     columns, every = factor.mass.shape[1], torch.arange(len(rows), device=rows.device)
     if columns <= COLUMNS:
         directions = [factor.columns(every, torch.full_like(every, column)) for column in range(columns)]
@@ -240,19 +247,22 @@ def _effects(mode: _ShiftMode, direction: Tensor) -> dict[str, Tensor]:
     return dict(mode.effects)
 
 
-def _shifts(mode: _ShiftMode) -> dict[str, Tensor]:
+def _shifts(mode: _ShiftMode, one_softmax: bool) -> dict[str, Tensor]:
     """Return the shift of the values at each level, `{key: (levels, N, *)}`.
 
     Of many logits only the highest of each sample are pushed back; the others shift by the mean of these, weighted by
-    their probabilities.
+    their probabilities. A softmax sees differences alone: all shifts are then less that of the likeliest class.
     """
     values = mode.values.reshape(len(mode.values), -1)
-    chosen = values.topk(min(COLUMNS, values.shape[1])).indices
+    chosen = values.topk(min(CLASSES if one_softmax else COLUMNS, values.shape[1])).indices
+    held = one_softmax and chosen.shape[1] > 1
     by_value: dict[str, list[Tensor]] = {}
-    for column in chosen.unbind(1):
+    for column in chosen[:, held:].unbind(1):
         unit = torch.zeros_like(values).scatter_(1, column[:, None], 1.0)
+        if held:
+            unit.scatter_(1, chosen[:, :1], -1.0)
         for key, effect in _effects(mode, unit.view(mode.values.shape)).items():
-            by_value.setdefault(key, []).append(effect)
+            by_value.setdefault(key, [torch.zeros_like(effect)] * held).append(effect)
     share = values.gather(1, chosen).softmax(1)
     return {key: _spread(torch.stack(effects), chosen, share, mode.values.shape) for key, effects in by_value.items()}
 

@@ -48,16 +48,19 @@ class ReadingLayer:
         """Mean input, `(g, K)`; zeros where no bias absorbs it."""
         return (self.origin + self.total / self.rows) * self.centred  # type: ignore[operator, return-value]
 
+    def at_mean(self, columns: Tensor) -> Tensor:
+        """Return what a matrix `(g, K, O)` makes of the mean input, one after another for all groups."""
+        return (self.mean[:, None] @ columns).flatten() if self.regression else columns.new_zeros(())
+
     def columns(self) -> Tensor:
         """Return the weight as `(g, K, O)`; without a regression each row holds all entries that one input meets."""
         whole = columns_of(self.call, self.weight) if self.regression else self.weight.flatten(1)[None]
         return whole.double()
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Return the inverse covariance and the curvature; identities where the layer is no regression."""
+    def statistics(self) -> tuple[Tensor, Tensor | None]:
+        """Return the inverse covariance and the curvature; the identity and None where the layer is no regression."""
         if not self.regression:
-            plain = [torch.eye(size).double()[None].to(self.weight.device) for size in self.weight.flatten(1).shape]
-            return plain[0], plain[1]
+            return torch.eye(len(self.weight), dtype=torch.float64, device=self.weight.device)[None], None
         offset = (self.total / self.rows)[:, :, None]  # type: ignore[index]
         covariance = self.squares / self.rows - offset * offset.mT  # type: ignore[operator]
         mean = self.origin[:, :, None] + offset  # type: ignore[index]
@@ -102,7 +105,7 @@ class _StatisticsMode(TapMode):
                 layer.origin = rows.double().mean(1)
             rows = rows - layer.origin[:, None].to(rows.dtype)
             layer.total = layer.total + rows.sum(1).double()
-            layer.squares = layer.squares + (rows.mT @ rows).double()
+            layer.squares = with_squares(layer.squares, rows)
             layer.rows += len(keep)
         return out
 
@@ -120,7 +123,24 @@ class _StatisticsMode(TapMode):
         if layer.regression:
             groups = columns_of(site.call, weight).shape[0]
             rows = rows_of(site.call, delta).unflatten(1, (groups, -1)).transpose(0, 1)
-            layer.curvature = layer.curvature + (rows.mT @ rows).double()
+            layer.curvature = with_squares(layer.curvature, rows)
+
+
+PANEL = 256
+"""Columns of a symmetric product that are computed at once, without those that are known by symmetry."""
+
+
+def with_squares(total: Tensor | float, rows: Tensor) -> Tensor:
+    """Add `rowsᵀ rows` of rows `(g, R, K)` to a total in float64, in place where there is one; return the total."""
+    size = rows.shape[2]
+    if not isinstance(total, Tensor):
+        total = torch.zeros(len(rows), size, size, dtype=torch.float64, device=rows.device)
+    for start in range(0, size, PANEL):
+        end = min(start + PANEL, size)
+        product = rows[:, :, start:end].mT @ rows[:, :, start:]
+        total[:, start:end, start:] += product
+        total[:, end:, start:end] += product[:, :, end - start :].mT
+    return total
 
 
 def measure_reading_layers(problem: Problem, seed: int) -> tuple[dict[str, ReadingLayer], int]:

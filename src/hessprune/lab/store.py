@@ -25,7 +25,7 @@ from hessprune.methods.values import Saliency
 
 VERSIONS: Mapping[str, int] = {
     "dense": 1,
-    "saliency": 1,
+    "saliency": 2,
     "latency": 1,
     "plan": 1,
     "step": 1,

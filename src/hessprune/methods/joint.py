@@ -20,10 +20,10 @@ from hessprune.methods.options import Precision
 class Joint(Method):
     """The loss left to pay after a refit, or signed interactions of gates where there will be none.
 
-    With a refit, units of a group are eliminated one by one, the layers that read them taking over each time, and a
-    unit's saliency is the step of the measured loss at its turn. Without a refit, removing a set `M` of units costs
-    `½ 1_Mᵀ Q 1_M`, where `Q` is the signed Gauss–Newton matrix of one gate per unit at its consumers; units are then
-    chosen greedily.
+    With a refit, units of a group are eliminated one after another, the layers that read them taking over each time,
+    and a unit's saliency is the step of the measured loss at its turn. Without a refit, removing a set `M` of units
+    costs `½ 1_Mᵀ Q 1_M`, where `Q` is the signed Gauss–Newton matrix of one gate per unit at its consumers; units are
+    then chosen greedily.
 
     Args:
         temperature: Of the softmax in which the criterion sees classes. `"auto"` is 1 with a refit; without
@@ -59,7 +59,7 @@ class Joint(Method):
         return replace(self, refit=refit) if self.refit is None else self
 
     def score(self, scoring: Scoring) -> Scores:
-        """Eliminate units one by one, or add up the interactions of their gates."""
+        """Eliminate units one after another, or add up the interactions of their gates."""
         # After a refit the effect of removals on the loss is measured; only without one does curvature stand for it.
         refit = self.refit is not False
         temperature = 1.0 if refit and self.temperature == "auto" else self.temperature

@@ -57,10 +57,12 @@ class Convolution:
         """Return every sample's weight gradient `(N, *weight.shape)`.
 
         One convolution with the samples as groups computes it. Blocked kernels want the input channels of a group in
-        eights; with few or odd ones a product of copied patches is faster.
+        eights, and rearrange the weights of every group. With few or odd channels, kernels of size 1, or far fewer
+        positions than output channels, a product of patches is faster.
         """
-        n = x.shape[0]
-        if weight.shape[1] % 8 and self.groups == 1 and not self.transposed:
+        n, positions = x.shape[0], math.prod(delta.shape[2:])
+        quick = weight.shape[1] % 8 or weight[0, 0].numel() == 1 or 4 * positions < weight.shape[0]
+        if quick and self.groups == 1 and not self.transposed:
             return (delta.flatten(2) @ self.patches(x, weight).transpose(1, 2)).view(n, *weight.shape)
         apart = weight.new_empty(()).expand(n * weight.shape[0], *weight.shape[1:])
         delta, x = (t.reshape(1, n * t.shape[1], *t.shape[2:]) for t in (delta, x))
