@@ -83,3 +83,38 @@ def others(model: nn.Module, branches: Any) -> dict[str, Tensor]:
     with torch.no_grad(), Watch(model, len(X), branches):
         model(X)
     return seen
+
+
+class Padded(nn.Module):
+    """A residual block after steps that depend on the data, as a mask does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.wide, self.back, self.head = (nn.Linear(a, b) for a, b in ((4, 6), (6, 8), (8, 6), (6, 2)))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        h = self.first(x).tanh()
+        if not bool(mask.all()):  # no step of this kind where nothing is padded
+            h = h * (mask.unsqueeze(-1) + 1.0 - 1.0).clamp(min=0)
+        h = h.sigmoid()
+        return self.head(h + self.back(self.wide(h).relu()))
+
+
+def test_steps_that_depend_on_the_data_do_not_move_a_summand() -> None:
+    torch.manual_seed(0)
+    model, x = Padded().eval(), torch.randn(3, 4)
+    mask = torch.tensor([1.0, 1.0, 0.0])  # the first sample has no padding
+    branches = find_branches(model, (x, mask))
+    taken = {}
+
+    class Taking(StepMode):
+        def on_layer(self, name: str, call: object, arguments: object) -> Tensor:
+            if name in self.branches:
+                taken[name] = self.take_other(name)
+            return super().on_layer(name, call, arguments)
+
+    with torch.no_grad(), Taking(model, 3, branches):
+        model(x, mask)
+    h = (model.first(x).tanh() * mask.unsqueeze(-1)).sigmoid()
+    assert list(taken) == ["back.weight"]
+    assert torch.allclose(taken["back.weight"], h)

@@ -7,7 +7,7 @@ summand, so such a layer is the first that can make up for it.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,22 @@ from hessprune.layers.recording import CallMode, batch_norm_arguments, slow_atte
 from hessprune.operators.maps import Arguments, LinearMap, SampleLayout
 from hessprune.operators.table import operator_of
 
-Place = tuple[int, int]
+
+class Step(NamedTuple):
+    """A call of a function in a forward.
+
+    Forwards on other samples may call other functions, such as those that make a mask where there is padding; a number
+    over all functions would name another tensor there.
+    """
+
+    layers: int
+    """Layers that ran before."""
+    function: str
+    number: int
+    """Among the calls of this function since the last layer."""
+
+
+Place = tuple[Step, int]
 """A tensor: the step that computed it, and its place among the tensors that this step returned."""
 
 
@@ -45,8 +60,9 @@ class StepMode(CallMode):
         super().__init__(weight_names(model), samples, layouts)
         self.branches = branches
         self._open = Counter(branch.other[0] for branch in branches.values())
-        self._kept: dict[int, tuple[Tensor, ...]] = {}
-        self._step = 0
+        self._kept: dict[Step, tuple[Tensor, ...]] = {}
+        self._layers = 0
+        self._calls: Counter[str] = Counter()
 
     def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         """Handle a layer; subclasses override this method, not `on_call`."""
@@ -54,14 +70,17 @@ class StepMode(CallMode):
 
     def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         """Count a layer."""
+        self._layers += 1
+        self._calls.clear()
         output = self.on_layer(name, call, arguments)
-        self._count(output)
+        self._keep(self._now(""), output)
         return output
 
     def on_other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Count another function."""
         output = super().on_other(func, name, args, kwargs)
-        self._count(output)
+        self._calls[name] += 1
+        self._keep(self._now(name), output)
         return output
 
     def take_other(self, name: str) -> Tensor:
@@ -73,11 +92,14 @@ class StepMode(CallMode):
             del self._kept[step]
         return summand
 
-    def _count(self, output: Any) -> None:
-        """Count a step, and keep its tensors if a branch needs them."""
-        self._step += 1
-        if self._open[self._step]:
-            self._kept[self._step] = tuple(tensors_in(output))
+    def _now(self, function: str) -> Step:
+        """Return the step that has just been made."""
+        return Step(self._layers, function, self._calls[function])
+
+    def _keep(self, step: Step, output: Any) -> None:
+        """Keep the tensors of a step if a branch needs them."""
+        if self._open[step]:
+            self._kept[step] = tuple(tensors_in(output))
 
 
 def find_branches(model: nn.Module, inputs: Any) -> dict[str, Branch]:
@@ -97,7 +119,7 @@ class _Tail:
     """A tensor that is a layer's output, perhaps normalised."""
 
     weight: str
-    step: int  # at which the layer ran
+    layer: int  # its number among the calls of layers
     scale: Tensor | None = None
 
 
@@ -122,8 +144,8 @@ class _BranchRecorder(StepMode):
         output = call.forward(*arguments)
         self._uses[name] += 1
         self._consumed[self._key(arguments[0])] += 1
-        self._note(output, arguments[:1], self._step + 1)
-        self._tails[self._key(output)] = _Tail(weight=name, step=self._step + 1)
+        self._note(output, arguments[:1], self._now(""))
+        self._tails[self._key(output)] = _Tail(weight=name, layer=self._layers)
         return output
 
     def on_other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -136,7 +158,7 @@ class _BranchRecorder(StepMode):
         output = super().on_other(func, name, args, kwargs)
         if operator.derivative != "look":
             self._consumed.update(keys)
-            self._note(output, inputs, self._step)
+            self._note(output, inputs, self._now(name))
         if tail is not None and operator.name == "batch_norm" and tail.scale is None:
             scale = _scale(*batch_norm_arguments(func, args), **kwargs)
             self._tails[self._key(output)] = replace(tail, scale=scale)
@@ -156,13 +178,13 @@ class _BranchRecorder(StepMode):
         """Note the addition for each summand that is the output of a layer younger than the other summand."""
         for a, b in ((left, right), (right, left)):
             tail, other = self._tails.get(a), self._made.get(b)
-            if tail is not None and other is not None and other[0] < tail.step:
+            if tail is not None and other is not None and other[0].layers < tail.layer:
                 self._sums.append((tail, other))
 
     def _key(self, tensor: Tensor) -> Key:
         return id(tensor), self._version[id(tensor)]
 
-    def _note(self, output: Any, inputs: Sequence[Tensor], step: int) -> None:
+    def _note(self, output: Any, inputs: Sequence[Tensor], step: Step) -> None:
         """Note the step that computed some tensors."""
         outputs = list(tensors_in(output))
         self._alive += [*inputs, *outputs]
