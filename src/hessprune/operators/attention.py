@@ -8,7 +8,7 @@ from torch import Tensor
 from hessprune.operators.call import Call
 from hessprune.operators.labels import constant, varies
 from hessprune.operators.leaves import Leaf
-from hessprune.operators.linear import product_with_parameter
+from hessprune.operators.linear import contract, emit, product_with_parameter
 from hessprune.operators.maps import read_addmm, read_matmul
 from hessprune.operators.table import register
 
@@ -98,13 +98,30 @@ def _matrix_product(call: Call, x: Tensor, y: Tensor, num_batch: int, num_inner:
     return product(call, left, right).expand([*batch, rows.numel(), columns.numel()]).reshape([*batch, *rows, *columns])
 
 
+def added_product(call: Call) -> Any:
+    """Follow `addend + left @ right`: with a matrix of parameters on the right and a bias, a linear layer."""
+    addend, left, right = call.args[:3]
+    is_bias = isinstance(addend, Leaf) and len(addend.shape) == 1
+    if isinstance(right, Leaf) and len(right.shape) == 2 and is_bias and not isinstance(left, Leaf):
+        x = call.walk.as_labels(left)
+        contract(call, call.channels(x, -1), right, 0)
+        return emit(call, x, call.walk.axis(right, 1, "producer"), -1, "self")
+    if any(isinstance(operand, Leaf) for operand in (left, right)):
+        return contraction(call)
+    out = product(call, call.walk.as_labels(left), call.walk.as_labels(right))
+    return call.meet([out, call.walk.as_labels(addend)]).expand(call.shape)
+
+
+register("addmm", labels=added_product, linear_map=read_addmm, derivative="product")
+register("baddbmm", labels=added_product, derivative="product")
+
+
 def contraction(call: Call) -> Any:
     """Refuse contractions in general."""
     return call.refuse(f"'{call.operator}'{call.where} mixes its channels")
 
 
-register("addmm", labels=contraction, linear_map=read_addmm, derivative="product")
 register(
-    "baddbmm", "addbmm", "bilinear", "outer", "dot", "mv", "tensordot", labels=contraction, derivative="product"
+    "addbmm", "bilinear", "outer", "dot", "mv", "tensordot", labels=contraction, derivative="product"
 )  # fmt: skip
 register("inner", derivative="product")

@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.bypass import compiler_at_work
+from hessprune.foundation.caches import without_cache, without_cache_argument
 from hessprune.foundation.modules import call_model, device_of, dtype_remedy, empty_copy, shared_copy
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode
@@ -31,9 +32,10 @@ def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
         )
     example_inputs = to_device(example_inputs, device_of(model))
     args, kwargs = as_call(example_inputs)
-    with evaluation_mode(model), torch.no_grad(), quiet(), compiler_at_work():
+    own = shared_copy(model)
+    with evaluation_mode(own), torch.no_grad(), quiet(), compiler_at_work(), without_cache(own):
         try:
-            return torch.export.export(shared_copy(model), args, kwargs, strict=False)
+            return torch.export.export(own, args, kwargs, strict=False)
         except Exception as error:  # the user's forward may raise anything
             _check_runs(model, example_inputs)
             raise UnsupportedModelError(
@@ -46,7 +48,7 @@ def capture_training(model: nn.Module, example_inputs: Any) -> ExportedProgram |
     """Export `model` in training mode, with branches that evaluation skips; return None if the export fails."""
     trained = empty_copy(model).train()
     args, kwargs = as_call(to_device(example_inputs, "meta"))
-    with torch.no_grad(), quiet(), compiler_at_work():
+    with torch.no_grad(), quiet(), compiler_at_work(), without_cache(trained):
         try:
             return torch.export.export(trained, args, kwargs, strict=False)
         except Exception:  # the graph of evaluation suffices
@@ -70,7 +72,7 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), {}
     if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
+        return (), without_cache_argument(example_inputs)
     return tuple(example_inputs), {}
 
 
