@@ -37,7 +37,15 @@ register(
     "expand", "expand_as", "broadcast_to", "flip", "repeat", "tile", "repeat_interleave", "diagonal",
     labels=run, derivative="piecewise-linear",
 )  # fmt: skip
-register("getitem", labels=run, derivative="piecewise-linear", integer="move")
+
+
+def getitem(call: Call) -> Any:
+    """Take one of several outputs, as it is."""
+    values, at = call.args
+    return values[at] if isinstance(values, tuple | list) else run(call)
+
+
+register("getitem", labels=getitem, derivative="piecewise-linear", integer="move")
 
 
 def reshape(call: Call) -> Any:
@@ -99,12 +107,30 @@ register("stack", labels=cat, derivative="piecewise-linear")
 
 def split(call: Call) -> Any:
     """Tie equal parts of a unit axis position by position; pin unequal ones, whose sizes the source code fixes."""
+    if isinstance(call.args[0], Leaf):
+        return _parts_of_parameter(call, call.args[0])
     labels, dim, parts = call.walk.as_labels(call.args[0]), call.get("dim") or 0, list(run(call))
     if len({part.shape[dim] for part in parts}) > 1:
         call.pin(labels, dim, "it is split into parts of fixed, unequal size")
     elif varies(labels, dim):
         for part in parts[1:]:
             call.labels.tie(parts[0], part)
+    return parts
+
+
+def _parts_of_parameter(call: Call, leaf: Leaf) -> list[Leaf]:
+    """Return parts of a parameter; tie equal ones position by position, freeze unequal ones."""
+    dim, parts, start = (call.get("dim") or 0) % len(leaf.shape), [], 0
+    for part in call.produced:
+        parts.append(leaf.part(dim, start, part.shape[dim]))
+        start += part.shape[dim]
+    axes = [call.walk.axis(part, dim, "follower") for part in parts]
+    if len({len(axis) for axis in axes}) > 1:
+        reason = f"it is split into parts of fixed, unequal size{call.where}"
+        call.labels.freeze(call.walk.axis(leaf, dim, "follower"), reason)
+    else:
+        for axis in axes[1:]:
+            call.labels.tie(axes[0], axis)
     return parts
 
 
@@ -201,6 +227,8 @@ def pad(call: Call) -> Any:
     labels, amounts = call.walk.as_labels(call.args[0]), call.get("pad") or call["padding"]
     for dim in range(labels.dim()):
         before, after = _amount(amounts, labels.dim(), dim)
+        if (before or after) and varies(labels, dim):
+            labels = call.labels.resolve(labels)  # what other operators have tied does not vary
         if not varies(labels, dim):
             labels = labels.narrow(dim, 0, 1).expand(*call.shape[: dim + 1], *labels.shape[dim + 1 :])
         elif min(before, after) < 0:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.foundation.modules import split_name
+from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.state import drop_caches
 from hessprune.foundation.tensors import named_tensors, replace_tensors
 from hessprune.structure.groups import Literal, Slice
@@ -36,6 +37,7 @@ def remove_slices(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]]) -
         mask = torch.ones(state[name].shape[dim], dtype=torch.bool)
         mask[positions] = False
         keep.setdefault(name, {})[dim] = mask.nonzero().squeeze(1)
+    free_heads(model, keep)
     replace_tensors(model, {name: _select(state[name], dims) for name, dims in keep.items()})
     drop_caches(model)
 

@@ -97,7 +97,7 @@ def _choices(model: nn.Module, group: Group, module: str) -> Iterator[tuple[Lite
 
 def _counting(module: nn.Module, name: str, group: Group) -> tuple[Literal, ...]:
     """Return the integer attributes of a module that equal the number of units, or of their positions on some axis."""
-    if type(module).__module__.startswith("torch.nn."):
+    if type(module).__module__.startswith(("torch.nn.", "hessprune.")):
         return ()  # their attributes follow their tensors
     units = group.num_units
     sizes = {units} | {units * len(piece.index[0]) for piece in group.slices}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from hessprune.foundation.modules import call_model, device_of, empty_copy, failing_module
+from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.trees import to_device
 from hessprune.structure.capture import first_line
 from hessprune.structure.comparison import TOLERANCE, compare, positive
@@ -41,6 +42,7 @@ class Trial:
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
         self._original = model, example_inputs
         self.model, self._inputs = empty_copy(model).eval(), to_device(example_inputs, "meta")
+        free_heads(self.model)
         self._needs_numbers: bool | None = None
         self._numeric_inputs = _with_numbers(example_inputs)
         self._awake = True
@@ -51,6 +53,7 @@ class Trial:
         failure = self.failure_of(groups)
         if failure and self._needs_numbers is None and self.failure_of([]):  # it fails for want of numbers
             self.model, self._inputs = copy.deepcopy(self._original[0]).eval(), self._original[1]
+            free_heads(self.model)
             failure = self.failure_of(groups)
         self._needs_numbers = bool(failure)
         return failure
