@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hessprune as hp
@@ -59,7 +61,81 @@ def encoder(**options: Any) -> nn.Module:
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
 
+class Written(nn.Module):
+    """Self-attention over two linear layers with a function between them that takes heads apart and joins them."""
+
+    def __init__(self, core: Callable[..., Tensor], keys: int = 3, **attributes: Any) -> None:
+        super().__init__()
+        self.core = core
+        self.qkv, self.proj = nn.Linear(24, 24 * 3 if keys == 3 else 24 + 2 * keys), nn.Linear(24, 24)
+        self.register_buffer("causal", torch.ones(16, 16).tril() == 0)
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.core(self, x, self.qkv(x)))
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+    return (scores if mask is None else scores.masked_fill(mask, -torch.inf)).softmax(-1) @ v
+
+
+def constant_view(m: Any, x: Tensor, y: Tensor) -> Tensor:
+    b, n, _ = x.shape
+    q, k, v = y.view(b, n, 3, 4, -1).permute(2, 0, 3, 1, 4)
+    return eager(q, k, v).transpose(1, 2).reshape(b, n, -1)
+
+
+def nano(m: Any, x: Tensor, y: Tensor) -> Tensor:
+    b, t, c = x.shape
+    q, k, v = (part.view(b, t, m.n_head, c // m.n_head).transpose(1, 2) for part in y.split(m.n_embd, dim=2))
+    return eager(q, k, v, m.causal[:t, :t]).transpose(1, 2).contiguous().view(b, t, c)
+
+
+def dino(m: Any, x: Tensor, y: Tensor) -> Tensor:
+    b, n, c = x.shape
+    q, k, v = y.reshape(b, n, 3, m.num_heads, c // m.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
+
+
+def chunked(m: Any, x: Tensor, y: Tensor) -> Tensor:
+    q, k, v = (part.unflatten(-1, (4, 6)).transpose(1, 2) for part in y.chunk(3, dim=-1))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def rearranged(m: Any, x: Tensor, y: Tensor) -> Tensor:
+    """As einops writes `b n (qkv h d) -> qkv b h n d` with `h=4`, and products by `einsum`."""
+    b, n, _ = x.shape
+    q, k, v = y.reshape(b, n, 3, 4, 6).permute(2, 0, 3, 1, 4)
+    weights = (torch.einsum("bhid,bhjd->bhij", q, k) * 6**-0.5).softmax(-1)
+    return torch.einsum("bhij,bhjd->bhid", weights, v).transpose(1, 2).reshape(b, n, 24)
+
+
+def configured(m: Any, x: Tensor, y: Tensor) -> Tensor:
+    b, n, _ = x.shape
+    q, k, v = (z.view(b, n, m.config.heads, -1).transpose(1, 2) for z in y.chunk(3, -1))
+    return eager(q, k, v).transpose(1, 2).reshape(b, n, -1)
+
+
+def merged(m: Any, x: Tensor, y: Tensor) -> Tensor:
+    b, n, _ = x.shape
+    q, k, v = (z.view(b, n, m.heads, -1).transpose(1, 2).reshape(b * m.heads, n, -1) for z in y.chunk(3, -1))
+    return eager(q, k, v).view(b, m.heads, n, -1).transpose(1, 2).reshape(b, n, -1)
+
+
+def written(core: Callable[..., Tensor], **attributes: Any) -> Layout:
+    return Layout(lambda: Around(Written(core, **attributes), lambda m, x: m(x)), (X,), others=(LONGER,))
+
+
 LAYOUTS: dict[str, Layout] = {
+    "a constant number of heads": written(constant_view),
+    "nanoGPT": written(nano, n_head=4, n_embd=24),
+    "DINO": written(dino, num_heads=4),
+    "chunks": written(chunked),
+    "rearranged": written(rearranged),
+    "a shared configuration": written(configured, config=SimpleNamespace(heads=4)),
+    "heads beside the batch": written(merged, heads=4),
     "torch": torchs(lambda m, x: m(x, x, x)[0], X, others=(LONGER,)),
     "torch, no weights": torchs(lambda m, x: m(x, x, x, need_weights=False)[0], X),
     "torch, sequence first": torchs(lambda m, x: m(x, x, x)[0], X, batch_first=False, bias=False),
@@ -75,7 +151,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "transformer": Layout(lambda: nn.Transformer(24, HEADS, 1, 1, 32, batch_first=True), (X, Y), 3),
 }
-EXPORTED = ("torch", "torch, cross", "torch, masks", "encoder", "decoder")
+EXPORTED = ("nanoGPT", "DINO", "torch", "torch, cross", "torch, masks", "encoder", "decoder")
 
 
 def build(layout: Layout) -> nn.Module:
@@ -139,7 +215,7 @@ def test_pruned_layouts_run_in_onnx_runtime(name: str, tmp_path: Path) -> None:
         assert difference(pruned(*inputs), torch.from_numpy(output)) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["torch", "encoder"])
+@pytest.mark.parametrize("name", ["torch", "encoder", "nanoGPT"])
 def test_pruned_layouts_are_saved_and_loaded(name: str, tmp_path: Path) -> None:
     layout = LAYOUTS[name]
     _, plan, pruned = halved(build(layout), layout)

@@ -144,7 +144,7 @@ def test_a_view_that_runs_with_other_heads_gets_its_attribute_though_units_are_d
     assert [(item.module, item.attribute, item.counts) for item in heads.literals] == [("", "heads", (1, 1, 1, 1))]
 
 
-def test_a_number_of_heads_in_the_source_code_freezes_them() -> None:
+def test_a_number_of_heads_in_the_source_code_is_lowered() -> None:
     class Written(Asleep):
         def forward(self, x: Tensor) -> Tensor:
             del self.heads
@@ -153,4 +153,6 @@ def test_a_number_of_heads_in_the_source_code_freezes_them() -> None:
 
     torch.manual_seed(0)
     model, x = Written(4).eval(), torch.randn(2, 5, 3)
-    assert [group.name for group in hp.find_groups(model, x, compare=True)] == ["proj"]
+    heads, projection = hp.find_groups(model, x, compare=True)
+    assert (heads.name, heads.num_units, projection.name) == ("qkv", 4, "proj")
+    assert [(item.module, item.attribute, item.counts) for item in heads.literals] == [("", "view(3 of 5)=4", (1,) * 4)]

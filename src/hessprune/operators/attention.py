@@ -57,6 +57,7 @@ def one_unit_per_matrix(call: Call, tensors: list[Tensor]) -> Tensor:
     for labels in tensors:
         call.labels.tie_along(labels, -1)
         call.labels.tie_along(labels[..., :1], -2)
+        call.walk.note_head(labels[..., :1, :1])
     return call.meet([labels[..., :1, :1] for labels in tensors])
 
 

@@ -9,8 +9,9 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hessprune.foundation.written import written_size
 from hessprune.operators.labels import CONSTANT, Labels
-from hessprune.operators.leaves import Leaf, Role, Value
+from hessprune.operators.leaves import Leaf, Role, SizeUse, Value
 from hessprune.operators.names import operator_name
 
 
@@ -60,6 +61,12 @@ class Walk(Protocol):
 
     def count(self, module: str, attribute: str, labels: Tensor) -> None:
         """Note that an integer attribute of a module counts these labels."""
+
+    def note_head(self, labels: Tensor) -> None:
+        """Note that these labels are heads of attention, or tied to some."""
+
+    def note_size(self, use: SizeUse) -> None:
+        """Note a size that the forward of a module may have written down."""
 
     def run(self, module: GraphModule, inputs: Sequence[Any]) -> Any:
         """Run a graph inside the graph; return its result."""
@@ -161,6 +168,13 @@ class Call:
     def pin(self, labels: Tensor, dim: int, reason: str) -> None:
         """Freeze the units along `dim`: this axis keeps its size."""
         self.walk.closure.pin(labels, dim, f"{reason}{self.where}")
+
+    def note_size(self, kind: str, out: Tensor, axis: int, *, is_open: bool = False) -> None:
+        """Note the size of an axis along which units lie; an open one varies, since the axis holds the batch, too."""
+        name = written_size(kind, axis, out.dim(), out.shape[axis], self.walk.modules.get(self.module))
+        for other in range(out.dim()):
+            out = out if other == axis else out.narrow(other, 0, 1)
+        self.walk.note_size(SizeUse(module=self.module, name=name, labels=out.reshape(-1)[: 0 if is_open else None]))
 
     def refuse(self, reason: str) -> Any:
         """Freeze every argument and return fixed labels for every output.

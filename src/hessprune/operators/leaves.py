@@ -68,6 +68,17 @@ class LiteralUse:
     labels: Tensor
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizeUse:
+    """A size that a forward may have written down, with the labels of its axis."""
+
+    module: str
+    name: str
+    """See `written_size`."""
+    labels: Tensor
+    """One label for each index; empty if the axis holds the batch, too, so that its size varies."""
+
+
 @dataclass(slots=True)
 class Axis:
     """The labels of one parameter axis; `roles` holds its uses in the graph."""

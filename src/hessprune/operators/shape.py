@@ -33,8 +33,17 @@ def run(call: Call) -> Any:
     return call.target(*args, **kwargs)
 
 
+def expand(call: Call) -> Any:
+    """Expand the labels."""
+    out = run(call)
+    for dim in varying(out):
+        call.note_size("expand", out, dim)
+    return out
+
+
+register("expand", "broadcast_to", labels=expand, derivative="piecewise-linear")
 register(
-    "expand", "expand_as", "broadcast_to", "flip", "repeat", "tile", "repeat_interleave", "diagonal",
+    "expand_as", "flip", "repeat", "tile", "repeat_interleave", "diagonal",
     labels=run, derivative="piecewise-linear",
 )  # fmt: skip
 
@@ -55,9 +64,18 @@ def reshape(call: Call) -> Any:
     labels = call.walk.as_labels(call.args[0])
     out = labels.reshape(call.shape)
     for sources, targets in matched_axes(tuple(labels.shape), tuple(out.shape)):
-        if len(targets) > 1 and any(varies(labels, dim) for dim in sources):
-            call.walk.closure.split(out, targets)
+        if any(varies(labels, dim) for dim in sources):
+            if len(targets) > 1:
+                call.walk.closure.split(out, targets)
+            if call.operator in _NAMING:
+                is_open = not varies(labels, sources[0])  # the batch, or positions, lie outside of the units
+                for dim in targets:
+                    call.note_size("view", out, dim, is_open=is_open)
     return out
+
+
+_NAMING = {"view", "reshape", "_unsafe_view", "unflatten"}
+"""Operators that name the sizes of their results."""
 
 
 register("reshape", "flatten", "unsqueeze", labels=reshape, derivative="piecewise-linear", integer="move")
@@ -115,6 +133,7 @@ def split(call: Call) -> Any:
     elif varies(labels, dim):
         for part in parts[1:]:
             call.labels.tie(parts[0], part)
+        call.note_size("split", parts[0], dim % parts[0].dim())
     return parts
 
 

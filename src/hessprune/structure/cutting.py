@@ -10,6 +10,7 @@ from hessprune.foundation.modules import split_name
 from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.state import drop_caches
 from hessprune.foundation.tensors import named_tensors, replace_tensors
+from hessprune.foundation.written import lower
 from hessprune.structure.groups import Literal, Slice
 
 Cut = Slice | Literal
@@ -27,8 +28,7 @@ def remove_slices(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]]) -
     removed: dict[tuple[str, int], list[int]] = {}
     for cut, units in cuts:
         if isinstance(cut, Literal):
-            module = model.get_submodule(cut.module)
-            setattr(module, cut.attribute, getattr(module, cut.attribute) - sum(cut.counts[unit] for unit in units))
+            lower(model.get_submodule(cut.module), cut.attribute, sum(cut.counts[unit] for unit in units))
         else:
             removed.setdefault((cut.param, cut.dim), []).extend(p for unit in units for p in cut.index[unit])
     keep: dict[str, dict[int, Tensor]] = {}

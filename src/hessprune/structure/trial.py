@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from hessprune.foundation.modules import call_model, device_of, empty_copy, failing_module
 from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.trees import to_device
+from hessprune.foundation.written import noting_sizes
 from hessprune.structure.capture import first_line
 from hessprune.structure.comparison import TOLERANCE, compare, positive
 from hessprune.structure.cutting import Cut, Followers, mask_slices, remove_slices
@@ -82,6 +83,12 @@ class Trial:
                 return Failure(failing_module(self.model, error), first_line(error))
         return None
 
+    def named_sizes(self, groups: Sequence[Group], call: Rerun | None = None) -> set[tuple[int, str]]:
+        """Return the written sizes that a call names which works without the first unit of each group, by module."""
+        with noting_sizes() as named:
+            self.failure_of(groups, call)
+        return named
+
     def disagreement(self, groups: Sequence[Group]) -> str:
         """Return how a model with some units of each group sliced off differs from one with them masked; or nothing.
 
@@ -138,15 +145,16 @@ def _with_numbers(inputs: Any) -> Any:
 @contextmanager
 def _without(model: nn.Module, groups: Sequence[Group]) -> Iterator[None]:
     """Remove the first unit of each group in place, and put everything back."""
-    before = [(module, vars(module).copy()) for module in model.modules()]
+    before = [(module, type(module), vars(module).copy()) for module in model.modules()]
     tables: list[tuple[Any, Any]] = [
-        (table, table.copy()) for module, _ in before for table in (module._parameters, module._buffers)
+        (table, table.copy()) for module, _, _ in before for table in (module._parameters, module._buffers)
     ]
     remove_slices(model, [(piece, [0]) for group in groups for piece in (*group.slices, *group.literals)])
     try:
         yield
     finally:
-        for module, contents in before:
+        for module, kind, contents in before:
+            module.__class__ = kind
             vars(module).clear()
             vars(module).update(contents)
         for table, contents in tables:

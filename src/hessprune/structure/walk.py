@@ -13,8 +13,8 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hessprune.operators.call import Call
-from hessprune.operators.labels import Labels, along, constant, expanded, varying
-from hessprune.operators.leaves import Axis, Leaf, LiteralUse, Role, Value
+from hessprune.operators.labels import Labels, along, compact, constant, expanded, varying
+from hessprune.operators.leaves import Axis, Leaf, LiteralUse, Role, SizeUse, Value
 from hessprune.operators.table import operator_of
 from hessprune.structure.closure import Closure
 
@@ -29,6 +29,8 @@ class GraphWalk:
         self.closure = Closure(self.labels)
         self.axes: dict[tuple[str, int], Axis] = {}
         self.elements: dict[str, Tensor] = {}
+        self.heads: list[Tensor] = []
+        self.sizes: list[SizeUse] = []
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self._literals: dict[tuple[int, str], LiteralUse] = {}
         self._state: dict[str, Leaf | Value] = {}
@@ -129,6 +131,14 @@ class GraphWalk:
             for each in (first.labels, labels):
                 self.labels.freeze(each, f"'{module}.{attribute}' counts channels of two numbers")
 
+    def note_head(self, labels: Tensor) -> None:
+        """Note that these labels are heads of attention, or tied to some."""
+        self.heads.append(compact(labels)[0].unique())
+
+    def note_size(self, use: SizeUse) -> None:
+        """Note a size that the forward of a module may have written down."""
+        self.sizes.append(use)
+
     def _count_heads(self) -> None:
         """Note the heads of torch's multi-head attention: those of the queries stand first."""
         for name, module in self.modules.items():
@@ -182,7 +192,7 @@ class GraphWalk:
         """Return labels for a constant of the source code; integers keep their values."""
         if not isinstance(value, Tensor):
             return value
-        if not value.is_floating_point():
+        if not value.is_floating_point() and not value.is_meta:  # of a graph without numbers, no constant is known
             return Value(value.detach())
         return self.labels.fixed(value.shape, "it meets a constant of the source code")
 
