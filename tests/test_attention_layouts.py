@@ -124,6 +124,53 @@ def merged(m: Any, x: Tensor, y: Tensor) -> Tensor:
     return eager(q, k, v).view(b, m.heads, n, -1).transpose(1, 2).reshape(b, n, -1)
 
 
+class Grouped(nn.Module):
+    """Attention whose queries share keys and values, in eight heads of queries or four."""
+
+    def __init__(self, core: Callable[..., Tensor], n_heads: int, n_kv: int) -> None:
+        super().__init__()
+        self.core, self.n_heads, self.n_kv, self.size = core, n_heads, n_kv, 3
+        self.q, self.k, self.v = nn.Linear(24, 3 * n_heads), nn.Linear(24, 3 * n_kv), nn.Linear(24, 3 * n_kv)
+        self.proj = nn.Linear(3 * n_heads, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.core(self, *self.taken_apart(x))
+        return self.proj(y.transpose(1, 2).reshape(*x.shape[:2], -1))
+
+    def taken_apart(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        b, n, _ = x.shape
+        q = self.q(x).view(b, n, self.n_heads, self.size).transpose(1, 2)
+        k = self.k(x).view(b, n, self.n_kv, self.size).transpose(1, 2)
+        return q, k, self.v(x).view(b, n, self.n_kv, self.size).transpose(1, 2)
+
+
+def native(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+
+def interleaved(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    share = m.n_heads // m.n_kv
+    return F.scaled_dot_product_attention(q, k.repeat_interleave(share, 1), v.repeat_interleave(share, 1))
+
+
+def five_axes(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    b, h, n, d = k.shape
+    k, v = (x[:, :, None].expand(b, h, m.n_heads // m.n_kv, n, d).reshape(b, m.n_heads, n, d) for x in (k, v))
+    return eager(q, k, v)
+
+
+def broadcast(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return eager(q, k, v)
+
+
+def spread(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return eager(q, *(x.expand(-1, m.n_heads, -1, -1) for x in (k, v)))
+
+
+def sharing(core: Callable[..., Tensor], n_heads: int = 8, n_kv: int = 4) -> Layout:
+    return Layout(lambda: Around(Grouped(core, n_heads, n_kv), lambda m, x: m(x)), (X,), others=(LONGER,))
+
+
 def written(core: Callable[..., Tensor], **attributes: Any) -> Layout:
     return Layout(lambda: Around(Written(core, **attributes), lambda m, x: m(x)), (X,), others=(LONGER,))
 
@@ -136,6 +183,12 @@ LAYOUTS: dict[str, Layout] = {
     "rearranged": written(rearranged),
     "a shared configuration": written(configured, config=SimpleNamespace(heads=4)),
     "heads beside the batch": written(merged, heads=4),
+    "grouped in the kernel": sharing(native),
+    "grouped by repetition": sharing(interleaved),
+    "grouped by expansion": sharing(five_axes),
+    "one key in the kernel": sharing(native, 4, 1),
+    "one key by broadcasting": sharing(broadcast, 4, 1),
+    "one key by expansion": sharing(spread, 4, 1),
     "torch": torchs(lambda m, x: m(x, x, x)[0], X, others=(LONGER,)),
     "torch, no weights": torchs(lambda m, x: m(x, x, x, need_weights=False)[0], X),
     "torch, sequence first": torchs(lambda m, x: m(x, x, x)[0], X, batch_first=False, bias=False),

@@ -46,7 +46,12 @@ def product(call: Call, left: Tensor, right: Tensor) -> Tensor:
 def attention(call: Call) -> Tensor:
     """Tie queries, keys, values and the added mask within each head: one head is one unit."""
     names = [name for name in ("query", "key", "value", "attn_mask") if call.get(name) is not None]
-    return one_unit_per_matrix(call, [call.walk.as_labels(call[name]) for name in names]).expand(call.shape)
+    tensors = [call.walk.as_labels(call[name]) for name in names]
+    if call.get("enable_gqa"):  # several heads of queries share keys and values
+        shares = [tensors[0].shape[-3] // labels.shape[-3] for labels in tensors[1:3]]
+        pairs = zip(tensors[1:3], shares, strict=True)
+        tensors[1:3] = [labels.repeat_interleave(share, -3) if share > 1 else labels for labels, share in pairs]
+    return one_unit_per_matrix(call, tensors).expand(call.shape)
 
 
 register("scaled_dot_product_attention", labels=attention)
