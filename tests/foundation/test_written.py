@@ -3,12 +3,13 @@
 import copy
 import inspect
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hessprune.foundation.written import Resized, counted_value, is_written, lower, noting_sizes, written_size
+from hessprune.foundation.written import Resized, WrittenSize, counted_value, is_written, lower, noting_sizes
 
 
 class Heads(nn.Module):
@@ -34,23 +35,24 @@ class Heads(nn.Module):
         return ways[self.way]() * scale
 
 
+VIEW = "view(1:2 of 2 to 1:3)[1 of 3]=4"
 WAYS = {
-    "view": ("view", 1, 3),
-    "view of a tuple": ("view", 1, 3),
-    "reshape": ("view", 1, 3),
-    "reshape by name": ("view", 1, 3),
-    "unflatten": ("view", 1, 3),
-    "split": ("split", 1, 2),
-    "split in three": ("split", 1, 2),
-    "expand": ("expand", 1, 3),
-    "same": ("view", 1, 3),
+    "view": VIEW,
+    "view of a tuple": VIEW,
+    "reshape": VIEW,
+    "reshape by name": VIEW,
+    "unflatten": VIEW,
+    "split": "split[1 of 2]=4",
+    "split in three": "split[1 of 2]=4",
+    "expand": "expand[1 of 3]=4",
+    "same": VIEW,
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_call_gets_what_remains_of_its_size(way: str) -> None:
     model, x = Heads(way), torch.randn(2, 9)
-    lower(model, written_size(*WAYS[way], 4), 1)
+    lower(model, WAYS[way], 1)
     assert isinstance(model, Heads)
     assert isinstance(model, Resized)
     expected = x.view(2, 3, 3).transpose(1, 2) if way.startswith("split") else x.view(2, 3, 3)
@@ -61,7 +63,7 @@ def test_a_call_gets_what_remains_of_its_size(way: str) -> None:
 def test_a_size_that_does_not_fit_stays(way: str) -> None:
     model, x = Heads(way), torch.randn(2, 16 if way == "split" else 12)
     before = model(x)
-    lower(model, written_size(*WAYS[way], 4), 1)
+    lower(model, WAYS[way], 1)
     assert torch.equal(model(x), before)
 
 
@@ -69,15 +71,30 @@ def test_a_size_that_does_not_fit_stays(way: str) -> None:
 def test_an_open_size_must_fit_beside_it(way: str) -> None:
     model, x = Heads(way), torch.randn(2, 8)
     before = model(x)
-    lower(model, written_size(*WAYS[way], 4), 1)
+    lower(model, WAYS[way], 1)
     assert torch.equal(model(x), before)
+
+
+def test_an_axis_of_the_same_size_elsewhere_stays() -> None:
+    class Both(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(4, 4, -1, 3).reshape(4, 4, 2, 3, 3) if x.shape[-1] == 18 else x.view(4, 4, 3)
+
+    model = Both()
+    lower(model, "view(2:3 of 3 to 2:4)[2 of 4]=4", 1)
+    lower(model, "view(1:2 of 2 to 1:3)[1 of 3]=4", 1)
+    assert model(torch.zeros(4, 9)).shape == (4, 3, 3)
+    assert model(torch.zeros(4, 12)).shape == (4, 4, 3)
+    assert model(torch.zeros(4, 4, 18)).shape == (4, 4, 2, 3, 3)
 
 
 def test_sizes_are_lowered_again_by_their_first_name() -> None:
     model = Heads("view")
-    name = written_size("view", 1, 3, 4, model)
+    size = WrittenSize.parse(VIEW)
+    assert size is not None
+    name = size.name_in(model)
     lower(model, name, 1)
-    assert written_size("view", 1, 3, 3, model) == name == "view(1 of 3)=4"
+    assert replace(size, size=3).name_in(model) == name == VIEW
     lower(model, name, 1)
     assert counted_value(model, name) == 2
     assert model(torch.zeros(1, 6)).shape == (1, 2, 3)
@@ -89,13 +106,13 @@ def test_attributes_are_lowered_as_they_are() -> None:
     lower(model, "heads", 1)
     assert (vars(model)["heads"], type(model)) == (3, Heads)
     assert counted_value(model, "way") is None
-    assert is_written("view(1 of 3)=4")
+    assert is_written(VIEW)
     assert not is_written("heads")
 
 
 def test_the_class_is_copied_pickled_and_shows_its_signature() -> None:
     model, x = Heads("view"), torch.randn(2, 9)
-    lower(model, "view(1 of 3)=4", 1)
+    lower(model, VIEW, 1)
     for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         assert type(again) is type(model)
         assert torch.equal(again(x, scale=2.0), model(x, scale=2.0))
@@ -109,19 +126,19 @@ def test_only_the_innermost_of_two_modules_lowers() -> None:
             self.inner = Heads("view")
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x).view(x.shape[0], 4, 2)
+            return self.inner(x).flatten(1).view(x.shape[0], 4, 2)
 
     model = Outer()
-    lower(model, "view(1 of 3)=4", 1)
-    lower(model.inner, "view(1 of 3)=4", 2)
+    lower(model, VIEW, 1)
+    lower(model.inner, VIEW, 2)
     with noting_sizes() as named:
         assert model(torch.zeros(1, 6)).shape == (1, 3, 2)
-    assert named == {(id(model), "view(1 of 3)=4"), (id(model.inner), "view(1 of 3)=4")}
+    assert named == {(id(model), VIEW), (id(model.inner), VIEW)}
 
 
 def test_exported_graphs_hold_the_remaining_sizes() -> None:
     model, x = Heads("view"), torch.randn(2, 9)
-    lower(model, "view(1 of 3)=4", 1)
+    lower(model, VIEW, 1)
     axes = ({0: torch.export.Dim.DYNAMIC}, None)
     program = torch.export.export(model, (x, 1.0), dynamic_shapes=axes)
     assert program.module()(torch.zeros(5, 9), 1.0).shape == (5, 3, 3)

@@ -95,7 +95,10 @@ def test_of_a_transformer_heads_go_with_their_biases_and_feed_forward_neurons() 
     assert "normalised together in module 'norm1'" in reasons(groups, "token", 2)
     heads = named(groups, "qkv")
     assert {"qkv.weight", "q_bias", "v_bias", "scores"} <= {piece.param for piece in heads.slices}
-    assert {item.attribute for item in heads.literals} == {"view(3 of 5)=3", "view(2 of 3)=12"}
+    assert {item.attribute for item in heads.literals} == {
+        "view(2:3 of 3 to 2:5)[3 of 5]=3",
+        "view(2:4 of 4 to 2:3)[2 of 3]=12",
+    }
 
 
 def test_what_holds_no_unit_keeps_its_shape() -> None:

@@ -155,4 +155,6 @@ def test_a_number_of_heads_in_the_source_code_is_lowered() -> None:
     model, x = Written(4).eval(), torch.randn(2, 5, 3)
     heads, projection = hp.find_groups(model, x, compare=True)
     assert (heads.name, heads.num_units, projection.name) == ("qkv", 4, "proj")
-    assert [(item.module, item.attribute, item.counts) for item in heads.literals] == [("", "view(3 of 5)=4", (1,) * 4)]
+    assert [(item.module, item.attribute, item.counts) for item in heads.literals] == [
+        ("", "view(2:3 of 3 to 2:5)[3 of 5]=4", (1,) * 4)
+    ]

@@ -10,18 +10,60 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, wraps
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_FORM = re.compile(r"(view|split|expand)\((\d+) of (\d+)\)=(\d+)")
+_FORM = re.compile(r"(view|split|expand)(?:\((\d+):(\d+) of (\d+) to (\d+):(\d+)\))?\[(\d+) of (\d+)\]=(\d+)")
 _active = threading.local()
 
-Sizes = Mapping[tuple[str, int, int, int], int]
-"""The remaining size for kind of call, axis, number of axes, and written size."""
+
+@dataclass(frozen=True, slots=True)
+class WrittenSize:
+    """A size in the calls of one kind in one forward: where it stands, and its value in the source code."""
+
+    kind: Literal["view", "split", "expand"]
+    axis: int
+    """The axis of the result."""
+    rank: int
+    """The number of axes of the result."""
+    size: int
+    run: tuple[int, int, int, int, int] | None = None
+    """Of a view, the axes that hold the same numbers before and after: `first:end` of how many, `first:end`."""
+
+    @classmethod
+    def parse(cls, name: str) -> "WrittenSize | None":
+        """Read a name; return None for that of an attribute.
+
+        Example:
+            >>> WrittenSize.parse("split[2 of 3]=48")
+            WrittenSize(kind='split', axis=2, rank=3, size=48, run=None)
+        """
+        if (form := _FORM.fullmatch(name)) is None:
+            return None
+        kind, *run, axis, rank, size = form.groups()
+        numbers = None if run[0] is None else tuple(map(int, run))
+        return cls(kind, int(axis), int(rank), int(size), numbers)  # type: ignore[arg-type]
+
+    @property
+    def place(self) -> str:
+        """The name without the size."""
+        run = "({}:{} of {} to {}:{})".format(*self.run) if self.run else ""
+        return f"{self.kind}{run}[{self.axis} of {self.rank}]="
+
+    def name_in(self, module: nn.Module | None) -> str:
+        """Return the name; where the module's sizes were lowered before, that of the size in its source code."""
+        for name, now in {} if module is None else vars(module).get("written_sizes", {}).items():
+            if now == self.size and name.startswith(self.place):
+                return name
+        return str(self)
+
+    def __str__(self) -> str:
+        return f"{self.place}{self.size}"
 
 
 class Resized(nn.Module):
@@ -34,37 +76,17 @@ class Resized(nn.Module):
         return _empty, (type(self).__bases__[1],), super().__reduce_ex__(protocol)[2]
 
 
-def written_size(kind: str, axis: int, rank: int, size: int, module: nn.Module | None = None) -> str:
-    """Return the name of a size in calls of one kind.
-
-    Args:
-        kind: `"view"`, `"split"` or `"expand"`.
-        axis: The axis that has the size.
-        rank: The number of axes of the result.
-        size: The size in the graph.
-        module: The module whose forward makes the call; if its sizes were lowered before, the name holds the first one.
-
-    Example:
-        >>> written_size("view", 2, 4, 12)
-        'view(2 of 4)=12'
-    """
-    for name, now in vars(module).get("written_sizes", {}).items() if module is not None else ():
-        if now == size and name.startswith(f"{kind}({axis} of {rank})="):
-            return name
-    return f"{kind}({axis} of {rank})={size}"
-
-
 def counted_value(module: nn.Module, attribute: str) -> int | None:
     """Return an integer attribute of a module, or what remains of a written size; None if there is no such integer."""
-    if form := _FORM.fullmatch(attribute):
-        return vars(module).get("written_sizes", {}).get(attribute, int(form[4]))
+    if written := WrittenSize.parse(attribute):
+        return vars(module).get("written_sizes", {}).get(attribute, written.size)
     value = vars(module).get(attribute)
     return value if type(value) is int else None
 
 
 def is_written(attribute: str) -> bool:
     """Return whether the name is that of a written size."""
-    return _FORM.fullmatch(attribute) is not None
+    return WrittenSize.parse(attribute) is not None
 
 
 def lower(module: nn.Module, attribute: str, amount: int) -> None:
@@ -85,7 +107,7 @@ def _resized(original: type[nn.Module]) -> type[Resized]:
 
     @wraps(original.forward)
     def forward(self: Resized, *args: Any, **kwargs: Any) -> Any:
-        with _Lowered(self, {_parsed(name): size for name, size in self.written_sizes.items()}):
+        with _Lowered(self):
             return original.forward(self, *args, **kwargs)
 
     fields = {"forward": forward, "__module__": original.__module__, "__doc__": original.__doc__}
@@ -97,18 +119,13 @@ def _empty(original: type[nn.Module]) -> nn.Module:
     return kind.__new__(kind)
 
 
-def _parsed(name: str) -> tuple[str, int, int, int]:
-    form = _FORM.fullmatch(name)
-    assert form is not None
-    return form[1], int(form[2]), int(form[3]), int(form[4])
-
-
 class _Lowered(TorchFunctionMode):
     """Lowers the sizes in the calls of one forward; of forwards inside each other only the innermost does."""
 
-    def __init__(self, module: Resized, sizes: Sizes) -> None:
+    def __init__(self, module: Resized) -> None:
         super().__init__()
-        self._module, self._sizes = module, sizes
+        self._module = module
+        self._sizes = [(_read(name), size) for name, size in module.written_sizes.items()]
 
     def __enter__(self) -> Any:
         self._outer = getattr(_active, "mode", None)
@@ -126,14 +143,21 @@ class _Lowered(TorchFunctionMode):
             return func(args[0], *change(self, *args, **kwargs))
         return func(*args, **kwargs)
 
-    def remaining(self, kind: str, axis: int, rank: int, size: Any) -> Any:
-        """Return what remains of a size; symbols of an exporter are no written sizes."""
-        key = kind, axis, rank, size
-        if type(size) is not int or key not in self._sizes:
-            return size
+    def at(self, kind: str, shape: Sequence[Any]) -> list[tuple[WrittenSize, int]]:
+        """Return the sizes that a call names, each with what remains; symbols of an exporter are no written sizes."""
+        fitting = [pair for pair in self._sizes if pair[0].kind == kind and pair[0].rank == len(shape)]
+        return [(w, left) for w, left in fitting if type(shape[w.axis]) is int and shape[w.axis] == w.size]
+
+    def note(self, written: WrittenSize) -> None:
+        """Note that a lowered size took the place of a written one."""
         if (named := getattr(_active, "named", None)) is not None:
-            named.add((id(self._module), written_size(*key)))
-        return self._sizes[key]
+            named.add((id(self._module), str(written)))
+
+
+def _read(name: str) -> WrittenSize:
+    written = WrittenSize.parse(name)
+    assert written is not None
+    return written
 
 
 @contextmanager
@@ -149,40 +173,65 @@ def noting_sizes() -> Iterator[set[tuple[int, str]]]:
 def _viewed(lowered: _Lowered, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
     """Return the shape for `view` and `reshape`."""
     given = _shape(args, kwargs)
-    if given is None:
-        return (*args, *kwargs.values())
-    shape = _remaining(lowered, "view", given)
-    known = math.prod(size for size in shape if not _is_open(size))
-    fits = x.numel() % max(known, 1) == 0 if any(map(_is_open, shape)) else known == x.numel()
-    return (shape if fits else given,)
+    return (*args, *kwargs.values()) if given is None else (_as_viewed(lowered, x, given),)
 
 
 def _unflattened(lowered: _Lowered, x: Tensor, dim: int, parts: Sequence[int]) -> tuple[Any, ...]:
     """Return axis and sizes for `unflatten`."""
     dim %= x.dim()
-    shape = _remaining(lowered, "view", [*x.shape[:dim], *parts, *x.shape[dim + 1 :]])[dim:][: len(parts)]
-    known = math.prod(size for size in shape if not _is_open(size))
-    fits = x.shape[dim] % max(known, 1) == 0 if any(map(_is_open, shape)) else known == x.shape[dim]
-    return dim, shape if fits else parts
+    shape = _as_viewed(lowered, x, [*x.shape[:dim], *parts, *x.shape[dim + 1 :]])
+    return dim, shape[dim:][: len(parts)]
+
+
+def _as_viewed(lowered: _Lowered, x: Tensor, given: list[Any]) -> list[Any]:
+    """Lower the sizes of every run of axes that fits the tensor with what remains, and not as it is written."""
+    shape, runs = [*given], {}
+    for written, left in lowered.at("view", given):
+        if written.run is not None and written.run[2] == x.dim():
+            runs.setdefault(written.run, []).append((written, left))
+    for (first, end, _, start, stop), sizes in runs.items():
+        new = [*shape]
+        for written, left in sizes:
+            new[written.axis] = left
+        numel = math.prod(x.shape[first:end])
+        if not _fills(shape[start:stop], numel) and _fills(new[start:stop], numel, opens=True):
+            shape = new
+            for written, _ in sizes:
+                lowered.note(written)
+    return shape
+
+
+def _fills(sizes: Sequence[Any], numel: Any, *, opens: bool = False) -> bool:
+    """Return whether axes hold so many numbers; with `opens`, also if an open size could make them fit."""
+    known = math.prod(size for size in sizes if not _is_open(size))
+    return bool(opens and numel % max(known, 1) == 0) if any(map(_is_open, sizes)) else bool(known == numel)
 
 
 def _expanded(lowered: _Lowered, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
     """Return the shape for `expand`."""
-    given = _shape(args, kwargs) or []
-    shape = _remaining(lowered, "expand", given)
+    shape = _shape(args, kwargs) or []
     own = [*[1] * (len(shape) - x.dim()), *x.shape]
-    fits = all(_is_open(size) or here in (1, size) for size, here in zip(shape, own, strict=True))
-    return (shape if fits else given,)
+    for written, left in lowered.at("expand", shape):
+        if own[written.axis] in (1, left):
+            shape[written.axis] = left
+            lowered.note(written)
+    return (shape,)
 
 
 def _split(lowered: _Lowered, x: Tensor, parts: Any, dim: int = 0) -> tuple[Any, ...]:
     """Return sizes and axis for `split`."""
     dim %= x.dim()
     many = [parts] if type(parts) is int else [*parts]
-    new = [lowered.remaining("split", dim, x.dim(), size) for size in many]
-    if type(parts) is int:
-        return (new[0] if x.shape[dim] % new[0] == 0 else parts), dim
-    return (new if sum(new) == x.shape[dim] else parts), dim
+    new = [*many]
+    for at, size in enumerate(many):
+        shape = [*x.shape[:dim], size, *x.shape[dim + 1 :]]
+        new[at] = next((left for written, left in lowered.at("split", shape) if written.axis == dim), size)
+    total = sum(new)
+    if new == many or (x.shape[dim] % total if type(parts) is int else x.shape[dim] - total):
+        return parts, dim
+    for written, _ in lowered.at("split", [*x.shape[:dim], many[0], *x.shape[dim + 1 :]]):
+        lowered.note(written)
+    return (total if type(parts) is int else new), dim
 
 
 _CHANGES = {
@@ -197,11 +246,6 @@ def _shape(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any] | None
     if not first or isinstance(first[0], torch.dtype):
         return None
     return [*first[0]] if isinstance(first[0], tuple | list) else [*args]
-
-
-def _remaining(lowered: _Lowered, kind: str, shape: list[Any]) -> list[Any]:
-    """Replace written sizes by the remaining ones."""
-    return [lowered.remaining(kind, axis, len(shape), size) for axis, size in enumerate(shape)]
 
 
 def _is_open(size: Any) -> bool:

@@ -9,7 +9,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hessprune.foundation.written import written_size
+from hessprune.foundation.written import WrittenSize
 from hessprune.operators.labels import CONSTANT, Labels
 from hessprune.operators.leaves import Leaf, Role, SizeUse, Value
 from hessprune.operators.names import operator_name
@@ -169,11 +169,11 @@ class Call:
         """Freeze the units along `dim`: this axis keeps its size."""
         self.walk.closure.pin(labels, dim, f"{reason}{self.where}")
 
-    def note_size(self, kind: str, out: Tensor, axis: int, *, is_open: bool = False) -> None:
+    def note_size(self, written: WrittenSize, out: Tensor, *, is_open: bool = False) -> None:
         """Note the size of an axis along which units lie; an open one varies, since the axis holds the batch, too."""
-        name = written_size(kind, axis, out.dim(), out.shape[axis], self.walk.modules.get(self.module))
         for other in range(out.dim()):
-            out = out if other == axis else out.narrow(other, 0, 1)
+            out = out if other == written.axis else out.narrow(other, 0, 1)
+        name = written.name_in(self.walk.modules.get(self.module))
         self.walk.note_size(SizeUse(module=self.module, name=name, labels=out.reshape(-1)[: 0 if is_open else None]))
 
     def refuse(self, reason: str) -> Any:

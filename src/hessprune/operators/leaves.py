@@ -74,7 +74,7 @@ class SizeUse:
 
     module: str
     name: str
-    """See `written_size`."""
+    """See `WrittenSize`."""
     labels: Tensor
     """One label for each index; empty if the axis holds the batch, too, so that its size varies."""
 

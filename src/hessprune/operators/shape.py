@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hessprune.foundation.padding import ChannelPad
+from hessprune.foundation.written import WrittenSize
 from hessprune.operators.call import Call
 from hessprune.operators.convolution import over_space
 from hessprune.operators.labels import along, constant, varies, varying
@@ -37,7 +38,7 @@ def expand(call: Call) -> Any:
     """Expand the labels."""
     out = run(call)
     for dim in varying(out):
-        call.note_size("expand", out, dim)
+        call.note_size(WrittenSize("expand", dim, out.dim(), out.shape[dim]), out)
     return out
 
 
@@ -68,10 +69,16 @@ def reshape(call: Call) -> Any:
             if len(targets) > 1:
                 call.walk.closure.split(out, targets)
             if call.operator in _NAMING:
-                is_open = not varies(labels, sources[0])  # the batch, or positions, lie outside of the units
-                for dim in targets:
-                    call.note_size("view", out, dim, is_open=is_open)
+                _note_sizes(call, labels, out, list(sources), list(targets))
     return out
+
+
+def _note_sizes(call: Call, labels: Tensor, out: Tensor, sources: list[int], targets: list[int]) -> None:
+    """Note the sizes of axes made from others; where the batch lies outside of the units, they vary."""
+    run = (sources[0], sources[-1] + 1, labels.dim(), targets[0], targets[-1] + 1)
+    for dim in targets:
+        written = WrittenSize("view", dim, out.dim(), out.shape[dim], run)
+        call.note_size(written, out, is_open=not varies(labels, sources[0]))
 
 
 _NAMING = {"view", "reshape", "_unsafe_view", "unflatten"}
@@ -133,7 +140,8 @@ def split(call: Call) -> Any:
     elif varies(labels, dim):
         for part in parts[1:]:
             call.labels.tie(parts[0], part)
-        call.note_size("split", parts[0], dim % parts[0].dim())
+        dim %= labels.dim()
+        call.note_size(WrittenSize("split", dim, labels.dim(), parts[0].shape[dim]), parts[0])
     return parts
 
 
