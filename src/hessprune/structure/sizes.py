@@ -1,6 +1,6 @@
 """Sizes that the source code fixes: groups that fail on trial, and module attributes that free them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,8 @@ def without_failures(
             else:
                 reasons[group.name] = reason
                 del working[group.name]
+    for name, better in _silent(trial, working, sized):
+        working[name], freed[name] = better, "its number is fixed in the source code"
     suspects = [group for name, group in working.items() if compare or name in freed]
     agreeing, disagreeing = _agreeing(trial, suspects, sized)
     reasons |= disagreeing | {name: freed[name] for name in disagreeing if name in freed}
@@ -53,7 +55,32 @@ def without_failures(
 
 def _sized(group: Group, sizes: Sequence[Literal]) -> Group:
     """Return a group with the sizes that forwards may have written down."""
-    return replace(group, literals=(*group.literals, *sizes))
+    return replace(group, literals=tuple(dict.fromkeys((*group.literals, *sizes))))
+
+
+def _silent(trial: Trial, working: Mapping[str, Group], sized: Mapping[str, Group]) -> Iterator[tuple[str, Group]]:
+    """Yield groups whose size the forward names and yet runs without some units: with other heads, or other channels.
+
+    Each gets attributes after which no call names a written size, or else the sizes that are named.
+    """
+    everything = {name: _sized(group, sized[name].literals) for name, group in working.items()}
+    named = trial.named_sizes([*everything.values()])
+    for name, group in working.items():
+        if not _names(trial, sized[name], named):
+            continue
+        beside = [other for key, other in working.items() if key != name]
+        better = sized[name]
+        for choice in _choices(trial.model, group, "", group):
+            both = _sized(choice, sized[name].literals)
+            if not trial.failure_of([*beside, choice]) and not _names(trial, both, trial.named_sizes([*beside, both])):
+                better = choice
+                break
+        yield name, _named(trial, better, beside)
+
+
+def _names(trial: Trial, group: Group, named: Collection[tuple[int, str]]) -> bool:
+    """Return whether a call named one of the written sizes of a group."""
+    return any((id(trial.model.get_submodule(item.module)), item.attribute) in named for item in group.literals)
 
 
 def _culprits(trial: Trial, groups: Sequence[Group], failure: Failure) -> tuple[list[Group], list[tuple[Group, str]]]:
