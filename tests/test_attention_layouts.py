@@ -64,10 +64,10 @@ def encoder(**options: Any) -> nn.Module:
 class Written(nn.Module):
     """Self-attention over two linear layers with a function between them that takes heads apart and joins them."""
 
-    def __init__(self, core: Callable[..., Tensor], keys: int = 3, **attributes: Any) -> None:
+    def __init__(self, core: Callable[..., Tensor], **attributes: Any) -> None:
         super().__init__()
         self.core = core
-        self.qkv, self.proj = nn.Linear(24, 24 * 3 if keys == 3 else 24 + 2 * keys), nn.Linear(24, 24)
+        self.qkv, self.proj = nn.Linear(24, 72), nn.Linear(24, 24)
         self.register_buffer("causal", torch.ones(16, 16).tril() == 0)
         for name, value in attributes.items():
             setattr(self, name, value)
@@ -167,6 +167,32 @@ def spread(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return eager(q, *(x.expand(-1, m.n_heads, -1, -1) for x in (k, v)))
 
 
+def separated(m: Any, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    b, n, _ = x.shape
+    q, k, v = (part.view(b, n, -1, 6).transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2)
+
+
+def sliced(m: Any, x: Tensor, y: Tensor) -> Tensor:
+    return separated(m, x, y[:, :, :48], y[..., 48:-24], y[..., 72:])
+
+
+def unequal(m: Any, x: Tensor, y: Tensor) -> Tensor:
+    return separated(m, x, *y.split([48, 24, 24], dim=-1))
+
+
+class Fused(Written):
+    """Eight heads of queries and four of keys and values from one layer."""
+
+    def __init__(self, core: Callable[..., Tensor]) -> None:
+        super().__init__(core)
+        self.qkv, self.proj = nn.Linear(24, 48 + 24 + 24), nn.Linear(48, 24)
+
+
+def fused(core: Callable[..., Tensor]) -> Layout:
+    return Layout(lambda: Around(Fused(core), lambda m, x: m(x)), (X,), others=(LONGER,))
+
+
 def sharing(core: Callable[..., Tensor], n_heads: int = 8, n_kv: int = 4) -> Layout:
     return Layout(lambda: Around(Grouped(core, n_heads, n_kv), lambda m, x: m(x)), (X,), others=(LONGER,))
 
@@ -183,6 +209,8 @@ LAYOUTS: dict[str, Layout] = {
     "rearranged": written(rearranged),
     "a shared configuration": written(configured, config=SimpleNamespace(heads=4)),
     "heads beside the batch": written(merged, heads=4),
+    "grouped, sliced": fused(sliced),
+    "grouped, in unequal parts": fused(unequal),
     "grouped in the kernel": sharing(native),
     "grouped by repetition": sharing(interleaved),
     "grouped by expansion": sharing(five_axes),
@@ -204,7 +232,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "transformer": Layout(lambda: nn.Transformer(24, HEADS, 1, 1, 32, batch_first=True), (X, Y), 3),
 }
-EXPORTED = ("nanoGPT", "DINO", "torch", "torch, cross", "torch, masks", "encoder", "decoder")
+EXPORTED = ("grouped, sliced", "nanoGPT", "DINO", "torch", "torch, cross", "torch, masks", "encoder", "decoder")
 
 
 def build(layout: Layout) -> nn.Module:

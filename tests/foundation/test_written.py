@@ -88,6 +88,20 @@ def test_an_axis_of_the_same_size_elsewhere_stays() -> None:
     assert model(torch.zeros(4, 4, 18)).shape == (4, 4, 2, 3, 3)
 
 
+def test_both_ends_of_a_slice_are_lowered_where_the_whole_axis_fits() -> None:
+    class Sliced(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return x[:, :4], x[..., 4:-4], x[:, -4:], x[:, None, 0], x[::2]
+
+    model = Sliced()
+    for bound, left in ((12, 9), (4, 3), (8, 6)):
+        lower(model, f"slice[1 of 2]={bound}", bound - left)
+    x, dense = torch.arange(18.0).view(2, 9), torch.arange(24.0).view(2, 12)
+    assert [part.shape[1] for part in model(x)[:3]] == [3, 3, 3]
+    assert torch.equal(torch.cat(model(x)[:3], 1), x)
+    assert torch.equal(torch.cat(model(dense)[:3], 1), dense)
+
+
 def test_sizes_are_lowered_again_by_their_first_name() -> None:
     model = Heads("view")
     size = WrittenSize.parse(VIEW)

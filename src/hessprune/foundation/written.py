@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_FORM = re.compile(r"(view|split|expand)(?:\((\d+):(\d+) of (\d+) to (\d+):(\d+)\))?\[(\d+) of (\d+)\]=(\d+)")
+_FORM = re.compile(r"(view|split|slice|expand)(?:\((\d+):(\d+) of (\d+) to (\d+):(\d+)\))?\[(\d+) of (\d+)\]=(\d+)")
 _active = threading.local()
 
 
@@ -26,12 +26,13 @@ _active = threading.local()
 class WrittenSize:
     """A size in the calls of one kind in one forward: where it stands, and its value in the source code."""
 
-    kind: Literal["view", "split", "expand"]
+    kind: Literal["view", "split", "slice", "expand"]
     axis: int
     """The axis of the result."""
     rank: int
     """The number of axes of the result."""
     size: int
+    """Of a slice, the whole size of the axis, or the numbers in front of one of its ends."""
     run: tuple[int, int, int, int, int] | None = None
     """Of a view, the axes that hold the same numbers before and after: `first:end` of how many, `first:end`."""
 
@@ -145,8 +146,12 @@ class _Lowered(TorchFunctionMode):
 
     def at(self, kind: str, shape: Sequence[Any]) -> list[tuple[WrittenSize, int]]:
         """Return the sizes that a call names, each with what remains; symbols of an exporter are no written sizes."""
-        fitting = [pair for pair in self._sizes if pair[0].kind == kind and pair[0].rank == len(shape)]
-        return [(w, left) for w, left in fitting if type(shape[w.axis]) is int and shape[w.axis] == w.size]
+        named = [(axis, size) for axis, size in enumerate(shape) if type(size) is int]
+        return [(w, left) for axis, size in named for w, left in self.of_kind(kind, axis, len(shape)) if w.size == size]
+
+    def of_kind(self, kind: str, axis: int, rank: int) -> list[tuple[WrittenSize, int]]:
+        """Return all sizes of an axis, each with what remains."""
+        return [(w, left) for w, left in self._sizes if (w.kind, w.axis, w.rank) == (kind, axis, rank)]
 
     def note(self, written: WrittenSize) -> None:
         """Note that a lowered size took the place of a written one."""
@@ -222,21 +227,46 @@ def _split(lowered: _Lowered, x: Tensor, parts: Any, dim: int = 0) -> tuple[Any,
     """Return sizes and axis for `split`."""
     dim %= x.dim()
     many = [parts] if type(parts) is int else [*parts]
-    new = [*many]
-    for at, size in enumerate(many):
-        shape = [*x.shape[:dim], size, *x.shape[dim + 1 :]]
-        new[at] = next((left for written, left in lowered.at("split", shape) if written.axis == dim), size)
+    sizes = {w.size: (w, left) for w, left in lowered.of_kind("split", dim, x.dim()) if w.size in many}
+    new = [sizes[size][1] if size in sizes else size for size in many]
     total = sum(new)
-    if new == many or (x.shape[dim] % total if type(parts) is int else x.shape[dim] - total):
+    if not sizes or (x.shape[dim] % total if type(parts) is int else x.shape[dim] - total):
         return parts, dim
-    for written, _ in lowered.at("split", [*x.shape[:dim], many[0], *x.shape[dim + 1 :]]):
+    for written, _ in sizes.values():
         lowered.note(written)
     return (total if type(parts) is int else new), dim
 
 
+def _sliced(lowered: _Lowered, x: Tensor, index: Any) -> tuple[Any, ...]:
+    """Return the index for `x[index]`, if it is made of slices."""
+    many = [*index] if isinstance(index, tuple) else [index]
+    if not all(each is Ellipsis or isinstance(each, slice) for each in many) or many.count(Ellipsis) > 1:
+        return (index,)
+    if Ellipsis in many:
+        at = many.index(Ellipsis)
+        many[at : at + 1] = [slice(None)] * (x.dim() - len(many) + 1)
+    return (tuple(_bounded(lowered, x, dim, each) for dim, each in enumerate(many)),)
+
+
+def _bounded(lowered: _Lowered, x: Tensor, dim: int, given: slice) -> slice:
+    """Lower both ends of a slice of an axis, whose whole size is what remains of a written one."""
+    sizes = {w.size: (w, left) for w, left in lowered.of_kind("slice", dim, x.dim())}
+    if not {type(end) for end in (given.start, given.stop)} <= {int, type(None)}:
+        return given
+    for whole in (size for size, (_, left) in sizes.items() if left == x.shape[dim]):
+        start, stop = (end + whole if end is not None and end < 0 else end for end in (given.start, given.stop))
+        written = [sizes[place][0] for place in (start, stop) if place in sizes]
+        if written:
+            for size in (sizes[whole][0], *written):
+                lowered.note(size)
+            start, stop = (sizes[place][1] if place in sizes else place for place in (start, stop))
+            return slice(start, stop, given.step)
+    return given
+
+
 _CHANGES = {
     "view": _viewed, "reshape": _viewed, "unflatten": _unflattened, "expand": _expanded, "broadcast_to": _expanded,
-    "split": _split, "split_with_sizes": _split,
+    "split": _split, "split_with_sizes": _split, "__getitem__": _sliced,
 }  # fmt: skip
 
 

@@ -21,8 +21,8 @@ class Conditions(Protocol):
     def split(self, labels: Tensor, dims: tuple[int, ...]) -> None:
         """Require that the axes `dims`, made from one axis by a view, stay a grid."""
 
-    def pin(self, labels: Tensor, dim: int, reason: str) -> None:
-        """Require that an axis keeps its size."""
+    def pin(self, labels: Tensor, dim: int, reason: str, *, spares_heads: bool = False) -> None:
+        """Require that an axis keeps its size; with `spares_heads`, unless all units along it are heads."""
 
     def meet(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
         """Tie two label tensors that broadcast against each other; return the labels of the result."""
@@ -165,9 +165,9 @@ class Call:
             out = self.walk.closure.meet(out, labels, f"it is spread over several units{self.where}")
         return out
 
-    def pin(self, labels: Tensor, dim: int, reason: str) -> None:
-        """Freeze the units along `dim`: this axis keeps its size."""
-        self.walk.closure.pin(labels, dim, f"{reason}{self.where}")
+    def pin(self, labels: Tensor, dim: int, reason: str, *, spares_heads: bool = False) -> None:
+        """Freeze the units along `dim`: this axis keeps its size; with `spares_heads`, unless all of them are heads."""
+        self.walk.closure.pin(labels, dim, f"{reason}{self.where}", spares_heads=spares_heads)
 
     def note_size(self, written: WrittenSize, out: Tensor, *, is_open: bool = False) -> None:
         """Note the size of an axis along which units lie; an open one varies, since the axis holds the batch, too."""

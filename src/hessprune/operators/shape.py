@@ -135,13 +135,16 @@ def split(call: Call) -> Any:
     if isinstance(call.args[0], Leaf):
         return _parts_of_parameter(call, call.args[0])
     labels, dim, parts = call.walk.as_labels(call.args[0]), call.get("dim") or 0, list(run(call))
+    if not varies(labels, dim):
+        return parts
     if len({part.shape[dim] for part in parts}) > 1:
-        call.pin(labels, dim, "it is split into parts of fixed, unequal size")
-    elif varies(labels, dim):
+        call.pin(labels, dim, "it is split into parts of fixed, unequal size", spares_heads=True)
+    else:
         for part in parts[1:]:
             call.labels.tie(parts[0], part)
-        dim %= labels.dim()
-        call.note_size(WrittenSize("split", dim, labels.dim(), parts[0].shape[dim]), parts[0])
+    dim %= labels.dim()
+    for part in parts:
+        call.note_size(WrittenSize("split", dim, labels.dim(), part.shape[dim]), part)
     return parts
 
 
@@ -199,7 +202,10 @@ def positional(call: Call) -> Any:
     """Pin the axes whose positions the source code names; over space such positions are free."""
     labels = call.walk.as_labels(call.args[0])
     for dim in _named_axes(call, labels):
-        call.pin(labels, dim, f"'{call.operator}' names channels by position")
+        is_slice = call.operator == "slice" and call["step"] == 1
+        call.pin(labels, dim, f"'{call.operator}' names channels by position", spares_heads=is_slice)
+        if is_slice and varies(labels, dim):
+            _note_bounds(call, labels, dim % labels.dim())
     indices = [call.get("index"), *(call.get("indices") or ())]
     if any(isinstance(index, Tensor | Leaf) for index in indices):
         return call.refuse(f"'{call.operator}'{call.where} looks channels up by a computed index")
@@ -212,6 +218,13 @@ register(
     "select", "unbind", "narrow", "roll", "rot90", "index", "index_select",
     labels=positional, derivative="piecewise-linear",
 )  # fmt: skip
+
+
+def _note_bounds(call: Call, labels: Tensor, dim: int) -> None:
+    """Note the whole size of a sliced axis, and the sizes in front of both ends of the slice."""
+    whole = labels.shape[dim]
+    for bound in {whole, *slice(call.get("start"), call.get("end")).indices(whole)[:2]} - {0}:
+        call.note_size(WrittenSize("slice", dim, labels.dim(), bound), labels.narrow(dim, 0, bound))
 
 
 def _named_axes(call: Call, labels: Tensor) -> list[int]:

@@ -45,7 +45,9 @@ def collect(walk: GraphWalk) -> tuple[list[Group], list[Frozen], dict[str, tuple
     ]
     groups: list[Group] = []
     written: dict[str, tuple[Literal, ...]] = {}
-    heads = np.unique(roots[np.concatenate([np.empty(0, np.int64), *(labels.numpy() for labels in walk.heads)])])
+    heads = np.unique(
+        roots[np.concatenate([np.empty(0, np.int64), *(labels.numpy() for labels in walk.closure.heads)])]
+    )
     names: dict[str, int] = {}
     units = _units(axes, roots, numbers)
     for rows in _alike(units):

@@ -29,7 +29,6 @@ class GraphWalk:
         self.closure = Closure(self.labels)
         self.axes: dict[tuple[str, int], Axis] = {}
         self.elements: dict[str, Tensor] = {}
-        self.heads: list[Tensor] = []
         self.sizes: list[SizeUse] = []
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self._literals: dict[tuple[int, str], LiteralUse] = {}
@@ -133,7 +132,7 @@ class GraphWalk:
 
     def note_head(self, labels: Tensor) -> None:
         """Note that these labels are heads of attention, or tied to some."""
-        self.heads.append(compact(labels)[0].unique())
+        self.closure.heads.append(compact(labels)[0].unique())
 
     def note_size(self, use: SizeUse) -> None:
         """Note a size that the forward of a module may have written down."""
