@@ -72,6 +72,10 @@ class Walk(Protocol):
         """Run a graph inside the graph; return its result."""
 
 
+_CREATING = {"arange", "zeros", "ones", "full", "eye", "scalar_tensor", "tril_indices", "triu_indices"}
+"""Operators that make known numbers out of nothing."""
+
+
 class Call:
     """One operator of the graph. Label rules read its arguments by name and return labels for its output."""
 
@@ -132,13 +136,14 @@ class Call:
 
     def fold(self) -> Any:
         """Run the operator on integer values for real; return None if the numbers of an argument are unknown."""
-        operands = self.operands()
-        is_known = bool(operands) and all(isinstance(arg, Value) for arg in operands)
-        is_integer = isinstance(self.produced, Tensor) and not self.produced.is_floating_point()
-        if not is_integer or not (is_known or self.operator == "arange") or not isinstance(self.target, OpOverload):
+        operands, outputs = self.operands(), tree_leaves(self.produced)
+        is_known = all(isinstance(arg, Value) for arg in operands) and bool(operands or self.operator in _CREATING)
+        is_integer = all(isinstance(out, Tensor) and not out.is_floating_point() for out in outputs) and bool(outputs)
+        if not is_integer or not is_known or not isinstance(self.target, OpOverload):
             return None
         args, kwargs = tree_map(lambda arg: arg.tensor if isinstance(arg, Value) else arg, (self.args, self.kwargs))
-        return Value(self.target(*args, **{key: value for key, value in kwargs.items() if key != "device"}))
+        done = self.target(*args, **{key: value for key, value in kwargs.items() if key != "device"})
+        return tree_map(Value, done)
 
     @property
     def mixing(self) -> str:
