@@ -35,6 +35,13 @@ class Heads(nn.Module):
         return ways[self.way]() * scale
 
 
+class Resolution(nn.Module):
+    """Takes positions apart, not channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], 4, 4, x.shape[2])
+
+
 VIEW = "view(1:2 of 2 to 1:3)[1 of 3]=4"
 WAYS = {
     "view": VIEW,
@@ -86,6 +93,12 @@ def test_an_axis_of_the_same_size_elsewhere_stays() -> None:
     assert model(torch.zeros(4, 9)).shape == (4, 3, 3)
     assert model(torch.zeros(4, 12)).shape == (4, 4, 3)
     assert model(torch.zeros(4, 4, 18)).shape == (4, 4, 2, 3, 3)
+
+
+def test_a_shape_that_fits_as_a_whole_stays() -> None:
+    model = Resolution()
+    lower(model, "view(2:3 of 3 to 2:4)[2 of 4]=4", 3)
+    assert model(torch.zeros(2, 16, 32)).shape == (2, 4, 4, 32)
 
 
 def test_both_ends_of_a_slice_are_lowered_where_the_whole_axis_fits() -> None:

@@ -190,7 +190,9 @@ def _unflattened(lowered: _Lowered, x: Tensor, dim: int, parts: Sequence[int]) -
 
 def _as_viewed(lowered: _Lowered, x: Tensor, given: list[Any]) -> list[Any]:
     """Lower the sizes of every run of axes that fits the tensor with what remains, and not as it is written."""
-    shape, runs = [*given], {}
+    if _fills(given, x.numel()):
+        return given
+    shape, runs, taken = [*given], {}, []
     for written, left in lowered.at("view", given):
         if written.run is not None and written.run[2] == x.dim():
             runs.setdefault(written.run, []).append((written, left))
@@ -201,8 +203,11 @@ def _as_viewed(lowered: _Lowered, x: Tensor, given: list[Any]) -> list[Any]:
         numel = math.prod(x.shape[first:end])
         if not _fills(shape[start:stop], numel) and _fills(new[start:stop], numel, opens=True):
             shape = new
-            for written, _ in sizes:
-                lowered.note(written)
+            taken += sizes
+    if not _fills(shape, x.numel(), opens=True):
+        return given
+    for written, _ in taken:
+        lowered.note(written)
     return shape
 
 
