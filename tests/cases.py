@@ -250,6 +250,20 @@ class Tokens(nn.Module):
         return self.head(x.mean(1))
 
 
+class Transposing(nn.Module):
+    """Layers that store their weight the other way round and add the bias in one operator (GPT-2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(12, 10)), nn.Parameter(torch.randn(10))
+        self.head = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(x[:, :, :8, :8], 2).flatten(2).transpose(1, 2)
+        y = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+        return self.head(F.gelu(y).mean(1))
+
+
 class UnknownOperator(nn.Module):
     """A Fourier transform over channels has no rule: what it touches stays, the rest may go."""
 
@@ -275,7 +289,7 @@ class Conv1d(nn.Module):
 
 AWKWARD: tuple[type[nn.Module], ...] = (
     Plain, Residual, ConstantPad, Concat, ChunkCat, UnequalSplit, Shuffle, Grouped, Inverted, SpatialGate, Transposed,
-    Norms, Flatten, Shared, BareParameters, Tokens, UnknownOperator, Conv1d,
+    Norms, Flatten, Shared, BareParameters, Tokens, Transposing, UnknownOperator, Conv1d,
 )  # fmt: skip
 
 PAPERS = (

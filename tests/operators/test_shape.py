@@ -89,12 +89,16 @@ def test_mirrored_channels_go_in_pairs_and_places_named_in_the_source_stay() -> 
     assert reasons(groups, "c.0.weight", 0) == "'index' names channels by position"
 
 
-def test_of_a_transformer_the_feed_forward_neurons_go_and_heads_are_found_with_their_biases() -> None:
+def test_of_a_transformer_heads_go_with_their_biases_and_feed_forward_neurons() -> None:
     groups = found(nets.Transformer)
-    assert sizes(groups) == {"up": 20}
+    assert sizes(groups) == {"qkv": 3, "up": 20}
     assert "normalised together in module 'norm1'" in reasons(groups, "token", 2)
-    for param in ("qkv.weight", "q_bias", "v_bias", "scores"):
-        assert "the source code fixes its size (shape '[2, 5, 3, 3, 4]'" in reasons(groups, param, 0)
+    heads = named(groups, "qkv")
+    assert {"qkv.weight", "q_bias", "v_bias", "scores"} <= {piece.param for piece in heads.slices}
+    assert {item.attribute for item in heads.literals} == {
+        "view(2:3 of 3 to 2:5)[3 of 5]=3",
+        "view(2:4 of 4 to 2:3)[2 of 3]=12",
+    }
 
 
 def test_what_holds_no_unit_keeps_its_shape() -> None:

@@ -136,15 +136,17 @@ class Asleep(nn.Module):
         return self.head(F.relu(self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))))
 
 
-def test_a_view_that_runs_with_other_heads_gets_its_attribute_though_units_are_dead() -> None:
+@pytest.mark.parametrize("compare", [False, True])
+def test_a_view_that_runs_with_other_heads_gets_its_attribute_though_units_are_dead(compare: bool) -> None:
     torch.manual_seed(0)
     model, x = Asleep(4).eval(), torch.randn(2, 5, 3)
-    groups = hp.find_groups(model, x, compare=True)
+    groups = hp.find_groups(model, x, compare=compare)
     heads = next(group for group in groups if group.name == "qkv")
     assert [(item.module, item.attribute, item.counts) for item in heads.literals] == [("", "heads", (1, 1, 1, 1))]
 
 
-def test_a_number_of_heads_in_the_source_code_freezes_them() -> None:
+@pytest.mark.parametrize("compare", [False, True])
+def test_a_number_of_heads_in_the_source_code_is_lowered(compare: bool) -> None:
     class Written(Asleep):
         def forward(self, x: Tensor) -> Tensor:
             del self.heads
@@ -153,4 +155,8 @@ def test_a_number_of_heads_in_the_source_code_freezes_them() -> None:
 
     torch.manual_seed(0)
     model, x = Written(4).eval(), torch.randn(2, 5, 3)
-    assert [group.name for group in hp.find_groups(model, x, compare=True)] == ["proj"]
+    heads, projection = hp.find_groups(model, x, compare=compare)
+    assert (heads.name, heads.num_units, projection.name) == ("qkv", 4, "proj")
+    assert [(item.module, item.attribute, item.counts) for item in heads.literals] == [
+        ("", "view(2:3 of 3 to 2:5)[3 of 5]=4", (1,) * 4)
+    ]

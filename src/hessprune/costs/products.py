@@ -16,6 +16,7 @@ from torch.utils.flop_counter import flop_registry
 from hessprune.costs.contractions import attention_flops, contraction_flops, is_contraction
 from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.modules import call_model, dry_run
+from hessprune.foundation.multihead import free_heads
 from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
 
@@ -89,6 +90,7 @@ def size_changes(
 
 
 def _run(model: nn.Module, inputs: Any, removed: Sequence[Group]) -> list[Product]:
+    free_heads(model)  # as the pruned model computes
     remove_slices(model, [(piece, [0]) for group in removed for piece in (*group.slices, *group.literals)])
     recorder = _Recorder(model)
     fused = torch.backends.mha.get_fastpath_enabled()

@@ -11,9 +11,11 @@ from torch.utils._pytree import tree_map
 from hessprune.deploy.onnx_model import onnx_feed, onnx_session
 from hessprune.errors import ArgumentError, UnsupportedModelError, VerificationError
 from hessprune.foundation.arrival import observed
+from hessprune.foundation.caches import without_cache
 from hessprune.foundation.checks import check_range, optional_import
 from hessprune.foundation.files import staging
 from hessprune.foundation.modules import call_model, device_of, predict
+from hessprune.foundation.multihead import without_causal_guess
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode, seeded
@@ -172,7 +174,7 @@ def capture(model: nn.Module, example: Any, axes: Any, *, remedy: str) -> torch.
     """
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (_positional(example), {})
     try:
-        with quiet():
+        with quiet(), without_cache(model), without_causal_guess():
             return torch.export.export(model, args, kwargs, dynamic_shapes=axes, strict=False)
     except Exception as error:  # the exporter passes on all errors of the model's own code
         sizes = " with any batch size" if axes else ""

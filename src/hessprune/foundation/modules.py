@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.errors import DataError, HessPruneError
+from hessprune.foundation.caches import without_cache, without_cache_argument
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.tensors import named_tensors
 from hessprune.foundation.trees import describe, tensors_in, to_device
@@ -20,12 +21,16 @@ _OTHER_CAUSES = (HessPruneError, torch.OutOfMemoryError, torch.AcceleratorError)
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
-    """Call `model` on a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(inputs)
+    """Call `model` on a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+
+    Decoders keep no cache of keys and values.
+    """
+    with without_cache(model):
+        if isinstance(inputs, Mapping):
+            return model(**without_cache_argument(inputs))
+        if isinstance(inputs, tuple | list):
+            return model(*inputs)
+        return model(inputs)
 
 
 def logits_of(output: Any) -> Tensor:

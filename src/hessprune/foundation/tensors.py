@@ -43,6 +43,10 @@ def sync_attributes(module: nn.Module) -> None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.MultiheadAttention):
+        packed = module.in_proj_weight
+        inputs = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight) if packed is None else (packed,) * 3
+        module.embed_dim, module.kdim, module.vdim = (each.shape[1] for each in inputs)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from hessprune.operators.call import Call
 from hessprune.operators.labels import constant, varies
 from hessprune.operators.leaves import Leaf
-from hessprune.operators.linear import product_with_parameter
+from hessprune.operators.linear import contract, emit, product_with_parameter
 from hessprune.operators.maps import read_addmm, read_matmul
 from hessprune.operators.table import register
 
@@ -46,7 +46,12 @@ def product(call: Call, left: Tensor, right: Tensor) -> Tensor:
 def attention(call: Call) -> Tensor:
     """Tie queries, keys, values and the added mask within each head: one head is one unit."""
     names = [name for name in ("query", "key", "value", "attn_mask") if call.get(name) is not None]
-    return one_unit_per_matrix(call, [call.walk.as_labels(call[name]) for name in names]).expand(call.shape)
+    tensors = [call.walk.as_labels(call[name]) for name in names]
+    if call.get("enable_gqa"):  # several heads of queries share keys and values
+        shares = [tensors[0].shape[-3] // labels.shape[-3] for labels in tensors[1:3]]
+        pairs = zip(tensors[1:3], shares, strict=True)
+        tensors[1:3] = [labels.repeat_interleave(share, -3) if share > 1 else labels for labels, share in pairs]
+    return one_unit_per_matrix(call, tensors).expand(call.shape)
 
 
 register("scaled_dot_product_attention", labels=attention)
@@ -57,6 +62,7 @@ def one_unit_per_matrix(call: Call, tensors: list[Tensor]) -> Tensor:
     for labels in tensors:
         call.labels.tie_along(labels, -1)
         call.labels.tie_along(labels[..., :1], -2)
+        call.walk.note_head(labels[..., :1, :1])
     return call.meet([labels[..., :1, :1] for labels in tensors])
 
 
@@ -98,13 +104,30 @@ def _matrix_product(call: Call, x: Tensor, y: Tensor, num_batch: int, num_inner:
     return product(call, left, right).expand([*batch, rows.numel(), columns.numel()]).reshape([*batch, *rows, *columns])
 
 
+def added_product(call: Call) -> Any:
+    """Follow `addend + left @ right`: with a matrix of parameters on the right and a bias, a linear layer."""
+    addend, left, right = call.args[:3]
+    is_bias = isinstance(addend, Leaf) and len(addend.shape) == 1
+    if isinstance(right, Leaf) and len(right.shape) == 2 and is_bias and not isinstance(left, Leaf):
+        x = call.walk.as_labels(left)
+        contract(call, call.channels(x, -1), right, 0)
+        return emit(call, x, call.walk.axis(right, 1, "producer"), -1, "self")
+    if any(isinstance(operand, Leaf) for operand in (left, right)):
+        return contraction(call)
+    out = product(call, call.walk.as_labels(left), call.walk.as_labels(right))
+    return call.meet([out, call.walk.as_labels(addend)]).expand(call.shape)
+
+
+register("addmm", labels=added_product, linear_map=read_addmm, derivative="product")
+register("baddbmm", labels=added_product, derivative="product")
+
+
 def contraction(call: Call) -> Any:
     """Refuse contractions in general."""
     return call.refuse(f"'{call.operator}'{call.where} mixes its channels")
 
 
-register("addmm", labels=contraction, linear_map=read_addmm, derivative="product")
 register(
-    "baddbmm", "addbmm", "bilinear", "outer", "dot", "mv", "tensordot", labels=contraction, derivative="product"
+    "addbmm", "bilinear", "outer", "dot", "mv", "tensordot", labels=contraction, derivative="product"
 )  # fmt: skip
 register("inner", derivative="product")

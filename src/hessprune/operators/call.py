@@ -9,8 +9,9 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hessprune.foundation.written import WrittenSize
 from hessprune.operators.labels import CONSTANT, Labels
-from hessprune.operators.leaves import Leaf, Role, Value
+from hessprune.operators.leaves import Leaf, Role, SizeUse, Value
 from hessprune.operators.names import operator_name
 
 
@@ -20,8 +21,8 @@ class Conditions(Protocol):
     def split(self, labels: Tensor, dims: tuple[int, ...]) -> None:
         """Require that the axes `dims`, made from one axis by a view, stay a grid."""
 
-    def pin(self, labels: Tensor, dim: int, reason: str) -> None:
-        """Require that an axis keeps its size."""
+    def pin(self, labels: Tensor, dim: int, reason: str, *, spares_heads: bool = False) -> None:
+        """Require that an axis keeps its size; with `spares_heads`, unless all units along it are heads."""
 
     def meet(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
         """Tie two label tensors that broadcast against each other; return the labels of the result."""
@@ -61,8 +62,18 @@ class Walk(Protocol):
     def count(self, module: str, attribute: str, labels: Tensor) -> None:
         """Note that an integer attribute of a module counts these labels."""
 
+    def note_head(self, labels: Tensor) -> None:
+        """Note that these labels are heads of attention, or tied to some."""
+
+    def note_size(self, use: SizeUse) -> None:
+        """Note a size that the forward of a module may have written down."""
+
     def run(self, module: GraphModule, inputs: Sequence[Any]) -> Any:
         """Run a graph inside the graph; return its result."""
+
+
+_CREATING = {"arange", "zeros", "ones", "full", "eye", "scalar_tensor", "tril_indices", "triu_indices"}
+"""Operators that make known numbers out of nothing."""
 
 
 class Call:
@@ -125,13 +136,14 @@ class Call:
 
     def fold(self) -> Any:
         """Run the operator on integer values for real; return None if the numbers of an argument are unknown."""
-        operands = self.operands()
-        is_known = bool(operands) and all(isinstance(arg, Value) for arg in operands)
-        is_integer = isinstance(self.produced, Tensor) and not self.produced.is_floating_point()
-        if not is_integer or not (is_known or self.operator == "arange") or not isinstance(self.target, OpOverload):
+        operands, outputs = self.operands(), tree_leaves(self.produced)
+        is_known = all(isinstance(arg, Value) for arg in operands) and bool(operands or self.operator in _CREATING)
+        is_integer = all(isinstance(out, Tensor) and not out.is_floating_point() for out in outputs) and bool(outputs)
+        if not is_integer or not is_known or not isinstance(self.target, OpOverload):
             return None
         args, kwargs = tree_map(lambda arg: arg.tensor if isinstance(arg, Value) else arg, (self.args, self.kwargs))
-        return Value(self.target(*args, **{key: value for key, value in kwargs.items() if key != "device"}))
+        done = self.target(*args, **{key: value for key, value in kwargs.items() if key != "device"})
+        return tree_map(Value, done)
 
     @property
     def mixing(self) -> str:
@@ -158,9 +170,16 @@ class Call:
             out = self.walk.closure.meet(out, labels, f"it is spread over several units{self.where}")
         return out
 
-    def pin(self, labels: Tensor, dim: int, reason: str) -> None:
-        """Freeze the units along `dim`: this axis keeps its size."""
-        self.walk.closure.pin(labels, dim, f"{reason}{self.where}")
+    def pin(self, labels: Tensor, dim: int, reason: str, *, spares_heads: bool = False) -> None:
+        """Freeze the units along `dim`: this axis keeps its size; with `spares_heads`, unless all of them are heads."""
+        self.walk.closure.pin(labels, dim, f"{reason}{self.where}", spares_heads=spares_heads)
+
+    def note_size(self, written: WrittenSize, out: Tensor, *, is_open: bool = False) -> None:
+        """Note the size of an axis along which units lie; an open one varies, since the axis holds the batch, too."""
+        for other in range(out.dim()):
+            out = out if other == written.axis else out.narrow(other, 0, 1)
+        name = written.name_in(self.walk.modules.get(self.module))
+        self.walk.note_size(SizeUse(module=self.module, name=name, labels=out.reshape(-1)[: 0 if is_open else None]))
 
     def refuse(self, reason: str) -> Any:
         """Freeze every argument and return fixed labels for every output.

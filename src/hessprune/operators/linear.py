@@ -28,12 +28,12 @@ def contract(call: Call, channels: Tensor, weight: Leaf, dim: int) -> None:
     call.labels.tie(channels, call.walk.axis(weight, dim, "consumer"))
 
 
-def emit(call: Call, x: Tensor, rows: Tensor, dim: int) -> Tensor:
+def emit(call: Call, x: Tensor, rows: Tensor, dim: int, bias_name: str = "bias") -> Tensor:
     """Put output labels along an axis and tie the bias to them.
 
     Units of the input that lie along other axes only pass through, and the output labels are frozen.
     """
-    bias, unit_axes = call.vector("bias"), varying(x)
+    bias, unit_axes = call.vector(bias_name), varying(x)
     if bias is not None:
         call.labels.tie(rows, bias)
     shape = [*x.shape[: dim % x.dim()], len(rows), *x.shape[dim % x.dim() + 1 :]]

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hessprune.foundation.padding import ChannelPad
+from hessprune.foundation.written import WrittenSize
 from hessprune.operators.call import Call
 from hessprune.operators.convolution import over_space
 from hessprune.operators.labels import along, constant, varies, varying
@@ -33,11 +34,28 @@ def run(call: Call) -> Any:
     return call.target(*args, **kwargs)
 
 
+def expand(call: Call) -> Any:
+    """Expand the labels."""
+    out = run(call)
+    for dim in varying(out):
+        call.note_size(WrittenSize("expand", dim, out.dim(), out.shape[dim]), out)
+    return out
+
+
+register("expand", "broadcast_to", labels=expand, derivative="piecewise-linear")
 register(
-    "expand", "expand_as", "broadcast_to", "flip", "repeat", "tile", "repeat_interleave", "diagonal",
+    "expand_as", "flip", "repeat", "tile", "repeat_interleave", "diagonal",
     labels=run, derivative="piecewise-linear",
 )  # fmt: skip
-register("getitem", labels=run, derivative="piecewise-linear", integer="move")
+
+
+def getitem(call: Call) -> Any:
+    """Take one of several outputs, as it is."""
+    values, at = call.args
+    return values[at] if isinstance(values, tuple | list) else run(call)
+
+
+register("getitem", labels=getitem, derivative="piecewise-linear", integer="move")
 
 
 def reshape(call: Call) -> Any:
@@ -47,9 +65,24 @@ def reshape(call: Call) -> Any:
     labels = call.walk.as_labels(call.args[0])
     out = labels.reshape(call.shape)
     for sources, targets in matched_axes(tuple(labels.shape), tuple(out.shape)):
-        if len(targets) > 1 and any(varies(labels, dim) for dim in sources):
-            call.walk.closure.split(out, targets)
+        if any(varies(labels, dim) for dim in sources):
+            if len(targets) > 1:
+                call.walk.closure.split(out, targets)
+            if call.operator in _NAMING:
+                _note_sizes(call, labels, out, list(sources), list(targets))
     return out
+
+
+def _note_sizes(call: Call, labels: Tensor, out: Tensor, sources: list[int], targets: list[int]) -> None:
+    """Note the sizes of axes made from others; where the batch lies outside of the units, they vary."""
+    run = (sources[0], sources[-1] + 1, labels.dim(), targets[0], targets[-1] + 1)
+    for dim in targets:
+        written = WrittenSize("view", dim, out.dim(), out.shape[dim], run)
+        call.note_size(written, out, is_open=not varies(labels, sources[0]))
+
+
+_NAMING = {"view", "reshape", "_unsafe_view", "unflatten"}
+"""Operators that name the sizes of their results."""
 
 
 register("reshape", "flatten", "unsqueeze", labels=reshape, derivative="piecewise-linear", integer="move")
@@ -99,12 +132,35 @@ register("stack", labels=cat, derivative="piecewise-linear")
 
 def split(call: Call) -> Any:
     """Tie equal parts of a unit axis position by position; pin unequal ones, whose sizes the source code fixes."""
+    if isinstance(call.args[0], Leaf):
+        return _parts_of_parameter(call, call.args[0])
     labels, dim, parts = call.walk.as_labels(call.args[0]), call.get("dim") or 0, list(run(call))
+    if not varies(labels, dim):
+        return parts
     if len({part.shape[dim] for part in parts}) > 1:
-        call.pin(labels, dim, "it is split into parts of fixed, unequal size")
-    elif varies(labels, dim):
+        call.pin(labels, dim, "it is split into parts of fixed, unequal size", spares_heads=True)
+    else:
         for part in parts[1:]:
             call.labels.tie(parts[0], part)
+    dim %= labels.dim()
+    for part in parts:
+        call.note_size(WrittenSize("split", dim, labels.dim(), part.shape[dim]), part)
+    return parts
+
+
+def _parts_of_parameter(call: Call, leaf: Leaf) -> list[Leaf]:
+    """Return parts of a parameter; tie equal ones position by position, freeze unequal ones."""
+    dim, parts, start = (call.get("dim") or 0) % len(leaf.shape), [], 0
+    for part in call.produced:
+        parts.append(leaf.part(dim, start, part.shape[dim]))
+        start += part.shape[dim]
+    axes = [call.walk.axis(part, dim, "follower") for part in parts]
+    if len({len(axis) for axis in axes}) > 1:
+        reason = f"it is split into parts of fixed, unequal size{call.where}"
+        call.labels.freeze(call.walk.axis(leaf, dim, "follower"), reason)
+    else:
+        for axis in axes[1:]:
+            call.labels.tie(axes[0], axis)
     return parts
 
 
@@ -146,7 +202,10 @@ def positional(call: Call) -> Any:
     """Pin the axes whose positions the source code names; over space such positions are free."""
     labels = call.walk.as_labels(call.args[0])
     for dim in _named_axes(call, labels):
-        call.pin(labels, dim, f"'{call.operator}' names channels by position")
+        is_slice = call.operator == "slice" and call["step"] == 1
+        call.pin(labels, dim, f"'{call.operator}' names channels by position", spares_heads=is_slice)
+        if is_slice and varies(labels, dim):
+            _note_bounds(call, labels, dim % labels.dim())
     indices = [call.get("index"), *(call.get("indices") or ())]
     if any(isinstance(index, Tensor | Leaf) for index in indices):
         return call.refuse(f"'{call.operator}'{call.where} looks channels up by a computed index")
@@ -159,6 +218,13 @@ register(
     "select", "unbind", "narrow", "roll", "rot90", "index", "index_select",
     labels=positional, derivative="piecewise-linear",
 )  # fmt: skip
+
+
+def _note_bounds(call: Call, labels: Tensor, dim: int) -> None:
+    """Note the whole size of a sliced axis, and the sizes in front of both ends of the slice."""
+    whole = labels.shape[dim]
+    for bound in {whole, *slice(call.get("start"), call.get("end")).indices(whole)[:2]} - {0}:
+        call.note_size(WrittenSize("slice", dim, labels.dim(), bound), labels.narrow(dim, 0, bound))
 
 
 def _named_axes(call: Call, labels: Tensor) -> list[int]:
@@ -201,6 +267,8 @@ def pad(call: Call) -> Any:
     labels, amounts = call.walk.as_labels(call.args[0]), call.get("pad") or call["padding"]
     for dim in range(labels.dim()):
         before, after = _amount(amounts, labels.dim(), dim)
+        if (before or after) and varies(labels, dim):
+            labels = call.labels.resolve(labels)  # what other operators have tied does not vary
         if not varies(labels, dim):
             labels = labels.narrow(dim, 0, 1).expand(*call.shape[: dim + 1], *labels.shape[dim + 1 :])
         elif min(before, after) < 0:

@@ -9,7 +9,9 @@ from torch.export import ExportedProgram
 
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.bypass import compiler_at_work
+from hessprune.foundation.caches import without_cache, without_cache_argument
 from hessprune.foundation.modules import call_model, device_of, dtype_remedy, empty_copy, shared_copy
+from hessprune.foundation.multihead import free_heads, without_causal_guess
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import describe, leading_size, tensors_in, to_device
@@ -31,9 +33,10 @@ def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
         )
     example_inputs = to_device(example_inputs, device_of(model))
     args, kwargs = as_call(example_inputs)
-    with evaluation_mode(model), torch.no_grad(), quiet(), compiler_at_work():
+    own = shared_copy(model)
+    with evaluation_mode(own), torch.no_grad(), quiet(), compiler_at_work():
         try:
-            return torch.export.export(shared_copy(model), args, kwargs, strict=False)
+            return _program(own, args, kwargs)
         except Exception as error:  # the user's forward may raise anything
             _check_runs(model, example_inputs)
             raise UnsupportedModelError(
@@ -48,9 +51,18 @@ def capture_training(model: nn.Module, example_inputs: Any) -> ExportedProgram |
     args, kwargs = as_call(to_device(example_inputs, "meta"))
     with torch.no_grad(), quiet(), compiler_at_work():
         try:
-            return torch.export.export(trained, args, kwargs, strict=False)
+            return _program(trained, args, kwargs)
         except Exception:  # the graph of evaluation suffices
             return None
+
+
+def _program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    """Export a model, which is changed; results that nothing reads are left out."""
+    free_heads(model)
+    with without_cache(model), without_causal_guess():
+        program = torch.export.export(model, args, kwargs, strict=False)
+    program.graph.eliminate_dead_code()
+    return program
 
 
 def _check_runs(model: nn.Module, example_inputs: Any) -> None:
@@ -70,7 +82,7 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), {}
     if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
+        return (), without_cache_argument(example_inputs)
     return tuple(example_inputs), {}
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from hessprune.operators.labels import CONSTANT, Labels, compact, merged, varies, varying
@@ -17,11 +18,15 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """The axis `dim` keeps its size. Units that lie along another axis, too, merge along this one; other units stay."""
+    """The axis `dim` keeps its size. Units that lie along another axis, too, merge along this one; other units stay.
+
+    Where the source code writes positions down that can be lowered, heads of attention may go all the same.
+    """
 
     labels: Tensor
     dim: int
     reason: str
+    spares_heads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,8 @@ class Closure:
 
     def __init__(self, labels: Labels) -> None:
         self._labels = labels
+        self.heads: list[Tensor] = []
+        """Labels of heads of attention, or tied to some."""
         self._splits: list[Split] = []
         self._pins: list[Pin] = []
         self._meetings: list[Meeting] = []
@@ -64,10 +71,10 @@ class Closure:
         if sum(varies(labels, dim) for dim in dims) > 1:
             self._splits.append(Split(labels, dims))
 
-    def pin(self, labels: Tensor, dim: int, reason: str) -> None:
-        """Require that an axis keeps its size."""
+    def pin(self, labels: Tensor, dim: int, reason: str, *, spares_heads: bool = False) -> None:
+        """Require that an axis keeps its size; with `spares_heads`, unless all units along it are heads."""
         if varies(labels, dim):
-            self._pins.append(Pin(labels, dim % labels.dim(), reason))
+            self._pins.append(Pin(labels, dim % labels.dim(), reason, spares_heads))
 
     def meet(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
         """Tie two label tensors of one rank that broadcast against each other; return the labels of the result."""
@@ -124,12 +131,18 @@ class Closure:
     def _open_pins(self) -> list[Pin]:
         """Return the pins that still have units along their axis, with resolved labels."""
         now = [replace(pin, labels=self._labels.resolve(pin.labels)) for pin in self._pins]
-        pins = [pin for pin in now if pin.dim in _axes(pin.labels)]
+        pins = [pin for pin in now if pin.dim in _axes(pin.labels) and not (pin.spares_heads and self._are_heads(pin))]
         for meeting in map(self._now, self._meetings):
             for labels, dim, by in meeting.held():
                 stays = int(by.flatten()[0])
                 pins.append(Pin(labels, dim, self._labels.reason(stays) if stays < CONSTANT else meeting.reason))
         return pins
+
+    def _are_heads(self, pin: Pin) -> bool:
+        """Return whether all units along the axis of a pin are heads; its labels are resolved."""
+        heads = [self._labels.resolve(labels).unique() for labels in self.heads]
+        units = compact(pin.labels)[0].unique()
+        return bool(heads) and bool(torch.isin(units[units > CONSTANT], torch.cat(heads)).all())
 
     def _tie(self, meeting: Meeting) -> None:
         """Tie two tensors with units along the same axes; without such axes, tensors that are one unit as a whole."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
 from hessprune.foundation.modules import split_name
 from hessprune.operators.leaves import Axis, Role
@@ -30,8 +31,11 @@ class _Units:
     """Positions on the axes, one run after another."""
 
 
-def collect(walk: GraphWalk) -> tuple[list[Group], list[Frozen]]:
-    """Return the groups in the order of use, and all frozen axes with their reasons."""
+def collect(walk: GraphWalk) -> tuple[list[Group], list[Frozen], dict[str, tuple[Literal, ...]]]:
+    """Return the groups in the order of use, all frozen axes with their reasons, and sizes that count heads.
+
+    Those sizes may be written down in a forward. A group without an entry has none that could be lowered.
+    """
     axes = _all_axes(walk)
     roots, (numbers, reasons) = walk.labels.roots(), walk.labels.frozen()
     frozen = [
@@ -40,15 +44,21 @@ def collect(walk: GraphWalk) -> tuple[list[Group], list[Frozen]]:
         for reason in dict.fromkeys(reasons[number] for number in np.unique(numbers[axis.labels]) if number >= 0)
     ]
     groups: list[Group] = []
+    written: dict[str, tuple[Literal, ...]] = {}
+    heads = np.unique(
+        roots[np.concatenate([np.empty(0, np.int64), *(labels.numpy() for labels in walk.closure.heads)])]
+    )
     names: dict[str, int] = {}
     units = _units(axes, roots, numbers)
     for rows in _alike(units):
         group = _named(_build(walk, roots, axes, units, rows), names)
         if group.num_units > 1:
             groups.append(group)
+            members = units.root[rows[:, 0]]
+            written[group.name] = _written(walk, roots, members) if np.isin(members, heads).any() else ()
         else:
             frozen += [Frozen(param=piece.param, dim=piece.dim, reason=LONELY) for piece in group.slices]
-    return groups, frozen
+    return groups, frozen, written
 
 
 def _all_axes(walk: GraphWalk) -> list[NamedAxis]:
@@ -103,13 +113,32 @@ def _build(walk: GraphWalk, roots: np.ndarray, axes: list[NamedAxis], units: _Un
 
 def _literals(walk: GraphWalk, roots: np.ndarray, members: np.ndarray) -> Iterator[Literal]:
     """Yield the module attributes that count these units."""
-    order = np.argsort(members)
     for use in walk.literals:
-        owners = roots[use.labels.numpy()]
-        place = order[np.searchsorted(members, owners, sorter=order).clip(max=len(members) - 1)]
-        counts = np.bincount(place[members[place] == owners], minlength=len(members))
-        if counts.any():
-            yield Literal(module=use.module, attribute=use.attribute, counts=tuple(counts.tolist()))
+        counts = _counts(use.labels, roots, members)
+        if any(counts):
+            yield Literal(module=use.module, attribute=use.attribute, counts=counts)
+
+
+def _written(walk: GraphWalk, roots: np.ndarray, members: np.ndarray) -> tuple[Literal, ...]:
+    """Return the sizes that count these units; none if one of them varies, or means different axes."""
+    found: dict[tuple[int, str], Literal] = {}
+    other: set[tuple[int, str]] = set()
+    for use in walk.sizes:
+        if len(use.labels) > 1 and len(np.unique(roots[use.labels.numpy()])) == 1:
+            continue  # it is the size of each unit
+        key, counts = (id(walk.modules[use.module]), use.name), _counts(use.labels, roots, members)
+        literal = Literal(module=use.module, attribute=use.name, counts=counts)
+        other |= {key} if found.setdefault(key, literal).counts != counts else set()
+    if any(any(found[key].counts) for key in other):
+        return ()
+    return tuple(literal for literal in found.values() if any(literal.counts))
+
+
+def _counts(labels: Tensor, roots: np.ndarray, members: np.ndarray) -> tuple[int, ...]:
+    """Return how many of some labels belong to each unit."""
+    owners, order = roots[labels.numpy()], np.argsort(members)
+    place = order[np.searchsorted(members, owners, sorter=order).clip(max=len(members) - 1)]
+    return tuple(np.bincount(place[members[place] == owners], minlength=len(members)).tolist())
 
 
 def _named(group: Group, names: dict[str, int]) -> Group:

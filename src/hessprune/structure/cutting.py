@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.foundation.modules import split_name
+from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.state import drop_caches
 from hessprune.foundation.tensors import named_tensors, replace_tensors
+from hessprune.foundation.written import lower
 from hessprune.structure.groups import Literal, Slice
 
 Cut = Slice | Literal
@@ -26,8 +28,7 @@ def remove_slices(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]]) -
     removed: dict[tuple[str, int], list[int]] = {}
     for cut, units in cuts:
         if isinstance(cut, Literal):
-            module = model.get_submodule(cut.module)
-            setattr(module, cut.attribute, getattr(module, cut.attribute) - sum(cut.counts[unit] for unit in units))
+            lower(model.get_submodule(cut.module), cut.attribute, sum(cut.counts[unit] for unit in units))
         else:
             removed.setdefault((cut.param, cut.dim), []).extend(p for unit in units for p in cut.index[unit])
     keep: dict[str, dict[int, Tensor]] = {}
@@ -36,6 +37,7 @@ def remove_slices(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]]) -
         mask = torch.ones(state[name].shape[dim], dtype=torch.bool)
         mask[positions] = False
         keep.setdefault(name, {})[dim] = mask.nonzero().squeeze(1)
+    free_heads(model, keep)
     replace_tensors(model, {name: _select(state[name], dims) for name, dims in keep.items()})
     drop_caches(model)
 

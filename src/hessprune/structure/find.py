@@ -70,10 +70,10 @@ def find_groups(
 
 def _found(model: nn.Module, example_inputs: Any, ignored: set[str], *, compare: bool) -> Groups:
     """Find the groups of a plain model, without those of the ignored modules."""
-    groups, frozen = collect(_walk(model, example_inputs))
+    groups, frozen, written = collect(_walk(model, example_inputs))
     kept = [group for group in groups if not _is_ignored(group, ignored)]
     frozen += _freeze([group for group in groups if _is_ignored(group, ignored)], ON_REQUEST)
-    working, failures = without_failures(model, example_inputs, kept, compare=compare)
+    working, failures = without_failures(model, example_inputs, kept, written, compare=compare)
     for group, reason in failures:
         frozen += _freeze([group], reason)
     if not working:

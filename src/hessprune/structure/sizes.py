@@ -1,45 +1,86 @@
 """Sizes that the source code fixes: groups that fail on trial, and module attributes that free them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from hessprune.foundation.modules import split_name
+from hessprune.foundation.written import is_written
 from hessprune.structure.groups import Group, Literal
-from hessprune.structure.trial import Failure, Trial
+from hessprune.structure.trial import Failure, Rerun, Trial
 
 
 def without_failures(
-    model: nn.Module, example_inputs: Any, groups: Sequence[Group], *, compare: bool = False
+    model: nn.Module,
+    example_inputs: Any,
+    groups: Sequence[Group],
+    written: Mapping[str, tuple[Literal, ...]] | None = None,
+    *,
+    compare: bool = False,
 ) -> tuple[list[Group], list[tuple[Group, str]]]:
     """Split groups into those with removable units and those that the forward treats in another way, with the reason.
 
     Where an integer attribute of a module (`num_heads`, `width`) holds a size, the attribute becomes a literal of the
-    group and shrinks with it. At the end some units of these groups, or with `compare` of all, are sliced off one copy
-    of the model and masked in another, and the outputs must agree. Costs one forward without numbers if nothing fails,
-    two with numbers to compare, and a few more for each class of modules that fails and each group that disagrees.
+    group and shrinks with it; where none does, the sizes in `written`, by the group's name, do. At the end some units
+    of these groups, or with `compare` of all, are sliced off one copy of the model and masked in another, and the
+    outputs must agree. Costs one forward without numbers if nothing fails, two with numbers to compare, and a few more
+    for each class of modules that fails and each group that disagrees.
     """
     trial = Trial(model, example_inputs)
+    sized = {group.name: _sized(group, (written or {}).get(group.name, ())) for group in groups}
     working, reasons = {group.name: group for group in groups}, {}
     freed: dict[str, str] = {}
     while working and (failure := trial.failure([*working.values()])):
         reason = f"the source code fixes its size ({failure.message})"
         beside, culprits = _culprits(trial, [*working.values()], failure)
         for group, module in culprits:
-            better = None if group.name in freed else _with_literals(trial, group, module, beside)
-            if better:
+            choices = [sized[group.name]] if group.name in freed else _choices(model, group, module, sized[group.name])
+            better = _working(trial, group, module, beside, choices)
+            if better and better != group:
                 working[group.name], freed[group.name] = better, reason
             else:
                 reasons[group.name] = reason
                 del working[group.name]
+    for name, better in _silent(trial, working, sized):
+        working[name], freed[name] = better, "its number is fixed in the source code"
     suspects = [group for name, group in working.items() if compare or name in freed]
-    agreeing, disagreeing = _agreeing(trial, suspects)
+    agreeing, disagreeing = _agreeing(trial, suspects, sized)
     reasons |= disagreeing | {name: freed[name] for name in disagreeing if name in freed}
     working |= {group.name: group for group in agreeing}
     kept = [group for name, group in working.items() if name not in disagreeing]
     return kept, [(group, reasons[group.name]) for group in groups if group.name in reasons]
+
+
+def _sized(group: Group, sizes: Sequence[Literal]) -> Group:
+    """Return a group with the sizes that forwards may have written down."""
+    return replace(group, literals=tuple(dict.fromkeys((*group.literals, *sizes))))
+
+
+def _silent(trial: Trial, working: Mapping[str, Group], sized: Mapping[str, Group]) -> Iterator[tuple[str, Group]]:
+    """Yield groups whose size the forward names and yet runs without some units: with other heads, or other channels.
+
+    Each gets attributes after which no call names a written size, or else the sizes that are named.
+    """
+    everything = {name: _sized(group, sized[name].literals) for name, group in working.items()}
+    named = trial.named_sizes([*everything.values()])
+    for name, group in working.items():
+        if not _names(trial, sized[name], named):
+            continue
+        beside = [other for key, other in working.items() if key != name]
+        better = sized[name]
+        for choice in _choices(trial.model, group, "", group):
+            both = _sized(choice, sized[name].literals)
+            if not trial.failure_of([*beside, choice]) and not _names(trial, both, trial.named_sizes([*beside, both])):
+                better = choice
+                break
+        yield name, _named(trial, better, beside)
+
+
+def _names(trial: Trial, group: Group, named: Collection[tuple[int, str]]) -> bool:
+    """Return whether a call named one of the written sizes of a group."""
+    return any((id(trial.model.get_submodule(item.module)), item.attribute) in named for item in group.literals)
 
 
 def _culprits(trial: Trial, groups: Sequence[Group], failure: Failure) -> tuple[list[Group], list[tuple[Group, str]]]:
@@ -73,31 +114,49 @@ def _likewise(trial: Trial, groups: Sequence[Group], culprit: Group, module: str
                     yield group, name
 
 
-def _with_literals(trial: Trial, group: Group, module: str, beside: Sequence[Group]) -> Group | None:
-    """Return the group with the fewest, innermost attributes that make it work, or None."""
+def _working(
+    trial: Trial, group: Group, module: str, beside: Sequence[Group], choices: Iterable[Group]
+) -> Group | None:
+    """Return the first of some choices for a group with which the module, or the whole model, works; or None."""
     is_inside = len(_within(group, module)) == len(group.slices)
     call = trial.calls({module}).get(module) if is_inside else None
-    for literals in _choices(trial.model, group, module):
-        better = replace(group, literals=(*group.literals, *literals))
-        if not trial.failure_of([better] if call else [*beside, better], call):
-            return better
-    return None
+    around = () if call else beside
+    failures = ((better, trial.failure_of([*around, better], call)) for better in choices)
+    better = next((better for better, failure in failures if not failure), None)
+    return better and _named(trial, better, around, call)
 
 
-def _choices(model: nn.Module, group: Group, module: str) -> Iterator[tuple[Literal, ...]]:
-    """Yield sets of attributes that may count the units: single ones, all of one module, all of all modules."""
+def _named(trial: Trial, group: Group, beside: Sequence[Group], call: Rerun | None = None) -> Group:
+    """Return a group that works without the written sizes that no call names: those follow by themselves."""
+    if not any(is_written(literal.attribute) for literal in group.literals):
+        return group
+    named = trial.named_sizes([*beside, group], call)
+    keys = [(id(trial.model.get_submodule(literal.module)), literal.attribute) for literal in group.literals]
+    pairs = zip(group.literals, keys, strict=True)
+    literals = tuple(item for item, key in pairs if key in named or not is_written(item.attribute))
+    return replace(group, literals=literals)
+
+
+def _choices(model: nn.Module, group: Group, module: str, sized: Group) -> Iterator[Group]:
+    """Yield the group with attributes that may count its units, the fewest and innermost first, then with all sizes.
+
+    Attributes come one by one, all of one module, and all of all modules.
+    """
     names = [module, *(split_name(piece.param)[0] for piece in group.slices)]
     around = dict.fromkeys(outer for name in names for outer in _outwards(name))
     by_module = [_counting(model.get_submodule(name), name, group) for name in around]
-    yield from ((literal,) for literals in by_module for literal in literals)
-    yield from (literals for literals in by_module if len(literals) > 1)
+    sets: list[tuple[Literal, ...]] = [(literal,) for literals in by_module for literal in literals]
+    sets += [literals for literals in by_module if len(literals) > 1]
     if sum(map(bool, by_module)) > 1:
-        yield tuple(literal for literals in by_module for literal in literals)
+        sets.append(tuple(literal for literals in by_module for literal in literals))
+    yield from (replace(group, literals=(*group.literals, *literals)) for literals in sets)
+    if len(sized.literals) > len(group.literals):
+        yield sized
 
 
 def _counting(module: nn.Module, name: str, group: Group) -> tuple[Literal, ...]:
     """Return the integer attributes of a module that equal the number of units, or of their positions on some axis."""
-    if type(module).__module__.startswith("torch.nn."):
+    if type(module).__module__.startswith(("torch.nn.", "hessprune.")):
         return ()  # their attributes follow their tensors
     units = group.num_units
     sizes = {units} | {units * len(piece.index[0]) for piece in group.slices}
@@ -109,11 +168,11 @@ def _counting(module: nn.Module, name: str, group: Group) -> tuple[Literal, ...]
     )
 
 
-def _agreeing(trial: Trial, groups: Sequence[Group]) -> tuple[list[Group], dict[str, str]]:
+def _agreeing(trial: Trial, groups: Sequence[Group], sized: Mapping[str, Group]) -> tuple[list[Group], dict[str, str]]:
     """Split groups into those for which slicing is masking and others, by name with the reason.
 
     Tries all groups together, and halves only of a part that disagrees; what agrees stays beside the rest. A group that
-    disagrees alone gets attributes that count its units, if that helps.
+    disagrees alone gets attributes or sizes that count its units, if that helps.
     """
     if not groups or not trial.disagreement(groups) or not trial.can_compare():
         return [*groups], {}
@@ -128,7 +187,7 @@ def _agreeing(trial: Trial, groups: Sequence[Group]) -> tuple[list[Group], dict[
             middle = len(part) // 2
             add(part[:middle])
             add(part[middle:])
-        elif better := _with_agreeing_literals(trial, part[0], agreeing):
+        elif better := _agreeing_alone(trial, part[0], agreeing, sized[part[0].name]):
             agreeing.append(better)
         else:
             reasons[part[0].name] = f"the forward depends on the number or the places of its channels ({found})"
@@ -137,12 +196,11 @@ def _agreeing(trial: Trial, groups: Sequence[Group]) -> tuple[list[Group], dict[
     return agreeing, reasons
 
 
-def _with_agreeing_literals(trial: Trial, group: Group, beside: Sequence[Group]) -> Group | None:
-    """Return the group with attributes for which slicing is masking, or None."""
-    for literals in _choices(trial.model, group, ""):
-        better = replace(group, literals=(*group.literals, *literals))
+def _agreeing_alone(trial: Trial, group: Group, beside: Sequence[Group], sized: Group) -> Group | None:
+    """Return the group with attributes or sizes for which slicing is masking, or None."""
+    for better in _choices(trial.model, group, "", sized):
         if not trial.failure_of([*beside, better]) and not trial.disagreement([*beside, better]):
-            return better
+            return _named(trial, better, beside)
     return None
 
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from hessprune.foundation.modules import call_model, device_of, empty_copy, failing_module
+from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.trees import to_device
+from hessprune.foundation.written import noting_sizes
 from hessprune.structure.capture import first_line
 from hessprune.structure.comparison import TOLERANCE, compare, positive
 from hessprune.structure.cutting import Cut, Followers, mask_slices, remove_slices
@@ -41,6 +43,7 @@ class Trial:
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
         self._original = model, example_inputs
         self.model, self._inputs = empty_copy(model).eval(), to_device(example_inputs, "meta")
+        free_heads(self.model)
         self._needs_numbers: bool | None = None
         self._numeric_inputs = _with_numbers(example_inputs)
         self._awake = True
@@ -51,6 +54,7 @@ class Trial:
         failure = self.failure_of(groups)
         if failure and self._needs_numbers is None and self.failure_of([]):  # it fails for want of numbers
             self.model, self._inputs = copy.deepcopy(self._original[0]).eval(), self._original[1]
+            free_heads(self.model)
             failure = self.failure_of(groups)
         self._needs_numbers = bool(failure)
         return failure
@@ -78,6 +82,12 @@ class Trial:
             except Exception as error:  # any error of the user's forward is the answer
                 return Failure(failing_module(self.model, error), first_line(error))
         return None
+
+    def named_sizes(self, groups: Sequence[Group], call: Rerun | None = None) -> set[tuple[int, str]]:
+        """Return the written sizes that a call names which works without the first unit of each group, by module."""
+        with noting_sizes() as named:
+            self.failure_of(groups, call)
+        return named
 
     def disagreement(self, groups: Sequence[Group]) -> str:
         """Return how a model with some units of each group sliced off differs from one with them masked; or nothing.
@@ -135,15 +145,16 @@ def _with_numbers(inputs: Any) -> Any:
 @contextmanager
 def _without(model: nn.Module, groups: Sequence[Group]) -> Iterator[None]:
     """Remove the first unit of each group in place, and put everything back."""
-    before = [(module, vars(module).copy()) for module in model.modules()]
+    before = [(module, type(module), vars(module).copy()) for module in model.modules()]
     tables: list[tuple[Any, Any]] = [
-        (table, table.copy()) for module, _ in before for table in (module._parameters, module._buffers)
+        (table, table.copy()) for module, _, _ in before for table in (module._parameters, module._buffers)
     ]
     remove_slices(model, [(piece, [0]) for group in groups for piece in (*group.slices, *group.literals)])
     try:
         yield
     finally:
-        for module, contents in before:
+        for module, kind, contents in before:
+            module.__class__ = kind
             vars(module).clear()
             vars(module).update(contents)
         for table, contents in tables:

@@ -13,8 +13,8 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hessprune.operators.call import Call
-from hessprune.operators.labels import Labels, along, constant, expanded, varying
-from hessprune.operators.leaves import Axis, Leaf, LiteralUse, Role, Value
+from hessprune.operators.labels import Labels, along, compact, constant, expanded, varying
+from hessprune.operators.leaves import Axis, Leaf, LiteralUse, Role, SizeUse, Value
 from hessprune.operators.table import operator_of
 from hessprune.structure.closure import Closure
 
@@ -29,6 +29,7 @@ class GraphWalk:
         self.closure = Closure(self.labels)
         self.axes: dict[tuple[str, int], Axis] = {}
         self.elements: dict[str, Tensor] = {}
+        self.sizes: list[SizeUse] = []
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self._literals: dict[tuple[int, str], LiteralUse] = {}
         self._state: dict[str, Leaf | Value] = {}
@@ -40,6 +41,7 @@ class GraphWalk:
                 self._state[name] = leaves.setdefault(id(tensor), _leaf(name, tensor))
         for program in programs:
             self._run_program(program)
+        self._count_heads()
         for name, labels in self.elements.items():
             for part in (labels, *(axis.labels for (other, _), axis in self.axes.items() if other == name)):
                 if any(other == name for other, _ in self.axes):
@@ -53,9 +55,9 @@ class GraphWalk:
             return constant((1,))
         key = leaf.name, parameter_dim
         if key not in self.axes:
-            self.axes[key] = Axis(self.labels.new(leaf.shape[dim]))
+            self.axes[key] = Axis(self.labels.new(self._shapes[leaf.name][parameter_dim]))
         self.axes[key].roles.add(role)
-        return self.axes[key].labels
+        return self.axes[key].labels[leaf.starts[dim] :][: leaf.shape[dim]]
 
     def as_labels(self, value: Any) -> Tensor:
         """Return labels for the value of a graph node; a parameter used element-wise gets one per element."""
@@ -100,6 +102,8 @@ class GraphWalk:
         if leaf.name not in self.elements:
             self.elements[leaf.name] = self._element_labels(leaf)
         labels = self.elements[leaf.name]
+        for dim, start, size in zip(leaf.dims, leaf.starts, leaf.shape, strict=True):
+            labels = labels if dim is None else labels.narrow(dim, start, size)
         order = [dim for dim in leaf.dims if dim is not None]
         return labels.permute(*order, *(dim for dim in range(labels.dim()) if dim not in order)).reshape(leaf.shape)
 
@@ -125,6 +129,24 @@ class GraphWalk:
         else:
             for each in (first.labels, labels):
                 self.labels.freeze(each, f"'{module}.{attribute}' counts channels of two numbers")
+
+    def note_head(self, labels: Tensor) -> None:
+        """Note that these labels are heads of attention, or tied to some."""
+        self.closure.heads.append(compact(labels)[0].unique())
+
+    def note_size(self, use: SizeUse) -> None:
+        """Note a size that the forward of a module may have written down."""
+        self.sizes.append(use)
+
+    def _count_heads(self) -> None:
+        """Note the heads of torch's multi-head attention: those of the queries stand first."""
+        for name, module in self.modules.items():
+            if not isinstance(module, nn.MultiheadAttention):
+                continue
+            packed = module.in_proj_weight is not None
+            rows = self.axes.get((f"{name}.{'in_proj_weight' if packed else 'q_proj_weight'}", 0))
+            if rows is not None:
+                self.count(name, "num_heads", rows.labels[: module.num_heads * module.head_dim : module.head_dim])
 
     @property
     def literals(self) -> list[LiteralUse]:
@@ -169,7 +191,7 @@ class GraphWalk:
         """Return labels for a constant of the source code; integers keep their values."""
         if not isinstance(value, Tensor):
             return value
-        if not value.is_floating_point():
+        if not value.is_floating_point() and not value.is_meta:  # of a graph without numbers, no constant is known
             return Value(value.detach())
         return self.labels.fixed(value.shape, "it meets a constant of the source code")
 

@@ -11,6 +11,7 @@ from hessprune.foundation.arrival import watched
 from hessprune.foundation.checks import check_choice
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.padding import ChannelPad
+from hessprune.foundation.written import counted_value, is_written
 from hessprune.planning.plan import Plan
 from hessprune.structure.belonging import misfits
 from hessprune.structure.groups import Literal
@@ -19,7 +20,7 @@ from hessprune.surgery.implants.module import Start, insert_stand_ins
 from hessprune.surgery.slicing import slice_units
 from hessprune.surgery.verify import verify
 
-COUNTING = ("groups", "num_groups")
+COUNTING = ("groups", "num_groups", "num_heads")
 """Attributes of torch's own layers that count units; all others of them follow the tensors."""
 
 
@@ -108,17 +109,19 @@ def _wrong_literals(model: nn.Module, plan: Plan) -> Iterator[str]:
         key = item.module, item.attribute
         totals[key] = totals.get(key, 0) + sum(item.counts)
         module = modules.get(item.module)
-        value = None if module is None else vars(module).get(item.attribute)
-        if module is None or type(value) is not int or not _counts(module, item, value, totals[key]):
+        value = None if module is None else counted_value(module, item.attribute)
+        if module is None or value is None or not _counts(module, item, value, totals[key]):
             yield f"{shown(f'{item.module}.{item.attribute}')} is no integer that counts its units"
 
 
 def _counts(module: nn.Module, item: Literal, value: int, total: int) -> bool:
     """Return whether an attribute counts units: one of those that torch's layers and `ChannelPad` count with.
 
+    So does a size that the forward writes down.
+
     Of other modules, any attribute may, if the units make up all of it: a stride or an axis does not.
     """
-    if item.attribute in COUNTING or isinstance(module, ChannelPad):
+    if item.attribute in COUNTING or is_written(item.attribute) or isinstance(module, ChannelPad):
         return total <= value
     is_of_torch = type(module).__module__.startswith("torch.nn.")
     return not is_of_torch and sum(item.counts) == value and all(count > 0 for count in item.counts)

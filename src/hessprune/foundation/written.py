@@ -1,0 +1,287 @@
+"""Sizes that the source code of a forward writes down, lowered where units are gone.
+
+`x.view(n, t, 12, -1)` and `y.reshape(n, t, c)` name numbers of heads and widths that no attribute holds. A module that
+loses units of such an axis becomes a `Resized` one: the same forward, in which calls that name the written size get the
+remaining one. A size that does not fit the tensor stays as it is written.
+"""
+
+import math
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, wraps
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_FORM = re.compile(r"(view|split|slice|expand)(?:\((\d+):(\d+) of (\d+) to (\d+):(\d+)\))?\[(\d+) of (\d+)\]=(\d+)")
+_active = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenSize:
+    """A size in the calls of one kind in one forward: where it stands, and its value in the source code."""
+
+    kind: Literal["view", "split", "slice", "expand"]
+    axis: int
+    """The axis of the result."""
+    rank: int
+    """The number of axes of the result."""
+    size: int
+    """Of a slice, the whole size of the axis, or the numbers in front of one of its ends."""
+    run: tuple[int, int, int, int, int] | None = None
+    """Of a view, the axes that hold the same numbers before and after: `first:end` of how many, `first:end`."""
+
+    @classmethod
+    def parse(cls, name: str) -> "WrittenSize | None":
+        """Read a name; return None for that of an attribute.
+
+        Example:
+            >>> WrittenSize.parse("split[2 of 3]=48")
+            WrittenSize(kind='split', axis=2, rank=3, size=48, run=None)
+        """
+        if (form := _FORM.fullmatch(name)) is None:
+            return None
+        kind, *run, axis, rank, size = form.groups()
+        numbers = None if run[0] is None else tuple(map(int, run))
+        return cls(kind, int(axis), int(rank), int(size), numbers)  # type: ignore[arg-type]
+
+    @property
+    def place(self) -> str:
+        """The name without the size."""
+        run = "({}:{} of {} to {}:{})".format(*self.run) if self.run else ""
+        return f"{self.kind}{run}[{self.axis} of {self.rank}]="
+
+    def name_in(self, module: nn.Module | None) -> str:
+        """Return the name; where the module's sizes were lowered before, that of the size in its source code."""
+        for name, now in {} if module is None else vars(module).get("written_sizes", {}).items():
+            if now == self.size and name.startswith(self.place):
+                return name
+        return str(self)
+
+    def __str__(self) -> str:
+        return f"{self.place}{self.size}"
+
+
+class Resized(nn.Module):
+    """Base of modules with lowered sizes; `written_sizes` holds the size that remains of each written one."""
+
+    written_sizes: dict[str, int]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Name the class by the one that it is made from."""
+        return _empty, (type(self).__bases__[1],), super().__reduce_ex__(protocol)[2]
+
+
+def counted_value(module: nn.Module, attribute: str) -> int | None:
+    """Return an integer attribute of a module, or what remains of a written size; None if there is no such integer."""
+    if written := WrittenSize.parse(attribute):
+        return vars(module).get("written_sizes", {}).get(attribute, written.size)
+    value = vars(module).get(attribute)
+    return value if type(value) is int else None
+
+
+def is_written(attribute: str) -> bool:
+    """Return whether the name is that of a written size."""
+    return WrittenSize.parse(attribute) is not None
+
+
+def lower(module: nn.Module, attribute: str, amount: int) -> None:
+    """Lower an integer attribute or a written size of a module in place."""
+    value = counted_value(module, attribute)
+    assert value is not None, "plans are checked before they are applied"
+    if is_written(attribute):
+        if not isinstance(module, Resized):
+            module.__class__ = _resized(type(module))
+        vars(module)["written_sizes"] = {**vars(module).get("written_sizes", {}), attribute: value - amount}
+    else:
+        setattr(module, attribute, value - amount)
+
+
+@cache
+def _resized(original: type[nn.Module]) -> type[Resized]:
+    """Return a class with the forward of another one, run with lowered sizes."""
+
+    @wraps(original.forward)
+    def forward(self: Resized, *args: Any, **kwargs: Any) -> Any:
+        with _Lowered(self):
+            return original.forward(self, *args, **kwargs)
+
+    fields = {"forward": forward, "__module__": original.__module__, "__doc__": original.__doc__}
+    return type(f"Resized{original.__name__}", (Resized, original), fields)
+
+
+def _empty(original: type[nn.Module]) -> nn.Module:
+    kind = _resized(original)
+    return kind.__new__(kind)
+
+
+class _Lowered(TorchFunctionMode):
+    """Lowers the sizes in the calls of one forward; of forwards inside each other only the innermost does."""
+
+    def __init__(self, module: Resized) -> None:
+        super().__init__()
+        self._module = module
+        self._sizes = [(_read(name), size) for name, size in module.written_sizes.items()]
+
+    def __enter__(self) -> Any:
+        self._outer = getattr(_active, "mode", None)
+        _active.mode = self
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        _active.mode = self._outer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        change = _CHANGES.get(getattr(func, "__name__", "")) if _active.mode is self else None
+        if change is not None and args and isinstance(args[0], Tensor):
+            return func(args[0], *change(self, *args, **kwargs))
+        return func(*args, **kwargs)
+
+    def at(self, kind: str, shape: Sequence[Any]) -> list[tuple[WrittenSize, int]]:
+        """Return the sizes that a call names, each with what remains; symbols of an exporter are no written sizes."""
+        named = [(axis, size) for axis, size in enumerate(shape) if type(size) is int]
+        return [(w, left) for axis, size in named for w, left in self.of_kind(kind, axis, len(shape)) if w.size == size]
+
+    def of_kind(self, kind: str, axis: int, rank: int) -> list[tuple[WrittenSize, int]]:
+        """Return all sizes of an axis, each with what remains."""
+        return [(w, left) for w, left in self._sizes if (w.kind, w.axis, w.rank) == (kind, axis, rank)]
+
+    def note(self, written: WrittenSize) -> None:
+        """Note that a lowered size took the place of a written one."""
+        if (named := getattr(_active, "named", None)) is not None:
+            named.add((id(self._module), str(written)))
+
+
+def _read(name: str) -> WrittenSize:
+    written = WrittenSize.parse(name)
+    assert written is not None
+    return written
+
+
+@contextmanager
+def noting_sizes() -> Iterator[set[tuple[int, str]]]:
+    """Collect the lowered sizes that forwards in this block name, each with the `id` of the module."""
+    before, _active.named = getattr(_active, "named", None), set()
+    try:
+        yield _active.named
+    finally:
+        _active.named = before
+
+
+def _viewed(lowered: _Lowered, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    """Return the shape for `view` and `reshape`."""
+    given = _shape(args, kwargs)
+    return (*args, *kwargs.values()) if given is None else (_as_viewed(lowered, x, given),)
+
+
+def _unflattened(lowered: _Lowered, x: Tensor, dim: int, parts: Sequence[int]) -> tuple[Any, ...]:
+    """Return axis and sizes for `unflatten`."""
+    dim %= x.dim()
+    shape = _as_viewed(lowered, x, [*x.shape[:dim], *parts, *x.shape[dim + 1 :]])
+    return dim, shape[dim:][: len(parts)]
+
+
+def _as_viewed(lowered: _Lowered, x: Tensor, given: list[Any]) -> list[Any]:
+    """Lower the sizes of every run of axes that fits the tensor with what remains, and not as it is written."""
+    if _fills(given, x.numel()):
+        return given
+    shape, runs, taken = [*given], {}, []
+    for written, left in lowered.at("view", given):
+        if written.run is not None and written.run[2] == x.dim():
+            runs.setdefault(written.run, []).append((written, left))
+    for (first, end, _, start, stop), sizes in runs.items():
+        new = [*shape]
+        for written, left in sizes:
+            new[written.axis] = left
+        numel = math.prod(x.shape[first:end])
+        if not _fills(shape[start:stop], numel) and _fills(new[start:stop], numel, opens=True):
+            shape = new
+            taken += sizes
+    if not _fills(shape, x.numel(), opens=True):
+        return given
+    for written, _ in taken:
+        lowered.note(written)
+    return shape
+
+
+def _fills(sizes: Sequence[Any], numel: Any, *, opens: bool = False) -> bool:
+    """Return whether axes hold so many numbers; with `opens`, also if an open size could make them fit."""
+    known = math.prod(size for size in sizes if not _is_open(size))
+    return bool(opens and numel % max(known, 1) == 0) if any(map(_is_open, sizes)) else bool(known == numel)
+
+
+def _expanded(lowered: _Lowered, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    """Return the shape for `expand`."""
+    shape = _shape(args, kwargs) or []
+    own = [*[1] * (len(shape) - x.dim()), *x.shape]
+    for written, left in lowered.at("expand", shape):
+        if own[written.axis] in (1, left):
+            shape[written.axis] = left
+            lowered.note(written)
+    return (shape,)
+
+
+def _split(lowered: _Lowered, x: Tensor, parts: Any, dim: int = 0) -> tuple[Any, ...]:
+    """Return sizes and axis for `split`."""
+    dim %= x.dim()
+    many = [parts] if type(parts) is int else [*parts]
+    sizes = {w.size: (w, left) for w, left in lowered.of_kind("split", dim, x.dim()) if w.size in many}
+    new = [sizes[size][1] if size in sizes else size for size in many]
+    total = sum(new)
+    if not sizes or (x.shape[dim] % total if type(parts) is int else x.shape[dim] - total):
+        return parts, dim
+    for written, _ in sizes.values():
+        lowered.note(written)
+    return (total if type(parts) is int else new), dim
+
+
+def _sliced(lowered: _Lowered, x: Tensor, index: Any) -> tuple[Any, ...]:
+    """Return the index for `x[index]`, if it is made of slices."""
+    many = [*index] if isinstance(index, tuple) else [index]
+    if not all(each is Ellipsis or isinstance(each, slice) for each in many) or many.count(Ellipsis) > 1:
+        return (index,)
+    if Ellipsis in many:
+        at = many.index(Ellipsis)
+        many[at : at + 1] = [slice(None)] * (x.dim() - len(many) + 1)
+    return (tuple(_bounded(lowered, x, dim, each) for dim, each in enumerate(many)),)
+
+
+def _bounded(lowered: _Lowered, x: Tensor, dim: int, given: slice) -> slice:
+    """Lower both ends of a slice of an axis, whose whole size is what remains of a written one."""
+    sizes = {w.size: (w, left) for w, left in lowered.of_kind("slice", dim, x.dim())}
+    if not {type(end) for end in (given.start, given.stop)} <= {int, type(None)}:
+        return given
+    for whole in (size for size, (_, left) in sizes.items() if left == x.shape[dim]):
+        start, stop = (end + whole if end is not None and end < 0 else end for end in (given.start, given.stop))
+        written = [sizes[place][0] for place in (start, stop) if place in sizes]
+        if written:
+            for size in (sizes[whole][0], *written):
+                lowered.note(size)
+            start, stop = (sizes[place][1] if place in sizes else place for place in (start, stop))
+            return slice(start, stop, given.step)
+    return given
+
+
+_CHANGES = {
+    "view": _viewed, "reshape": _viewed, "unflatten": _unflattened, "expand": _expanded, "broadcast_to": _expanded,
+    "split": _split, "split_with_sizes": _split, "__getitem__": _sliced,
+}  # fmt: skip
+
+
+def _shape(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any] | None:
+    """Return the sizes that a call names; None for a view of another type."""
+    first = (*args, *kwargs.values())[:1]
+    if not first or isinstance(first[0], torch.dtype):
+        return None
+    return [*first[0]] if isinstance(first[0], tuple | list) else [*args]
+
+
+def _is_open(size: Any) -> bool:
+    return type(size) is int and size == -1

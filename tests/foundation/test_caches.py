@@ -1,0 +1,61 @@
+"""Decoders run without their cache, and get it back."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import hessprune as hp
+from hessprune.foundation.caches import without_cache
+from hessprune.foundation.modules import call_model
+
+
+class Kept:
+    """A cache: an object that no exporter knows."""
+
+    def __init__(self, keys: Tensor) -> None:
+        self.keys = keys
+
+
+class Decoder(nn.Module):
+    """Returns a cache of its inner activations, if its configuration or the caller says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(use_cache=True, text=SimpleNamespace(use_cache=True))
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, use_cache: bool | None = None) -> tuple[Tensor, Kept | None]:
+        hidden = self.up(x).relu()
+        keeps = self.config.use_cache and self.config.text.use_cache if use_cache is None else use_cache
+        return self.down(hidden), Kept(hidden) if keeps else None
+
+
+def test_decoders_are_pruned_without_their_cache_and_keep_it() -> None:
+    model, x = Decoder(), torch.randn(2, 4)
+    result = hp.prune(model, x, [x], budget=hp.Budget(params=0.5), method="magnitude")
+    config: Any = result.model.config
+    assert config.use_cache
+    assert model.config.text.use_cache
+    cache = result.model(x)[1]
+    assert cache is not None
+    assert cache.keys.shape[1] == result.model.get_parameter("up.weight").shape[0] < 8
+
+
+def test_an_argument_that_asks_for_a_cache_is_answered_without() -> None:
+    model, x = Decoder(), torch.randn(2, 4)
+    assert len(hp.find_groups(model, {"x": x, "use_cache": True})) == 1
+    assert call_model(model, {"x": x, "use_cache": True})[1] is None
+
+
+def test_flags_are_restored_after_an_error() -> None:
+    model = Decoder()
+    model.config.text.use_cache = False
+    try:
+        with without_cache(model):
+            assert not model.config.use_cache
+            raise ValueError
+    except ValueError:
+        assert model.config.use_cache
+        assert not model.config.text.use_cache

@@ -1,0 +1,131 @@
+"""Attention of transformers and timm as it comes: heads are found, and the pruned model equals the masked one."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hessprune as hp
+from hessprune.foundation.modules import call_model
+from hessprune.structure.outputs import difference
+from tests.networks.check import masked
+
+_OPERATORS = {
+    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "roi_align": (
+        "(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, int sampling_ratio, "
+        "bool aligned) -> Tensor"
+    ),
+}
+TOKENS = {"vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_position_embeddings": 64}
+SMALL = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+IMAGES = {**SMALL, "image_size": 32, "patch_size": 8}
+GPT = {
+    "vocab_size": 50,
+    "n_embd": 48,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+TEXTS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "Llama": ("AutoModelForCausalLM", {**SMALL, **TOKENS, "num_key_value_heads": 2}, 2),
+    "GPT2": ("AutoModelForCausalLM", GPT, 2),
+    "Phi3": ("AutoModelForCausalLM", {**SMALL, **TOKENS, "num_key_value_heads": 2}, 2),
+    "Gemma": ("AutoModelForCausalLM", {**SMALL, **TOKENS, "num_key_value_heads": 1, "head_dim": 12}, 2),
+    "DebertaV2": ("AutoModel", {**SMALL, **TOKENS, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}, 2),
+}
+VISION: dict[str, tuple[dict[str, Any], int]] = {
+    "Beit": ({**IMAGES, "use_relative_position_bias": True}, 2),
+}
+BLOCKS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 5}
+TIMM: dict[str, tuple[str, dict[str, Any], int]] = {
+    "Beit": ("beit", {**BLOCKS, "use_rel_pos_bias": True, "init_values": 0.1}, 2),
+    "Eva": ("eva", {**BLOCKS, "use_rot_pos_emb": True, "ref_feat_shape": (4, 4)}, 2),
+    "Cait": ("cait", {**BLOCKS, "init_values": 0.1, "depth_token_only": 1}, 3),
+    "Xcit": ("xcit", {**BLOCKS, "eta": 1.0, "cls_attn_layers": 1}, 3),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _operators() -> None:
+    """Define the names that torchvision expects from a library which does not load beside a torch without CUDA."""
+    for name, schema in _OPERATORS.items():
+        try:
+            torch.library.define(f"torchvision::{name}", schema)
+        except RuntimeError:
+            return
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Make every parameter matter, in float64."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.double().eval()
+
+
+def text_model(name: str) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    auto, options, _ = TEXTS[name]
+    torch.manual_seed(0)
+    return lively(getattr(transformers, auto).from_config(getattr(transformers, f"{name}Config")(**options)))
+
+
+def ids(batch: int, length: int) -> Tensor:
+    return torch.randint(3, 50, (batch, length), generator=torch.Generator().manual_seed(length))
+
+
+def halved(model: nn.Module, inputs: Any, others: Any, heads: int) -> tuple[hp.Plan, nn.Module, nn.Module]:
+    """Remove half of the units of every group; check the number of groups with heads, and slicing against masking."""
+    groups = hp.find_groups(model, inputs, compare=True)
+    is_head = {group.name: len(group.slices[0].index[0]) >= 12 or group.num_units <= 4 for group in groups}
+    assert sum(is_head.values()) >= heads
+    saliency = {}
+    for number, group in enumerate(groups):
+        order = torch.randperm(group.num_units, generator=torch.Generator().manual_seed(number))
+        saliency[group.name] = order + 1000.0 * (order >= group.num_units // 2)
+    plan = hp.make_plan(model, groups, saliency, hp.Budget(units=0.5), example_inputs=inputs)
+    assert all(plan.removed[name] for name, is_one in is_head.items() if is_one)
+    pruned, expected = hp.apply_plan(model, plan, example_inputs=inputs), masked(model, groups, plan.removed)
+    for each in (inputs, others):
+        with torch.no_grad():
+            assert difference(call_model(expected, each), call_model(pruned, each)) < 1e-10
+    return plan, pruned, expected
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_language_models_are_pruned_as_they_come(name: str) -> None:
+    model = text_model(name)
+    _, pruned, expected = halved(model, {"input_ids": ids(2, 9)}, {"input_ids": ids(3, 7)}, TEXTS[name][2])
+    if hasattr(model, "generate") and model.config.use_cache:
+        both: list[Any] = [expected, pruned]
+        written = [each.generate(ids(2, 5), max_new_tokens=5, do_sample=False) for each in both]
+        assert torch.equal(*written)
+        assert both[1].config.use_cache
+        assert both[1](ids(1, 4)).past_key_values is not None
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_vision_models_of_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    options, heads = VISION[name]
+    torch.manual_seed(0)
+    model = lively(transformers.AutoModel.from_config(getattr(transformers, f"{name}Config")(**options)))
+    images = [{"pixel_values": torch.randn(batch, 3, 32, 32).double()} for batch in (2, 3)]
+    halved(model, *images, heads)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_vision_models_of_timm(name: str) -> None:
+    pytest.importorskip("timm")
+    module, options, heads = TIMM[name]
+    factory: Callable[..., nn.Module] = getattr(importlib.import_module(f"timm.models.{module}"), name)
+    torch.manual_seed(0)
+    halved(lively(factory(**options)), *(torch.randn(batch, 3, 32, 32).double() for batch in (2, 3)), heads)
