@@ -62,6 +62,16 @@ def test_random_networks_widen(seed: int) -> None:
     assert wider.plan.num_added == (1 + seed % 2) * len(groups)
 
 
+def test_heads_widen_as_neurons_do() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    model, x = nn.Sequential(nn.Linear(5, 16), layer, nn.Linear(16, 2)).double().eval(), torch.randn(2, 7, 5).double()
+    wider = hp.widen(model, x, {group.name: group.num_units + 1 for group in hp.find_groups(model, x)})
+    assert wider.model[1].self_attn.num_heads == 5
+    assert wider.model[1].linear1.out_features == 33
+    assert apart(model(x), wider.model(x)) < 1e-10
+
+
 @pytest.mark.parametrize("start", ["split", "fresh"])
 def test_new_units_learn(start: str) -> None:
     torch.manual_seed(0)

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.state import drop_caches
 from hessprune.foundation.tensors import named_tensors, replace_tensors
+from hessprune.foundation.written import lower
 from hessprune.structure.enlarging import Axis
 from hessprune.structure.groups import Group
 
@@ -32,14 +34,12 @@ def insert_copies(
         for dim, copied in axes.items():
             tensor = tensor.index_select(dim, _source(tensor.shape[dim], copied).to(tensor.device))
         wide[name] = tensor.contiguous()
+    free_heads(model, wide)
     replace_tensors(model, wide)
     for group in groups:
         for item in group.literals:
-            module, more = (
-                model.get_submodule(item.module),
-                sum(item.counts[unit] for unit in added.get(group.name, ())),
-            )
-            setattr(module, item.attribute, getattr(module, item.attribute) + more)
+            more = sum(item.counts[unit] for unit in added.get(group.name, ()))
+            lower(model.get_submodule(item.module), item.attribute, -more)
     drop_caches(model)
 
 
