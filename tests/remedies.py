@@ -422,8 +422,10 @@ NO_ROW = {
     # The remedy is another file, free space, a package or a machine.
     "foundation.files": "",
     "foundation.checks": "is needed here and cannot be imported",
+    "foundation.imports": "_advice",
     "lab.data": "",
     "lab.models.weights": "",
+    "lab.models.zoos": "",
     "lab.store": "must be whole|must be removable",
     "planning.inputs": "",
     "planning.packing": "",
