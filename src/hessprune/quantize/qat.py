@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from hessprune.deploy.export import batch_axes, capture, resized
+from hessprune.deploy.axes import Axes, resized
+from hessprune.deploy.export import capture
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.arrival import arrived, unwrapped
 from hessprune.foundation.checks import (
@@ -218,7 +219,7 @@ def _float_graph(model: nn.Module, example: Any) -> GraphModule:
     predict(model, example, "example_inputs")
     traced = resized(example, 2) if leading_size(example) == 1 else example
     remedy = "Remove data-dependent Python and fixed batch sizes from its forward."
-    graph = capture(model, traced, batch_axes(traced), remedy=remedy).module()
+    graph = capture(model, traced, Axes().of(traced), remedy=remedy).module()
     assert isinstance(graph, GraphModule)
     rewrite(graph)
     return graph
