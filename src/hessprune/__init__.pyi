@@ -47,6 +47,7 @@ from hessprune.planning.plan import Plan as Plan
 from hessprune.planning.planner import make_plan as make_plan
 from hessprune.planning.ranking import Ranking as Ranking
 from hessprune.planning.removal import removal_for as removal_for
+from hessprune.pruning.callback import PruneCallback as PruneCallback
 from hessprune.pruning.prune import PruneResult as PruneResult
 from hessprune.pruning.prune import prune as prune
 from hessprune.quantize.choice import choose_fp32_layers as choose_fp32_layers
