@@ -291,12 +291,16 @@ def test_sentences_from_data_to_report(tmp_path, capsys):
         torch.testing.assert_close(OnnxModel(out / "model.onnx")(**batch), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_folder_of_weights_needs_no_training(tmp_path):
+def test_a_folder_of_weights_needs_no_training_and_may_end_in_integers(tmp_path):
     write_model(tmp_path / "bert")
     write_sentences(tmp_path / "sst2")
     plain = {"model": {"name": "hf:bert"}, "finetune": {"epochs": 0}, "export": {"onnx": False}}
     plain |= {"prune": {"budget": {"macs": 0.6}, "method": "magnitude"}, "report": {"baselines": False, "curve": []}}
+    plain |= {"quantize": {"train": {"epochs": 1}}}
     report = run_recipe(parse_recipe(SENTENCES | plain), tmp_path / "out", data_root=tmp_path)
-    assert list(report.models) == ["dense", "pruned", "finetuned"]
+    assert list(report.models) == ["dense", "pruned", "finetuned", "int8"]
+    assert "pretrain" not in report.history
+    batches = open_run(parse_recipe(SENTENCES | plain), tmp_path / "out", tmp_path).batches("test")
+    assert evaluate(tmp_path / "out" / "int8.onnx", batches).accuracy == report.models["int8"].accuracy
     settings = parse_recipe(SENTENCES | plain | {"data": SENTENCES["data"] | {"tokenizer": "bert/tokenizer.json"}})
     assert open_run(settings, tmp_path / "out", tmp_path).data.fingerprint == report.data_fingerprint
