@@ -428,7 +428,7 @@ NO_ROW = {
     # The remedy is another file, free space, a package or a machine.
     "foundation.files": "",
     "foundation.checks": "is needed here and cannot be imported",
-    "foundation.imports": "_advice",
+    "foundation.imports": "import_advice",
     "lab.data": "",
     "lab.models.weights": "",
     "lab.models.zoos": "",
@@ -439,7 +439,7 @@ NO_ROW = {
     "costs.latency_table": "",
     "training.resume": "_damage",
     "pruning.callback": "must run in one process",
-    "surgery.pretrained": "must name a class of transformers",
+    "surgery.pretrained": "must name a class of transformers|import_advice",
     "surgery.checkpoint": "must be a plan written by|complete safetensors file|wrote it beside the other file",
     "lab.report.comparison": "",
     "lab.report.run_report": "",

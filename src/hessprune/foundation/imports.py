@@ -53,12 +53,17 @@ def zoo_import(package: str, *names: str) -> Any:
         for name in names:
             getattr(module, name)
     except Exception as error:  # importing a module runs it, so anything can happen
-        raise MissingDependencyError(_advice(package, error)) from error
+        raise MissingDependencyError(import_advice(package, error)) from error
     return module
 
 
-def _advice(package: str, error: BaseException) -> str:
-    """Say why a package cannot be imported, and what to install."""
+def import_advice(package: str, error: BaseException) -> str:
+    """Say why a package cannot be imported, and what to install.
+
+    Example:
+        >>> import_advice("timm", ModuleNotFoundError("No module named 'timm'", name="timm"))
+        '`timm` is needed here and is not installed. Run: pip install timm'
+    """
     if isinstance(error, ModuleNotFoundError) and error.name == package:
         return f"`{package}` is needed here and is not installed. Run: pip install {package}"
     while error.__cause__ is not None:  # transformers wraps the reason

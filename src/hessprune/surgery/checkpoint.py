@@ -1,8 +1,9 @@
 """Checkpoints of pruned models as safetensors and JSON: without pickle, strict, for the same dense model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import safetensors
 import safetensors.torch
@@ -154,22 +155,30 @@ def _by_own_names(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tenso
 
 def _read_header(path: Path) -> dict[str, str]:
     """Return what the header of the weights holds."""
-    return _read_tensors(path, only_header=True)[0]
+    with _opened(path) as file:
+        return file.metadata() or {}
 
 
-def _read_tensors(path: Path, *, only_header: bool = False) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return the hashes in the header, and the tensors, each at an address of its own.
+def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return what the header holds, and the tensors, each at an address of its own.
 
     The tensors of a file lie at odd addresses, where kernels sum in another order.
+    """
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a dict
+        return file.metadata() or {}, tensors
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file of tensors.
 
     Raises:
         CheckpointError: The file is missing, truncated or damaged.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            names = () if only_header else file.keys()
-            tensors = {name: file.get_tensor(name).clone() for name in names}
-            return file.metadata() or {}, tensors
+            yield file
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"'{path}' must be a complete safetensors file, got: {error}. It is missing or truncated: "

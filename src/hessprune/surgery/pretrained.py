@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from hessprune.errors import CheckpointError
+from hessprune.errors import CheckpointError, MissingDependencyError
 from hessprune.foundation.files import exists, read_json
-from hessprune.foundation.imports import zoo_import
+from hessprune.foundation.imports import import_advice, zoo_import
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import seeded
 
@@ -55,7 +55,10 @@ def factory_of(folder: Path, attention: str | None) -> Callable[[], nn.Module]:
     names = described.get("architectures") if isinstance(described, dict) else None
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
     transformers = zoo_import("transformers", "AutoConfig")
-    cls = getattr(transformers, name, None) if name.isidentifier() else None
+    try:
+        cls = getattr(transformers, name, None) if name.isidentifier() else None
+    except ImportError as error:  # transformers imports a class when it is used
+        raise MissingDependencyError(import_advice("transformers", error)) from error
     if cls is None:
         raise CheckpointError(
             f"'{path}' must name a class of transformers under `architectures`, got {name!r}. "

@@ -113,6 +113,29 @@ def test_a_missing_package_is_one_clear_error(zoo, name, monkeypatch):
         build_model(name, num_classes=2)
 
 
+def test_a_class_that_cannot_be_imported_is_one_clear_error(tmp_path, monkeypatch):
+    folder = write_model(tmp_path / "bert")
+    monkeypatch.setitem(sys.modules, "transformers", Lazy(package("transformers")))
+    with pytest.raises(
+        MissingDependencyError, match=r"torchvision is of another build than torch \(RuntimeError: opera"
+    ):
+        build_model(f"hf:{folder}", num_classes=None)
+
+
+class Lazy:
+    """transformers, in which a class cannot be imported."""
+
+    def __init__(self, whole) -> None:
+        self.whole = whole
+
+    def __getattr__(self, name: str):
+        if name == "BertModel":
+            raise ModuleNotFoundError("Could not import module") from RuntimeError(
+                "operator torchvision::nms is absent"
+            )
+        return getattr(self.whole, name)
+
+
 def test_a_model_without_a_head_that_classifies_is_refused(tmp_path):
     transformers = package("transformers")
     transformers.EncodecConfig().save_pretrained(tmp_path)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hessprune.errors import ArgumentError, CheckpointError
+from hessprune.errors import ArgumentError, CheckpointError, MissingDependencyError
 from hessprune.foundation.checks import nearest
 from hessprune.foundation.files import exists
 from hessprune.foundation.formatting import shortened, shown
 from hessprune.foundation.hashing import file_sha256
-from hessprune.foundation.imports import zoo_import
+from hessprune.foundation.imports import import_advice, zoo_import
 from hessprune.foundation.quiet import quiet
 
 FOLDER = "hf"
@@ -121,6 +121,8 @@ def _from_folder(name: str, num_classes: int | None, in_channels: int | None) ->
             )
     except (ArgumentError, CheckpointError):
         raise
+    except ImportError as error:  # transformers imports a class when it is used
+        raise MissingDependencyError(import_advice("transformers", error)) from error
     except Exception as error:  # transformers raises whatever its parsers trip over
         reason = " ".join(str(error).split())[:160].rstrip(".")
         raise CheckpointError(
