@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,22 @@ def package(name: str) -> Any:
     """Return transformers, timm or torchvision, or skip the test."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
-    for operator, schema in _OPERATORS.items():
-        try:
-            torch.library.define(f"torchvision::{operator}", schema)
-        except RuntimeError:  # defined already
-            break
+    _define_operators()
     return importlib.import_module(name)
+
+
+@cache
+def _define_operators() -> None:
+    """Define what torchvision and all that looks for it need, unless its library loads."""
+    found = importlib.util.find_spec("torchvision")
+    if found is None or found.origin is None:
+        return
+    try:
+        torch.ops.load_library(str(Path(found.origin).with_name("_C.so")))
+    except OSError:
+        for operator, schema in _OPERATORS.items():
+            with suppress(RuntimeError):  # defined already
+                torch.library.define(f"torchvision::{operator}", schema)
 
 
 def tokens(length: int = 6, batch_size: int = 2, vocabulary: int = 24) -> dict[str, torch.Tensor]:
