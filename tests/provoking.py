@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -189,6 +190,13 @@ def tune(model: nn.Module = NET, train: Any = BATCHES, loss_fn: Any = None, teac
 
 def prune(**options: Any) -> Any:
     return hp.prune(NET, X[:1], BATCHES, **{"budget": HALF, "method": "magnitude", "compensate": False} | options)
+
+
+def pruned_in_training(function: Callable) -> nn.Module:
+    """Return a model that a callback has pruned before the first step."""
+    net = Net()
+    hp.PruneCallback(function).on_train_begin(None, SimpleNamespace(global_step=0), None, model=net)
+    return net
 
 
 def interactions(value: Any) -> hp.Saliency:

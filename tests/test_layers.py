@@ -150,6 +150,7 @@ def test_the_package_imports_with_torch_numpy_and_safetensors_alone() -> None:
         "onnx",
         "onnxruntime",
         "torchao",
+        "tokenizers",
     ]
     block = f"import sys\nfor name in {optional}: sys.modules[name] = None\n"
     assert run(block + "import hessprune as hp\nprint(callable(hp.prune))") == "True"

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,17 +20,19 @@ from hessprune.lab.cli import app
 from hessprune.lab.recipe import load_recipe
 from hessprune.methods.method import METHODS
 from hessprune.methods.table import load_methods
+from tests import huggingface
 
 ROOT = Path(__file__).parents[1]
 load_methods()
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+"""A language, a package that not everyone has, the text."""
 SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
     """Return language and text of every fenced block."""
-    return BLOCK.findall(page.read_text("utf-8"))
+    return [(language, body) for language, _, body in BLOCK.findall(page.read_text("utf-8"))]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -51,11 +54,13 @@ def test_python_blocks_run_and_print_what_is_shown(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace, printed = {"__name__": "page"}, None
     with torch.random.fork_rng():
-        for language, body in blocks(page):
+        for language, package, body in BLOCK.findall(page.read_text("utf-8")):
             if language == "text" and printed is not None:
                 assert doctest.OutputChecker().check_output(body, printed, SAME), f"{page.name} prints:\n{printed}"
             printed = None
-            if language == "python":
+            if package and find_spec(package):
+                huggingface.package(package)
+            if language == "python" and (not package or find_spec(package)):
                 with redirect_stdout(io.StringIO()) as out:
                     exec(compile(body, page.name, "exec"), namespace)
                 printed = out.getvalue()

@@ -53,6 +53,7 @@ from hessprune.planning.planner import make_plan as make_plan
 from hessprune.planning.ranking import Ranking as Ranking
 from hessprune.planning.removal import removal_for as removal_for
 from hessprune.planning.widening import Widening as Widening
+from hessprune.pruning.callback import PruneCallback as PruneCallback
 from hessprune.pruning.prune import PruneResult as PruneResult
 from hessprune.pruning.prune import prune as prune
 from hessprune.quantize.choice import choose_fp32_layers as choose_fp32_layers

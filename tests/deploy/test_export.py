@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from hessprune.deploy import export
+from hessprune.deploy.axes import Axes
 from hessprune.deploy.export import export_onnx
-from hessprune.deploy.onnx_model import onnx_feed, onnx_session
+from hessprune.deploy.onnx_model import OnnxModel, onnx_feed, onnx_session
 from hessprune.errors import (
     ArgumentError,
     DataError,
@@ -148,7 +149,7 @@ def test_disagreement_in_shape_or_by_nan_is_named():
 def test_a_batch_size_that_the_file_cannot_run_is_named(tmp_path, monkeypatch):
     fixed = export_onnx(_net(), torch.randn(2, 3, 8, 8), tmp_path / "fixed.onnx", dynamic_batch=False, check=False)
     with pytest.raises(VerificationError, match=r"must run a batch of 1, got: .*Pass dynamic_batch=False"):
-        export._compare(_net().eval(), fixed, torch.randn(2, 3, 8, 8), dynamic_batch=True, tolerance=1e-4)
+        export._compare(_net().eval(), fixed, torch.randn(2, 3, 8, 8), Axes(), 1e-4)
 
 
 class Branching(nn.Module):
@@ -232,3 +233,40 @@ def test_a_precision_that_the_runtime_lacks_is_named_with_the_remedy(tmp_path):
 
 def test_half_precision_is_compared_at_its_own_tolerance(tmp_path):
     assert export_onnx(_net().half(), torch.randn(2, 3, 6, 6).half(), tmp_path / "model.onnx").exists()
+
+
+class Positions(nn.Module):
+    """Tokens with positions, of which there are 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places, self.head = nn.Embedding(9, 4), nn.Embedding(16, 4), nn.Linear(4, 2)
+
+    def forward(self, ids, mask, scale):
+        x = self.tokens(ids) + self.places(torch.arange(16)[: ids.shape[1]])
+        return self.head((x * mask[..., None]).sum(1) * scale)
+
+
+def test_sequences_of_any_length_are_accepted_by_name(tmp_path):
+    torch.manual_seed(0)
+    model = Positions().eval()
+    example = {"ids": torch.randint(0, 9, (2, 6)), "mask": torch.ones(2, 6), "scale": torch.ones(1)}
+    path = export_onnx(model, example, tmp_path / "model.onnx", dynamic_length=True)
+    assert [node.shape for node in onnx_session(path).get_inputs()] == [["batch", "length"], ["batch", "length"], [1]]
+    other = {"scale": torch.tensor([2.0]), "mask": torch.ones(5, 16), "ids": torch.randint(0, 9, (5, 16))}
+    torch.testing.assert_close(OnnxModel(path)(**other), model(**other))
+
+
+def test_only_the_length_may_be_free(tmp_path):
+    example = {"ids": torch.randint(0, 9, (2, 6)), "mask": torch.ones(2, 6), "scale": torch.ones(1)}
+    path = export_onnx(Positions(), example, tmp_path / "m.onnx", dynamic_batch=False, dynamic_length=True)
+    assert next(node.shape for node in onnx_session(path).get_inputs()) == [2, "length"]
+
+
+def test_a_length_that_the_forward_fixes_is_refused_by_name(tmp_path):
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x.view(-1, 12)
+
+    with pytest.raises(UnsupportedModelError, match=r"or pass dynamic_batch=False or dynamic_length=False\."):
+        export_onnx(Fixed(), torch.randn(2, 12), tmp_path / "m.onnx", dynamic_length=True)

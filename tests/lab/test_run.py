@@ -10,6 +10,7 @@ import torch
 import hessprune as hp
 from hessprune.costs.budget import Budget
 from hessprune.deploy.evaluation import evaluate
+from hessprune.deploy.onnx_model import OnnxModel
 from hessprune.errors import ArgumentError, DataError, OutputError
 from hessprune.foundation.progress import listening
 from hessprune.lab import integers, stages
@@ -21,6 +22,7 @@ from hessprune.lab.run import run as run_recipe
 from hessprune.lab.store import StageStore
 from hessprune.lab.terminal import print_report
 from hessprune.planning.implants import Implant
+from tests.huggingface import write_model, write_sentences
 
 TINY = {
     "threads": 1,
@@ -244,3 +246,61 @@ def test_a_recipe_may_leave_the_choice_of_fp32_layers_to_their_sensitivity(setti
 
 def _test_batches(settings, out):
     return open_run(settings, out, out).batches("test")
+
+
+SENTENCES = {
+    "threads": 1,
+    "data": {
+        "source": "tsv",
+        "root": "sst2",
+        "validation_size": 10,
+        "calibration_size": 12,
+        "batch_size": 8,
+        "max_length": 12,
+        "sort": True,
+    },
+    "model": {"name": "hf:bert", "pretrain": {"epochs": 1, "lr": 1e-3, "optimizer": "adamw"}},
+    "prune": {"budget": {"macs": 0.5}},
+    "finetune": {"epochs": 1, "lr": 1e-3, "optimizer": "adamw", "checkpoint_every_steps": 1},
+    "report": {"curve": [0.7], "latency_repeats": 2, "baselines": False},
+}
+
+
+def test_sentences_from_data_to_report(tmp_path, capsys):
+    write_model(tmp_path / "bert")
+    write_sentences(tmp_path / "sst2")
+    settings, out = parse_recipe(SENTENCES), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), listening(Killer("fine-tuning", 5)):  # of three steps twice
+        run_recipe(settings, out, data_root=tmp_path)
+    report = run_recipe(settings, out, data_root=tmp_path)
+    dense, final = report.models["dense"], report.final
+    assert 0.3 * dense.macs < final.macs <= 0.5 * dense.macs
+    assert final.num_samples == report.data["test"] == 20
+    assert report.data["noun"] == "sentence"
+    assert any("of 12 tokens" in note for note in report.notes)
+    assert "20 test sentences of sst2" in (out / "report.html").read_text("utf-8")
+    print_report(report, out)
+    assert "half the MACs" in capsys.readouterr().out
+
+    run = open_run(settings, out, tmp_path)
+    model = hp.load(out / "model", run.fresh_model)
+    assert hp.evaluate(model, run.batches("test")).accuracy == final.accuracy
+    for length in (5, 12):  # the file takes any batch and any length
+        batch = {name: x[:, :length] for name, x in run.data.test.read(torch.arange(5), 12).items()}
+        expected = model(**batch).logits
+        torch.testing.assert_close(OnnxModel(out / "model.onnx")(**batch), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_of_weights_needs_no_training_and_may_end_in_integers(tmp_path):
+    write_model(tmp_path / "bert")
+    write_sentences(tmp_path / "sst2")
+    plain = {"model": {"name": "hf:bert"}, "finetune": {"epochs": 0}, "export": {"onnx": False}}
+    plain |= {"prune": {"budget": {"macs": 0.6}, "method": "magnitude"}, "report": {"baselines": False, "curve": []}}
+    plain |= {"quantize": {"train": {"epochs": 1}}}
+    report = run_recipe(parse_recipe(SENTENCES | plain), tmp_path / "out", data_root=tmp_path)
+    assert list(report.models) == ["dense", "pruned", "finetuned", "int8"]
+    assert "pretrain" not in report.history
+    batches = open_run(parse_recipe(SENTENCES | plain), tmp_path / "out", tmp_path).batches("test")
+    assert evaluate(tmp_path / "out" / "int8.onnx", batches).accuracy == report.models["int8"].accuracy
+    settings = parse_recipe(SENTENCES | plain | {"data": SENTENCES["data"] | {"tokenizer": "bert/tokenizer.json"}})
+    assert open_run(settings, tmp_path / "out", tmp_path).data.fingerprint == report.data_fingerprint

@@ -239,3 +239,27 @@ def test_the_remedy_for_a_model_that_is_not_captured_is_one_of_the_caller():
 
 def test_facts_are_plain():
     assert json.dumps(prepared("vgg").meta["hessprune"])
+
+
+def test_sequences_of_any_length_are_taken_where_that_is_asked_for():
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x, mask):
+            return self.head((torch.relu(self.up(x)) * mask[..., None]).sum(1))
+
+    def batch(size, length):
+        generator = torch.Generator().manual_seed(length)
+        return {"x": torch.randn(size, length, 4, generator=generator), "mask": torch.ones(size, length)}
+
+    torch.manual_seed(0)
+    model = Pooled()
+    prepared = hp.prepare_qat(model, batch(2, 6), dynamic_length=True)
+    int8 = hp.convert_qat(hp.calibrate(prepared, [batch(8, 9), batch(8, 3)]))
+    for length in (2, 9):
+        expected = model(**batch(5, length))
+        assert float((int8(**batch(5, length)) - expected).detach().abs().max()) < 0.1 * float(
+            expected.detach().abs().max()
+        )

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from hessprune.deploy.axes import Axes, halved, positional, resized
 from hessprune.deploy.onnx_model import onnx_feed, onnx_session
 from hessprune.errors import ArgumentError, UnsupportedModelError, VerificationError
 from hessprune.foundation.arrival import observed
@@ -23,9 +23,7 @@ from hessprune.foundation.trees import leading_size, tensors_in, to_device
 
 OPSET = 20  # the newest one that ONNX Runtime runs without conversion and the exporter writes natively
 MAX_INLINE_BYTES = 1_500_000_000  # a protobuf ends at 2 GiB; larger weights go to `<name>.data` beside the file
-MAX_BATCH = 65535
-"""Largest batch of a capture. CUDA normalises larger batches in another kernel, and a capture holds one kernel only;
-exported files accept any batch."""
+REMEDY = "Remove data-dependent Python from its forward"
 
 
 def export_onnx(
@@ -34,13 +32,15 @@ def export_onnx(
     path: Path | str,
     *,
     dynamic_batch: bool = True,
+    dynamic_length: bool = False,
     check: bool = True,
     tolerance: float | None = None,
 ) -> Path:
     """Write `model` in evaluation mode as ONNX, with BatchNorm folded into the preceding convolutions.
 
     The check runs the file in ONNX Runtime on the example and, with a dynamic batch, on batches of 1 and of one sample
-    more than the example. Each output y of torch and ŷ of ONNX Runtime must satisfy `max|ŷ − y| ≤ tolerance·max|y|`.
+    more than the example; with a dynamic length, also on samples of half the length. Each output y of torch and ŷ of
+    ONNX Runtime must satisfy `max|ŷ − y| ≤ tolerance·max|y|`.
     An existing file is replaced only after the check.
 
     Args:
@@ -49,6 +49,8 @@ def export_onnx(
             it is as long as the first axis of the first tensor.
         path: File to write, usually `….onnx`; its folder is created.
         dynamic_batch: Accept any batch size, not only that of the example.
+        dynamic_length: Accept sequences of any length: the second axis of a tensor is their axis if it is as long as
+            the second axis of the first tensor.
         check: Compare with torch; this needs ONNX Runtime.
         tolerance: Largest difference, relative to the largest output. 1e-4 by default, 1e-2 in half precision; for
             quantised models the backend's tolerance, 0.1, because one rounding tie that a processor decides otherwise
@@ -81,16 +83,14 @@ def export_onnx(
         optional_import(package, "export")
     path = Path(path)
     example = to_device(example_inputs, device_of(model))
-    remedy = "Remove data-dependent Python from its forward" + (
-        " or pass dynamic_batch=False." if dynamic_batch else "."
-    )
+    axes = Axes(batch=dynamic_batch, length=dynamic_length)
     with staging(path.parent) as folder, progress_bar("exporting to ONNX", 2) as bar:
-        write_onnx(model, example, folder / path.name, dynamic_batch=dynamic_batch, remedy=remedy)
+        write_onnx(model, example, folder / path.name, axes=axes, remedy=f"{REMEDY}{axes.fewer(' or pass')}.")
         bar.advance(1, "written")
         if check:
             with seeded(0), evaluation_mode(model), torch.no_grad():
                 _check_opens(model, folder / path.name)
-                _compare(model, folder / path.name, example, dynamic_batch, tolerance)
+                _compare(model, folder / path.name, example, axes, tolerance)
         bar.advance(1, "checked")
     return path
 
@@ -131,29 +131,14 @@ def _no_kernels(model: nn.Module, reason: str) -> str:
     )
 
 
-def write_onnx(model: nn.Module, example: Any, path: Path, *, dynamic_batch: bool, remedy: str) -> None:
+def write_onnx(model: nn.Module, example: Any, path: Path, *, axes: Axes, remedy: str) -> None:
     """Write `model` in evaluation mode as ONNX, without a check; `remedy` ends the error if torch cannot capture it."""
     with seeded(0), evaluation_mode(model), torch.no_grad():
         predict(model, example, "example_inputs")
         # torch.export takes an axis of length 1 for a constant
-        traced = resized(example, 2) if dynamic_batch and leading_size(example) == 1 else example
-        axes = batch_axes(traced) if dynamic_batch else None
-        captured = capture(model, traced, axes, remedy=remedy)
-        _translate(captured, axes, path, external_data=_size_bytes(model) > MAX_INLINE_BYTES)
-
-
-def batch_axes(example: Any) -> Any:
-    """Name the batch axis of every tensor that has one, in the format of torch.export."""
-    batch, size = torch.export.Dim("batch", max=MAX_BATCH), leading_size(example)
-
-    def axes(leaf: Any) -> dict[int, Any] | None:
-        return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size else None
-
-    return tree_map(axes, example if isinstance(example, Mapping) else _positional(example))
-
-
-def _positional(example: Any) -> tuple[Any, ...]:
-    return tuple(example) if isinstance(example, tuple | list) else (example,)
+        traced = resized(example, 2) if axes.batch and leading_size(example) == 1 else example
+        captured = capture(model, traced, axes.of(traced), remedy=remedy)
+        _translate(captured, axes.of(traced, names=True), path, external_data=_size_bytes(model) > MAX_INLINE_BYTES)
 
 
 def _size_bytes(model: nn.Module) -> int:
@@ -166,13 +151,13 @@ def capture(model: nn.Module, example: Any, axes: Any, *, remedy: str) -> torch.
     Args:
         model: In evaluation mode.
         example: A tensor, tuple or dict.
-        axes: From `batch_axes`, or None for the example's batch size only.
+        axes: From `Axes.of`, or None for the sizes of the example only.
         remedy: Advice at the end of the error; it names the caller's own arguments.
 
     Raises:
         UnsupportedModelError: torch.export cannot capture the model.
     """
-    args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (_positional(example), {})
+    args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (positional(example), {})
     try:
         with quiet(), without_cache(model), without_causal_guess():
             return torch.export.export(model, args, kwargs, dynamic_shapes=axes, strict=False)
@@ -210,17 +195,18 @@ def _translate(captured: torch.export.ExportedProgram, axes: Any, path: Path, *,
     program.save(path, external_data=external_data)
 
 
-def _compare(model: nn.Module, path: Path, example: Any, dynamic_batch: bool, tolerance: float) -> None:
-    """Raise unless ONNX Runtime and torch agree on the example, and on batches of other sizes."""
+def _compare(model: nn.Module, path: Path, example: Any, axes: Axes, tolerance: float) -> None:
+    """Raise unless ONNX Runtime and torch agree on the example, and on inputs of other sizes."""
     session = onnx_session(path)
     size = leading_size(example)
-    for batch_size in (size, 1, size + 1) if dynamic_batch else (size,):
-        inputs = resized(example, batch_size)
+    tried = [resized(example, batch_size) for batch_size in ((size, 1, size + 1) if axes.batch else (size,))]
+    for inputs in [*tried, *([halved(example)] if axes.length else [])]:
+        batch_size = leading_size(inputs)
         expected = [output.detach().cpu() for output in tensors_in(call_model(model, inputs))]
         try:
             outputs = [torch.from_numpy(output) for output in session.run(None, onnx_feed(session, inputs))]
         except Exception as error:  # ONNX Runtime raises its own classes
-            remedy = "Pass dynamic_batch=False." if dynamic_batch else "Replace that operator in its forward."
+            remedy = f"{axes.fewer('Pass') or 'Replace that operator in its forward'}."
             raise VerificationError(
                 f"ONNX Runtime must run a batch of {batch_size}, got: {_first_line(error)}. {remedy}"
             ) from error
@@ -241,17 +227,6 @@ def _check_close(output: Tensor, expected: Tensor, batch_size: int, tolerance: f
         f"ONNX Runtime must return what torch returns within {tolerance:g} of its scale, got {difference} for a batch "
         f"of {batch_size}. Look for randomness or Python branches in the forward, or raise `tolerance`."
     )
-
-
-def resized(tree: Any, batch_size: int) -> Any:
-    """Repeat or drop samples so that `batch_size` of them remain."""
-    size = leading_size(tree)
-    rows = torch.arange(batch_size) % max(1, size)
-
-    def resize(leaf: Any) -> Any:
-        return leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size else leaf
-
-    return tree_map(resize, tree)
 
 
 def _first_line(error: BaseException) -> str:

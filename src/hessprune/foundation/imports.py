@@ -1,10 +1,10 @@
-"""Objects of the user's own modules, by name: `package.module:attribute`."""
+"""Objects of the user's own modules, by name, and packages that bring models."""
 
 import importlib
 from collections.abc import Callable
 from typing import Any
 
-from hessprune.errors import ArgumentError
+from hessprune.errors import ArgumentError, MissingDependencyError
 from hessprune.foundation.checks import nearest
 
 
@@ -36,3 +36,46 @@ def callable_at(name: str, argument: str = "name") -> Callable[..., Any]:
         public = [key for key, item in vars(module).items() if callable(item)]
         raise ArgumentError(f"module {path!r} must hold a callable {attribute!r}.{nearest(attribute, public)}")
     return value
+
+
+def zoo_import(package: str, *names: str) -> Any:
+    """Import a package that brings models of its own, and return it.
+
+    Args:
+        package: `transformers`, `timm` or `torchvision`.
+        names: Attributes that are needed; some packages load them only when they are used.
+
+    Raises:
+        MissingDependencyError: The package is not installed, or does not import beside this build of torch.
+    """
+    try:
+        module = importlib.import_module(package)
+        for name in names:
+            getattr(module, name)
+    except Exception as error:  # importing a module runs it, so anything can happen
+        raise MissingDependencyError(import_advice(package, error)) from error
+    return module
+
+
+def import_advice(package: str, error: BaseException) -> str:
+    """Say why a package cannot be imported, and what to install.
+
+    Example:
+        >>> import_advice("timm", ModuleNotFoundError("No module named 'timm'", name="timm"))
+        '`timm` is needed here and is not installed. Run: pip install timm'
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name == package:
+        return f"`{package}` is needed here and is not installed. Run: pip install {package}"
+    while error.__cause__ is not None:  # transformers wraps the reason
+        error = error.__cause__
+    reason = " ".join(str(error).split())[:160].rstrip(".")
+    if "torchvision" in reason:
+        return (
+            f"`{package}` is needed here and cannot be imported, because torchvision is of another build than torch "
+            f"({type(error).__name__}: {reason}). Install both from one place, as pytorch.org says, or run: "
+            "pip uninstall torchvision"
+        )
+    return (
+        f"`{package}` is needed here and cannot be imported ({type(error).__name__}: {reason}). "
+        f"Run: pip install --upgrade {package}"
+    )

@@ -1,4 +1,4 @@
-"""Silence what torch's exporters say about themselves; our errors name the place and the remedy in one line."""
+"""Silence what exporters and other packages say; our errors name the place and the remedy in one line."""
 
 import contextlib
 import io
@@ -17,6 +17,8 @@ CHATTY_LOGGERS = (
     "onnxscript",
     "onnx_ir",
     "onnx",
+    "transformers",
+    "timm",
 )
 _one_at_a_time = threading.RLock()
 """Exporters and the redirection of outputs change the state of the process: one thread at a time."""

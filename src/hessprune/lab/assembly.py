@@ -11,7 +11,6 @@ import torch
 from hessprune.foundation.files import read_json
 from hessprune.foundation.machine import cpu_name
 from hessprune.lab.context import Model, Run
-from hessprune.lab.data.dataset import SPLITS
 from hessprune.lab.pruned import Pruned
 from hessprune.lab.report.run_report import (
     CurvePoint,
@@ -68,7 +67,7 @@ def assemble(
         seeds=_seeds(run),
         versions=versions(),
         environment=environment() | _latency_setting(latency),
-        data=_data(run),
+        data=run.data.facts(),
         data_fingerprint=run.data.fingerprint,
         notes=(*_notes(run, latency), *_fp32_notes(models)),
     )
@@ -195,19 +194,6 @@ def _seeds(run: Run) -> dict[str, int]:
     return seeds if pretrain is None else seeds | {"pretrain": pretrain.seed + settings.seed}
 
 
-def _data(run: Run) -> dict[str, Any]:
-    data = run.data
-    sizes = {split: len(data.part(split)) for split in SPLITS}
-    return {
-        "name": data.name,
-        "classes": data.num_classes,
-        "input_shape": list(data.input_shape),
-        "mean": list(data.mean),
-        "std": list(data.std),
-        **sizes,
-    }
-
-
 def _latency_setting(latency: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     first = next(iter(latency.values()))
     return {f"latency_{key}": first[key] for key in ("num_threads", "batch_size", "runtime", "device")}
@@ -216,16 +202,23 @@ def _latency_setting(latency: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
 def _notes(run: Run, latency: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     """Say what one has to know to read the numbers."""
     first = next(iter(latency.values()))
-    count = len(run.data.calibration)
-    notes = [
-        f"Accuracy and loss: {len(run.data.test)} test images, looked at once.",
-        f"Latency: {_plural(first['batch_size'], 'image')} on {first['num_threads']} thread in {first['runtime']}, "
+    count, noun = len(run.data.calibration), run.data.noun
+    timed = _plural(first["batch_size"], noun)
+    if run.data.has_lengths:
+        length = run.data.input_shape[0]
+        notes = [f"MACs: one {noun} of {length} tokens."]
+        timed += f" of {length} tokens"
+    else:
+        notes = []
+    notes += [
+        f"Accuracy and loss: {len(run.data.test)} test {noun}s, looked at once.",
+        f"Latency: {timed} on {first['num_threads']} thread in {first['runtime']}, "
         f"median of {run.settings.report.latency_repeats} (10–90 %).",
     ]
     if run.settings.prune.compensate:
         notes.append(
             "After pruning, by any method, layers are refitted to the dense ones by least squares, and BatchNorm is "
-            f"re-estimated on {count} training images, where that lowers the loss."
+            f"re-estimated on {count} training {noun}s, where that lowers the loss."
         )
     if run.settings.quantize is not None:
         notes.append(

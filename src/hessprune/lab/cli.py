@@ -61,9 +61,15 @@ def run(
 
 @app.command(epilog="Example: [bold]hessprune inspect resnet56 --input-shape 3,32,32[/]")
 def inspect(
-    model: Annotated[str, typer.Argument(help="A known model, or package.module:factory.")],
-    input_shape: Annotated[str, typer.Option(help="Shape of one sample.")] = "3,32,32",
-    num_classes: Annotated[int, typer.Option(help="Outputs of the model.")] = 10,
+    model: Annotated[
+        str, typer.Argument(help="A known model, hf:FOLDER, timm:NAME, torchvision:NAME, or package.module:factory.")
+    ],
+    input_shape: Annotated[
+        str | None, typer.Option(help="Shape of one sample; tokens of a sentence.", show_default="3,32,32, or its own")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Outputs of the model.", show_default="10, or its own")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="A checkpoint that must fit the model.")] = None,
     ignore: Ignore = None,
     as_json: AsJson = False,

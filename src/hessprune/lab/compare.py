@@ -230,12 +230,12 @@ def _plain(value: Any) -> Any:
 
 def _notes(run: Run, asked: CompareSettings) -> tuple[str, ...]:
     """Say what one has to know to read the numbers."""
-    images, draws = len(run.data.part(asked.split)), len(asked.seeds)
+    number, noun, draws = len(run.data.part(asked.split)), run.data.noun, len(asked.seeds)
     quantity = {"macs": "MACs", "params": "parameters", "units": "channels, whatever they cost,"}[asked.quantity]
-    notes = [f"Accuracy in % on {images:,} {asked.split} images; budgets are shares of the {quantity} that are kept."]
+    notes = [f"Accuracy in % on {number:,} {asked.split} {noun}s; budgets are shares of the {quantity} that are kept."]
     spread = f": mean ± standard deviation over {draws} draws (seeds {', '.join(map(str, asked.seeds))})"
     notes.append(
-        f"Calibration: {len(run.data.calibration):,} training images, drawn anew by each seed"
+        f"Calibration: {len(run.data.calibration):,} training {noun}s, drawn anew by each seed"
         + (spread if draws > 1 else f" (one draw, seed {asked.seeds[0]}: no spread)")
         + "."
     )

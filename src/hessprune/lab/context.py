@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hessprune.errors import ArgumentError
-from hessprune.lab.data.batches import ImageBatches
+from hessprune.lab.data.batches import Batches
 from hessprune.lab.data.dataset import Dataset, Split
+from hessprune.lab.data.sentences import TextReading
 from hessprune.lab.data.sources import load_dataset
 from hessprune.lab.losses import loss_by_name
 from hessprune.lab.models.registry import build_model
+from hessprune.lab.models.zoos import ZooName
 from hessprune.lab.settings import RunSettings
 from hessprune.lab.store import Stage, StageStore
 
@@ -23,15 +25,15 @@ class Run:
     """What all stages of one run share."""
 
     settings: RunSettings
-    data: Dataset
+    data: Dataset[Any]
     data_root: Path
     store: StageStore
     device: torch.device
 
     @property
-    def example(self) -> Tensor:
-        """One normalised image, `(1, C, H, W)`."""
-        return next(iter(self.data.batches("calibration", 1)))[0]
+    def example(self) -> Any:
+        """The inputs of one sample: a normalised image `(1, C, H, W)`, or a sentence of the most tokens, by name."""
+        return self.data.example("calibration", 1)
 
     @property
     def baselines(self) -> tuple[str, ...]:
@@ -44,21 +46,32 @@ class Run:
         """The loss of the recipe."""
         return loss_by_name(self.settings.loss)
 
-    def batches(self, split: Split) -> ImageBatches:
+    def batches(self, split: Split) -> Batches[Any]:
         """Return a split in its own order, without augmentation."""
         return self.data.batches(split, self.settings.data.batch_size, shuffle=False)
 
     def fresh_model(self) -> nn.Module:
-        """Build the dense network with initial weights, on the run's device."""
-        classes, channels, seed = self.data.num_classes, self.data.input_shape[0], self.settings.seed
-        model = build_model(self.settings.model.name, num_classes=classes, in_channels=channels, seed=seed)
-        return model.to(self.device)
+        """Build the dense network with initial weights, or those that come with its name, on the run's device."""
+        data, settings = self.data, self.settings
+        return build_model(
+            settings.model.name,
+            num_classes=data.num_classes,
+            in_channels=data.in_channels,
+            seed=settings.seed,
+            root=self.data_root,
+        ).to(self.device)
+
+    @property
+    def model_key(self) -> list[str]:
+        """The network as it is built: its name, or the content of its folder."""
+        zoo = ZooName.read(self.settings.model.name)
+        return [self.settings.model.name] if zoo is None else zoo.below(self.data_root).key()
 
     @property
     def data_key(self) -> list[Any]:
         """The data, their reading and the loss, for stages that depend on them."""
         data, settings = self.data, self.settings
-        key = [data.fingerprint, data.mean, data.std, settings.data.batch_size, self.device.type]
+        key = [data.fingerprint, *data.reading, settings.data.batch_size, self.device.type]
         return key if settings.loss == "cross_entropy" else [*key, settings.loss]
 
 
@@ -81,10 +94,21 @@ def open_run(settings: RunSettings, out: Path, data_root: Path) -> Run:
         seed=settings.seed,
         validation_size=section.validation_size,
         calibration_size=section.calibration_size,
+        text=_text_reading(settings, data_root),
     )
     if section.mean is not None and section.std is not None:
         data = data.with_normalisation(section.mean, section.std)
     return Run(settings=settings, data=data, data_root=data_root, store=store, device=device)
+
+
+def _text_reading(settings: RunSettings, data_root: Path) -> TextReading | None:
+    """Return how sentences are read: by the recipe's tokenizer, or by that of the model's folder."""
+    section, zoo = settings.data, ZooName.read(settings.model.name)
+    own = None if zoo is None or not zoo.has_weights else zoo.name
+    place = section.tokenizer or own
+    if place is None:
+        return None
+    return TextReading(tokenizer=data_root / place, max_length=section.max_length, sort=section.sort)
 
 
 def device_for(name: str) -> torch.device:

@@ -34,6 +34,7 @@ def quantize(run: Run, parent: Model, settings: QuantizeSettings) -> Model:
             activations=settings.activations,
             weight_bits=settings.weight_bits,
             keep_fp32=_kept(run, parent, settings),
+            dynamic_length=run.data.has_lengths,
         )
         calibrated = calibrate(prepared, run.batches("calibration"))
         trained = finetune(
@@ -45,7 +46,8 @@ def quantize(run: Run, parent: Model, settings: QuantizeSettings) -> Model:
             teacher=parent.model,
             checkpoint_dir=folder / "partial",
         )
-        export_onnx(convert_qat(trained.model), run.example, folder / FILE)
+        lengths = run.data.has_lengths
+        export_onnx(convert_qat(trained.model), run.example, folder / FILE, dynamic_length=lengths)
         history = [asdict(record) for record in trained.history]
         write_json(folder / "quantize.json", {"history": history, "fp32_layers": prepared.fp32_layers})
         shutil.rmtree(folder / "partial", ignore_errors=True)

@@ -9,6 +9,7 @@ from torch import nn
 
 from hessprune.costs.latency_table import LatencyTable
 from hessprune.foundation.files import write_text
+from hessprune.foundation.trees import tensors_in
 from hessprune.lab.architecture import architecture_of
 from hessprune.lab.context import Model, Run
 from hessprune.lab.store import Stage, load_saliency, save_saliency
@@ -26,7 +27,7 @@ class StageMemory:
 
     Saliencies, tables and the plans of steps are kept by content: any two runs that share a folder of stages share
     them, whatever their budgets. The key of each stage holds the dense weights, the architecture, the groups, the
-    calibration images and the settings.
+    calibration samples and the settings.
 
     Args:
         run: Its store, data and settings.
@@ -41,7 +42,7 @@ class StageMemory:
         model = dense.model
         self._model = [fingerprint(model), architecture_of(model), digest(groups), run.device.type]
         data = run.data
-        self._data = [data.calibration.digest().hex(), data.mean, data.std, run.settings.data.batch_size]
+        self._data = [data.calibration.digest().hex(), *data.reading, run.settings.data.batch_size]
         self.stages: dict[str, Stage] = {}
         """The last stage of each kind."""
 
@@ -57,7 +58,7 @@ class StageMemory:
             "3-latency" if measured else f"3-latency-{self.label}",
             lambda folder: write_text(folder / "latency.json", make().to_json()),
             *(self._model if measured else [*self._model, *self._data]),
-            list(self.run.example.shape),
+            _shapes(self.run.example),
             dict(settings),
             by_content=True,
         )
@@ -89,6 +90,12 @@ class StageMemory:
         )
         self.stages[name] = stage
         return stage
+
+
+def _shapes(inputs: Any) -> list[Any]:
+    """Return the shape of a tensor, or those of all tensors among the inputs."""
+    shapes = [list(tensor.shape) for tensor in tensors_in(inputs)]
+    return shapes[0] if len(shapes) == 1 else shapes
 
 
 def folder_name(label: str) -> str:

@@ -50,6 +50,7 @@ def measure_saliency(
         groups = find_groups(dense.model, run.example, (*settings.prune.ranking.ignore, *ignore))
         task = task_of(run, dense, groups, name, settings.prune.budget, StageMemory(run, dense, groups, name))
         values = task.memory.saliency(task.scoring_settings(), lambda: score(task, dense.model, groups))
+    number, noun = len(run.data.calibration), run.data.noun
     result = Saliencies(
         model=settings.model.name,
         method=name,
@@ -57,7 +58,7 @@ def measure_saliency(
         provenance=values.provenance,
         data_fingerprint=run.data.fingerprint,
         notes=(
-            f"Estimated increase of the loss if the unit goes, on {len(run.data.calibration):,} training images.",
+            f"Estimated increase of the loss if the unit goes, on {number:,} training {noun}s.",
             "Rankings also divide by the cost that a unit frees: `hessprune inspect` shows it.",
         ),
     )

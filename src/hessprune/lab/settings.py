@@ -9,7 +9,9 @@ from hessprune.costs.target import LatencyTarget
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_choice, check_range
 from hessprune.foundation.formatting import shown
+from hessprune.lab.data.sentences import LARGEST_LENGTH
 from hessprune.lab.losses import loss_by_name
+from hessprune.lab.models.zoos import ZooName
 from hessprune.methods.text import as_method
 from hessprune.planning.implants import Implant, check_no_stand_ins
 from hessprune.planning.ranking import Ranking
@@ -27,10 +29,14 @@ class DataSettings:
         root: File or folder, relative to the data root; not for built-in data.
         mean: Normalisation that pretrained weights expect, one number per channel; the data's own by default.
         std: As `mean`.
-        validation_size: Training images held out for choices; a tenth by default.
-        calibration_size: Training images, without augmentation, on which saliency is estimated.
-        batch_size: Images in a batch, for training and evaluation.
+        validation_size: Training samples held out for choices; a tenth by default.
+        calibration_size: Training samples, without augmentation, on which saliency is estimated.
+        batch_size: Samples in a batch, for training and evaluation.
         augment: Crop and flip the training images, as far as that suits the data.
+        tokenizer: For sentences: a `tokenizer.json`, or a folder with one, relative to the data root; that of the
+            model in `hf:FOLDER` by default.
+        max_length: For sentences: tokens, special ones included; what is longer is cut.
+        sort: For sentences: batches of sentences of about one length, which need less padding.
     """
 
     source: str = "digits"
@@ -41,9 +47,13 @@ class DataSettings:
     calibration_size: int = 512
     batch_size: int = 128
     augment: bool = True
+    tokenizer: str | None = None
+    max_length: int = 128
+    sort: bool = False
 
     def __post_init__(self) -> None:
         check_range("batch_size", self.batch_size, low=1, integer=True)
+        check_range("max_length", self.max_length, low=1, high=LARGEST_LENGTH, integer=True)
         if (self.mean is None) != (self.std is None):
             raise ArgumentError("`mean` and `std` must be given together, got one of them. Add the other.")
 
@@ -53,9 +63,10 @@ class ModelSettings:
     """The network, and where its weights come from.
 
     Attributes:
-        name: A name of the registry, or `package.module:factory`.
+        name: A name of the registry; `timm:NAME` or `torchvision:NAME`; `hf:FOLDER`, a Hugging Face model with its
+            weights, relative to the data root; or `package.module:factory`.
         weights: A checkpoint, relative to the data root.
-        pretrain: How to train the dense network from scratch, instead of `weights`.
+        pretrain: How to train the dense network, instead of `weights`: from scratch, or from the weights in a FOLDER.
     """
 
     name: str = "digits-resnet"
@@ -63,6 +74,9 @@ class ModelSettings:
     pretrain: FinetuneConfig | None = None
 
     def __post_init__(self) -> None:
+        zoo = ZooName.read(self.name)
+        if zoo is not None and zoo.has_weights and self.weights is None:
+            return
         if (self.weights is None) == (self.pretrain is None):
             found = "neither" if self.weights is None else "both"
             raise ArgumentError(
@@ -79,7 +93,7 @@ class PruneSettings:
         method: A criterion with its options: `joint`, `hap(estimator=hutchinson,precision=bf16)`.
         ranking: Floors, rounding, layers that stay, and the step after which saliencies are measured anew.
         compensate: Refit the surviving layers to the dense layers' outputs, and re-estimate BatchNorm statistics,
-            on the calibration images, where that lowers the loss.
+            on the calibration samples, where that lowers the loss.
         implant: The units that keep a low-rank stand-in, and its form; none if left out.
         latency: Where the milliseconds of a budget of time are measured; as in the report if left out.
     """
@@ -136,7 +150,7 @@ class ExportSettings:
     """What is written beside the model folder.
 
     Attributes:
-        onnx: Write `model.onnx`, with a dynamic batch size, checked in ONNX Runtime.
+        onnx: Write `model.onnx`, for any batch size and any length of sentences, checked in ONNX Runtime.
     """
 
     onnx: bool = True
@@ -151,7 +165,7 @@ class ReportSettings:
         baselines: Magnitude and random at the same budget: not at all, in one step, or also fine-tuned alike.
         curve: Shares of the MACs at which every method is applied, without training, for accuracy against cost.
         latency_repeats: Timed forward passes of each model on one thread.
-        latency_batch_size: Images in each of them.
+        latency_batch_size: Samples in each of them.
     """
 
     title: str | None = None
@@ -178,7 +192,7 @@ class RunSettings:
         seed: Decides splits, initial weights and probes; added to the seeds of the training stages.
         threads: CPU threads of torch; its own choice by default. Small networks are fastest on one.
         device: Where the work is done; `"auto"` takes an accelerator where torch sees one.
-        data: The images.
+        data: The images or sentences.
         finetune: How the pruned network is trained.
         quantize: Integers at the end, if given; all models are then timed in ONNX Runtime.
         export: Further files.

@@ -37,18 +37,22 @@ def dense_model(run: Run) -> Model:
     """Load the weights, or train the network from scratch."""
     section = run.settings.model
     if section.pretrain is not None:
-        return trained(run, "1-dense", run.fresh_model, section.pretrain, inputs=[section.name, run.settings.seed])
-    path = run.data_root / str(section.weights)
+        return trained(run, "1-dense", run.fresh_model, section.pretrain, inputs=[*run.model_key, run.settings.seed])
+    path = None if section.weights is None else run.data_root / section.weights
 
     def make(folder: Path) -> None:
         model = run.fresh_model()
-        load_weights(model, path)
+        if path is not None:
+            load_weights(model, path)
         save_state(model, folder)
 
-    shape = (run.data.input_shape, run.data.num_classes)
-    digest = file_sha256(path) if exists(path) and path.is_file() else "missing"
-    stage = run.store.run("1-dense", make, section.name, digest, *shape)
+    key = [*run.model_key, _digest(path) if path is not None else run.settings.seed]
+    stage = run.store.run("1-dense", make, *key, run.data.input_shape, run.data.num_classes)
     return Model(model=load_state(run.fresh_model(), stage.folder), stage=stage)
+
+
+def _digest(path: Path) -> str:
+    return file_sha256(path) if exists(path) and path.is_file() else "missing"
 
 
 def tune(run: Run, dense: Model, pruned: Pruned) -> Model:
@@ -87,10 +91,8 @@ def latencies(run: Run, models: Mapping[str, Model], files: Mapping[str, Path]) 
     repeats, number = run.settings.report.latency_repeats, run.settings.report.latency_batch_size
 
     def make(folder: Path) -> None:
-        images = next(iter(run.data.batches("test", number, shuffle=False)))[0]
-        timed = compare_latency(
-            {name: files.get(name, item.model) for name, item in models.items()}, images, repeats=repeats
-        )
+        inputs, timed_models = run.data.example("test", number), {n: files.get(n, m.model) for n, m in models.items()}
+        timed = compare_latency(timed_models, inputs, repeats=repeats)
         write_json(folder / "latency.json", {name: asdict(value) for name, value in timed.items()})
 
     stage = run.store.run("7-latency", make, *[item.stage for item in models.values()], sorted(files), repeats, number)
@@ -121,9 +123,12 @@ def curve(run: Run, dense: Model, groups: Groups, method: str) -> list[dict[str,
 
 
 def export(run: Run, name: str, model: Model) -> Path:
-    """Return an ONNX file of the model, checked against torch."""
+    """Return an ONNX file of the model, checked against torch; it takes sentences of any length."""
+    lengths = run.data.has_lengths
     stage = run.store.run(
-        f"9-onnx-{name}", lambda folder: export_onnx(model.model, run.example, folder / "model.onnx"), model.stage
+        f"9-onnx-{name}",
+        lambda folder: export_onnx(model.model, run.example, folder / "model.onnx", dynamic_length=lengths),
+        model.stage,
     )
     return stage.file("model.onnx")
 

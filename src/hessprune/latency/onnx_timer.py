@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from hessprune.costs.target import LatencyTarget
+from hessprune.deploy.axes import Axes
 from hessprune.deploy.export import write_onnx
 from hessprune.deploy.onnx_model import onnx_session
 from hessprune.foundation.modules import device_of
@@ -58,7 +59,7 @@ class OnnxTimer:
             file = self._folder / f"model-{len(self._files)}.onnx"
             exported = self._integers(model) if self._int8 else model
             example = to_device(self._example, device_of(exported))
-            write_onnx(exported, example, file, dynamic_batch=True, remedy=REMEDY)
+            write_onnx(exported, example, file, axes=Axes(), remedy=REMEDY)
             self._files.append((model, file))
         return file
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from hessprune.deploy.export import batch_axes, capture, resized
+from hessprune.deploy.axes import Axes, resized
+from hessprune.deploy.export import capture
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.arrival import arrived, unwrapped
 from hessprune.foundation.checks import (
@@ -45,6 +46,7 @@ def prepare_qat(
     activations: Literal["asymmetric", "symmetric"] = "asymmetric",
     weight_bits: Literal[7, 8] = 7,
     keep_fp32: Sequence[str] | Mapping[str, str] = (),
+    dynamic_length: bool = False,
 ) -> QuantizedModel:
     """Return a copy of `model` in which weights and activations are rounded to the grids of INT8.
 
@@ -64,6 +66,7 @@ def prepare_qat(
             8-bit weights and never with 7 bits. 8 bits are exact on CPUs with VNNI, on ARM and on GPUs.
         keep_fp32: Patterns of the names of layers that stay in FP32, or a mapping of patterns to reasons, such as the
             result of `choose_fp32_layers`.
+        dynamic_length: Accept sequences of any length, as `export_onnx` does; else only those of the example's.
 
     Returns:
         The prepared model, in evaluation mode; `calibrate` it next.
@@ -97,7 +100,8 @@ def prepare_qat(
     backend.check_installed()
     _torchao()
     with evaluation_mode(plain), seeded(0), torch.no_grad(), progress_bar("preparing for INT8", 2) as bar:
-        graph = _float_graph(copy.deepcopy(plain), to_device(example_inputs, device_of(plain)))
+        example = to_device(example_inputs, device_of(plain))
+        graph = _float_graph(copy.deepcopy(plain), example, Axes(length=dynamic_length))
         bar.advance(1, "captured")
         kept = _kept_layers(graph, keep_fp32)
         fp32_layers = _fp32_layers(graph, kept)
@@ -213,12 +217,12 @@ def convert_qat(model: nn.Module) -> QuantizedModel:
     return quantized(converted, stage="converted", target=model.target, fp32_layers=model.fp32_layers)
 
 
-def _float_graph(model: nn.Module, example: Any) -> GraphModule:
-    """Capture a model for any batch size, and rewrite operators that have an equivalent with an integer kernel."""
+def _float_graph(model: nn.Module, example: Any, axes: Axes) -> GraphModule:
+    """Capture a model for any size of some axes, and replace operators by equivalents with an integer kernel."""
     predict(model, example, "example_inputs")
     traced = resized(example, 2) if leading_size(example) == 1 else example
     remedy = "Remove data-dependent Python and fixed batch sizes from its forward."
-    graph = capture(model, traced, batch_axes(traced), remedy=remedy).module()
+    graph = capture(model, traced, axes.of(traced), remedy=remedy).module()
     assert isinstance(graph, GraphModule)
     rewrite(graph)
     return graph

@@ -1,8 +1,9 @@
-"""Checkpoints of pruned models as safetensors and JSON: without pickle, strict, for the same factory's dense model."""
+"""Checkpoints of pruned models as safetensors and JSON: without pickle, strict, for the same dense model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import safetensors
 import safetensors.torch
@@ -17,6 +18,7 @@ from hessprune.foundation.tensors import replace_tensors
 from hessprune.planning.chain import Change, steps_of
 from hessprune.planning.changes import change_from_json
 from hessprune.surgery.fits import misshapen
+from hessprune.surgery.pretrained import CONFIG, attention_of, config_text, factory_of, saved_names
 from hessprune.surgery.replay import replay
 
 WEIGHTS, PLAN = "model.safetensors", "plan.json"
@@ -25,7 +27,9 @@ WEIGHTS, PLAN = "model.safetensors", "plan.json"
 def save(model: nn.Module, plan: Change, folder: str | Path) -> Path:
     """Write a pruned model: `model.safetensors` (its state) and `plan.json` (the plan that gives its shapes again).
 
-    The header of the weights holds hashes of both, so that `load` notices a changed byte and files of two models.
+    The header of the weights holds hashes of both, so that `load` notices a changed byte and files of two models. A
+    model of transformers gets its `config.json`, too, from which `load` builds it; `save_pretrained` may write into
+    the same folder, before or after.
 
     Args:
         model: The pruned model, fine-tuned or not.
@@ -53,27 +57,33 @@ def save(model: nn.Module, plan: Change, folder: str | Path) -> Path:
     model = arrived(model)
     check_shapes(model, plan)
     folder, text, state = writable_folder(folder), plan.to_json(), _unique_state(model)
-    hashes = {"plan_sha256": sha256(text), "tensors_sha256": tensors_sha256(state)}
+    header = {"plan_sha256": sha256(text), "tensors_sha256": tensors_sha256(state)} | attention_of(model)
     with replacing(folder / WEIGHTS) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata={"format": "pt"} | hashes)
+        safetensors.torch.save_file(state, temporary, metadata={"format": "pt"} | header)
     write_text(folder / PLAN, text)
+    if config := config_text(model):
+        write_text(folder / CONFIG, config)
     return folder
 
 
-def load(folder: str | Path, factory: Callable[[], nn.Module], *, device: torch.device | str = "cpu") -> nn.Module:
+def load(
+    folder: str | Path, factory: Callable[[], nn.Module] | None = None, *, device: torch.device | str = "cpu"
+) -> nn.Module:
     """Read a pruned model back, bit for bit.
 
     Args:
         folder: The folder that `save` wrote.
-        factory: Builds the dense model; its weights do not matter. Lazy layers see the plan's example first.
+        factory: Builds the dense model; its weights do not matter. Lazy layers see the plan's example first. A model
+            of transformers needs none: it is built from its config.
         device: The device of the model.
 
     Returns:
         The pruned model in evaluation mode.
 
     Raises:
-        CheckpointError: A file is missing, truncated or changed, the two files are of two models, or the factory builds
-            another model.
+        CheckpointError: A file is missing, truncated or changed, the two files are of two models, the factory builds
+            another model, or it is needed and not given.
+        MissingDependencyError: There is no factory, and transformers cannot be imported.
 
     Example:
         >>> import tempfile, torch, hessprune as hp
@@ -88,12 +98,14 @@ def load(folder: str | Path, factory: Callable[[], nn.Module], *, device: torch.
     folder = Path(folder)
     plan = load_plan(folder)
     with torch.inference_mode(False):
+        if factory is None:
+            factory = factory_of(folder, _read_header(folder / WEIGHTS).get("attn_implementation"))
         dense = factory()
         materialise(dense, plan.inputs.example())
         model = replay(dense, plan)
-        hashes, state = _read_tensors(folder / WEIGHTS)
-        _fill(model, state)
-        _check_hashes(folder, hashes, state)
+        header, state = _read_tensors(folder / WEIGHTS)
+        _fill(model, _by_own_names(model, state))
+        _check_hashes(folder, header, state)
         return model.to(device).eval()
 
 
@@ -134,18 +146,41 @@ def _unique_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def _by_own_names(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors by the first names of the model; `save_pretrained` may have written others."""
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(id(tensor), name) for name, tensor in model.state_dict(keep_vars=True).items()}
+    if not state.keys() <= names.keys():
+        names |= {saved: names[own] for saved, own in saved_names(model).items()}
+    return {names.get(name, name): value for name, value in state.items()}
+
+
+def _read_header(path: Path) -> dict[str, str]:
+    """Return what the header of the weights holds."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
 def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return the hashes in the header, and the tensors, each at an address of its own.
+    """Return what the header holds, and the tensors, each at an address of its own.
 
     The tensors of a file lie at odd addresses, where kernels sum in another order.
+    """
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a dict
+        return file.metadata() or {}, tensors
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file of tensors.
 
     Raises:
         CheckpointError: The file is missing, truncated or damaged.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a dict
-            return file.metadata() or {}, tensors
+            yield file
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"'{path}' must be a complete safetensors file, got: {error}. It is missing or truncated: "

@@ -25,7 +25,7 @@ def test_digits_batches_have_zero_mean_and_unit_deviation():
 
 
 def test_sources_are_listed():
-    assert available_sources() == ("digits", "cifar10", "cifar100", "parquet", "npz", "image-folder")
+    assert available_sources() == ("digits", "cifar10", "cifar100", "parquet", "npz", "image-folder", "tsv")
 
 
 def test_unknown_source():

@@ -1,8 +1,10 @@
 """Batches that can be read again and again, from any point of any epoch."""
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -12,13 +14,78 @@ from hessprune.errors import ArgumentError, DataError
 from hessprune.foundation.checks import check_choice, check_range
 from hessprune.foundation.formatting import shown
 from hessprune.lab.data.augment import AUGMENTS, NUM_DRAWS, Augment
-from hessprune.lab.data.splits import ImageSource
+from hessprune.lab.data.splits import ImageSource, Source
 
-Batch = tuple[Tensor, Tensor]
+S = TypeVar("S", bound=Source)
 
 
 @dataclass(eq=False)
-class ImageBatches:
+class Batches(ABC, Generic[S]):
+    """A re-iterable of batches of a source.
+
+    The order of an epoch is a function of `(seed, epoch)` alone: not of what was read before, not of torch's random
+    state. Iterating twice gives the same batches until `set_epoch`.
+    """
+
+    arrays: S
+    _: KW_ONLY
+    batch_size: int
+    shuffle: bool = False
+    seed: int = 0
+    drop_last: bool = False
+    epoch: int = field(default=0, init=False)
+    noun: ClassVar[str] = "sample"
+
+    def __post_init__(self) -> None:
+        check_range("batch_size", self.batch_size, low=1, integer=True)
+        check_range("seed", self.seed, low=0, integer=True)
+        if len(self) == 0:
+            at_least = self.batch_size if self.drop_last else 1
+            raise DataError(
+                f"`arrays` must hold at least {at_least} {self.noun}s for one batch, got {len(self.arrays)}."
+            )
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        whole, rest = divmod(len(self.arrays), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    @property
+    def num_samples(self) -> int:
+        """The samples of one epoch."""
+        return min(len(self) * self.batch_size, len(self.arrays))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that plain iteration reads."""
+        check_range("epoch", epoch, low=0, integer=True)
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        """Read the current epoch from its start."""
+        return self.iterate(self.epoch)
+
+    def iterate(self, epoch: int, start_step: int = 0) -> Iterator[Any]:
+        """Read an epoch from batch `start_step` on, without reading what lies before."""
+        check_range("epoch", epoch, low=0, integer=True)
+        check_range("start_step", start_step, low=0, high=len(self), integer=True)
+        yield from self._read(self._chunks(epoch)[start_step : len(self)], epoch)
+
+    @abstractmethod
+    def _read(self, chunks: Sequence[Tensor], epoch: int) -> Iterator[Any]:
+        """Yield the batch of each chunk of indices."""
+
+    def _chunks(self, epoch: int) -> Sequence[Tensor]:
+        """Return the indices of each batch of an epoch."""
+        return self._order(epoch).split(self.batch_size)
+
+    def _order(self, epoch: int) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(len(self.arrays))
+        return torch.from_numpy(np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.arrays)))
+
+
+@dataclass(eq=False)
+class ImageBatches(Batches[ImageSource]):
     """A re-iterable of `(images, labels)`: normalised float32 `(B, C, H, W)` and int64 `(B,)`.
 
     The order and the augmentation of an epoch are functions of `(seed, epoch)` alone: not of the batch size, not of
@@ -47,60 +114,23 @@ class ImageBatches:
         [((2, 1, 2, 2), 1.0), ((1, 1, 2, 2), 1.0)]
     """
 
-    arrays: ImageSource
     _: KW_ONLY
-    batch_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    shuffle: bool = False
     augment: Augment | None = None
-    seed: int = 0
-    drop_last: bool = False
-    epoch: int = field(default=0, init=False)
+    noun: ClassVar[str] = "image"
 
     def __post_init__(self) -> None:
-        check_range("batch_size", self.batch_size, low=1, integer=True)
-        check_range("seed", self.seed, low=0, integer=True)
+        Batches.__post_init__(self)
         if self.augment is not None:
             check_choice("augment", self.augment, AUGMENTS)
         check_normalisation(self.mean, self.std, channels=self.arrays.input_shape[0])
-        if len(self) == 0:
-            at_least = self.batch_size if self.drop_last else 1
-            raise DataError(f"`arrays` must hold at least {at_least} images for one batch, got {len(self.arrays)}.")
 
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        whole, rest = divmod(len(self.arrays), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
-
-    @property
-    def num_samples(self) -> int:
-        """The images of one epoch."""
-        return min(len(self) * self.batch_size, len(self.arrays))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that plain iteration reads."""
-        check_range("epoch", epoch, low=0, integer=True)
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Read the current epoch from its start."""
-        return self.iterate(self.epoch)
-
-    def iterate(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Read an epoch from batch `start_step` on, without reading what lies before."""
-        check_range("epoch", epoch, low=0, integer=True)
-        check_range("start_step", start_step, low=0, high=len(self), integer=True)
-        chunks = self._order(epoch).split(self.batch_size)[start_step : len(self)]
+    def _read(self, chunks: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         uniform = self._draws(epoch)
         pixels = torch.tensor([self.mean, self.std], dtype=torch.float32)[..., None, None] * 255
         for indices, images in zip(chunks, self._read_all(chunks, uniform), strict=True):
             yield images.float().sub_(pixels[0]).div_(pixels[1]), self.arrays.labels[indices]
-
-    def _order(self, epoch: int) -> Tensor:
-        if not self.shuffle:
-            return torch.arange(len(self.arrays))
-        return torch.from_numpy(np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.arrays)))
 
     def _draws(self, epoch: int) -> Tensor | None:
         """Return the uniform numbers `(N, 5)` of every sample in this epoch."""
@@ -109,14 +139,14 @@ class ImageBatches:
         rng = np.random.default_rng([self.seed, epoch, 1])
         return torch.from_numpy(rng.random((len(self.arrays), NUM_DRAWS), dtype=np.float32))
 
-    def _read_all(self, chunks: tuple[Tensor, ...], uniform: Tensor | None) -> Iterator[Tensor]:
+    def _read_all(self, chunks: Sequence[Tensor], uniform: Tensor | None) -> Iterator[Tensor]:
         def read(indices: Tensor) -> Tensor:
             return self.arrays.read(indices, self.augment, None if uniform is None else uniform[indices])
 
         return one_ahead(read, chunks) if self.arrays.prefetches else map(read, chunks)
 
 
-def one_ahead(read: Callable[[Tensor], Tensor], chunks: tuple[Tensor, ...]) -> Iterator[Tensor]:
+def one_ahead(read: Callable[[Tensor], Tensor], chunks: Sequence[Tensor]) -> Iterator[Tensor]:
     """Yield `read(chunk)` of every chunk, reading the next one in a thread meanwhile."""
     with ThreadPoolExecutor(1) as pool:
         pending = None

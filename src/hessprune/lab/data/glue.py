@@ -48,6 +48,14 @@ def read_sentences(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
     return tuple(sentences), torch.tensor(labels)
 
 
+def is_labelled(path: Path) -> bool:
+    """Return whether a file exists and has labels: a header that names none has none."""
+    if not path.is_file():
+        return False
+    first = (_lines(path) or [""])[0].split("\t")
+    return "sentence" not in first or "label" in first
+
+
 def _lines(path: Path) -> list[str]:
     """Return the lines of a text file; only line feeds end a line, as sentences may hold stranger separators."""
     if not path.is_file():

@@ -2,18 +2,22 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hessprune.errors import ArgumentError, DataError
 from hessprune.foundation.checks import check_choice, check_range
 from hessprune.foundation.files import exists
 from hessprune.foundation.formatting import shown
 from hessprune.lab.data.cifar import read_cifar10, read_cifar100
-from hessprune.lab.data.dataset import Dataset, split_dataset
+from hessprune.lab.data.dataset import Dataset
 from hessprune.lab.data.digits import read_digits
+from hessprune.lab.data.image_dataset import split_dataset
 from hessprune.lab.data.image_folder import read_image_folder
 from hessprune.lab.data.npz import read_npz
 from hessprune.lab.data.parquet import read_parquet
+from hessprune.lab.data.sentences import TextReading
 from hessprune.lab.data.splits import OfficialSplits
+from hessprune.lab.data.tsv import read_tsv
 
 READERS: dict[str, Callable[[Path], OfficialSplits]] = {
     "cifar10": read_cifar10,
@@ -23,11 +27,12 @@ READERS: dict[str, Callable[[Path], OfficialSplits]] = {
     "image-folder": read_image_folder,
 }
 BUILT_IN = "digits"
+TEXT = "tsv"
 
 
 def available_sources() -> tuple[str, ...]:
     """Return the names that `load_dataset` knows."""
-    return (BUILT_IN, *READERS)
+    return (BUILT_IN, *READERS, TEXT)
 
 
 def load_dataset(
@@ -37,17 +42,19 @@ def load_dataset(
     seed: int = 0,
     validation_size: int | None = None,
     calibration_size: int = 512,
-) -> Dataset:
-    """Load a data set and set validation and calibration images aside.
+    text: TextReading | None = None,
+) -> Dataset[Any]:
+    """Load a data set and set validation and calibration samples aside.
 
     Args:
         source: `"digits"` (built in); `"cifar10"` or `"cifar100"` (the original archives, unpacked); `"parquet"`
             (Hugging Face image layout); `"npz"` (`train_images`, `train_labels`, `test_images`, `test_labels`);
-            `"image-folder"` (`train/<class>/*.jpg`, `val/<class>/*.jpg`).
+            `"image-folder"` (`train/<class>/*.jpg`, `val/<class>/*.jpg`); `"tsv"` (sentences: `train.tsv`, `test.tsv`).
         root: The folder or file to read; not for `"digits"`.
-        seed: Decides which training images are set aside; the test split never changes.
-        validation_size: Training images held out for choices; a tenth, at most 5 000, by default.
-        calibration_size: Training images to measure saliency on; at most all of them.
+        seed: Decides which training samples are set aside; the test split never changes.
+        validation_size: Training samples held out for choices; a tenth, at most 5 000, by default.
+        calibration_size: Training samples to measure saliency on; at most all of them.
+        text: Tokenizer and padding, for `"tsv"`.
 
     Returns:
         The data set, with labels checked and a fingerprint over all splits.
@@ -63,8 +70,25 @@ def load_dataset(
     """
     check_choice("source", source, available_sources())
     check_range("seed", seed, low=0, integer=True)
+    if source == TEXT:
+        return read_tsv(
+            _existing(root, source),
+            _given(text),
+            seed=seed,
+            validation_size=validation_size,
+            calibration_size=calibration_size,
+        )
     official = read_digits() if source == BUILT_IN else READERS[source](_existing(root, source))
     return split_dataset(official, seed=seed, validation_size=validation_size, calibration_size=calibration_size)
+
+
+def _given(text: TextReading | None) -> TextReading:
+    """Return how sentences are read."""
+    if text is None:
+        raise ArgumentError(
+            f"`tokenizer` must be given for source {TEXT!r}, unless the model is hf:FOLDER. Name a tokenizer.json."
+        )
+    return text
 
 
 def _existing(root: str | Path | None, source: str) -> Path:

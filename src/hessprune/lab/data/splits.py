@@ -1,4 +1,4 @@
-"""What a source delivers, and the seeded split of its training images."""
+"""What a source delivers, and the seeded split of its training samples."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self
@@ -10,34 +10,38 @@ from torch import Tensor
 from hessprune.lab.data.augment import Augment
 
 
-class ImageSource(Protocol):
-    """Labelled images that can be counted, selected and read by index: in memory or as files."""
-
-    prefetches: ClassVar[bool]
-    """Whether reading is slow enough to do it one batch ahead."""
+class Source(Protocol):
+    """Labelled samples that can be counted and selected."""
 
     @property
     def labels(self) -> Tensor:
         """int64 `(N,)`."""
         ...
 
+    def __len__(self) -> int: ...
+
+    def subset(self, indices: Tensor) -> Self:
+        """Return the samples at `indices`, in that order."""
+        ...
+
+    def digest(self) -> bytes:
+        """Return a SHA-256 that tells this selection of samples from any other."""
+        ...
+
+
+class ImageSource(Source, Protocol):
+    """Labelled images that can be read by index: in memory or as files."""
+
+    prefetches: ClassVar[bool]
+    """Whether reading is slow enough to do it one batch ahead."""
+
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """`(C, H, W)`."""
         ...
 
-    def __len__(self) -> int: ...
-
-    def subset(self, indices: Tensor) -> Self:
-        """Return the images at `indices`, in that order."""
-        ...
-
     def read(self, indices: Tensor, augment: Augment | None, uniform: Tensor | None) -> Tensor:
         """Return uint8 images `(B, C, H, W)`, augmented by the draws `uniform` `(B, 5)` if asked."""
-        ...
-
-    def digest(self) -> bytes:
-        """Return a SHA-256 that tells this selection of images from any other."""
         ...
 
 

@@ -1,9 +1,10 @@
-"""Models by name: the papers' networks, or any factory of the user's as `"package.module:factory"`."""
+"""Models by name: the papers' networks, those of other packages, or any factory of the user's."""
 
 import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
@@ -19,8 +20,11 @@ from hessprune.lab.models.preresnet import PreResNet
 from hessprune.lab.models.resnet import ResNet
 from hessprune.lab.models.vgg import VGG
 from hessprune.lab.models.wide_resnet import WideResNet
+from hessprune.lab.models.zoos import ZooName
 
 Factory = Callable[..., nn.Module]
+
+NUM_CLASSES = 10
 
 RESNET_DEPTHS = (20, 32, 44, 56, 110)
 MODELS: dict[str, Factory] = {
@@ -47,21 +51,27 @@ def available_models() -> tuple[str, ...]:
     return tuple(MODELS)
 
 
-def build_model(name: str, *, num_classes: int, in_channels: int = 3, seed: int = 0) -> nn.Module:
-    """Build a model with freshly drawn weights, in training mode; the caller's random state is untouched.
+def build_model(
+    name: str, *, num_classes: int | None, in_channels: int | None = 3, seed: int = 0, root: Path | str = "."
+) -> nn.Module:
+    """Build a model, with freshly drawn weights unless they come with the name; the random state is untouched.
 
     Args:
-        name: One of `available_models()`, or `"package.module:factory"`. A factory is called with those of
-            `num_classes` and `in_channels` that its signature names.
-        num_classes: Outputs.
-        in_channels: Channels of the images.
-        seed: Decides the weights.
+        name: One of `available_models()`, `"package.module:factory"`, `"timm:NAME"`, `"torchvision:NAME"`, or
+            `"hf:FOLDER"`, the folder of a Hugging Face model, whose weights are loaded. A factory is called with those
+            of `num_classes` and `in_channels` that its signature names.
+        num_classes: Outputs; None leaves them as the package has them, and stands for 10 elsewhere.
+        in_channels: Channels of the images; None where the inputs have none.
+        seed: Decides the weights that are drawn.
+        root: What a relative FOLDER refers to.
 
     Returns:
         A new module.
 
     Raises:
         ArgumentError: The name is unknown, the factory cannot be found, or does not return an `nn.Module`.
+        CheckpointError: The folder's weights do not fit its config.
+        MissingDependencyError: The package is not installed, or cannot be imported.
 
     Example:
         >>> build_model("resnet20", num_classes=10).linear
@@ -69,10 +79,16 @@ def build_model(name: str, *, num_classes: int, in_channels: int = 3, seed: int 
         >>> build_model("hessprune.lab.models.mobilenet:MobileNetTiny", num_classes=3).classifier
         Linear(in_features=160, out_features=3, bias=True)
     """
-    check_range("num_classes", num_classes, low=1, integer=True)
-    check_range("in_channels", in_channels, low=1, integer=True)
+    for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if value is not None:
+            check_range(argument, value, low=1, integer=True)
+    zoo = ZooName.read(name)
+    if zoo is not None:
+        with seeded(seed):
+            return zoo.below(Path(root)).build(num_classes, in_channels).train()
     factory = _resolve(name)
-    arguments = _accepted(factory, name, {"num_classes": num_classes, "in_channels": in_channels})
+    given = {"num_classes": num_classes or NUM_CLASSES, "in_channels": in_channels}
+    arguments = _accepted(factory, name, {key: value for key, value in given.items() if value is not None})
     with seeded(seed):
         model = factory(**arguments)
     if not isinstance(model, nn.Module):
@@ -86,8 +102,8 @@ def _resolve(name: str) -> Factory:
         return MODELS[name]
     if ":" not in name:
         raise ArgumentError(
-            f"`name` must be a known model or 'package.module:factory', got {shown(name)}.{nearest(name, MODELS)} "
-            f"Known: {', '.join(MODELS)}."
+            f"`name` must be a known model, hf:FOLDER, timm:NAME, torchvision:NAME or package.module:factory, got "
+            f"{shown(name)}.{nearest(name, MODELS)} Known: {', '.join(MODELS)}."
         )
     path, _, attribute = name.partition(":")
     module = _import(path, name)

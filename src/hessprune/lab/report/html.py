@@ -75,11 +75,10 @@ def _three_digits(value: float) -> str:
 
 def _lead(report: RunReport) -> str:
     dense, final = report.models["dense"], report.final
+    number = f"{final.num_samples:,}".replace(",", " ")
+    tested = f"{number} test {_noun(report)}s of {report.data.get('name', 'the data')}"
     parts = [
-        f"{_percent(dense.accuracy)} → {_percent(final.accuracy)} on {final.num_samples:,} test images".replace(
-            ",", " "
-        )
-        + f" of {report.data.get('name', 'the data')}",
+        f"{_percent(dense.accuracy)} → {_percent(final.accuracy)} on {tested}",
         f"{_percent(final.params / dense.params, 0)} of the parameters kept",
     ]
     if dense.latency_ms and final.latency_ms:
@@ -203,6 +202,11 @@ def _latency_note(result: ModelResult, dense: ModelResult) -> str:
     return f"{format_latency(result.latency_p10_ms)} – {format_latency(result.latency_p90_ms)}"
 
 
+def _noun(report: RunReport) -> str:
+    """Return what one sample is called."""
+    return report.data.get("noun", "image")
+
+
 def _decision_card(report: RunReport) -> str:
     """Which estimator, how sure, how many units: a list of facts beside the curve."""
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in _decision(report))
@@ -217,7 +221,7 @@ def _decision(report: RunReport) -> Iterator[tuple[str, str]]:
         yield from (("Curvature", _KINDS.get(estimate.kind, estimate.kind)),) if estimate.kind else ()
         yield "Standard error", _certainty(estimate.relative_error)
         yield from (("Backward passes", str(estimate.num_backwards)),) if estimate.num_backwards else ()
-        yield "Calibration", f"{_grouped(estimate.num_samples)} images"
+        yield "Calibration", f"{_grouped(estimate.num_samples)} {_noun(report)}s"
     kept = sum(sum(group.kept) for group in report.saliency)
     units = sum(len(group.kept) for group in report.saliency)
     if units:

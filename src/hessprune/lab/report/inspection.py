@@ -13,6 +13,7 @@ from hessprune.errors import ArgumentError
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.trees import describe
 from hessprune.lab.models import build_model, load_weights
+from hessprune.lab.models.zoos import ZooName, example_of
 from hessprune.structure.find import find_groups
 from hessprune.structure.groups import Group
 
@@ -53,17 +54,18 @@ class Inspection:
 def inspect_model(
     name: str,
     *,
-    input_shape: str,
-    num_classes: int = 10,
+    input_shape: str | None = None,
+    num_classes: int | None = None,
     weights: Path | str | None = None,
     ignore: tuple[str, ...] = (),
 ) -> Inspection:
     """Build a model by name and look into it.
 
     Args:
-        name: A name of the registry, or `package.module:factory`.
-        input_shape: Of one sample, such as `"3,32,32"`.
-        num_classes: Outputs, for factories that take it.
+        name: As for `build_model`: a name of the registry, `hf:FOLDER`, `timm:NAME`, `package.module:factory`, …
+        input_shape: Of one sample, such as `"3,32,32"`, or the number of tokens of a sentence; by default what a
+            model of another package is made for, and `"3,32,32"` elsewhere.
+        num_classes: Outputs, for factories that take it; as in the package, or 10, by default.
         weights: A checkpoint that must fit.
         ignore: Modules or parameters to leave alone.
 
@@ -72,11 +74,14 @@ def inspect_model(
         CheckpointError: The weights do not fit.
         UnsupportedModelError: The model cannot be captured.
     """
-    shape = _parsed(input_shape)
-    model = build_model(name, num_classes=num_classes, in_channels=shape[0])
+    is_foreign = ZooName.read(name) is not None
+    shape = None if input_shape is None and is_foreign else _parsed(input_shape or "3,32,32")
+    channels = None if is_foreign and (shape is None or len(shape) != 3) else (shape or (3,))[0]
+    model = build_model(name, num_classes=num_classes, in_channels=channels)
     if weights is not None:
         load_weights(model, weights)
-    return inspection_of(name, model, torch.zeros(1, *shape), ignore)
+    example = example_of(model, shape) if is_foreign else torch.zeros(1, *(shape or ()))
+    return inspection_of(name, model, example, ignore)
 
 
 def inspection_of(name: str, model: nn.Module, example_inputs: Any, ignore: tuple[str, ...] = ()) -> Inspection:

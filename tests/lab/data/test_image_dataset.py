@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hessprune.errors import ArgumentError, DataError
-from hessprune.lab.data.dataset import split_dataset
+from hessprune.lab.data.image_dataset import split_dataset
 from hessprune.lab.data.splits import OfficialSplits
 from tests.lab.data.samples import random_arrays
 

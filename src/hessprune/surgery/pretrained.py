@@ -1,0 +1,84 @@
+"""Models of transformers: a config beside the weights, from which their class builds the dense model again."""
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hessprune.errors import CheckpointError, MissingDependencyError
+from hessprune.foundation.files import exists, read_json
+from hessprune.foundation.imports import import_advice, zoo_import
+from hessprune.foundation.quiet import quiet
+from hessprune.foundation.state import seeded
+
+CONFIG = "config.json"
+
+
+def config_of(model: nn.Module) -> Any:
+    """Return the config of a model of transformers; None for any other model."""
+    config = getattr(model, "config", None)
+    return config if hasattr(config, "to_json_string") and hasattr(config, "save_pretrained") else None
+
+
+def config_text(model: nn.Module) -> str:
+    """Return the config as `save_pretrained` writes it, with the class of the model; empty for any other model."""
+    config = config_of(model)
+    if config is None:
+        return ""
+    described = json.loads(config.to_json_string()) | {"architectures": [type(model).__name__]}
+    return json.dumps(described, indent=2, sort_keys=True) + "\n"
+
+
+def attention_of(model: nn.Module) -> dict[str, str]:
+    """Return the implementation of attention, which a config does not keep and which decides the last bits."""
+    found = getattr(config_of(model), "_attn_implementation", None)
+    return {"attn_implementation": found} if isinstance(found, str) else {}
+
+
+def factory_of(folder: Path, attention: str | None) -> Callable[[], nn.Module]:
+    """Return a function that builds the dense model of a folder from its config.
+
+    Raises:
+        CheckpointError: There is no config, or transformers does not know its class.
+        MissingDependencyError: transformers is not installed, or cannot be imported.
+    """
+    path = folder / CONFIG
+    if not exists(path):
+        raise CheckpointError(
+            f"`factory` must be given for '{folder}', which holds no {CONFIG} of a Hugging Face model. "
+            "Pass the function that builds the dense model: hp.load(folder, factory)."
+        )
+    described = read_json(path)
+    names = described.get("architectures") if isinstance(described, dict) else None
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    transformers = zoo_import("transformers", "AutoConfig")
+    try:
+        cls = getattr(transformers, name, None) if name.isidentifier() else None
+    except ImportError as error:  # transformers imports a class when it is used
+        raise MissingDependencyError(import_advice("transformers", error)) from error
+    if cls is None:
+        raise CheckpointError(
+            f"'{path}' must name a class of transformers under `architectures`, got {name!r}. "
+            "Pass the function that builds the dense model: hp.load(folder, factory)."
+        )
+    options = {} if attention is None else {"attn_implementation": attention}
+
+    def build() -> nn.Module:
+        with quiet(), seeded(0):
+            return cls(transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **options))
+
+    return build
+
+
+def saved_names(model: nn.Module) -> dict[str, str]:
+    """Return the model's own names by those that `save_pretrained` writes, where these are other ones."""
+    if config_of(model) is None:
+        return {}
+    loading = importlib.import_module("transformers.core_model_loading")
+    own = {tensor.data_ptr(): name for name, tensor in model.state_dict().items()}
+    with quiet():
+        written = loading.revert_weight_conversion(model, dict(model.state_dict()))
+    return {name: own[tensor.data_ptr()] for name, tensor in written.items() if tensor.data_ptr() in own}
