@@ -39,11 +39,20 @@ def loss_of(layers, changes):
     )
 
 
+def in_order(weight, precision, curvature, columns):
+    """The same layer with the inputs of no unit first, then those of the units, as concatenations have them."""
+    stay = torch.tensor([place for place in range(weight.shape[1]) if place not in columns])
+    order = torch.cat([stay, columns.flatten()])
+    places = torch.arange(len(order))[len(stay) :].view_as(columns)
+    return weight[:, order], precision[:, order[:, None], order], curvature, places
+
+
 CASES = {
     "one input": [layer_of(12)],
     "several inputs": [layer_of(7, 3)],
     "groups": [layer_of(6, 2, groups=3)],
     "inputs of no unit": [layer_of(6, 2, more=5)],
+    "inputs of no unit first": [in_order(*layer_of(6, 2, more=5))],
     "two layers": [layer_of(8), layer_of(8, 3, outputs=2, seed=1)],
     "few directions": [layer_of(12, rank=3)],
 }

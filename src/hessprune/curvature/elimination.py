@@ -58,7 +58,7 @@ class Elimination:
         self._inputs = torch.cat([stay.nonzero().squeeze(1), columns.flatten()])
         self._old, self._outputs = weight, weight.shape[2]
         product = weight if curvature is None else weight @ curvature
-        if not torch.equal(self._inputs, torch.arange(weight.shape[1], device=weight.device)):
+        if self._stay or not torch.equal(self._inputs, torch.arange(weight.shape[1], device=weight.device)):
             weight, product = weight[:, self._inputs], product[:, self._inputs]
             precision = precision[:, self._inputs[:, None], columns.flatten()]
         self._table = torch.cat([weight, product, precision], 2)
