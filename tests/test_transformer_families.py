@@ -11,16 +11,9 @@ from torch import Tensor, nn
 import hessprune as hp
 from hessprune.foundation.modules import call_model
 from hessprune.structure.outputs import difference
+from tests.huggingface import package
 from tests.networks.check import masked
 
-_OPERATORS = {
-    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "roi_align": (
-        "(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, int sampling_ratio, "
-        "bool aligned) -> Tensor"
-    ),
-}
 TOKENS = {"vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_position_embeddings": 64}
 SMALL = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 IMAGES = {**SMALL, "image_size": 32, "patch_size": 8}
@@ -52,16 +45,6 @@ TIMM: dict[str, tuple[str, dict[str, Any], int]] = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _operators() -> None:
-    """Define the names that torchvision expects from a library which does not load beside a torch without CUDA."""
-    for name, schema in _OPERATORS.items():
-        try:
-            torch.library.define(f"torchvision::{name}", schema)
-        except RuntimeError:
-            return
-
-
 def lively(model: nn.Module) -> nn.Module:
     """Make every parameter matter, in float64."""
     torch.manual_seed(1)
@@ -72,7 +55,7 @@ def lively(model: nn.Module) -> nn.Module:
 
 
 def text_model(name: str) -> nn.Module:
-    transformers = pytest.importorskip("transformers")
+    transformers = package("transformers")
     auto, options, _ = TEXTS[name]
     torch.manual_seed(0)
     return lively(getattr(transformers, auto).from_config(getattr(transformers, f"{name}Config")(**options)))
@@ -114,18 +97,21 @@ def test_language_models_are_pruned_as_they_come(name: str) -> None:
 
 @pytest.mark.parametrize("name", VISION)
 def test_vision_models_of_transformers(name: str) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = package("transformers")
     options, heads = VISION[name]
     torch.manual_seed(0)
     model = lively(transformers.AutoModel.from_config(getattr(transformers, f"{name}Config")(**options)))
     images = [{"pixel_values": torch.randn(batch, 3, 32, 32).double()} for batch in (2, 3)]
-    halved(model, *images, heads)
+    plan, pruned, _ = halved(model, *images, heads)
+    assert hp.cost(pruned, images[0]) == plan.cost_after
 
 
 @pytest.mark.parametrize("name", TIMM)
 def test_vision_models_of_timm(name: str) -> None:
-    pytest.importorskip("timm")
+    package("timm")
     module, options, heads = TIMM[name]
     factory: Callable[..., nn.Module] = getattr(importlib.import_module(f"timm.models.{module}"), name)
     torch.manual_seed(0)
-    halved(lively(factory(**options)), *(torch.randn(batch, 3, 32, 32).double() for batch in (2, 3)), heads)
+    images = [torch.randn(batch, 3, 32, 32).double() for batch in (2, 3)]
+    plan, pruned, _ = halved(lively(factory(**options)), *images, heads)
+    assert hp.cost(pruned, images[0]) == plan.cost_after

@@ -253,6 +253,7 @@ def test_models_and_data_made_without_gradients(mode):
         again = hp.load(result.save(tempfile.mkdtemp()), Net)
     for model in (result.model, trained, again):
         model(X).sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_the_context_restores_the_mode():

@@ -1,4 +1,4 @@
-"""What one more unit of each group would bring: the wanted update that the readers of the group cannot express."""
+"""The gain of one more unit in each group: the wanted update that the readers of the group cannot express."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

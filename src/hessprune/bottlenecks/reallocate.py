@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -10,7 +9,7 @@ from torch import nn
 from hessprune.bottlenecks.find import find_bottlenecks
 from hessprune.bottlenecks.values import Bottlenecks
 from hessprune.costs.budget import Budget
-from hessprune.costs.model import Cost, CostModel, cost
+from hessprune.costs.model import CostModel, cost
 from hessprune.errors import ArgumentError, BudgetError
 from hessprune.foundation.checks import check_range
 from hessprune.methods.method import Method
@@ -18,30 +17,17 @@ from hessprune.planning.chain import Chain
 from hessprune.planning.ranking import Ranking
 from hessprune.pruning.prune import prune
 from hessprune.structure.find import find_groups
-from hessprune.surgery import checkpoint
+from hessprune.surgery.result import Result
 from hessprune.surgery.widening import Start, widen
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reallocation:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Reallocation(Result):
     """A model of the same cost with other widths, and how it came about."""
 
-    model: nn.Module
     plan: Chain
     """The pruning and the widening after it."""
     bottlenecks: Bottlenecks
-    cost_before: Cost
-    cost_after: Cost
-
-    def save(self, path: str | Path) -> Path:
-        """Write model and plan into a folder, for `hp.load`."""
-        return checkpoint.save(self.model, self.plan, path)
-
-    def __str__(self) -> str:
-        """Return both steps and the costs."""
-        return str(self.plan)
-
-    __repr__ = __str__
 
 
 def reallocate(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Union
 from hessprune.costs.model import Cost
 from hessprune.errors import ArgumentError
 from hessprune.foundation.formatting import shown
+from hessprune.planning.composition import check_follows
 from hessprune.planning.inputs import InputSpec
 
 if TYPE_CHECKING:
@@ -87,11 +88,5 @@ def joined(first: Change, second: Change) -> Chain:
     """
     if not hasattr(second, "cost_before"):
         raise ArgumentError(f"`next_plan` must be a Plan or a Widening, got {shown(second)}.")
-    end, start = first.cost_after, second.cost_before
-    if (end.macs, end.params) != (start.macs, start.params):
-        raise ArgumentError(
-            "`next_plan` must be made for the model that this plan gives, on the same example inputs, with "
-            f"{end.macs:,} MACs and {end.params:,} parameters, got {start.macs:,} and {start.params:,}. "
-            "Make it for hp.apply_plan(model, plan)."
-        )
+    check_follows(first, second)
     return Chain(steps=(*steps_of(first), *steps_of(second)))

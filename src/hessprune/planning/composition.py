@@ -85,6 +85,15 @@ def _check_order(first: "Plan", second: "Plan") -> None:
             f"`plan.then` must start from a plan without implants, got stand-ins in {layers}, which are layers of "
             "their own in the pruned model. Plan implants last."
         )
+    check_follows(first, second)
+
+
+def check_follows(first: Any, second: Any) -> None:
+    """Raise unless the second of two plans or widenings was made for the model that the first one gives.
+
+    Raises:
+        ArgumentError: Its costs before are not those after the first one.
+    """
     end, start = first.cost_after, second.cost_before
     if (end.macs, end.params) != (start.macs, start.params):
         raise ArgumentError(

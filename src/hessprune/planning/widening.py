@@ -39,7 +39,7 @@ class Widening:
     shapes: Mapping[str, tuple[int, ...]]
     """Shapes before, of the tensors that groups have slices of."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """How the new units started, and the seed."""
+    """Start of the new units, and the seed."""
 
     @property
     def widths(self) -> dict[str, int]:

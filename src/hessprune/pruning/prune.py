@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from hessprune.costs.budget import Budget
-from hessprune.costs.model import Cost
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.options import check_flag
@@ -27,11 +25,11 @@ from hessprune.pruning.steps import plan_in_steps
 from hessprune.pruning.task import Task
 from hessprune.pruning.timing import with_latency_table
 from hessprune.structure.groups import Group
-from hessprune.surgery import checkpoint
+from hessprune.surgery.result import Result
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PruneResult:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class PruneResult(Result):
     """A smaller model, and everything that led to it.
 
     Example:
@@ -43,21 +41,8 @@ class PruneResult:
         (4, 4)
     """
 
-    model: nn.Module
     plan: Plan
     saliency: Saliency
-    cost_before: Cost
-    cost_after: Cost
-
-    def save(self, path: str | Path) -> Path:
-        """Write model and plan into a folder, for `hp.load`."""
-        return checkpoint.save(self.model, self.plan, path)
-
-    def __str__(self) -> str:
-        """Cost before and after, and what was decided."""
-        return str(self.plan)
-
-    __repr__ = __str__
 
 
 def prune(

@@ -1,13 +1,12 @@
 """Quantise a float model: prepare it, calibrate or train it, and convert it to integers."""
 
 import copy
-import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from hessprune.deploy.axes import Axes, resized
 from hessprune.deploy.export import capture
@@ -17,21 +16,20 @@ from hessprune.foundation.checks import (
     check_batches,
     check_choice,
     check_finite_parameters,
-    nearest,
     optional_import,
 )
 from hessprune.foundation.formatting import shown
-from hessprune.foundation.modules import device_of, predict, split_name
+from hessprune.foundation.modules import device_of, predict
 from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode, seeded
 from hessprune.foundation.trees import leading_size, to_device
-from hessprune.operators.table import integer_kind
 from hessprune.quantize.backend import find_backend
+from hessprune.quantize.float_layers import fp32_layers_of, kept_layers
 from hessprune.quantize.graph import activation_quantizers, run_all, weights_read
 from hessprune.quantize.model import QuantizedModel, quantized
-from hessprune.quantize.rewrite import WEIGHT_AXES, layer_name, rewrite
+from hessprune.quantize.rewrite import rewrite
 from hessprune.quantize.rounding import round_weights
 
 if TYPE_CHECKING:
@@ -103,8 +101,8 @@ def prepare_qat(
         example = to_device(example_inputs, device_of(plain))
         graph = _float_graph(copy.deepcopy(plain), example, Axes(length=dynamic_length))
         bar.advance(1, "captured")
-        kept = _kept_layers(graph, keep_fp32)
-        fp32_layers = _fp32_layers(graph, kept)
+        kept = kept_layers(graph, keep_fp32)
+        fp32_layers = fp32_layers_of(graph, kept)
         with quiet():
             quantizer = backend.make_quantizer(activations, weight_bits, list(kept))
         prepared = _place(graph, quantizer, target)
@@ -243,51 +241,6 @@ def _place(graph: GraphModule, quantizer: Any, target: str) -> GraphModule:
     if not activation_quantizers(prepared):
         raise UnsupportedModelError(f"`target` must find layers that it can quantise, got none for {target!r} {remedy}")
     return prepared
-
-
-def _kept_layers(graph: GraphModule, patterns: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    """Return the layers that match the patterns, each with the reason."""
-    if isinstance(patterns, str):
-        raise ArgumentError(
-            f"`keep_fp32` must be a list of patterns, got {shown(patterns)}. Write [{patterns!r}], or pass "
-            "hp.choose_fp32_layers(model, example_inputs, batches)."
-        )
-    names = list(
-        dict.fromkeys(layer_name(node) for node in graph.graph.nodes if integer_kind(node.target) in WEIGHT_AXES)
-    )
-    kept: dict[str, str] = {}
-    for pattern in patterns:
-        named = fnmatch.filter(names, pattern)
-        if not named:
-            raise ArgumentError(
-                f"`keep_fp32` must name layers of the model, got {shown(pattern)}.{nearest(pattern, names)} "
-                f"Known: {', '.join(names)}."
-            )
-        reason = patterns[pattern] if isinstance(patterns, Mapping) else "kept on request"
-        kept = dict.fromkeys(named, reason) | kept
-    return {name: kept[name] for name in names if name in kept}
-
-
-def _fp32_layers(graph: GraphModule, kept: Mapping[str, str]) -> dict[str, str]:
-    """Return all layers that stay in FP32, each with the reason."""
-    fp32_layers = dict(kept)
-    names = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
-    for node in graph.graph.nodes:
-        if node.op == "get_attr" and node.target in names:
-            for user in node.users:
-                if integer_kind(user.target) not in WEIGHT_AXES:
-                    fp32_layers.setdefault(split_name(node.target)[0], f"no integer kernel for {_operator_name(user)}")
-    layers = [node for node in graph.graph.nodes if integer_kind(node.target) in WEIGHT_AXES]
-    if all(layer_name(node) in fp32_layers for node in layers):
-        raise UnsupportedModelError(
-            "`model` must have a convolution or linear layer to quantise, got none outside `keep_fp32`. Shorten "
-            "`keep_fp32`, or deploy the float model."
-        )
-    return fp32_layers
-
-
-def _operator_name(node: Node) -> str:
-    return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
 def _observe(model: nn.Module, batches: Iterable[Any], statistics: "Mapping[ActivationQuantizer, Statistic]") -> None:

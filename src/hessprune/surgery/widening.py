@@ -3,14 +3,13 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from typing import Literal as Choice
 
 import torch
 from torch import nn
 
-from hessprune.costs.model import Cost, cost
+from hessprune.costs.model import cost
 from hessprune.errors import ArgumentError, VerificationError
 from hessprune.foundation.arrival import watched
 from hessprune.foundation.checks import check_choice, check_range
@@ -23,30 +22,17 @@ from hessprune.structure.enlarging import Enlarged, enlarged_groups
 from hessprune.structure.find import find_groups
 from hessprune.structure.groups import Group, Ignored, producers
 from hessprune.structure.inserting import axes_of, insert_copies
-from hessprune.surgery import checkpoint
+from hessprune.surgery.result import Result
 from hessprune.surgery.starting import begin
 
 Start = Choice["split", "fresh"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WidenResult:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class WidenResult(Result):
     """A wider model with the outputs of the old one, and how it came about."""
 
-    model: nn.Module
     plan: Widening
-    cost_before: Cost
-    cost_after: Cost
-
-    def save(self, path: str | Path) -> Path:
-        """Write model and widening into a folder, for `hp.load`."""
-        return checkpoint.save(self.model, self.plan, path)
-
-    def __str__(self) -> str:
-        """Return cost before and after, and the groups that grew."""
-        return str(self.plan)
-
-    __repr__ = __str__
 
 
 def widen(

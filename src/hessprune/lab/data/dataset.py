@@ -34,11 +34,11 @@ class Dataset(ABC, Generic[S]):
     fingerprint: str
     """SHA-256 over all four splits, hexadecimal."""
     noun: ClassVar[str] = "sample"
-    """What one sample is called."""
+    """The word for one sample."""
     in_channels: ClassVar[int | None] = None
     """Channels that a model must take; None where samples have none."""
     has_lengths: ClassVar[bool] = False
-    """Whether the second axis of a batch is as long as its longest sample."""
+    """True if the second axis of a batch is as long as its longest sample."""
 
     def check_splits(self) -> None:
         """Raise unless all splits hold samples with labels in range.
@@ -62,7 +62,7 @@ class Dataset(ABC, Generic[S]):
     @property
     @abstractmethod
     def reading(self) -> list[Any]:
-        """What decides the numbers in a batch, beside the samples themselves: JSON values."""
+        """JSON values that decide the numbers in a batch, beside the samples themselves."""
 
     @abstractmethod
     def batches(
@@ -117,7 +117,7 @@ def set_aside(
         seed: Decides which samples are set aside.
         sizes: Validation samples held out, `None` for a tenth of the training samples, at most 5 000; and calibration
             samples of the rest, at most all of them.
-        noun: What one sample is called.
+        noun: The word for one sample.
 
     Returns:
         The four splits and their fingerprint, as `Dataset` takes them.

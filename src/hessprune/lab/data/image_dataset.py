@@ -23,7 +23,7 @@ class ImageDataset(Dataset[ImageSource]):
     """Of each channel, on the scale 0…1."""
     std: tuple[float, ...]
     augmentation: Augment = "crop-flip"
-    """What `augment=True` means for these images; digits must not be mirrored."""
+    """Meaning of `augment=True` for these images; digits must not be mirrored."""
     noun: ClassVar[str] = "image"
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ LARGEST_LENGTH = 2**16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextReading:
-    """How sentences become batches.
+    """The way from sentences to batches.
 
     Attributes:
         tokenizer: A file `tokenizer.json`, or the folder that holds one.

@@ -1,4 +1,4 @@
-"""What a source delivers, and the seeded split of its training samples."""
+"""Sources of samples, and the seeded split of the training samples."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self
@@ -33,7 +33,7 @@ class ImageSource(Source, Protocol):
     """Labelled images that can be read by index: in memory or as files."""
 
     prefetches: ClassVar[bool]
-    """Whether reading is slow enough to do it one batch ahead."""
+    """True if reading is so slow that it is done one batch ahead."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
