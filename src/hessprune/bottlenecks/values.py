@@ -128,11 +128,16 @@ class Bottlenecks(tuple[Bottleneck, ...]):
         axes.barh(
             places, kept, left=[-k / 2 for k in kept], color=[colours[item.verdict] for item in items], height=0.8
         )
+        for place, item, stays in zip(places, items, kept, strict=True):
+            axes.text(0, place, f"{stays:.0f} of {item.num_units}", ha="center", va="center", fontsize=7, color="white")
         axes.set_yticks(places, [item.group for item in items], fontsize=8)
+        axes.set_xticks([])
         axes.invert_yaxis()
-        axes.set_xlabel(f"units, and in colour those that stay when {level:.0%} go")
+        axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
+        axes.set_xlabel(f"units from input (top) to output; in colour those that stay when {level:.0%} go", fontsize=8)
         patches = optional_import("matplotlib.patches", "report")
-        axes.legend(handles=[patches.Patch(color=c, label=name) for name, c in colours.items()], fontsize=8)
+        handles = [patches.Patch(color=colour, label=name) for name, colour in colours.items()]
+        axes.legend(handles=handles, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
         return figure
 
     def __str__(self) -> str:
