@@ -92,7 +92,31 @@ def test_wrong_input_is_one_line(name: str) -> None:
         hp.find_bottlenecks(net, x, [x], **options)
 
 
-def test_a_level_out_of_reach_is_named() -> None:
+def test_levels_out_of_reach_are_left_out_and_named() -> None:
     net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(8, 4)
-    with pytest.raises(hp.errors.BudgetError, match=r"`levels` must be within reach, got 0.95"):
-        hp.find_bottlenecks(net, x, [x], levels=(0.5, 0.95), method="magnitude")
+    found = hp.find_bottlenecks(net, x, [x], levels=(0.5, 0.98), method="magnitude")
+    assert [*found[0].removed] == [0.5]
+    assert found.facts["out_of_reach"] == [0.98]
+    assert "out of reach: 98%" in str(found)
+    with pytest.raises(hp.errors.BudgetError, match=r"`levels` must hold one within reach, got \(0.98,\)"):
+        hp.find_bottlenecks(net, x, [x], levels=(0.98,), method="magnitude")
+
+
+def test_a_loss_of_ones_own_gives_the_gains_of_the_built_in_one() -> None:
+    net, batches = trained((8, 8))
+    x, own = batches[0][0][:1], lambda output, targets: F.cross_entropy(output, targets)
+    ours, theirs = (hp.find_bottlenecks(net, x, batches, method="magnitude", loss_fn=f) for f in (own, F.cross_entropy))
+    assert [item.gain for item in ours] == pytest.approx([item.gain for item in theirs], rel=1e-4)
+
+
+def test_ignored_layers_have_no_group() -> None:
+    net, batches = trained((8, 8))
+    ranking = hp.Ranking(ignore=("0",))
+    found = hp.find_bottlenecks(net, batches[0][0][:1], batches, levels=(0.2,), method="magnitude", ranking=ranking)
+    assert [item.group for item in found] == ["2"]
+
+
+def test_more_draws_than_samples_are_refused() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+    with pytest.raises(hp.errors.ArgumentError, match="`draws` must be at most the number of samples, 2, got 3"):
+        hp.find_bottlenecks(net, x, [x])

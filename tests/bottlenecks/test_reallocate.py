@@ -26,7 +26,25 @@ def test_a_reallocated_model_goes_through_a_folder(tmp_path) -> None:
     assert torch.equal(again(batches[0][0]), result.model.eval()(batches[0][0]))
 
 
+def test_widths_come_in_multiples() -> None:
+    net, batches = trained((8, 32, 32))
+    ranking = hp.Ranking(round_to=8)
+    result = hp.reallocate(net, batches[0][0][:1], batches, ranking=ranking, moved=0.4)
+    assert all(layer.out_features % 8 == 0 for layer in result.model[:-1] if isinstance(layer, torch.nn.Linear))
+
+
+def test_models_that_are_mostly_frozen_are_reallocated() -> None:
+    """Of a table of 60 outputs little can go: only low levels are within reach."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(30, 8), torch.nn.ReLU(), torch.nn.Linear(8, 60), torch.nn.ReLU())
+    x = torch.randn(40, 30)
+    result = hp.reallocate(net, x[:1], [x], moved=0.1)
+    assert result.cost_after.params <= result.cost_before.params
+
+
 def test_other_budgets_are_refused() -> None:
     net, batches = trained((8,))
     with pytest.raises(hp.errors.ArgumentError, match="`budget` must bound macs or params"):
         hp.reallocate(net, batches[0][0][:1], batches, budget=hp.Budget(units=0.5))
+    with pytest.raises(hp.errors.BudgetError, match="`budget` must be"):
+        hp.reallocate(net, batches[0][0][:1], batches, budget=0.5)

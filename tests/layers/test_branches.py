@@ -93,10 +93,10 @@ class Padded(nn.Module):
         self.first, self.wide, self.back, self.head = (nn.Linear(a, b) for a, b in ((4, 6), (6, 8), (8, 6), (6, 2)))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        h = self.first(x).tanh()
-        if not bool(mask.all()):  # no step of this kind where nothing is padded
-            h = h * (mask.unsqueeze(-1) + 1.0 - 1.0).clamp(min=0)
-        h = h.sigmoid()
+        h = self.first(x).tanh().sigmoid()
+        if not bool(mask.all()):  # no steps of these kinds where nothing is padded
+            mask = mask.to(torch.float64).to(torch.float32).unsqueeze(-1).sigmoid()
+        h = F.dropout(h.to(torch.float32), 0.1, self.training)  # both give the tensor itself
         return self.head(h + self.back(self.wide(h).relu()))
 
 
@@ -115,6 +115,6 @@ def test_steps_that_depend_on_the_data_do_not_move_a_summand() -> None:
 
     with torch.no_grad(), Taking(model, 3, branches):
         model(x, mask)
-    h = (model.first(x).tanh() * mask.unsqueeze(-1)).sigmoid()
+    h = model.first(x).tanh().sigmoid()
     assert list(taken) == ["back.weight"]
     assert torch.allclose(taken["back.weight"], h)

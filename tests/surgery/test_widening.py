@@ -91,6 +91,21 @@ def test_new_units_learn(start: str) -> None:
     assert float(net[2].weight.detach()[:, list(added)].abs().min()) > 1e-4
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_copies_part_where_all_weights_that_read_them_are_equal(value: float) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)), torch.randn(64, 6)
+    nn.init.constant_(model[2].weight, value)
+    net = hp.widen(model, x, {"0": 8}).model
+    assert torch.allclose(net(x), model(x), atol=1e-5)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    for _ in range(20):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), torch.arange(64) % 3).backward()
+        optimizer.step()
+    assert float(torch.pdist(net[0].weight.detach()).min()) > 1e-3
+
+
 def test_a_widened_model_goes_through_a_folder(tmp_path) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 32, 32)

@@ -53,7 +53,8 @@ def find_bottlenecks(
         model: A trained model; left untouched.
         example_inputs: One batch as the model takes it.
         batches: Calibration data, as for `hp.prune`; a few hundred samples.
-        levels: Removed shares of the budgeted quantity.
+        levels: Removed shares of the budgeted quantity. Those that frozen layers put out of reach are left out, and
+            named in `facts`.
         method: The criterion: `"sosp-h"` and `"sosp-i"` as published, or `"joint"`.
         loss_fn: A loss of `(output, targets)`.
         quantity: What the levels count: `"params"`, `"macs"` or `"units"`.
@@ -65,7 +66,7 @@ def find_bottlenecks(
         The groups, the narrowest first.
 
     Raises:
-        HessPruneError: One clear line: an argument, the data or the model does not fit, or a level is out of reach.
+        HessPruneError: One clear line: an argument, the data or the model does not fit, or no level is within reach.
 
     References:
         Nonnenmacher et al., SOSP, ICLR 2022 (the removed share); Verbockhaven et al., Growing Tiny Networks, TMLR 2024
@@ -92,8 +93,9 @@ def find_bottlenecks(
         ranking=ranking or Ranking(min_kept_fraction=0.0),
         seed=seed,
     ).ready()
-    shares = removed_shares(task, levels, draws)
-    return ordered(task, levels, shares, growth(task))
+    reached, shares = removed_shares(task, levels, draws)
+    found = ordered(task, reached, shares, growth(task))
+    return Bottlenecks(found, {**found.facts, "out_of_reach": [level for level in levels if level not in reached]})
 
 
 def ordered(task: Task, levels: Sequence[float], shares: Any, gains: dict[str, float]) -> Bottlenecks:

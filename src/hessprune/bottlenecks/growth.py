@@ -121,8 +121,10 @@ def _passes(task: Task, objective: Any, pairs: Sequence[_Pair]) -> Iterator[tupl
         inputs, targets = to_device((inputs, targets), device_of(task.model))
         samples = leading_size(inputs)
         with torch.enable_grad(), evaluation_mode(task.model), _Tape(names, samples) as tape:
-            values = objective.read(call_model(task.model, inputs), samples)
-            loss = objective.on(inputs, targets, samples).loss(values, torch.arange(samples, device=values.device))
+            output = call_model(task.model, inputs)
+            values, batch = objective.read(output, samples), objective.on(inputs, targets, samples)
+            batch.see([(output, samples)], values)
+            loss = batch.loss(values, torch.arange(samples, device=values.device))
             present = [name for name in readers if name in tape.calls]
             slopes = torch.autograd.grad(loss * samples, [tape.calls[n].output for n in present], allow_unused=True)
         yield tape.calls, {n: -slope for n, slope in zip(present, slopes, strict=True) if slope is not None}

@@ -8,10 +8,12 @@ from torch import nn
 
 from hessprune.bottlenecks.find import find_bottlenecks
 from hessprune.bottlenecks.values import Bottlenecks
-from hessprune.costs.budget import Budget
+from hessprune.costs.budget import Budget, check_budget
 from hessprune.costs.model import CostModel, cost
 from hessprune.errors import ArgumentError, BudgetError
+from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_range
+from hessprune.foundation.trees import leading_size
 from hessprune.methods.method import Method
 from hessprune.planning.chain import Chain
 from hessprune.planning.ranking import Ranking
@@ -19,6 +21,9 @@ from hessprune.pruning.prune import prune
 from hessprune.structure.find import find_groups
 from hessprune.surgery.result import Result
 from hessprune.surgery.widening import Start, widen
+
+DRAWS = 3
+"""Of the calibration samples, for the bottlenecks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -80,12 +85,12 @@ def reallocate(
         (True, True)
     """
     check_range("moved", moved, low=0.01, high=0.9)
-    budget = budget or Budget(params=1.0)
+    budget = Budget(params=1.0) if budget is None else budget
+    check_budget(budget)
     quantity = budget.quantity
     if quantity not in ("macs", "params"):
         raise ArgumentError(f"`budget` must bound macs or params, got {budget}. Pass hp.Budget(params=1.0).")
-    before = cost(model, example_inputs)
-    limit = budget.limit(getattr(before, quantity))
+    samples = sum(leading_size(inputs) for inputs, _ in Rereadable.of(batches, model))
     found = find_bottlenecks(
         model,
         example_inputs,
@@ -94,9 +99,12 @@ def reallocate(
         method=method,
         loss_fn=loss_fn,
         quantity=quantity,
+        draws=max(1, min(DRAWS, samples)),
         ranking=ranking,
         seed=seed,
     )
+    before = cost(model, example_inputs)
+    limit = budget.limit(getattr(before, quantity))
     share = limit / getattr(before, quantity) * (1 - moved)
     smaller = prune(
         model,
@@ -108,7 +116,9 @@ def reallocate(
         ranking=ranking,
         seed=seed,
     )
-    widths = _widths(smaller.model, example_inputs, found, quantity, limit)
+    multiple = 1 if ranking is None else ranking.round_to
+    bound: dict[str, Any] = {quantity: int(limit)}
+    widths = _widths(smaller.model, example_inputs, found, Budget(**bound), multiple)
     wider = widen(smaller.model, example_inputs, widths, start=start, seed=seed)
     return Reallocation(
         model=wider.model,
@@ -119,8 +129,8 @@ def reallocate(
     )
 
 
-def _widths(model: nn.Module, example_inputs: Any, found: Bottlenecks, quantity: str, limit: float) -> dict[str, int]:
-    """Return the widths of the narrow groups that bring the cost to the limit, by one factor for all of them.
+def _widths(model: nn.Module, example_inputs: Any, found: Bottlenecks, budget: Budget, multiple: int) -> dict[str, int]:
+    """Return the widths of the narrow groups that bring the cost to the budget, by one factor for all of them.
 
     Raises:
         BudgetError: Not even one more unit fits.
@@ -128,13 +138,14 @@ def _widths(model: nn.Module, example_inputs: Any, found: Bottlenecks, quantity:
     groups = find_groups(model, example_inputs)
     units = {group.name: group.num_units for group in groups}
     names = [item.group for item in found.narrow or found[: max(1, len(found) // 4)] if item.group in units]
-    costs = CostModel(model, example_inputs, groups)
+    costs, limit = CostModel(model, example_inputs, groups), float(budget.value)
 
     def at(factor: float) -> dict[str, int]:
-        return {name: max(units[name], round(units[name] * factor)) for name in names}
+        wanted = {name: round(units[name] * factor / multiple) * multiple for name in names}
+        return {name: max(units[name], width) for name, width in wanted.items()}
 
     def fits(widths: Mapping[str, int]) -> bool:  # a unit that comes is one that leaves, with the other sign
-        return costs.spent(quantity, {name: units[name] - width for name, width in widths.items()}) <= limit
+        return costs.spent(budget.quantity, {name: units[name] - width for name, width in widths.items()}) <= limit
 
     low, high = 1.0, 2.0
     while fits(at(high)) and high < 64:

@@ -1,14 +1,16 @@
 """The share of each group that a pruning removes, at several levels and over draws of the calibration samples."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hessprune.costs.budget import Budget
-from hessprune.errors import BudgetError
+from hessprune.errors import ArgumentError, BudgetError
 from hessprune.foundation.batches import Rereadable
+from hessprune.foundation.formatting import shown
 from hessprune.foundation.progress import track
 from hessprune.foundation.trees import leading_size, sample_rows, tensors_in
 from hessprune.methods.scoring import saliency
@@ -38,8 +40,8 @@ def _rows_of(targets: Any, rows: Tensor, count: int) -> Any:
     return sample_rows(targets, rows) if apart else targets
 
 
-def removed_shares(task: Task, levels: Sequence[float], draws: int) -> Tensor:
-    """Return the removed share of each group, `(draws, levels, G)`.
+def removed_shares(task: Task, levels: Sequence[float], draws: int) -> tuple[tuple[float, ...], Tensor]:
+    """Return the levels within reach, and the removed share of each group at them, `(draws, levels, G)`.
 
     Args:
         task: Model, groups, data, method, loss and ranking; its budget names the quantity.
@@ -47,8 +49,12 @@ def removed_shares(task: Task, levels: Sequence[float], draws: int) -> Tensor:
         draws: Parts of the calibration samples; each gives saliencies of its own.
 
     Raises:
-        BudgetError: A level is out of reach.
+        ArgumentError: There are fewer samples than draws.
+        BudgetError: No level is within reach.
     """
+    samples = sum(leading_size(inputs) for inputs, _ in task.batches)
+    if samples < draws:
+        raise ArgumentError(f"`draws` must be at most the number of samples, {samples}, got {draws}. Ask for fewer.")
     found = []
     for number in track(range(draws), "bottlenecks"):
         values = saliency(
@@ -60,16 +66,31 @@ def removed_shares(task: Task, levels: Sequence[float], draws: int) -> Tensor:
             outputs=task.outputs,
             seed=task.seed + number,
         )
+        levels = levels if found else _within_reach(task, values, levels)
         found.append([_shares(task, values, level) for level in levels])
-    return torch.tensor(found, dtype=torch.float64)
+    return tuple(levels), torch.tensor(found, dtype=torch.float64)
+
+
+def _within_reach(task: Task, values: Any, levels: Sequence[float]) -> list[float]:
+    reached, last = [], None
+    for level in levels:
+        try:
+            _shares(task, values, level)
+            reached.append(level)
+        except BudgetError as error:  # so much of the model cannot go
+            last = error
+    if not reached:
+        raise BudgetError(f"`levels` must hold one within reach, got {shown(tuple(levels))}: {last} Pass lower ones.")
+    return reached
 
 
 def _shares(task: Task, values: Any, level: float) -> list[float]:
-    budget = Budget.keeping(task.budget.quantity, round(1 - level, 9))
-    try:
-        plan = make_plan(
-            task.model, task.groups, values, budget, example_inputs=task.example_inputs, ranking=task.ranking
-        )
-    except BudgetError as error:
-        raise BudgetError(f"`levels` must be within reach, got {level:g}: {error} Leave this level out.") from error
+    plan = make_plan(
+        task.model,
+        task.groups,
+        values,
+        Budget.keeping(task.budget.quantity, round(1 - level, 9)),
+        example_inputs=task.example_inputs,
+        ranking=replace(task.ranking, ignore=()),  # ignored layers have no group
+    )
     return [len(plan.removed.get(group.name, ())) / group.num_units for group in task.groups]

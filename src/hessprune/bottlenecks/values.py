@@ -91,10 +91,7 @@ class Bottlenecks(tuple[Bottleneck, ...]):
         """
         try:
             data = json.loads(text)
-            items = [
-                Bottleneck(**item | {key: _by_level(item[key]) for key in ("removed", "spread")})
-                for item in data["groups"]
-            ]
+            items = [Bottleneck(**item | _numbers(item)) for item in data["groups"]]
             return cls(items, data["facts"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
@@ -146,6 +143,8 @@ class Bottlenecks(tuple[Bottleneck, ...]):
         for item in self[:3]:
             shares = ", ".join(f"{share:.0%} of it at {level:.0%}" for level, share in item.removed.items())
             lines.append(f"{item.group} ({item.num_units} units, {item.verdict}): {shares}")
+        if self.facts.get("out_of_reach"):
+            lines.append("out of reach: " + ", ".join(f"{level:.0%}" for level in self.facts["out_of_reach"]))
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -165,6 +164,12 @@ class Bottlenecks(tuple[Bottleneck, ...]):
             gain = "" if item.gain is None or math.isnan(item.gain) else f"{item.gain:.2e}"
             rows.append([item.group, item.num_units, *shares, f"{item.relative:.2f}", gain, item.verdict])
         return head, rows
+
+
+def _numbers(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a group as numbers."""
+    levels = {key: _by_level(item[key]) for key in ("removed", "spread")}
+    return {"num_units": int(item["num_units"]), "relative": float(item["relative"]), **levels}
 
 
 def _by_level(values: Mapping[str, float]) -> dict[float, float]:

@@ -30,8 +30,10 @@ class Step(NamedTuple):
     layers: int
     """Layers that ran before."""
     function: str
+    form: tuple[int, int]
+    """Axes of the result and size of the last one: masks have others than the activations beside them."""
     number: int
-    """Among the calls of this function since the last layer."""
+    """Among the calls of this function with results of this form since the last layer."""
 
 
 Place = tuple[Step, int]
@@ -62,7 +64,7 @@ class StepMode(CallMode):
         self._open = Counter(branch.other[0] for branch in branches.values())
         self._kept: dict[Step, tuple[Tensor, ...]] = {}
         self._layers = 0
-        self._calls: Counter[str] = Counter()
+        self._calls: Counter[tuple[str, tuple[int, int]]] = Counter()
 
     def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         """Handle a layer; subclasses override this method, not `on_call`."""
@@ -73,14 +75,14 @@ class StepMode(CallMode):
         self._layers += 1
         self._calls.clear()
         output = self.on_layer(name, call, arguments)
-        self._keep(self._now(""), output)
+        self._keep(self._now("", output), output)
         return output
 
     def on_other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Count another function."""
         output = super().on_other(func, name, args, kwargs)
-        self._calls[name] += 1
-        self._keep(self._now(name), output)
+        self._calls[name, _form(output)] += 1
+        self._keep(self._now(name, output), output)
         return output
 
     def take_other(self, name: str) -> Tensor:
@@ -92,9 +94,10 @@ class StepMode(CallMode):
             del self._kept[step]
         return summand
 
-    def _now(self, function: str) -> Step:
+    def _now(self, function: str, output: Any) -> Step:
         """Return the step that has just been made."""
-        return Step(self._layers, function, self._calls[function])
+        form = _form(output)
+        return Step(self._layers, function, form, self._calls[function, form])
 
     def _keep(self, step: Step, output: Any) -> None:
         """Keep the tensors of a step if a branch needs them."""
@@ -144,7 +147,7 @@ class _BranchRecorder(StepMode):
         output = call.forward(*arguments)
         self._uses[name] += 1
         self._consumed[self._key(arguments[0])] += 1
-        self._note(output, arguments[:1], self._now(""))
+        self._note(output, (), self._now("", output))
         self._tails[self._key(output)] = _Tail(weight=name, layer=self._layers)
         return output
 
@@ -155,10 +158,14 @@ class _BranchRecorder(StepMode):
         operator = operator_of(func)
         if operator.name == "add" and len(inputs) == 2 and inputs[0].shape == inputs[1].shape and not kwargs:
             self._see_addition(*keys)
+        before = [_changes(tensor) for tensor in inputs]
         output = super().on_other(func, name, args, kwargs)
         if operator.derivative != "look":
-            self._consumed.update(keys)
-            self._note(output, inputs, self._now(name))
+            same = [tensor for tensor, number in zip(inputs, before, strict=True) if _changes(tensor) == number]
+            passed = {id(tensor) for tensor in tensors_in(output)} & {id(tensor) for tensor in same}
+            self._consumed.update(key for key in keys if key[0] not in passed)
+            self._note(output, same, self._now(name, output))
+            self._alive += inputs
         if tail is not None and operator.name == "batch_norm" and tail.scale is None:
             scale = _scale(*batch_norm_arguments(func, args), **kwargs)
             self._tails[self._key(output)] = replace(tail, scale=scale)
@@ -184,13 +191,25 @@ class _BranchRecorder(StepMode):
     def _key(self, tensor: Tensor) -> Key:
         return id(tensor), self._version[id(tensor)]
 
-    def _note(self, output: Any, inputs: Sequence[Tensor], step: Step) -> None:
-        """Note the step that computed some tensors."""
+    def _note(self, output: Any, same: Sequence[Tensor], step: Step) -> None:
+        """Note the step that computed some tensors; the inputs `same` are returned as they were, if at all."""
         outputs = list(tensors_in(output))
-        self._alive += [*inputs, *outputs]
+        self._alive += outputs
         for place, tensor in enumerate(outputs):
-            self._version[id(tensor)] += any(tensor is argument for argument in inputs)
-            self._made[self._key(tensor)] = (step, place)
+            if not any(tensor is argument for argument in same):  # else `to`, or a dropout in evaluation mode
+                self._version[id(tensor)] += self._key(tensor) in self._made
+                self._made[self._key(tensor)] = (step, place)
+
+
+def _form(output: Any) -> tuple[int, int]:
+    """Return the number of axes and the size of the last one of the first tensor."""
+    first = next(iter(tensors_in(output)), None)
+    return (0, 0) if first is None or not first.dim() else (first.dim(), first.shape[-1])
+
+
+def _changes(tensor: Tensor) -> int:
+    """Return the number of in-place changes that torch counts; it counts none of tensors made for inference."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _scale(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:  # noqa: ARG001

@@ -48,7 +48,7 @@ def parsed(text: str) -> dict[str, Any]:
     """
     try:
         data = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(incomplete(error)) from error
     require(isinstance(data, dict), f"{shown(data)}")
     return data

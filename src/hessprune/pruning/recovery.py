@@ -23,7 +23,8 @@ def cut_and_recover(task: Task, plan: Plan) -> nn.Module:
 
 def pruned_by(task: Task, plan: Plan) -> nn.Module:
     """Apply a plan, fit its implants and, if the task says so, let the survivors compensate."""
-    pruned = apply_plan(task.model, plan, start="zero" if task.implant.start == "zero" else "centre")
+    start = "zero" if task.implant.start == "zero" else "centre"
+    pruned = apply_plan(task.model, plan, example_inputs=task.example_inputs, start=start)
     if plan.implanted and task.implant.start == "fitted":
         pruned = fit_stand_ins(task.model, pruned, plan, task.batches)
     return (

@@ -10,9 +10,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from hessprune.errors import CheckpointError
+from hessprune.errors import ArgumentError, CheckpointError
 from hessprune.foundation.arrival import arrived, materialise
 from hessprune.foundation.files import replacing, sha256, writable_folder, write_text
+from hessprune.foundation.formatting import shown
 from hessprune.foundation.hashing import file_sha256, tensors_sha256
 from hessprune.foundation.tensors import replace_tensors
 from hessprune.planning.chain import Change, steps_of
@@ -41,6 +42,7 @@ def save(model: nn.Module, plan: Change, folder: str | Path) -> Path:
         The folder.
 
     Raises:
+        ArgumentError: `plan` is no plan.
         CheckpointError: The plan gives other shapes; nothing is written.
         OutputError: The folder cannot be written.
 
@@ -54,6 +56,8 @@ def save(model: nn.Module, plan: Change, folder: str | Path) -> Path:
         ...     sorted(path.name for path in hp.save(hp.apply_plan(net, plan), plan, folder).iterdir())
         ['model.safetensors', 'plan.json']
     """
+    if not hasattr(plan, "cost_after"):
+        raise ArgumentError(f"`plan` must be the plan that led to `model`, got {shown(plan)}. Pass result.plan.")
     model = arrived(model)
     check_shapes(model, plan)
     folder, text, state = writable_folder(folder), plan.to_json(), _unique_state(model)

@@ -67,8 +67,15 @@ def factory_of(folder: Path, attention: str | None) -> Callable[[], nn.Module]:
     options = {} if attention is None else {"attn_implementation": attention}
 
     def build() -> nn.Module:
-        with quiet(), seeded(0):
-            return cls(transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **options))
+        try:
+            with quiet(), seeded(0):
+                return cls(transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **options))
+        except Exception as error:  # whatever a config that was written by hand trips over
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            raise CheckpointError(
+                f"'{path}' must be a config that transformers {transformers.__version__} reads, got: {reason}. "
+                "Pass the function that builds the dense model: hp.load(folder, factory)."
+            ) from error
 
     return build
 

@@ -57,7 +57,7 @@ def _families(units: Sequence[int], parents: Sequence[int]) -> list[list[int]]:
 def _share(tensor: Tensor, piece: Slice, family: Sequence[int], generator: torch.Generator) -> None:
     """Divide the weights that read a unit among it and its copies: `w / k + δ`, where the `δ` sum to zero."""
     whole = _lines(tensor, piece, family[:1])
-    spread = SPREAD * float(tensor.double().std(correction=0))
+    spread = SPREAD * _spread(tensor)
     drawn = torch.randn(len(family), *whole.shape, generator=generator, dtype=torch.float64)
     shares = (drawn - drawn.mean(0)).to(tensor) * spread + whole / len(family)
     for unit, share in zip(family, shares, strict=True):
@@ -68,7 +68,14 @@ def _draw(tensor: Tensor, piece: Slice, units: Sequence[int], generator: torch.G
     """Give the new units of a producer normal weights of the tensor's own spread."""
     lines = _lines(tensor, piece, units)
     drawn = torch.randn(lines.shape, generator=generator, dtype=torch.float64).to(tensor)
-    tensor.index_copy_(piece.dim, _positions(tensor, piece, units), drawn * float(tensor.double().std(correction=0)))
+    tensor.index_copy_(piece.dim, _positions(tensor, piece, units), drawn * _spread(tensor))
+
+
+def _spread(tensor: Tensor) -> float:
+    """Return the deviation of the numbers; where they are equal, their size, or that of a fresh layer for zeros."""
+    numbers = tensor.double()
+    deviation, size = float(numbers.std(correction=0)), float(numbers.square().mean().sqrt())
+    return deviation if deviation > 1e-6 * size else size or tensor[0].numel() ** -0.5
 
 
 def _positions(tensor: Tensor, piece: Slice, units: Sequence[int]) -> Tensor:

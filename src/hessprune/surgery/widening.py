@@ -46,8 +46,8 @@ def widen(
 ) -> WidenResult:
     """Put more units into groups of a model, so that its outputs stay and the new units can learn.
 
-    The inverse of surgery, for every group that `find_groups` knows: residual streams, concatenations, grouped
-    convolutions and heads included. A new unit stands beside an old one, its parent, drawn at random.
+    The inverse of surgery, for every group of `find_groups` that weights read: residual streams, concatenations,
+    grouped convolutions and heads included. A new unit stands beside an old one, its parent, drawn at random.
 
     - `"split"`: it copies its parent, and both share what reads the parent: of `k` copies each gets `w / k + δ`, where
       the random `δ` sum to zero. The outputs stay, the gradients differ. BatchNorm's statistics are right at once.
@@ -159,7 +159,8 @@ def _check_outputs(dense: nn.Module, wide: nn.Module, inputs: Any) -> None:
     if not found <= TOLERANCE[dtype]:
         raise VerificationError(
             f"the wider model must give the outputs of the old one, but they differ by {found:.2e} (relative, "
-            f"{dtype}). Its forward treats channels by position: leave the layers involved out of `widths`."
+            f"{dtype}). Its forward treats channels by position, or no weight of its own reads them (tied embeddings): "
+            "leave the layers involved out of `widths`."
         )
 
 
