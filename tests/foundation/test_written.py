@@ -95,6 +95,21 @@ def test_an_axis_of_the_same_size_elsewhere_stays() -> None:
     assert model(torch.zeros(4, 4, 18)).shape == (4, 4, 2, 3, 3)
 
 
+class Grid(nn.Module):
+    """Eight heads on a grid of eight by eight: the size stands in both calls, with an open one beside it."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 8, 8, C)
+        heads = x.view(x.shape[0], -1, 8, 32).transpose(1, 2)
+        return heads.transpose(1, 2).reshape(x.shape[0], 8, 8, -1)
+
+
+@pytest.mark.parametrize("left", [7, 4, 2])
+def test_a_size_of_another_call_stays_where_an_open_size_would_take_it(left: int) -> None:
+    model, x = Grid(), torch.randn(2, 8, 8, 32 * left)
+    lower(model, "view(3:4 of 4 to 2:4)[2 of 4]=8", 8 - left)
+    assert torch.equal(model(x), x)
+
+
 def test_a_shape_that_fits_as_a_whole_stays() -> None:
     model = Resolution()
     lower(model, "view(2:3 of 3 to 2:4)[2 of 4]=4", 3)

@@ -192,16 +192,20 @@ def _as_viewed(lowered: _Lowered, x: Tensor, given: list[Any]) -> list[Any]:
     """Lower the sizes of every run of axes that fits the tensor with what remains, and not as it is written."""
     if _fills(given, x.numel()):
         return given
-    shape, runs, taken = [*given], {}, []
+    shape, least, runs, taken = [*given], [*given], {}, []
     for written, left in lowered.at("view", given):
         if written.run is not None and written.run[2] == x.dim():
             runs.setdefault(written.run, []).append((written, left))
+            least[written.axis] = left
     for (first, end, _, start, stop), sizes in runs.items():
         new = [*shape]
         for written, left in sizes:
             new[written.axis] = left
         numel = math.prod(x.shape[first:end])
-        if not _fills(shape[start:stop], numel) and _fills(new[start:stop], numel, opens=True):
+        # The same size may stand in another call: there, the axes around do not hold what is around the run.
+        beside = ((x.shape[:first], slice(start)), (x.shape[end:], slice(stop, None)))
+        is_here = all(_may_fill((given[part], least[part]), math.prod(sizes_in)) for sizes_in, part in beside)
+        if is_here and not _fills(shape[start:stop], numel) and _fills(new[start:stop], numel, opens=True):
             shape = new
             taken += sizes
     if not _fills(shape, x.numel(), opens=True):
@@ -215,6 +219,11 @@ def _fills(sizes: Sequence[Any], numel: Any, *, opens: bool = False) -> bool:
     """Return whether axes hold so many numbers; with `opens`, also if an open size could make them fit."""
     known = math.prod(size for size in sizes if not _is_open(size))
     return bool(opens and numel % max(known, 1) == 0) if any(map(_is_open, sizes)) else bool(known == numel)
+
+
+def _may_fill(choices: Sequence[Sequence[Any]], numel: Any) -> bool:
+    """Return whether axes hold so many numbers with one of some choices of sizes, open ones included."""
+    return any(_fills(sizes, numel, opens=True) for sizes in choices)
 
 
 def _expanded(lowered: _Lowered, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:

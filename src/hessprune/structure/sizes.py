@@ -66,7 +66,8 @@ def _silent(trial: Trial, working: Mapping[str, Group], sized: Mapping[str, Grou
     everything = {name: _sized(group, sized[name].literals) for name, group in working.items()}
     named = trial.named_sizes([*everything.values()])
     for name, group in working.items():
-        if not _names(trial, sized[name], named):
+        is_done = any(is_written(literal.attribute) for literal in group.literals)
+        if is_done or not _names(trial, sized[name], named):
             continue
         beside = [other for key, other in working.items() if key != name]
         better = sized[name]
