@@ -65,18 +65,36 @@ def _silent(trial: Trial, working: Mapping[str, Group], sized: Mapping[str, Grou
     """
     everything = {name: _sized(group, sized[name].literals) for name, group in working.items()}
     named = trial.named_sizes([*everything.values()])
-    for name, group in working.items():
-        is_done = any(is_written(literal.attribute) for literal in group.literals)
-        if is_done or not _names(trial, sized[name], named):
-            continue
-        beside = [other for key, other in working.items() if key != name]
-        better = sized[name]
-        for choice in _choices(trial.model, group, "", group):
-            both = _sized(choice, sized[name].literals)
-            if not trial.failure_of([*beside, choice]) and not _names(trial, both, trial.named_sizes([*beside, both])):
+    silent = [
+        name
+        for name, group in working.items()
+        if not any(is_written(literal.attribute) for literal in group.literals) and _names(trial, sized[name], named)
+    ]
+    homes = {name: _home(sized[name]) for name in silent}
+    calls = trial.calls({*homes.values()} - {""})
+    for name in silent:
+        better, beside = sized[name], [other for key, other in working.items() if key != name]
+        for choice in _choices(trial.model, working[name], "", working[name]):
+            is_inside = all(_is_in(literal.module, homes[name]) for literal in choice.literals)
+            call = calls.get(homes[name]) if is_inside else None
+            around, both = () if call else beside, _sized(choice, sized[name].literals)
+            if trial.failure_of([*around, choice], call):
+                continue
+            if not _names(trial, both, trial.named_sizes([*around, both], call)):
                 better = choice
                 break
-        yield name, _named(trial, better, beside)
+        call = calls.get(homes[name]) if better is sized[name] else None
+        yield name, _named(trial, better, () if call else beside, call)
+
+
+def _home(group: Group) -> str:
+    """Return the innermost module that holds all slices and literals of a group."""
+    names = [*(split_name(piece.param)[0] for piece in group.slices), *(literal.module for literal in group.literals)]
+    return next(outer for outer in _outwards(names[0]) if all(_is_in(name, outer) for name in names))
+
+
+def _is_in(module: str, outer: str) -> bool:
+    return not outer or f"{module}.".startswith(f"{outer}.")
 
 
 def _names(trial: Trial, group: Group, named: Collection[tuple[int, str]]) -> bool:

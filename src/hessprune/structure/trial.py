@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from hessprune.foundation.modules import call_model, device_of, empty_copy, failing_module
 from hessprune.foundation.multihead import free_heads
-from hessprune.foundation.trees import to_device
+from hessprune.foundation.trees import sample_rows, tensors_in, to_device
 from hessprune.foundation.written import noting_sizes
 from hessprune.structure.capture import first_line
 from hessprune.structure.comparison import TOLERANCE, compare, positive
@@ -45,7 +45,8 @@ class Trial:
         self.model, self._inputs = empty_copy(model).eval(), to_device(example_inputs, "meta")
         free_heads(self.model)
         self._needs_numbers: bool | None = None
-        self._numeric_inputs = _with_numbers(example_inputs)
+        self._all_inputs = _with_numbers(example_inputs)
+        self._numeric_inputs = _first_sample(self._all_inputs)
         self._awake = True
         self._places: dict[str, int] = {}
 
@@ -105,13 +106,16 @@ class Trial:
         return "" if found <= TOLERANCE[dtype] else f"without some units the output differs by {found:.1e}"
 
     def can_compare(self) -> bool:
-        """Return whether the whole model equals itself: on the inputs, on positive ones, or with dead units asleep."""
+        """Return whether the whole model equals itself: on the inputs, on positive ones, or with dead units asleep.
+
+        One sample is enough, unless the forward wants a whole batch.
+        """
         if device_of(self._original[0]).type == "meta":
             return False
-        given = self._numeric_inputs
-        for self._awake, self._numeric_inputs in ((True, given), (False, given), (False, positive(given))):
-            if not self.disagreement([]):
-                return True
+        for given in (self._numeric_inputs, self._all_inputs):
+            for self._awake, self._numeric_inputs in ((True, given), (False, given), (False, positive(given))):
+                if not self.disagreement([]):
+                    return True
         return False
 
     def _leaving(self, groups: Sequence[Group]) -> Iterator[tuple[Group, list[int]]]:
@@ -140,6 +144,12 @@ def _with_numbers(inputs: Any) -> Any:
         return torch.randn(value.shape, generator=generator).to(value.dtype)
 
     return tree_map(replaced, inputs)
+
+
+def _first_sample(inputs: Any) -> Any:
+    """Return one sample of a batch; the inputs themselves where their first axes differ."""
+    sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors_in(inputs)}
+    return sample_rows(inputs, torch.tensor([0])) if len(sizes) == 1 and sizes.pop() > 1 else inputs
 
 
 @contextmanager
