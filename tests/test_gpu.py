@@ -17,7 +17,7 @@ from tests.quantize.nets import batches, images, network
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
-METHODS = ("random", "magnitude", "bn_scale", "taylor", "hap", "sosp-h", "sosp-i", "joint")
+METHODS = ("random", "magnitude", "bn_scale", "taylor", "nvit", "hap", "sosp-h", "sosp-i", "joint")
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,9 @@ __version__ = "0.2.0"
 _STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text("utf-8"))
 _IMPORTS = [node for node in _STUB.body if isinstance(node, ast.ImportFrom) and node.module != "hessprune"]
 _HOMES = {alias.name: node.module for node in _IMPORTS for alias in node.names}
-__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+_RETURNED = {"Bottlenecks", "Comparison", "LatencyTable", "PruneResult", "Saliency", "TraceResult", "Widening"}
+"""Types of returned values: there for annotations, and not among the names that one calls."""
+__all__ = [name for name in _HOMES if name not in _RETURNED]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,4 +33,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """List the public names."""
-    return [*__all__, "__version__", "errors"]
+    return [*_HOMES, "__version__", "errors"]

@@ -38,6 +38,7 @@ from hessprune.methods.hap import HAP as HAP
 from hessprune.methods.joint import Joint as Joint
 from hessprune.methods.magnitude import Magnitude as Magnitude
 from hessprune.methods.method import Method as Method
+from hessprune.methods.nvit import NViT as NViT
 from hessprune.methods.random import Random as Random
 
 # methods

@@ -23,7 +23,7 @@ MODEL = net()
 GROUPS = hp.find_groups(MODEL, X)
 SALIENCY = {group.name: torch.arange(float(group.num_units)) for group in GROUPS}
 BUDGET = hp.Budget(units=0.6)
-METHODS = ("random", "magnitude", "taylor", "hap", "sosp-h", "sosp-i", "joint", "bn_scale")
+METHODS = ("random", "magnitude", "taylor", "nvit", "hap", "sosp-h", "sosp-i", "joint", "bn_scale")
 CALLS: dict[str, Callable[[nn.Module, Any], Any]] = {
     "make_plan": lambda model, groups: hp.make_plan(model, groups, SALIENCY, BUDGET, example_inputs=X),
     "removal_for": lambda model, groups: hp.removal_for(model, groups, BUDGET, example_inputs=X),

@@ -15,6 +15,7 @@ from hessprune.lab.report.run_report import RunReport
 from hessprune.lab.settings import RunSettings
 from hessprune.quantize.backend import find_backend
 from hessprune.structure.find import find_groups
+from hessprune.structure.kinds import only
 from hessprune.surgery import checkpoint
 
 
@@ -43,7 +44,8 @@ def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
     """Make all stages, in order."""
     job = open_run(settings, out, data_root)
     dense = stages.dense_model(job)
-    groups = find_groups(dense.model, job.example, settings.prune.ranking.ignore, compare=True)
+    ranking = settings.prune.ranking
+    groups = only(find_groups(dense.model, job.example, ranking.ignore, compare=True), ranking.units)
 
     own = settings.prune.method
     pruned = {method: prune_by(job, dense, groups, method) for method in (own, *job.baselines)}

@@ -15,6 +15,7 @@ from hessprune.methods.text import as_method
 from hessprune.methods.values import Saliency
 from hessprune.pruning.prune import score
 from hessprune.structure.find import find_groups
+from hessprune.structure.kinds import only
 
 
 def measure_saliency(
@@ -47,7 +48,8 @@ def measure_saliency(
     with torch_threads(settings.threads):
         run = open_run(settings, out, Path(data_root))
         dense = dense_model(run)
-        groups = find_groups(dense.model, run.example, (*settings.prune.ranking.ignore, *ignore))
+        ranking = settings.prune.ranking
+        groups = only(find_groups(dense.model, run.example, (*ranking.ignore, *ignore)), ranking.units)
         task = task_of(run, dense, groups, name, settings.prune.budget, StageMemory(run, dense, groups, name))
         values = task.memory.saliency(task.scoring_settings(), lambda: score(task, dense.model, groups))
     number, noun = len(run.data.calibration), run.data.noun

@@ -8,7 +8,7 @@ from hessprune.errors import CheckpointError
 from hessprune.foundation.files import sha256
 from hessprune.foundation.formatting import shown
 from hessprune.operators.leaves import Role
-from hessprune.structure.groups import Group, Literal, Slice
+from hessprune.structure.groups import KINDS, Group, Literal, Slice
 
 MOST_UNITS = 10_000_000
 """Of one group: more are a damaged file."""
@@ -20,7 +20,8 @@ def group_to_json(group: Group) -> dict[str, Any]:
     """Return a group as nested JSON values."""
     slices = [{**_fields(piece), "index": _pack(piece.index)} for piece in group.slices]
     literals = [{**_fields(item), "counts": list(item.counts)} for item in group.literals]
-    return {"name": group.name, "num_units": group.num_units, "slices": slices, "literals": literals}
+    facts = {"name": group.name, "kind": group.kind, "num_units": group.num_units}
+    return facts | {"slices": slices, "literals": literals}
 
 
 def group_from_json(data: Mapping[str, Any]) -> Group:
@@ -34,6 +35,8 @@ def group_from_json(data: Mapping[str, Any]) -> Group:
         isinstance(name, str) and is_count(units) and 0 < units <= MOST_UNITS,
         f"{shown(units)} units in group {shown(name)}",
     )
+    kind = data.get("kind", "channels")  # as in files of version 0.1
+    require(kind in KINDS, f"kind {shown(kind)} of group {shown(name)}")
     require(isinstance(slices, list) and len(slices) > 0, f"group {shown(name)} without slices")
     require(isinstance(literals, list), f"literals {shown(literals)} of group {shown(name)}")
     return Group(
@@ -41,6 +44,7 @@ def group_from_json(data: Mapping[str, Any]) -> Group:
         num_units=units,
         slices=tuple(_slice(piece, units) for piece in slices),
         literals=tuple(_literal(item, units) for item in literals),
+        kind=kind,
     )
 
 

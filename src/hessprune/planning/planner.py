@@ -18,7 +18,7 @@ from hessprune.planning.implants import Implant, ImplantShare, as_implant, carry
 from hessprune.planning.inputs import describe_inputs
 from hessprune.planning.joint import select_jointly
 from hessprune.planning.plan import Plan
-from hessprune.planning.ranking import Ranking, check_ranking, not_ignored, select
+from hessprune.planning.ranking import Ranking, check_ranking, free_groups, select
 from hessprune.planning.steps import select_in_steps
 from hessprune.planning.zones import Zones, select_zones
 from hessprune.structure.belonging import check_groups
@@ -76,7 +76,7 @@ def make_plan(
     ranking = _resolved(check_ranking(ranking, groups), saliency)
     per_unit = check_per_unit(saliency, groups, "saliency")
     unseen = set(getattr(saliency, "unseen", ()))
-    free = [group for group in not_ignored(groups, ranking.ignore) if group.name not in unseen]
+    free = [group for group in free_groups(groups, ranking) if group.name not in unseen]
     implant = as_implant(implant)
     check_no_stand_ins(implant, budget)
     carriers = carrying_layers(model, free, example_inputs, implant)

@@ -15,7 +15,8 @@ from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError, BudgetError
 from hessprune.foundation.checks import check_range, nearest
 from hessprune.foundation.formatting import shown
-from hessprune.structure.groups import Group, Ignored
+from hessprune.structure.groups import KINDS, Group, Groups, Ignored, Kind
+from hessprune.structure.kinds import only
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +29,7 @@ class Ranking:
         min_kept_fraction: Every group keeps at least this share of its units (and always one).
         round_to: Layers keep a multiple of this many channels, which suits the kernels of most hardware.
         ignore: Layers whose units stay: name patterns; for `prune` also modules and types of modules.
+        units: Kinds of units that may go: `"heads"`, `"neurons"`, `"channels"`, `"embedding"`; None for all.
         min_kept_units: Floors of single groups, `(name, units)`, in place of the fraction.
         step: Share of the budgeted quantity to remove before saliencies are measured anew; 1 decides at once.
 
@@ -44,6 +46,7 @@ class Ranking:
     min_kept_fraction: float = 0.1
     round_to: int = 1
     ignore: tuple[Any, ...] = ()
+    units: tuple[Kind, ...] | None = None
     min_kept_units: tuple[tuple[str, int], ...] = ()
     step: float = 1.0
 
@@ -62,6 +65,10 @@ class Ranking:
             raise ArgumentError(
                 f"`ignore` must be a tuple of name patterns, modules or types of modules, got {shown(self.ignore)}. "
                 'Write ignore=("layer1.*",).'
+            )
+        if self.units is not None and not (_is_sequence(self.units) and self.units and {*self.units} <= {*KINDS}):
+            raise ArgumentError(
+                f"`units` must be a tuple of kinds of units, got {shown(self.units)}. Pass some of {KINDS}, or None."
             )
         if not _is_sequence(self.min_kept_units) or not all(map(_is_floor, self.min_kept_units)):
             raise ArgumentError(
@@ -153,12 +160,13 @@ def candidate_groups(
     return np.concatenate(owners)[np.argsort(np.concatenate(scores), kind="stable")]
 
 
-def not_ignored(groups: Sequence[Group], patterns: Sequence[Ignored]) -> list[Group]:
-    """Return the groups that match no pattern.
+def free_groups(groups: Sequence[Group], ranking: Ranking) -> list[Group]:
+    """Return the groups of the kinds in `units` that match no pattern of `ignore`.
 
     Raises:
-        ArgumentError: A pattern matches no group, or together they match all.
+        ArgumentError: A pattern matches no group, together they match all, or no group is of these kinds.
     """
+    patterns = ranking.ignore
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise ArgumentError(
@@ -173,7 +181,7 @@ def not_ignored(groups: Sequence[Group], patterns: Sequence[Ignored]) -> list[Gr
         raise ArgumentError(
             f"`ignore` must leave a group to prune, got {shown(tuple(patterns))}, which match all. Drop one."
         )
-    return free
+    return [*only(Groups(free), ranking.units)]
 
 
 def removable(group: Group, ranking: Ranking) -> int:

@@ -20,6 +20,7 @@ from hessprune.planning.ranking import Ranking
 from hessprune.pruning.memory import Memory, NoMemory
 from hessprune.structure.find import find_groups
 from hessprune.structure.groups import Group
+from hessprune.structure.kinds import only
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,13 +57,13 @@ class Task:
             DataError: The batches are one-shot or empty.
             NumericalError: Weights are not finite.
             UnsupportedModelError: The model cannot be captured, or has no units that can go.
+        ArgumentError: The ranking asks for kinds of units that the model has not.
         """
         check_batches(self.batches)
         model = arrived(self.model)
         check_finite_parameters(model)
-        return replace(
-            self, model=model, groups=find_groups(self.model, self.example_inputs, self.ranking.ignore, compare=True)
-        )
+        groups = find_groups(self.model, self.example_inputs, self.ranking.ignore, compare=True)
+        return replace(self, model=model, groups=only(groups, self.ranking.units))
 
     def scoring_settings(self) -> dict[str, Any]:
         """Return what decides the saliencies, besides model and data; JSON values."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from hessprune.foundation.modules import split_name
 from hessprune.operators.leaves import Axis, Role
 from hessprune.structure.groups import Frozen, Group, Literal, Slice
+from hessprune.structure.kinds import kind_of
 from hessprune.structure.walk import GraphWalk
 
 NamedAxis = tuple[str, int, Axis]
@@ -53,9 +54,10 @@ def collect(walk: GraphWalk) -> tuple[list[Group], list[Frozen], dict[str, tuple
     for rows in _alike(units):
         group = _named(_build(walk, roots, axes, units, rows), names)
         if group.num_units > 1:
-            groups.append(group)
             members = units.root[rows[:, 0]]
-            written[group.name] = _written(walk, roots, members) if np.isin(members, heads).any() else ()
+            is_head = bool(np.isin(members, heads).any())
+            groups.append(replace(group, kind=kind_of(walk.modules[""], group.slices, is_head=is_head)))
+            written[group.name] = _written(walk, roots, members) if is_head else ()
         else:
             frozen += [Frozen(param=piece.param, dim=piece.dim, reason=LONELY) for piece in group.slices]
     return groups, frozen, written

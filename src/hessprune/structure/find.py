@@ -51,7 +51,7 @@ def find_groups(
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> print(hp.find_groups(net, torch.zeros(1, 3, 8, 8))[0])
-        0: 8 units
+        0: 8 channels
           producer 0.weight dim 0
           follower 0.bias dim 0
           follower 1.weight dim 0

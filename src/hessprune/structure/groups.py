@@ -1,5 +1,6 @@
 """Values that describe removable structure: a `Group` is a set of coupled slices with one axis of units."""
 
+import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,6 +13,9 @@ from hessprune.foundation.formatting import counted, html_table, shortened, show
 from hessprune.operators.leaves import Role
 
 T = TypeVar("T")
+
+Kind = typing.Literal["channels", "neurons", "heads", "embedding"]
+KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 
 Ignored = nn.Module | type[nn.Module] | str
 """An entry of `ignore`: a module, a type of modules, or a name pattern."""
@@ -67,7 +71,7 @@ class Group:
         >>> import torch, hessprune as hp
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> print(hp.find_groups(net, torch.zeros(1, 4))[0])
-        0: 8 units
+        0: 8 neurons
           producer 0.weight dim 0
           follower 0.bias dim 0
           consumer 2.weight dim 1
@@ -78,18 +82,20 @@ class Group:
     num_units: int
     slices: tuple[Slice, ...]
     literals: tuple[Literal, ...] = ()
+    kind: Kind = "channels"
+    """Channels of a convolution, neurons of a linear layer, heads of attention, or the width of an embedding table."""
 
     def slices_with_role(self, role: Role) -> tuple[Slice, ...]:
         """Return the slices of one role, in the model's order."""
         return tuple(piece for piece in self.slices if piece.role == role)
 
     def __repr__(self) -> str:
-        """Return the name and the numbers of units and slices."""
-        return f"Group({self.name!r}, {counted(self.num_units, 'unit')}, {counted(len(self.slices), 'slice')})"
+        """Return the name, the number and kind of the units, and the number of slices."""
+        return f"Group({self.name!r}, {self.num_units} {self.kind}, {counted(len(self.slices), 'slice')})"
 
     def __str__(self) -> str:
         """Return one line for the group and one for each of its slices."""
-        head = f"{self.name}: {self.num_units} units"
+        head = f"{self.name}: {self.num_units} {self.kind}"
         lines = [f"  {s.role:<8} {s.param} dim {s.dim}" + _width(s) for s in self.slices]
         return "\n".join([head, *lines])
 
@@ -113,7 +119,7 @@ class Groups(tuple[Group, ...]):
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> print(hp.find_groups(net, torch.zeros(1, 4)))
         Groups(1 group, 8 units)
-        largest: 0 (8 units)
+        largest: 0 (8 neurons)
         frozen axes: 1 because it meets the model's input 'input', 2 because the model returns it
     """
 
@@ -136,7 +142,7 @@ class Groups(tuple[Group, ...]):
         largest = sorted(self, key=lambda group: -group.num_units)
         lines = [
             repr(self),
-            "largest: " + shortened([f"{group.name} ({group.num_units} units)" for group in largest]),
+            "largest: " + shortened([f"{group.name} ({group.num_units} {group.kind})" for group in largest]),
         ]
         reasons = [f"{len(axes)} because {reason}" for reason, axes in self._reasons().items()]
         lines += [f"frozen axes: {shortened(reasons, 2)}"] if reasons else []
@@ -149,9 +155,9 @@ class Groups(tuple[Group, ...]):
 
     def _repr_html_(self) -> str:
         """Return the table that a notebook shows."""
-        rows = [[group.name, group.num_units, len(group.slices)] for group in self]
+        rows = [[group.name, group.kind, group.num_units, len(group.slices)] for group in self]
         frozen = [[len(axes), reason] for reason, axes in self._reasons().items()]
-        tables = html_table(["group", "units", "slices"], rows, repr(self))
+        tables = html_table(["group", "kind", "units", "slices"], rows, repr(self))
         return tables + (html_table(["frozen axes", "reason"], frozen) if frozen else "")
 
     def _reasons(self) -> dict[str, list[str]]:

@@ -1,0 +1,52 @@
+"""Kinds of units: heads of attention, neurons of linear layers, channels of convolutions, embedding widths."""
+
+from collections.abc import Collection, Iterable
+
+from torch import nn
+
+from hessprune.errors import ArgumentError
+from hessprune.foundation.formatting import shown
+from hessprune.foundation.modules import split_name
+from hessprune.structure.groups import KINDS, Frozen, Groups, Kind, Slice
+
+NOT_ASKED = "units of its kind stay, on request"
+
+
+def kind_of(model: nn.Module, pieces: Iterable[Slice], *, is_head: bool) -> Kind:
+    """Return the kind of the units that some slices hold.
+
+    Args:
+        model: The model of the slices.
+        pieces: All slices of a group.
+        is_head: Whether the units meet in a product of queries with keys, or of its result with values.
+    """
+    if is_head:
+        return "heads"
+    names = [piece.param for piece in pieces if piece.role == "producer"]
+    owners = [model.get_submodule(split_name(name)[0]) for name in names]
+    if owners and all(isinstance(owner, nn.Embedding) for owner in owners):
+        return "embedding"
+    return "neurons" if names and all(_rank(model, name) == 2 for name in names) else "channels"
+
+
+def only(groups: Groups, kinds: Collection[Kind] | None) -> Groups:
+    """Return the groups of some kinds, all for None; the axes of the others are frozen.
+
+    Raises:
+        ArgumentError: There is no group of these kinds.
+    """
+    if kinds is None:
+        return groups
+    kept = [group for group in groups if group.kind in kinds]
+    if not kept:
+        there = tuple(kind for kind in KINDS if any(group.kind == kind for group in groups))
+        raise ArgumentError(f"`units` must name kinds of units that the model has, got {shown(tuple(kinds))}. "
+                            f"Pass some of {there}.")  # fmt: skip
+    others = [piece for group in groups if group.kind not in kinds for piece in group.slices]
+    return Groups(kept, (*groups.frozen, *(Frozen(param=p.param, dim=p.dim, reason=NOT_ASKED) for p in others)))
+
+
+def _rank(model: nn.Module, param: str) -> int:
+    """Return the number of axes of a tensor; convolutions of one dimension have three."""
+    owner, name = split_name(param)
+    return getattr(model.get_submodule(owner), name).dim()
