@@ -488,6 +488,7 @@ NO_ROW = {
     "methods.slices": "must belong to this model",
     "methods.method": "`name` of a method must be new",
     "operators.table": "must be new to the table",
+    "foundation.processes": "must be the same on all processes|but the processes differ",  # tests/test_processes.py
     "surgery.apply": "`plan` must be a Plan",  # as hp.verify says
     "surgery.verify": "must equal the masked|must cost what|must run on the example|must return tensors with numbers",
     "curvature.precision": "curvature must be finite",

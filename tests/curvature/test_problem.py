@@ -58,6 +58,6 @@ def test_two_passes_see_one_order(own):
     model = build(Residual)
     effort = Effort(estimator="exact", precision="fp64", options=TraceOptions())
     problem = pose(model, reading(model), loader(own), loss_fn=None, effort=effort)
-    first, second = (torch.cat([x for x, _ in problem.each_batch("test")]) for _ in range(2))
+    first, second = (torch.cat([x for _, x, _ in problem.each_batch("test")]) for _ in range(2))
     assert torch.equal(first, second)
     assert not torch.equal(first, X)

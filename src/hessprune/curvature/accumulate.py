@@ -8,6 +8,7 @@ entry of `Q` is off by at most the dropped trace, which is computed exactly.
 import torch
 from torch import Tensor
 
+from hessprune.foundation.processes import gathered_rows, num_processes, summed, summed_numbers
 from hessprune.foundation.symmetric import Factor, SymmetricMatrix, WholeMatrix
 
 DENSE_UNITS = 4096
@@ -31,6 +32,11 @@ class DenseSum:
         self._waiting.append(rows)
         if sum(map(len, self._waiting)) >= _FLUSH:
             self._flush()
+
+    def over_processes(self) -> None:
+        """Add the rows of all processes."""
+        self._flush()
+        self._total = summed(self._total)
 
     def result(self, weight: float) -> SymmetricMatrix:
         """Return the sum over `weight`."""
@@ -65,6 +71,13 @@ class FactorSum:
             self._reserve(self._filled + len(part), part)
             self._buffer[self._filled : self._filled + len(part)] = part
             self._filled += len(part)
+
+    def over_processes(self) -> None:
+        """Add the rows of all processes; each holds all of them then."""
+        if num_processes() > 1:
+            rows, (dropped,) = gathered_rows(self._buffer[: self._filled]), summed_numbers(self.dropped)
+            self._filled, self.dropped = 0, dropped
+            self.add(rows)
 
     def result(self, weight: float) -> SymmetricMatrix:
         """Return the sum over `weight`."""

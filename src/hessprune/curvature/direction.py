@@ -14,6 +14,7 @@ from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, check_finite, pose
 from hessprune.curvature.products import ProductMode
 from hessprune.curvature.results import Slices
+from hessprune.foundation.processes import summed, summed_numbers
 from hessprune.foundation.trees import sample_rows
 from hessprune.objectives.objective import BatchLoss, check_weight
 
@@ -65,10 +66,11 @@ def weight_curvature(
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
     directions = _directions(problem)
     total, weight = torch.zeros(problem.readout.num_units, dtype=torch.float64), 0.0
-    for inputs, loss in problem.each_batch("Hessian product"):
+    for _, inputs, loss in problem.each_batch("Hessian product"):
         for rows in problem.split(loss.counted()):
             total += _chunk(problem, inputs, loss, rows, directions).cpu()
         weight += loss.weight()
+    total, (weight,) = summed(total), summed_numbers(weight)
     check_weight(weight)
     return problem.readout.split(total / weight)
 

@@ -13,7 +13,7 @@ linearised: a quadratic form in the logits would say that confident samples can 
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -29,6 +29,7 @@ from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
 from hessprune.curvature.reading_layers import ReadingLayer, measure_reading_layers
 from hessprune.curvature.results import Slices
+from hessprune.foundation.processes import summed, summed_numbers
 from hessprune.foundation.trees import sample_rows
 from hessprune.layers.regression import outputs_by_sample, weight_from
 from hessprune.objectives.factors import LogitFactor, SoftmaxFactor
@@ -105,9 +106,9 @@ def eliminated_losses(
     options = options or TraceOptions()
     effort = Effort(estimator="rademacher", precision="fp64" if precision == "fp64" else "fp32", options=options)
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
-    layers, samples = measure_reading_layers(problem, seed)
+    layers, counted = measure_reading_layers(problem, seed)
     paths = _eliminate(problem, layers)
-    losses = _measure_changes(problem, layers, paths, stride=math.ceil(samples * COLUMNS / BACKWARDS))
+    losses = _measure_changes(problem, layers, paths, counted)
     return {key: _interpolated(path, losses[key]) for key, path in paths.items()}
 
 
@@ -192,13 +193,13 @@ class _ShiftMode(TapMode):
 
 
 def _measure_changes(
-    problem: Problem, layers: Mapping[str, ReadingLayer], paths: Mapping[str, _Removals], stride: int
+    problem: Problem, layers: Mapping[str, ReadingLayer], paths: Mapping[str, _Removals], counted: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Return for each key the loss at its levels, measured on each `stride`-th sample with weight in the loss."""
+    """Return for each key the loss at its levels, measured on every so many samples of those `counted` in batches."""
     losses = {key: torch.zeros(len(path.levels), dtype=torch.float64) for key, path in paths.items()}
-    total, position = 0.0, 0
-    for inputs, loss in problem.each_batch("elimination"):
-        samples = loss.counted()
+    total, stride = 0.0, math.ceil(sum(counted) * COLUMNS / BACKWARDS)
+    for place, inputs, loss in problem.each_batch("elimination"):
+        position, samples = sum(counted[: place.number]), loss.counted()
         for rows in problem.split(samples[-position % stride :: stride]):
             mode = _ShiftMode(problem, layers, paths)
             with problem.precision.casting(problem.device):
@@ -209,8 +210,8 @@ def _measure_changes(
                     losses[key] += weight * rises
             total += weight
             mode.close()
-        position += len(samples)
-    return {key: value.clamp(min=0) / total for key, value in losses.items()}
+    (total,) = summed_numbers(total)
+    return {key: summed(value).clamp(min=0) / total for key, value in losses.items()}
 
 
 def _rises(mode: _ShiftMode, loss: BatchLoss, factor: LogitFactor, rows: Tensor, places: Tensor) -> dict[str, Tensor]:

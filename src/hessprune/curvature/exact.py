@@ -78,7 +78,7 @@ def choose_columns(factor: LogitFactor, tolerance: float) -> Columns:
 def exact_traces(problem: Problem) -> Moments:
     """Return the sums over samples of the exact contributions."""
     moments = Moments.zeros(problem.readout.num_units)
-    for inputs, loss in problem.each_batch("exact trace"):
+    for _, inputs, loss in problem.each_batch("exact trace"):
         if not len(loss.counted()):
             moments.count(loss.samples, 0.0)
             continue
@@ -88,7 +88,7 @@ def exact_traces(problem: Problem) -> Moments:
             moments.add(_chunk(problem, inputs, factor, rows, index)[None])
             moments.num_backwards += index.shape[1]
         moments.count(loss.samples, factor.weight, columns.dropped, columns.total)
-    return moments
+    return moments.over_processes()
 
 
 def _chunk(problem: Problem, inputs: Any, factor: LogitFactor, rows: Tensor, index: Tensor) -> Tensor:

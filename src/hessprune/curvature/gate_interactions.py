@@ -20,6 +20,7 @@ from hessprune.curvature.ggn import TapMode, in_autocast
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
 from hessprune.curvature.results import Slices
+from hessprune.foundation.processes import summed, summed_numbers
 from hessprune.foundation.symmetric import SymmetricMatrix
 from hessprune.foundation.trees import sample_rows
 from hessprune.objectives.objective import BatchLoss, check_weight
@@ -97,10 +98,11 @@ def gate_interactions(
     effort = Effort(estimator="exact", precision=precision, options=options or TraceOptions())
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
     total = _Sums(problem.readout.num_units, effort.options.interaction_rows)
-    for inputs, loss in problem.each_batch("gate interactions"):
+    for _, inputs, loss in problem.each_batch("gate interactions"):
         total.num_samples += loss.samples
         if len(loss.counted()):
             _add_batch(problem, inputs, loss, total)
+    total.over_processes()
     check_weight(total.weight)
     return GateDerivatives(
         quadratic=total.quadratic.result(total.weight),
@@ -121,6 +123,14 @@ class _Sums:
         self.quadratic = new_sum(size, max_rows)
         self.gradient, self.absolute, self.diagonal = torch.zeros(3, size, dtype=torch.float64)
         self.weight, self.num_samples, self.num_backwards = 0.0, 0, 0
+
+    def over_processes(self) -> None:
+        """Add up the samples of all processes."""
+        self.quadratic.over_processes()
+        flat = summed(torch.stack([self.gradient, self.absolute, self.diagonal]))
+        self.gradient, self.absolute, self.diagonal = flat
+        self.weight, samples, backwards = summed_numbers(self.weight, self.num_samples, self.num_backwards)
+        self.num_samples, self.num_backwards = round(samples), round(backwards)
 
 
 def _add_batch(problem: Problem, inputs: Any, loss: BatchLoss, total: _Sums) -> None:

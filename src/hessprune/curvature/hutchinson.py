@@ -21,6 +21,7 @@ from hessprune.curvature.moments import Moments
 from hessprune.curvature.problem import Problem
 from hessprune.curvature.products import ProductMode
 from hessprune.curvature.repeat import own_stream, repeated
+from hessprune.foundation.processes import summed
 from hessprune.foundation.trees import sample_rows
 from hessprune.objectives.objective import BatchLoss
 
@@ -38,7 +39,7 @@ def hutchinson_probes(problem: Problem, probes: range, seed: int) -> tuple[Tenso
     """
     moments = Moments.zeros(problem.readout.num_units)
     sums = torch.zeros(len(probes), problem.readout.num_units, dtype=torch.float64)
-    for inputs, loss in problem.each_batch("Hessian probes"):
+    for _, inputs, loss in problem.each_batch("Hessian probes"):
         if not len(loss.counted()):
             moments.count(loss.samples, 0.0)
             continue
@@ -48,7 +49,7 @@ def hutchinson_probes(problem: Problem, probes: range, seed: int) -> tuple[Tenso
                 sums += _chunk(problem, inputs, loss, part, probes, seed)
                 moments.num_backwards += len(probes) + 1
         moments.count(loss.samples, loss.weight(), dropped, total)
-    return sums, moments
+    return summed(sums), moments.over_processes()
 
 
 def _needed(problem: Problem, values: Tensor, loss: BatchLoss) -> tuple[Tensor, float, float]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hessprune.foundation.processes import summed, summed_numbers
+
 
 @dataclass(kw_only=True)
 class Moments:
@@ -46,6 +48,21 @@ class Moments:
         self.weight += weight
         self.dropped += dropped
         self.mass += mass
+
+    def over_processes(self) -> "Moments":
+        """Return the sums over the samples of all processes."""
+        tensors = summed(torch.stack([self.total, self.square, self.draw_variance]))
+        counts = summed_numbers(self.num_samples, self.weight, self.num_backwards, self.dropped, self.mass)
+        return Moments(
+            total=tensors[0],
+            square=tensors[1],
+            draw_variance=tensors[2],
+            num_samples=round(counts[0]),
+            weight=counts[1],
+            num_backwards=round(counts[2]),
+            dropped=counts[3],
+            mass=counts[4],
+        )
 
     @classmethod
     def average(cls, rounds: "Sequence[Moments]") -> "Moments":

@@ -1,10 +1,10 @@
 """The scoring problem of every estimator: folded model, readout, data, loss and device."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from hessprune.errors import NumericalError
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters
 from hessprune.foundation.modules import call_model, device_of, forward
+from hessprune.foundation.processes import is_own
 from hessprune.foundation.progress import track
 from hessprune.foundation.trees import leading_size, sample_rows, to_device
 from hessprune.layers.folding import Folded, fold_batchnorm
@@ -35,6 +36,14 @@ class Effort:
     estimator: str
     precision: str
     options: TraceOptions
+
+
+class Place(NamedTuple):
+    """Where a batch stands in the data."""
+
+    number: int
+    position: int
+    """The number of samples before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +67,26 @@ class Problem:
         names = set(self.readout.axes)
         return "ggn" if names & self.folded.recording.smooth or names & self.readout.repeated else "hessian"
 
-    def each_batch(self, label: str) -> Iterator[tuple[Any, BatchLoss]]:
-        """Yield inputs on the device and the loss of each batch, and report progress and memory."""
+    def each_batch(
+        self, label: str, *, everywhere: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[Place, Any, BatchLoss]]:
+        """Yield place, inputs on the device and loss of each batch of this process; report progress and memory.
+
+        While `everywhere` is true, the batches of other processes come, too.
+        """
         note = f"about {self.peak_bytes / 1e6:.0f} MB"
         _log.info("%s: %s", label, note)
-        for inputs, targets in track(self.batches, label, note=note):
+        position = 0
+        for number, (inputs, targets) in enumerate(track(self.batches, label, note=note)):
+            place, position = Place(number, position), position + leading_size(inputs)
+            if not is_own(number) and not everywhere():
+                continue
             inputs, targets = (to_device(part, self.device, self.precision.dtype) for part in (inputs, targets))
             loss = self.objective.on(inputs, targets, leading_size(inputs))
             if loss.needs_outputs:
                 outputs, values = self._outputs(inputs)
                 loss.see(outputs, check_finite(values.to(self.precision.dtype)))
-            yield inputs, loss
+            yield place, inputs, loss
 
     def values(self, inputs: Any, loss: BatchLoss) -> Tensor:
         """Return the values that the objective reads of a batch, chunk by chunk.

@@ -31,16 +31,16 @@ def rademacher_traces(problem: Problem, draws: range, seed: int) -> Moments:
         The sums, with the number of backward passes and the mass of samples left out.
     """
     moments = Moments.zeros(problem.readout.num_units)
-    for inputs, loss in problem.each_batch("one-backward trace"):
+    for place, inputs, loss in problem.each_batch("one-backward trace"):
         if not len(loss.counted()):
             moments.count(loss.samples, 0.0)
             continue
-        streams = _Streams(seed=seed, draws=draws, position=moments.num_samples)
+        streams = _Streams(seed=seed, draws=draws, position=place.position)
         if len(draws) == 1 or problem.tolerance == 0:
             _all_samples(problem, inputs, loss, streams, moments)
         else:
             _needed_samples(problem, inputs, loss, streams, moments)
-    return moments
+    return moments.over_processes()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

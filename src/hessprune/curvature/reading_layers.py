@@ -15,6 +15,7 @@ from hessprune.curvature.draws import positions, signs
 from hessprune.curvature.elimination import inverse
 from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.problem import Problem, check_finite
+from hessprune.foundation.processes import check_agreement, is_own, num_processes, summed, summed_numbers
 from hessprune.foundation.trees import sample_rows
 from hessprune.layers.regression import columns_of, design, rows_by_sample, rows_of
 from hessprune.objectives.objective import check_weight
@@ -67,6 +68,20 @@ class ReadingLayer:
         if not self.centred:
             covariance = covariance + mean * mean.mT
         return inverse(covariance, mean.squeeze(2)), self._full_curvature()
+
+    def forget(self) -> None:
+        """Start the sums anew, about the same origin."""
+        if self.origin is not None:
+            self.total, self.squares, self.rows = torch.zeros_like(self.total), torch.zeros_like(self.squares), 0  # type: ignore[arg-type]
+        self.curvature = 0.0
+
+    def over_processes(self, weight: float) -> None:
+        """Add up the sums of all processes, and divide the curvature by the weight of all samples."""
+        if num_processes() > 1 and self.origin is not None:
+            self.total, self.squares = summed(self.total), summed(self.squares)  # type: ignore[arg-type]
+            self.curvature = summed(self._full_curvature())
+            self.rows = round(summed_numbers(self.rows)[0])
+        self.curvature = self.curvature / weight
 
     def _full_curvature(self) -> Tensor:
         """Return the curvature; zeros where nothing that counts depends on the layer."""
@@ -143,24 +158,33 @@ def with_squares(total: Tensor | float, rows: Tensor) -> Tensor:
     return total
 
 
-def measure_reading_layers(problem: Problem, seed: int) -> tuple[dict[str, ReadingLayer], int]:
-    """Return the layers by weight, and the number of samples with weight in the loss; takes one pass over the data."""
+def measure_reading_layers(problem: Problem, seed: int) -> tuple[dict[str, ReadingLayer], list[int]]:
+    """Return the layers by weight, and for each batch the number of samples with weight in the loss.
+
+    Takes one pass over the data. All processes see the first batch that counts, which gives the origins.
+    """
     layers: dict[str, ReadingLayer] = {}
-    total, position, counted = 0.0, 0, 0
-    for inputs, loss in problem.each_batch("inputs"):
-        samples = loss.counted()
-        for rows in problem.split(samples):
-            mode = _StatisticsMode(problem, layers, seed, position + rows)
+    total, counted = 0.0, {}
+    for place, inputs, loss in problem.each_batch("inputs", everywhere=lambda: not layers):
+        samples, own = loss.counted(), is_own(place.number)
+        for rows in problem.split(samples)[: None if own else 1]:
+            mode = _StatisticsMode(problem, layers, seed, place.position + rows)
             with problem.precision.casting(problem.device):
                 mode.forward(sample_rows(inputs, rows))
             factor = loss.factor(check_finite(mode.values), rows)
-            noise = signs(seed, 0, position + rows, factor.mass.shape[1])
+            noise = signs(seed, 0, place.position + rows, factor.mass.shape[1])
             mode.push_back(factor.draw(torch.arange(len(rows), device=rows.device), noise))
-            total += factor.weight
+            total += factor.weight * own
             mode.close()
-        position += loss.samples
-        counted += len(samples)
+        if own:
+            counted[place.number] = len(samples)
+        else:
+            for layer in layers.values():
+                layer.forget()
+    (total,) = summed_numbers(total)
     check_weight(total)
-    for layer in layers.values():
-        layer.curvature = layer.curvature / total
-    return layers, counted
+    check_agreement(zlib.crc32("".join(sorted(layers)).encode()), "the model must call the same layers in all batches")
+    for name in sorted(layers):
+        layers[name].over_processes(total)
+    counts = torch.tensor([counted.get(number, 0) for number in range(problem.batches.num_batches)])
+    return layers, summed(counts).tolist()

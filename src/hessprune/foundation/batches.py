@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hessprune.errors import DataError
 from hessprune.foundation.checks import check_rereadable
+from hessprune.foundation.processes import whole
 from hessprune.foundation.state import seeded
 from hessprune.foundation.trees import describe, leading_size
 
@@ -126,7 +127,7 @@ class Rereadable:
 
     def __init__(self, batches: Any, seed: int = 0, model: nn.Module | None = None) -> None:
         check_rereadable(batches)
-        self.batches, self.seed, self.num_samples = batches, seed, 0
+        self.batches, self.seed, self.num_samples, self.num_batches = batches, seed, 0, 0
         self._required = required_inputs(model)
 
     @classmethod
@@ -138,7 +139,8 @@ class Rereadable:
         generator = getattr(self.batches, "generator", None)
         state = generator.get_state() if isinstance(generator, torch.Generator) else None
         try:
-            yield from self._seeded_pass()
+            with whole(self.batches):
+                yield from self._seeded_pass()
         finally:
             if state is not None:
                 self.batches.generator.set_state(state)
@@ -146,16 +148,16 @@ class Rereadable:
     def _seeded_pass(self) -> Iterator[tuple[Any, Any]]:
         with seeded(self.seed):
             iterator = iter(self.batches)
-        count = 0
+        count = number = 0
         while True:
             with seeded(self.seed + 1 + count):
                 batch = next(iterator, None)
             if batch is None:
                 break
             pair = as_pair(batch, self._required)
-            count += leading_size(pair[0])
+            count, number = count + leading_size(pair[0]), number + 1
             yield pair
-        self.num_samples = count
+        self.num_samples, self.num_batches = count, number
 
     def __getattr__(self, name: str) -> Any:
         """Answer as the batches do, `__len__` included."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hessprune.foundation.checks import optional_import
 from hessprune.foundation.files import writable_folder
+from hessprune.foundation.processes import rank
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import torch_threads
 from hessprune.lab import integers, stages
@@ -13,6 +14,7 @@ from hessprune.lab.pruned import prune_by
 from hessprune.lab.report.html import write_html
 from hessprune.lab.report.run_report import RunReport
 from hessprune.lab.settings import RunSettings
+from hessprune.lab.together import process_group
 from hessprune.quantize.backend import find_backend
 from hessprune.structure.find import find_groups
 from hessprune.structure.kinds import only
@@ -33,10 +35,11 @@ def run(settings: RunSettings, out: Path | str, *, data_root: Path | str = ".") 
     """
     out = writable_folder(out)
     check_extras(settings)
-    with torch_threads(settings.threads):
+    with torch_threads(settings.threads), process_group():
         report = _run(settings, out, Path(data_root))
-    report.save(out / "report.json")
-    write_html(report, out / "report.html")
+        if rank() == 0:
+            report.save(out / "report.json")
+            write_html(report, out / "report.html")
     return report
 
 
@@ -70,11 +73,13 @@ def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
         curve=[point for item in pruned.values() for point in stages.curve(job, dense, groups, item.method)],
     )
 
-    checkpoint.save(tuned[own].model, pruned[own].plan, out / "model")
-    if settings.export.onnx:
-        stages.deliver(stages.export(job, "finetuned", tuned[own]), out / "model.onnx")
-    if "int8" in files:
-        stages.deliver(files["int8"], out / "int8.onnx")
+    exported = stages.export(job, "finetuned", tuned[own]) if settings.export.onnx else None
+    if rank() == 0:
+        checkpoint.save(tuned[own].model, pruned[own].plan, out / "model")
+        if exported is not None:
+            stages.deliver(exported, out / "model.onnx")
+        if "int8" in files:
+            stages.deliver(files["int8"], out / "int8.onnx")
     return report
 
 

@@ -21,6 +21,7 @@ from hessprune.foundation.formatting import shown
 from hessprune.foundation.hashing import file_sha256
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.symmetric import as_symmetric, symmetric_from
+from hessprune.lab.together import one_writes, told
 from hessprune.methods.values import Saliency
 
 VERSIONS: Mapping[str, int] = {
@@ -38,6 +39,8 @@ VERSIONS: Mapping[str, int] = {
     "int8": 1,
 }
 """For each kind of stage a number to raise by hand when its results change: kept ones of a lower number are redone."""
+SHARED = ("saliency", "plan", "step", "pruned", "curve", "cell")
+"""Kinds of stages that several processes make together; one process makes the others."""
 _WEIGHTS = "model.safetensors"
 _MARKER = "stage.json"
 
@@ -94,18 +97,25 @@ class StageStore:
         _check_name(name)
         key = _key(name, inputs)
         folder = self.root / (f"{name}-{key[:16]}" if by_content or self.by_content else name)
+        if told(lambda: self._is_finished(folder, key)):
+            return Stage(folder=folder, key=key, reused=True)
+        start = time.monotonic()
+        with progress_bar(name), one_writes(folder, shared=name.split("-")[1] in SHARED) as own:
+            if own is not None:
+                make(own)
+        facts = {"seconds": round(time.monotonic() - start, 3), "files": _hashes(folder)}
+        told(lambda: write_json(folder / _MARKER, {"key": key, "done": True} | facts) is None)
+        return Stage(folder=folder, key=key, reused=False)
+
+    def _is_finished(self, folder: Path, key: str) -> bool:
+        """Return whether a stage finished under this key; make its folder ready if not."""
         marker = _read_marker(folder)
         if marker.get("key") == key and marker.get("done") and _is_whole(folder, marker):
-            return Stage(folder=folder, key=key, reused=True)
+            return True
         if marker.get("key") != key or marker.get("done") or _holds_links(folder):
             _remove(folder)
             write_json(folder / _MARKER, {"key": key, "done": False})
-        start = time.monotonic()
-        with progress_bar(name):
-            make(folder)
-        facts = {"seconds": round(time.monotonic() - start, 3), "files": _hashes(folder)}
-        write_json(folder / _MARKER, {"key": key, "done": True} | facts)
-        return Stage(folder=folder, key=key, reused=False)
+        return False
 
 
 def save_state(model: nn.Module, folder: Path) -> None:

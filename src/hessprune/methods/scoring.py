@@ -11,6 +11,7 @@ from hessprune.errors import ArgumentError, NumericalError
 from hessprune.foundation.arrival import watched
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters, check_range
+from hessprune.foundation.processes import check_same
 from hessprune.foundation.symmetric import as_symmetric
 from hessprune.methods.method import Method, Scores, Scoring
 from hessprune.methods.reach import unseen_groups
@@ -87,6 +88,7 @@ def _scored(
     """
     check_batches(batches)
     check_finite_parameters(model)
+    check_same(batches, "batches")
     groups = check_groups(model, groups)
     objective = None
     if method.needs is not None:

@@ -12,6 +12,7 @@ from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_labels
 from hessprune.foundation.losses import are_labels, as_labels
 from hessprune.foundation.modules import device_of, forward, logits_of
+from hessprune.foundation.processes import is_own, summed
 from hessprune.foundation.progress import track
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import describe, leading_size, sample_rows, tensors_in, to_device
@@ -196,7 +197,9 @@ def _measured(objective: DenseOutputs, model: nn.Module, batches: Rereadable) ->
     sums = {part.name: torch.zeros(3, dtype=torch.float64) for part in objective.parts}
     device = device_of(model)
     with evaluation_mode(model):
-        for inputs, targets in track(batches, "deviations of the outputs"):
+        for number, (inputs, targets) in enumerate(track(batches, "deviations of the outputs")):
+            if not is_own(number):
+                continue
             samples = leading_size(inputs)
             output = forward(model, to_device(inputs, device))
             loss = objective.on(to_device(inputs, device), to_device(targets, device), samples)
@@ -207,8 +210,9 @@ def _measured(objective: DenseOutputs, model: nn.Module, batches: Rereadable) ->
                     numbers = tensor.reshape(samples, -1)[mask.to(tensor.device)].double()
                     row = torch.stack([torch.ones_like(numbers).sum(), numbers.sum(), numbers.square().sum()])
                     sums[part.name] += row.cpu()
+    every = {name: summed(row) for name, row in sums.items()}
     return replace(
-        objective, parts=tuple(replace(part, deviation=_deviation(sums[part.name])) for part in objective.parts)
+        objective, parts=tuple(replace(part, deviation=_deviation(every[part.name])) for part in objective.parts)
     )
 
 

@@ -1,0 +1,129 @@
+"""Several processes give the numbers and the plan of one: every method, uneven shares, and an empty share."""
+
+import os
+import socket
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import hessprune as hp
+from hessprune.foundation.processes import check_agreement, gathered_rows, num_processes, rank, summed
+
+METHODS = (
+    "random", "magnitude", "bn_scale", "taylor(precision=fp64)", "nvit(precision=fp64)", "hap(precision=fp64)",
+    "hap(estimator=rademacher,precision=fp64)", "hap(estimator=hutchinson,num_probes=4,precision=fp64)",
+    "sosp-h(precision=fp64)", "sosp-i(precision=fp64)", "sosp-i(interaction_rows=64,precision=fp64)",
+    "joint(precision=fp64)", "joint(refit=false,precision=fp64)",
+)  # fmt: skip
+BATCHES = (3, 1)
+"""Uneven shares of two processes, and an empty one."""
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)).eval()
+
+
+def samples() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(4, (30,), generator=generator)
+    labels[:11] = -100  # the first batch of three counts for nothing
+    return torch.randn(30, 3, 8, 8, generator=generator), labels
+
+
+def answers() -> dict[str, Any]:
+    """Return what every process computes: saliencies, a plan, and a small model's outputs."""
+    net, (x, y) = network(), samples()
+    groups = hp.find_groups(net, x)
+    found: dict[str, Any] = {}
+    for number in BATCHES:
+        batches = [*zip(x.split(30 // number), y.split(30 // number), strict=True)]
+        for method in METHODS:
+            values = hp.saliency(net, groups, batches, method)
+            found[f"{method} of {number} batches"] = torch.cat([*values.values()])
+    result = hp.prune(net, x[:2], [part for part in x.split(8)], budget=hp.Budget(macs=0.6))  # noqa: C416
+    found |= {"plan": result.plan.removed, "output": result.model(x[:2]).detach()}
+    loader = DataLoader(TensorDataset(x, y), batch_size=10)
+    if num_processes() > 1:
+        sampler = DistributedSampler(loader.dataset, shuffle=False)  # type: ignore[arg-type]
+        loader = DataLoader(TensorDataset(x, y), batch_size=10, sampler=sampler)
+    found["loader"] = torch.cat([*hp.saliency(net, groups, loader, "joint(precision=fp64)").values()])
+    return found
+
+
+def work(number: int, port: int, folder: str, size: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=number, world_size=size)
+    found = answers()
+    assert (rank(), num_processes()) == (number, size)
+    rows = gathered_rows(torch.full((number, 2), float(number)))
+    assert rows.tolist() == [[float(k)] * 2 for k in range(size) for _ in range(k)]
+    assert summed(torch.tensor([number], dtype=torch.int64)).tolist() == [size * (size - 1) // 2]
+    found["other data"] = raised(
+        lambda: hp.saliency(network(), groups_of(), [(torch.randn(4, 3, 8, 8) + number, None)])
+    )
+    found["other numbers"] = raised(lambda: check_agreement(number, "the model must be one"))
+    torch.save(found, Path(folder) / f"{number}.pt")
+    dist.destroy_process_group()
+
+
+def groups_of() -> Any:
+    return hp.find_groups(network(), samples()[0])
+
+
+def raised(call: Any) -> str:
+    try:
+        call()
+    except hp.HessPruneError as error:
+        return str(error)
+    return ""
+
+
+@cache
+def alone() -> dict[str, Any]:
+    return answers()
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> list[dict[str, Any]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder, size = tmp_path_factory.mktemp("processes"), 2
+    mp.spawn(work, (port, str(folder), size), nprocs=size)  # type: ignore[attr-defined]
+    return [torch.load(folder / f"{number}.pt") for number in range(size)]
+
+
+@pytest.mark.parametrize("number", BATCHES)
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_give_the_sums_of_one(together, method: str, number: int) -> None:
+    name = f"{method} of {number} batches"
+    for found in together:
+        torch.testing.assert_close(found[name], alone()[name], rtol=1e-9, atol=1e-14)
+    assert torch.equal(together[0][name], together[1][name])
+
+
+def test_two_processes_make_the_plan_and_the_model_of_one(together) -> None:
+    for found in together:
+        assert found["plan"] == alone()["plan"]
+        torch.testing.assert_close(found["output"], alone()["output"], rtol=1e-6, atol=1e-7)
+
+
+def test_a_distributed_sampler_gives_all_samples(together) -> None:
+    for found in together:
+        torch.testing.assert_close(found["loader"], alone()["loader"], rtol=1e-9, atol=1e-14)
+
+
+def test_processes_that_differ_are_refused(together) -> None:
+    for found in together:
+        assert "`batches` must be the same on all processes" in found["other data"]
+        assert found["other numbers"] == "the model must be one, but the processes differ. Use one process."
