@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hessprune.errors import DataError, HessPruneError
 from hessprune.foundation.caches import without_cache, without_cache_argument
+from hessprune.foundation.experts import experts_run_by, put_experts_side_by_side
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.tensors import named_tensors
 from hessprune.foundation.trees import describe, tensors_in, to_device
@@ -23,9 +24,9 @@ _OTHER_CAUSES = (HessPruneError, torch.OutOfMemoryError, torch.AcceleratorError)
 def call_model(model: nn.Module, inputs: Any) -> Any:
     """Call `model` on a tensor, a tuple of positional arguments, or a dict of keyword arguments.
 
-    Decoders keep no cache of keys and values.
+    Decoders keep no cache of keys and values; experts of a mixture run one after the other.
     """
-    with without_cache(model):
+    with without_cache(model), experts_run_by(model):
         if isinstance(inputs, Mapping):
             return model(**without_cache_argument(inputs))
         if isinstance(inputs, tuple | list):
@@ -120,7 +121,9 @@ def dry_run(model: nn.Module, inputs: Any, run: Callable[[nn.Module, Any], T]) -
         try:
             return run(empty_copy(model), to_device(inputs, "meta"))
         except (RuntimeError, NotImplementedError):  # what the meta device answers to questions about values
-            return run(copy.deepcopy(model), inputs)
+            own = copy.deepcopy(model)
+            put_experts_side_by_side(own)
+            return run(own, inputs)
 
 
 def shared_copy(model: nn.Module) -> nn.Module:

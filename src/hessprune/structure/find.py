@@ -90,7 +90,10 @@ def _walk(model: nn.Module, example_inputs: Any) -> GraphWalk:
     signature = program.graph_signature
     unused = [name for name in signature.inputs_to_parameters if not _is_used(program, name)]
     training = capture_training(model, example_inputs) if unused else None
-    return GraphWalk(model, [program] if training is None else [program, training])
+    programs = [program] if training is None else [program, training]
+    walk = GraphWalk(model, programs)
+    stuck = walk.stuck()
+    return GraphWalk(model, programs, stuck) if stuck else walk
 
 
 def _is_used(program: ExportedProgram, name: str) -> bool:

@@ -36,6 +36,8 @@ def without_failures(
         reason = f"the source code fixes its size ({failure.message})"
         beside, culprits = _culprits(trial, [*working.values()], failure)
         for group, module in culprits:
+            if group.name not in working:  # it lies in several modules of a class
+                continue
             choices = [sized[group.name]] if group.name in freed else _choices(model, group, module, sized[group.name])
             better = _working(trial, group, module, beside, choices)
             if better and better != group:
