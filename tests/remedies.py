@@ -105,6 +105,8 @@ ROWS = (
         "macs=0.5"),
     Row("` above 1 must be a whole number", lambda: hp.Budget(macs=1.5),
         lambda _: (hp.Budget(macs=0.5), hp.Budget(macs=2)), r"lies in \(0, 1\]"),
+    Row("` must bound the cache of a decoder", lambda: plan(hp.Budget(kv_cache=0.5)),
+        lambda _: plan(hp.Budget(macs=0.5)), r"Write Budget\(macs=0.5\)"),
     Row("out_of_reach(budget, least", lambda: plan(hp.Budget(macs=0.001)),
         lambda text: plan(least(text)), "Ask for at least"),
     Row("out_of_reach(self.budget", lambda: plan(hp.Budget(macs=0.001), saliency=interactions(torch.eye(8))),

@@ -1,5 +1,6 @@
 """Decoders of transformers as they come: heads, neurons, experts and channels of states go, and `generate` agrees."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -141,6 +142,17 @@ def test_a_pruned_decoder_writes_what_the_masked_one_writes(name: str) -> None:
         text = written(name, smaller)
         assert torch.equal(text, written(name, smaller, use_cache=False))
         assert torch.equal(text, written(name, expected))
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in {"Gemma2", "Mamba"}])
+def test_fused_and_written_out_attention_cost_the_same(name: str) -> None:
+    model, inputs = halved(name)[0], inputs_of(name)
+    fused = hp.cost(model, inputs)
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    assert (model.config._attn_implementation, eager.config._attn_implementation) == ("sdpa", "eager")
+    assert hp.cost(eager, inputs) == fused
+    assert fused.kv_cache > 0
 
 
 LOADING = """

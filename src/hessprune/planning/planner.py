@@ -18,7 +18,7 @@ from hessprune.planning.implants import Implant, ImplantShare, as_implant, carry
 from hessprune.planning.inputs import describe_inputs
 from hessprune.planning.joint import select_jointly
 from hessprune.planning.plan import Plan
-from hessprune.planning.ranking import Ranking, check_ranking, not_ignored, select
+from hessprune.planning.ranking import Ranking, check_ranking, counting, not_ignored, select
 from hessprune.planning.steps import select_in_steps
 from hessprune.planning.zones import Zones, select_zones
 from hessprune.structure.belonging import check_groups
@@ -81,6 +81,7 @@ def make_plan(
     check_no_stand_ins(implant, budget)
     carriers = carrying_layers(model, free, example_inputs, implant)
     costs = CostModel(model, example_inputs, groups, _layers(carriers, implant.rank), latency_table_of(budget))
+    free = counting(free, costs, budget)
     implants = ImplantShare(share=implant.share, groups=carriers.keys()) if implant else None
     interactions = getattr(saliency, "interactions", None)
     if interactions is not None:

@@ -176,6 +176,24 @@ def not_ignored(groups: Sequence[Group], patterns: Sequence[Ignored]) -> list[Gr
     return free
 
 
+def counting(groups: Sequence[Group], costs: CostModel, budget: Budget) -> list[Group]:
+    """Return the groups of which the budgeted quantity depends; of a cache, those with keys and values.
+
+    Raises:
+        BudgetError: There are none.
+    """
+    if budget.quantity != "kv_cache":
+        return [*groups]
+    saved = costs.saved_next(budget.quantity)
+    found = [group for group in groups if saved[group.name] > 0]
+    if not found:
+        raise BudgetError(
+            f"`{budget!r}` must bound the cache of a decoder with removable heads, got a model without. "
+            "Write Budget(macs=0.5)."
+        )
+    return found
+
+
 def removable(group: Group, ranking: Ranking) -> int:
     """Return how many units of a group may go at most."""
     floor = math.ceil(ranking.min_kept_fraction * group.num_units - 1e-9)

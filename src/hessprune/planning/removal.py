@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hessprune.costs.budget import Budget, check_budget, latency_table_of
 from hessprune.costs.model import CostModel
-from hessprune.planning.ranking import Ranking, check_ranking, not_ignored, select
+from hessprune.planning.ranking import Ranking, check_ranking, counting, not_ignored, select
 from hessprune.planning.steps import select_in_steps
 from hessprune.structure.belonging import check_groups
 from hessprune.structure.groups import Group, check_per_unit
@@ -52,8 +52,8 @@ def removal_for(
     check_budget(budget)
     groups = check_groups(model, groups)
     checked = check_ranking(ranking, groups)
-    free = not_ignored(groups, checked.ignore)
     costs = CostModel(model, example_inputs, groups, latency=latency_table_of(budget))
+    free = counting(not_ignored(groups, checked.ignore), costs, budget)
 
     def removed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         choose = select_in_steps if budget.is_latency else select
