@@ -66,11 +66,11 @@ CLASSES = {"T5": "T5ForConditionalGeneration", "Whisper": "WhisperForConditional
 EMBEDDING = ("embed", "wte", "wpe", "lm_head", "shared")
 
 
-def language_model(name: str) -> Any:
+def language_model(name: str, **changed: Any) -> Any:
     """Return a small model of a family, in which every parameter matters."""
     transformers = package("transformers")
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**FAMILIES[name][0])
+    config = getattr(transformers, f"{name}Config")(**FAMILIES[name][0] | changed)
     model = getattr(transformers, CLASSES.get(name, f"{name}ForCausalLM"))(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -78,6 +78,9 @@ def language_model(name: str) -> Any:
     if name == "Mixtral":
         model.set_experts_implementation("eager")  # the grouped kernel takes no 64-bit numbers
     return model.double().eval()
+
+
+SHARING = [name for name, (options, *_) in FAMILIES.items() if "num_key_value_heads" in options]
 
 
 def ids(batch: int, length: int) -> Tensor:
@@ -153,6 +156,35 @@ def test_fused_and_written_out_attention_cost_the_same(name: str) -> None:
     assert (model.config._attn_implementation, eager.config._attn_implementation) == ("sdpa", "eager")
     assert hp.cost(eager, inputs) == fused
     assert fused.kv_cache > 0
+
+
+@pytest.mark.parametrize("gqa", ["even-queries", "free-queries"])
+@pytest.mark.parametrize("name", SHARING)
+def test_queries_leave_and_keys_stay(name: str, gqa: str, tmp_path: Path) -> None:
+    model, inputs, other = language_model(name, num_attention_heads=6), inputs_of(name), inputs_of(name, 3, 7)
+    groups = hp.find_groups(model, inputs, gqa=gqa, compare=True)
+    heads = [group for group in groups if "self_attn" in group.name]
+    assert [group.num_units for group in heads] == [3 if gqa == "even-queries" else 6] * 2
+    gone = {heads[0].name: (1,), heads[1].name: (0, 2)}
+    if gqa == "free-queries":
+        gone = {heads[0].name: (0, 1, 2, 4), heads[1].name: (1, 3, 4)}  # keys without queries, and 2 and 1
+    values = {g.name: torch.tensor([float(u not in gone.get(g.name, ())) for u in range(g.num_units)]) for g in groups}
+    ranking = hp.Ranking(per_cost=False, min_kept_fraction=0.0, ignore=("*mlp*",))
+    budget = hp.Budget(units=sum(g.num_units for g in groups) - sum(map(len, gone.values())))
+    plan = hp.make_plan(model, groups, values, budget, example_inputs=inputs, ranking=ranking)
+    assert {key: units for key, units in plan.removed.items() if units} == gone
+    smaller = hp.apply_plan(model, plan, example_inputs=inputs)
+    expected = masked(model, groups, plan.removed)
+    attentions = [each.model.layers[0].self_attn for each in (smaller, model)]
+    assert attentions[0].k_proj.weight.shape == attentions[1].k_proj.weight.shape
+    assert hp.cost(smaller, inputs).kv_cache == hp.cost(model, inputs).kv_cache
+    with torch.no_grad():
+        assert difference(call_model(expected, other), call_model(smaller, other)) < 1e-10
+        again = hp.load(hp.save(smaller, plan, tmp_path))
+        assert torch.equal(logits_of(call_model(again, other)), logits_of(call_model(smaller, other)))
+    text = written(name, smaller)
+    assert torch.equal(text, written(name, smaller, use_cache=False))
+    assert torch.equal(text, written(name, expected))
 
 
 LOADING = """

@@ -16,6 +16,7 @@ from hessprune.errors import ArgumentError, BudgetError
 from hessprune.foundation.checks import check_range, nearest
 from hessprune.foundation.formatting import shown
 from hessprune.structure.groups import Group, Ignored
+from hessprune.structure.queries import check_mode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +31,7 @@ class Ranking:
         ignore: Layers whose units stay: name patterns; for `prune` also modules and types of modules.
         min_kept_units: Floors of single groups, `(name, units)`, in place of the fraction.
         step: Share of the budgeted quantity to remove before saliencies are measured anew; 1 decides at once.
+        gqa: For `prune`, what leaves attention whose queries share keys and values; see `find_groups`.
 
     Raises:
         ArgumentError: A value is out of range or of another type.
@@ -46,6 +48,7 @@ class Ranking:
     ignore: tuple[Any, ...] = ()
     min_kept_units: tuple[tuple[str, int], ...] = ()
     step: float = 1.0
+    gqa: str = "kv-group"
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values; modules of `ignore` by their kind."""
@@ -56,6 +59,7 @@ class Ranking:
         check_range("min_kept_fraction", self.min_kept_fraction, low=0, high=1)
         check_range("round_to", self.round_to, low=1, integer=True)
         check_range("step", self.step, low=1e-3, high=1)
+        check_mode(self.gqa)
         if self.per_cost not in (None, True, False):
             raise ArgumentError(f"`per_cost` must be True, False or None, got {shown(self.per_cost)}.")
         if not _is_sequence(self.ignore) or not all(map(_is_ignorable, self.ignore)):

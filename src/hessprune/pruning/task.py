@@ -60,9 +60,8 @@ class Task:
         check_batches(self.batches)
         model = arrived(self.model)
         check_finite_parameters(model)
-        return replace(
-            self, model=model, groups=find_groups(self.model, self.example_inputs, self.ranking.ignore, compare=True)
-        )
+        groups = find_groups(self.model, self.example_inputs, self.ranking.ignore, compare=True, gqa=self.ranking.gqa)
+        return replace(self, model=model, groups=groups)
 
     def scoring_settings(self) -> dict[str, Any]:
         """Return what decides the saliencies, besides model and data; JSON values."""

@@ -68,7 +68,8 @@ def _silent(trial: Trial, working: Mapping[str, Group], sized: Mapping[str, Grou
     everything = {name: _sized(group, sized[name].literals) for name, group in working.items()}
     named = trial.named_sizes([*everything.values()])
     for name, group in working.items():
-        if not _names(trial, sized[name], named):
+        more = replace(group, literals=tuple(item for item in sized[name].literals if item not in group.literals))
+        if not _names(trial, more, named):
             continue
         beside = [other for key, other in working.items() if key != name]
         better = sized[name]
