@@ -216,6 +216,29 @@ def test_saved_decoders_are_read_bit_for_bit_by_a_new_process(tmp_path: Path) ->
     assert found == dict.fromkeys(FAMILIES, "True")
 
 
+MEASURING = """
+import resource, torch
+import hessprune as hp
+from tests.huggingface import package
+from tests.test_language_models import GROUPED
+transformers = package("transformers")
+model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**GROUPED | {"vocab_size": 49152})).eval()
+batches = [{"input_ids": torch.randint(3, 49152, (2, 48))}]
+model(**batches[0])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+size = sum(parameter.numel() for parameter in model.parameters())
+result = hp.prune(model, batches[0], batches, budget=hp.Budget(params=size - 8000))
+assert result.plan.provenance["outputs"] == {"logits": "divergence at 21 positions"}
+print("megabytes", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_vocabulary_of_49152_takes_little_memory() -> None:
+    """The Hessian of one position alone would take 19 GB."""
+    package("transformers")
+    assert int(in_new_process(MEASURING)["megabytes"]) < 700
+
+
 def in_new_process(program: str, *arguments: str) -> Mapping[str, str]:
     """Run a program that prints pairs of words; return these."""
     command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
