@@ -15,6 +15,7 @@ from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError, BudgetError
 from hessprune.foundation.checks import check_range, nearest
 from hessprune.foundation.formatting import shown
+from hessprune.foundation.options import check_flag
 from hessprune.structure.groups import Group, Ignored
 from hessprune.structure.queries import check_mode
 
@@ -32,6 +33,8 @@ class Ranking:
         min_kept_units: Floors of single groups, `(name, units)`, in place of the fraction.
         step: Share of the budgeted quantity to remove before saliencies are measured anew; 1 decides at once.
         gqa: For `prune`, what leaves attention whose queries share keys and values; see `find_groups`.
+        uniform: Layers that are alike keep the same number of units, so that a configuration of transformers can say
+            it, and `save_pretrained` writes a folder that transformers reads. Interactions do not count then.
 
     Raises:
         ArgumentError: A value is out of range or of another type.
@@ -49,6 +52,7 @@ class Ranking:
     min_kept_units: tuple[tuple[str, int], ...] = ()
     step: float = 1.0
     gqa: str = "kv-group"
+    uniform: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values; modules of `ignore` by their kind."""
@@ -60,6 +64,7 @@ class Ranking:
         check_range("round_to", self.round_to, low=1, integer=True)
         check_range("step", self.step, low=1e-3, high=1)
         check_mode(self.gqa)
+        check_flag("uniform", self.uniform)
         if self.per_cost not in (None, True, False):
             raise ArgumentError(f"`per_cost` must be True, False or None, got {shown(self.per_cost)}.")
         if not _is_sequence(self.ignore) or not all(map(_is_ignorable, self.ignore)):

@@ -10,6 +10,7 @@ from hessprune.costs.budget import Budget, check_budget, latency_table_of
 from hessprune.costs.model import CostModel
 from hessprune.planning.ranking import Ranking, check_ranking, counting, not_ignored, select
 from hessprune.planning.steps import select_in_steps
+from hessprune.planning.uniform import select_uniformly
 from hessprune.structure.belonging import check_groups
 from hessprune.structure.groups import Group, check_per_unit
 
@@ -56,7 +57,7 @@ def removal_for(
     free = counting(not_ignored(groups, checked.ignore), costs, budget)
 
     def removed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        choose = select_in_steps if budget.is_latency else select
+        choose = select_uniformly if checked.uniform else select_in_steps if budget.is_latency else select
         chosen = choose(free, check_per_unit(values, groups, "values"), costs, budget=budget, ranking=checked)
         return {group.name: _mask(group, chosen.get(group.name, ())) for group in groups}
 
