@@ -295,7 +295,7 @@ ROWS = (
         lambda text: trace_distances(advised(text, "estimator='(.*)' or")),
         "estimator='exact'"),
     Row("`slices` must name weights of convolutions", lambda: words("hap"),
-        lambda text: (words("hap", (advised(text, r"ignore=\('(.*)',\)"),)), words("joint")), "or use method='joint'"),
+        lambda text: (words("hap", (advised(text, r"ignore=\('(.*)',\)"),)), words("magnitude")), "or use method='magnitude'"),
     Row("`loss_fn` must average over samples", lambda: score("hap", loss_fn=nn.CrossEntropyLoss(reduction="sum")),
         lambda _: score("hap", loss_fn=nn.CrossEntropyLoss(reduction="mean")), "reduction='mean'"),
     Row("got only ignored ones", lambda: score("hap", [(X, torch.full_like(Y, -100))]), lambda _: score("hap"),

@@ -105,5 +105,5 @@ def test_steps_keep_layers_alike() -> None:
     ranking = hp.Ranking(uniform=True, step=0.2)
     batches = [torch.randn(16, 4)]
     result = hp.prune(net(), X, batches, budget=hp.Budget(params=0.5), method="magnitude", ranking=ranking)
-    kept = [module.up.out_features for module in result.model if isinstance(module, Block)]
+    kept = [module.up.out_features for module in result.model.modules() if isinstance(module, Block)]
     assert len(set(kept)) == 1
