@@ -66,7 +66,7 @@ def test_between_a_share_and_a_count() -> None:
 
 @pytest.mark.parametrize(("named", "got"), [({}, "none"), ({"macs": 0.5, "params": 0.5}, "macs and params")])
 def test_exactly_one_quantity(named: dict[str, float], got: str) -> None:
-    with pytest.raises(BudgetError, match=f"exactly one of macs, params, latency_ms, units, got {got}"):
+    with pytest.raises(BudgetError, match=f"exactly one of macs, params, latency_ms, units, kv_cache, got {got}"):
         Budget(**named)
 
 

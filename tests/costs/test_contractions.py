@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hessprune as hp
-from hessprune.costs.contractions import attention_flops, contraction_flops, is_contraction
+from hessprune.costs.contractions import attention_flops, contraction_flops, grouped_flops, is_contraction
 
 CASES = {
     "ij,jk->ik": [(2, 3), (3, 4)],
@@ -66,3 +67,25 @@ def test_attention_is_counted_where_the_forward_needs_numbers() -> None:
     x = torch.randn(2, 5, 8)
     plain, numbered = (kind(8, 2, 16, batch_first=True).eval() for kind in (nn.TransformerEncoderLayer, Numbered))
     assert hp.cost(numbered, x) == hp.cost(plain, x)
+
+
+@pytest.mark.parametrize(("rows", "matrices"), [((10, 48), (4, 48, 64)), ((4, 5, 48), (4, 48, 16))])
+def test_groups_in_one_kernel_cost_what_they_cost_one_by_one(rows: tuple[int, ...], matrices: tuple[int, ...]) -> None:
+    x, w = torch.ones(rows), torch.ones(matrices)
+    parts = x.split([2, 3, 0, 5]) if x.dim() == 2 else x
+    with FlopCounterMode(display=False) as counter:
+        for part, matrix in zip(parts, w, strict=True):
+            torch.mm(part, matrix)
+    assert grouped_flops(rows, matrices) == counter.get_total_flops()
+
+
+def test_a_layer_of_experts_is_counted() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 48, 64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.grouped_mm(x, self.weight, offs=torch.tensor([2, 5, 7, 10], dtype=torch.int32))
+
+    assert hp.cost(Experts(), torch.ones(10, 48)).macs == 10 * 48 * 64

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hessprune.objectives.choice import choose_objective
 from hessprune.objectives.dense import DenseOutputs, Part
+from hessprune.objectives.masks import sampled_positions
 from hessprune.objectives.outputs import Outputs
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -111,3 +113,43 @@ def test_the_rules_are_facts() -> None:
         "loss": "dense outputs",
         "outputs": {"a": "divergence × 0.25", "b": "squared error × 0.75"},
     }
+
+
+class Words(nn.Module):
+    """Logits of a large vocabulary at every position of a text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 4), nn.Linear(4, 4096)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        return {"logits": self.head(self.table(input_ids))}
+
+
+def test_a_large_vocabulary_counts_at_sampled_positions() -> None:
+    torch.manual_seed(0)
+    ids, mask = torch.randint(9, (2, 400)), torch.ones(2, 400, dtype=torch.int64)
+    mask[1, 100:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    dense, other = (Words().double().requires_grad_(False) for _ in range(2))
+    objective = choose_objective(dense, [inputs])
+    assert objective.facts()["outputs"] == {"logits": "divergence at 256 positions"}
+    chosen = sampled_positions(400, 256)
+    before, after = (model(**inputs)["logits"].log_softmax(2)[:, chosen] for model in (dense, other))
+    each = (before.exp() * (before - after)).sum(2)
+    kept = mask[:, chosen].bool()
+    expected = each[kept].mean()
+    found, weight = objective.judge(other(**inputs), dense(**inputs), inputs, None, 2)
+    assert (round(found, 9), weight) == (round(float(expected), 9), float(kept.sum()))
+    values = objective.read(dense(**inputs), 2)
+    assert values.shape == (2, 4096, 256)
+    factor = objective.on(inputs, None, 2).factor(values)
+    probability = before.exp()
+    trace = ((probability * (1 - probability)).sum(2) * kept).sum()
+    assert torch.allclose(factor.mass.sum(), trace)
+
+
+def test_a_short_text_counts_as_a_whole() -> None:
+    ids = torch.randint(9, (2, 30))
+    model = Words()
+    assert choose_objective(model, [ids]).read(model(ids), 2).shape == (2, 4096, 30)

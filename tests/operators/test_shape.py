@@ -178,6 +178,19 @@ def test_places_in_space_are_free_and_scores_stay() -> None:
     assert {"stem.0", "hidden"} <= set(sizes(groups))
 
 
+def test_states_that_start_at_zero_follow_their_channels() -> None:
+    groups = found(layouts.States)
+    assert sizes(groups) == {"into": 8}
+    assert len(named(groups, "into").slices) == 7
+    assert reasons(groups, "parts.weight", 0) == "it is split into parts of fixed, unequal size"
+
+
+def test_rows_in_a_computed_order_keep_their_channels() -> None:
+    groups = found(layouts.Routed)
+    assert sizes(groups) == {"second": 6}
+    assert "it holds positions for 'index'" in reasons(groups, "third.weight", 0)
+
+
 def test_a_parameter_used_in_two_ways_stays() -> None:
     groups = found(layouts.TwoWays)
     assert sizes(groups) == {"hidden": 7}

@@ -141,6 +141,43 @@ class TwoWays(nn.Module):
         return self.head(F.relu(self.hidden(self.pair(x, x)))), self.pair.bias.detach()
 
 
+class States(nn.Module):
+    """A state for each channel that starts at zero; its other axis is that of parts of unequal size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.parts, self.head = nn.Linear(3, 8), nn.Linear(8, 3 + 3 + 2), nn.Linear(8, 4)
+        self.steps, self.decay = nn.Linear(2, 8), nn.Parameter(torch.randn(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.into(x.flatten(2).transpose(1, 2)[:, :5]))
+        write, read, step = self.parts(x).split([3, 3, 2], dim=-1)
+        step = F.softplus(self.steps(step))[..., None]
+        keep, add = (step * -self.decay.exp()).exp(), step * write.unsqueeze(-2) * x[..., None]
+        state, read_out = x.new_zeros(add[:, 0].shape), []
+        for time in range(5):
+            state = keep[:, time] * state + add[:, time]
+            read_out.append((state @ read[:, time, :, None]).squeeze(-1))
+        return self.head(torch.stack(read_out, 1).mean(1))
+
+
+class Routed(nn.Module):
+    """Rows in an order that is computed, and back; channels picked by a computed number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 6)
+        self.third, self.head = nn.Linear(6, 5), nn.Linear(1, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.first(x.flatten(2).transpose(1, 2)))
+        order = x.sum((0, 2)).argsort()
+        x = F.silu(self.second(x[:, order]))[:, order.argsort()]
+        x = self.third(x.mean(1))
+        return self.head(x[torch.arange(len(x)), x.argmax(1)][:, None])
+
+
 LAYOUTS: tuple[type[nn.Module], ...] = (
     ManyNorms, ManyGroupsUp, Patches, Coordinates, OtherAxes, Regions, Extremes, TwoWays,
+    States, Routed,
 )  # fmt: skip

@@ -15,14 +15,16 @@ from hessprune.foundation.formatting import shown
 class Budget:
     """An upper bound on one quantity of the pruned model.
 
-    A number in (0, 1] of `macs`, `params` or `units` is the share that is kept; a larger one is a count. A number of
-    `latency_ms` is always in milliseconds. A text such as `"50%"` is a kept share of any quantity.
+    A number in (0, 1] of `macs`, `params`, `units` or `kv_cache` is the share that is kept; a larger one is a count. A
+    number of `latency_ms` is always in milliseconds. A text such as `"50%"` is a kept share of any quantity.
 
     Args:
         macs: Multiply–accumulate operations of one forward on the example inputs.
         params: Number of parameters.
         latency_ms: Milliseconds of one forward; a share refers to the dense model on the same `target`.
         units: Removable units of all groups together; their cost does not matter.
+        kv_cache: Bytes by which a decoder's cache grows with each token, see `Cost`; only heads that keep keys and
+            values leave.
         target: For `latency_ms`: the runtime, threads and batch on which `prune` measures a latency table, or a table
             that was measured before. `make_plan` and `removal_for` need a table.
 
@@ -40,6 +42,7 @@ class Budget:
     params: float | str | None = None
     latency_ms: float | str | None = None
     units: float | str | None = None
+    kv_cache: float | str | None = None
     target: LatencyTarget | LatencyTable | None = None
 
     def __post_init__(self) -> None:

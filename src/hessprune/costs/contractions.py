@@ -1,4 +1,4 @@
-"""The cost of contractions: in Einstein's notation, and of attention in one kernel."""
+"""The cost of contractions: in Einstein's notation, and of attention and of groups in one kernel."""
 
 import math
 from collections.abc import Sequence
@@ -55,6 +55,21 @@ def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[in
         4200
     """
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def grouped_flops(rows: Sequence[int], matrices: Sequence[int], *_: Any, **__: Any) -> int:
+    """Return two operations for each multiply-add of products that share one call, one for each group of rows.
+
+    Args:
+        rows: Shape `(S, K)` of the rows of all groups, or `(G, M, K)`.
+        matrices: Shape `(G, K, N)` of one matrix for each group, or `(K, S)`.
+
+    Example:
+        >>> grouped_flops((10, 48), (4, 48, 64)), grouped_flops((4, 5, 48), (48, 10))
+        (61440, 4800)
+    """
+    shared = rows[0] if len(rows) == 3 and len(matrices) == 2 else 1
+    return 2 * math.prod(rows) * matrices[-1] // shared
 
 
 def _inner(left: str, right: str, out: str) -> set[str]:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from hessprune.costs.cache import cache_bytes
 from hessprune.costs.latency_table import LatencyTable
 from hessprune.costs.products import Product, record_products, size_changes
 from hessprune.foundation.arrival import arrived
@@ -34,6 +35,9 @@ class Cost:
     """Number of parameters, shared ones once."""
     bytes: int
     """Size of parameters and buffers, in bytes."""
+    kv_cache: int = field(default=0, repr=False)
+    """Bytes by which a decoder's cache grows with each token of one sequence: the keys and the values of all layers,
+    in the type of the weights; of an encoder beside it, those for each of its tokens, too. 0 without a cache."""
 
     def __str__(self) -> str:
         """Return for example `12.4 M MACs, 1.2 M parameters, 4.8 MB`."""
@@ -41,6 +45,7 @@ class Cost:
             f"{count_text(self.macs)} MACs",
             f"{count_text(self.params)} parameters",
             bytes_text(self.bytes),
+            *([f"{bytes_text(self.kv_cache)} of cache per token"] if self.kv_cache else []),
         ])
 
     def _repr_html_(self) -> str:
@@ -107,6 +112,7 @@ class CostModel:
         irregular = self._irregular(products, record_products(model, example_inputs, groups), list(state))
         self._irregular_products = [products[number] for number in irregular]
         self._changes = size_changes(model, example_inputs, groups, products, irregular)
+        self._cache, self._cache_per_unit = cache_bytes(model, example_inputs, groups)
         macs = dict.fromkeys(state, 0)
         for number in {*range(len(products))} - {*irregular}:
             macs[products[number].owner] += products[number].macs()
@@ -197,7 +203,8 @@ class CostModel:
         numel = self._numel(counts) + self._stand_in_numel(counts, self._counts(num_implanted or {}))
         totals = {quantity: round(float(weights @ numel)) for quantity, weights in self._weights.items()}
         macs = totals["macs"] + self._irregular_macs(counts)
-        return Cost(macs=macs, params=totals["params"], bytes=totals["bytes"])
+        cache = self._cache - round(float(counts @ self._cache_per_unit))
+        return Cost(macs=macs, params=totals["params"], bytes=totals["bytes"], kv_cache=cache)
 
     def spent(
         self,
@@ -216,6 +223,8 @@ class CostModel:
         """Return by group name the saving of one more unit in a quantity, after `num_removed` units are gone."""
         if quantity == "units":
             return dict.fromkeys(self._groups, 1.0)
+        if quantity == "kv_cache":
+            return {name: float(self._cache_per_unit[number]) for name, number in self._groups.items()}
         counts = self._counts(num_removed or {})
         sizes = (self._sizes - np.tensordot(counts, self._per_unit, axes=1))[self._touched]
         change = sizes.prod(1) - np.clip(sizes - self._less, 0, None).prod(1)

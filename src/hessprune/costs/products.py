@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
-from hessprune.costs.contractions import attention_flops, contraction_flops, is_contraction
+from hessprune.costs.contractions import attention_flops, contraction_flops, grouped_flops, is_contraction
 from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.modules import call_model, dry_run
 from hessprune.foundation.multihead import free_heads
@@ -23,8 +23,9 @@ from hessprune.structure.groups import Group
 FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    torch.ops.aten._grouped_mm: grouped_flops,
 }
-"""Operations of one call of an operator, by shapes; torch's own counter leaves out attention on CPUs."""
+"""Operations of one call of an operator, by shapes; torch's own counter leaves out attention and experts on CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +65,7 @@ def record_products(model: nn.Module, example_inputs: Any, removed: Sequence[Gro
 def size_changes(
     model: nn.Module, example_inputs: Any, groups: Sequence[Group], products: Sequence[Product], numbers: Sequence[int]
 ) -> np.ndarray:
-    """Return the decrease of all axes of some products by the first unit of each group, `(G, sizes)`.
-
-    Most axes depend on one group. Forward `j` leaves out the groups whose number has bit `j` set, so `log₂ G` forwards
-    spell the number of that group for every axis at once. The axes without a clear answer take one forward per group.
-    """
+    """Return the decrease of all axes of some products by the first unit of each group, `(G, sizes)`."""
 
     def changes(removed: Sequence[Group]) -> np.ndarray:
         fewer = record_products(model, example_inputs, removed)
@@ -77,11 +74,24 @@ def size_changes(
     if not numbers or not groups:
         return np.zeros((len(groups), sum(len(products[number].sizes) for number in numbers)))
     dense = np.concatenate([products[number].sizes for number in numbers])
+    return changes_by_group(groups, changes)
+
+
+def changes_by_group(groups: Sequence[Group], changes: Callable[[Sequence[Group]], np.ndarray]) -> np.ndarray:
+    """Return how many numbers change by the first unit of each group, `(G, numbers)`.
+
+    Most numbers depend on one group. Forward `j` leaves out the groups whose number has bit `j` set, so `log₂ G`
+    forwards spell the number of that group for all at once. Those without a clear answer take one forward per group.
+
+    Args:
+        groups: At least one.
+        changes: Runs a forward without the first unit of some groups; returns the decrease of every number.
+    """
     bits = np.array([[(number + 1) >> j & 1 for j in range(len(groups).bit_length())] for number in range(len(groups))])
     spelt = np.stack([changes([group for group, bit in zip(groups, column, strict=True) if bit]) for column in bits.T])
     total = changes(groups)
     owner = (spelt == total).T @ (1 << np.arange(len(spelt))) - 1
-    result = np.zeros((len(groups), len(dense)))
+    result = np.zeros((len(groups), len(total)))
     clear = (total > 0) & ((spelt == 0) | (spelt == total)).all(0)
     result[owner[clear], clear.nonzero()[0]] = total[clear]
     if ((total > 0) & ~clear).any():

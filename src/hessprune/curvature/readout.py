@@ -74,7 +74,7 @@ def read_out(model: nn.Module, slices: Slices, folded: Folded) -> Readout:
         raise UnsupportedModelError(
             f"`slices` must name weights of convolutions or linear maps, got {', '.join(map(repr, unused))}, which the "
             "model passes to neither. Leave them out, as with hp.find_groups(model, example_inputs, "
-            f"ignore=({unused[0].rpartition('.')[0]!r},)), or use method='joint'."
+            f"ignore=({unused[0].rpartition('.')[0]!r},)), or use method='magnitude'."
         )
     return Readout(
         slices=renamed,

@@ -1,10 +1,10 @@
-"""Decoders run without the cache of keys and values that they return by default: nothing here continues a text."""
+"""Decoders run without the cache of keys and values that they return by default; its size is looked at apart."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 _FLAG = "use_cache"
 
@@ -25,7 +25,8 @@ def without_cache(model: nn.Module) -> Iterator[None]:
         >>> model.config.use_cache
         True
     """
-    holders = {id(holder): holder for module in model.modules() for holder in _holders(vars(module).get("config"))}
+    configs = (vars(module).get("config") for module in model.modules())
+    holders = {id(holder): holder for config in configs for holder in _holders(config)}
     try:
         for holder in holders.values():
             setattr(holder, _FLAG, False)
@@ -35,9 +36,41 @@ def without_cache(model: nn.Module) -> Iterator[None]:
             setattr(holder, _FLAG, True)
 
 
+@contextmanager
+def with_cache(model: nn.Module) -> Iterator[None]:
+    """Switch `use_cache` on in the configuration of the model itself; parts such as an encoder may refuse it."""
+    config = vars(model).get("config")
+    before = getattr(config, _FLAG, None)
+    if before is not False:
+        yield
+        return
+    setattr(config, _FLAG, True)
+    try:
+        yield
+    finally:
+        setattr(config, _FLAG, before)
+
+
+def may_cache(model: nn.Module) -> bool:
+    """Return whether the configuration of the model says whether it keeps a cache."""
+    return isinstance(getattr(vars(model).get("config"), _FLAG, None), bool)
+
+
 def without_cache_argument(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return keyword arguments that do not ask for a cache."""
     return {name: False if name == _FLAG and value is True else value for name, value in inputs.items()}
+
+
+def cached_tensors(output: Any) -> list[Tensor]:
+    """Return the keys and the values `(N, heads, tokens, width)` of the cache in a model's output, layer by layer."""
+    cache = output.get("past_key_values") if isinstance(output, Mapping) else None
+    parts = [getattr(cache, name) for name in ("self_attention_cache", "cross_attention_cache") if hasattr(cache, name)]
+    found: list[Tensor] = []
+    for part in parts or [cache]:
+        for layer in getattr(part, "layers", None) or ():
+            pair = (getattr(layer, "keys", None), getattr(layer, "values", None))
+            found += [tensor for tensor in pair if isinstance(tensor, Tensor) and tensor.dim() == 4]
+    return found
 
 
 def _holders(config: Any) -> Iterator[Any]:

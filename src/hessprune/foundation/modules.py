@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.errors import DataError, HessPruneError
-from hessprune.foundation.caches import without_cache, without_cache_argument
+from hessprune.foundation.caches import with_cache, without_cache, without_cache_argument
+from hessprune.foundation.experts import experts_run_by, put_experts_side_by_side
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.tensors import named_tensors
 from hessprune.foundation.trees import describe, tensors_in, to_device
@@ -23,14 +24,23 @@ _OTHER_CAUSES = (HessPruneError, torch.OutOfMemoryError, torch.AcceleratorError)
 def call_model(model: nn.Module, inputs: Any) -> Any:
     """Call `model` on a tensor, a tuple of positional arguments, or a dict of keyword arguments.
 
-    Decoders keep no cache of keys and values.
+    Decoders keep no cache of keys and values; experts of a mixture run one after the other.
     """
-    with without_cache(model):
-        if isinstance(inputs, Mapping):
-            return model(**without_cache_argument(inputs))
-        if isinstance(inputs, tuple | list):
-            return model(*inputs)
-        return model(inputs)
+    with without_cache(model), experts_run_by(model):
+        return _call(model, without_cache_argument(inputs) if isinstance(inputs, Mapping) else inputs)
+
+
+def call_with_cache(model: nn.Module, inputs: Any) -> Any:
+    """Call `model` as `call_model` does, and let a decoder keep its cache."""
+    with with_cache(model), experts_run_by(model):
+        given = isinstance(inputs, Mapping) and "use_cache" in inputs
+        return _call(model, {**inputs, "use_cache": True} if given else inputs)
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
 
 def logits_of(output: Any) -> Tensor:
@@ -120,7 +130,9 @@ def dry_run(model: nn.Module, inputs: Any, run: Callable[[nn.Module, Any], T]) -
         try:
             return run(empty_copy(model), to_device(inputs, "meta"))
         except (RuntimeError, NotImplementedError):  # what the meta device answers to questions about values
-            return run(copy.deepcopy(model), inputs)
+            own = copy.deepcopy(model)
+            put_experts_side_by_side(own)
+            return run(own, inputs)
 
 
 def shared_copy(model: nn.Module) -> nn.Module:

@@ -18,7 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_FORM = re.compile(r"(view|split|slice|expand)(?:\((\d+):(\d+) of (\d+) to (\d+):(\d+)\))?\[(\d+) of (\d+)\]=(\d+)")
+from hessprune.foundation.gathering import GATHERING, gathered, share_singly
+
+_FORM = re.compile(
+    r"(view|split|slice|expand|queries)(?:\((\d+):(\d+) of (\d+) to (\d+):(\d+)\))?\[(\d+) of (\d+)\]=(\d+)"
+)
 _active = threading.local()
 
 
@@ -26,11 +30,11 @@ _active = threading.local()
 class WrittenSize:
     """A size in the calls of one kind in one forward: where it stands, and its value in the source code."""
 
-    kind: Literal["view", "split", "slice", "expand"]
+    kind: Literal["view", "split", "slice", "expand", "queries"]
     axis: int
-    """The axis of the result."""
+    """The axis of the result; of queries, the head of keys and values that they share."""
     rank: int
-    """The number of axes of the result."""
+    """The number of axes of the result; of queries, that of the heads of keys and values."""
     size: int
     """Of a slice, the whole size of the axis, or the numbers in front of one of its ends."""
     run: tuple[int, int, int, int, int] | None = None
@@ -98,6 +102,8 @@ def lower(module: nn.Module, attribute: str, amount: int) -> None:
         if not isinstance(module, Resized):
             module.__class__ = _resized(type(module))
         vars(module)["written_sizes"] = {**vars(module).get("written_sizes", {}), attribute: value - amount}
+        if attribute.startswith("queries"):
+            share_singly(module)
     else:
         setattr(module, attribute, value - amount)
 
@@ -127,6 +133,7 @@ class _Lowered(TorchFunctionMode):
         super().__init__()
         self._module = module
         self._sizes = [(_read(name), size) for name, size in module.written_sizes.items()]
+        self._queries = sorted((each for each in self._sizes if each[0].kind == "queries"), key=lambda q: q[0].axis)
 
     def __enter__(self) -> Any:
         self._outer = getattr(_active, "mode", None)
@@ -139,7 +146,12 @@ class _Lowered(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        change = _CHANGES.get(getattr(func, "__name__", "")) if _active.mode is self else None
+        name = getattr(func, "__name__", "") if _active.mode is self else ""
+        if self._queries and name in GATHERING:
+            for written, _ in self._queries:
+                self.note(written)
+            return gathered(func, name, args, kwargs, [left for _, left in self._queries])
+        change = _CHANGES.get(name)
         if change is not None and args and isinstance(args[0], Tensor):
             return func(args[0], *change(self, *args, **kwargs))
         return func(*args, **kwargs)

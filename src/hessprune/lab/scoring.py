@@ -49,7 +49,7 @@ def measure_saliency(
         run = open_run(settings, out, Path(data_root))
         dense = dense_model(run)
         ranking = settings.prune.ranking
-        groups = only(find_groups(dense.model, run.example, (*ranking.ignore, *ignore)), ranking.units)
+        groups = only(find_groups(dense.model, run.example, (*ranking.ignore, *ignore), gqa=ranking.gqa), ranking.units)
         task = task_of(run, dense, groups, name, settings.prune.budget, StageMemory(run, dense, groups, name))
         values = task.memory.saliency(task.scoring_settings(), lambda: score(task, dense.model, groups))
     number, noun = len(run.data.calibration), run.data.noun

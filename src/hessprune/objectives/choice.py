@@ -15,15 +15,18 @@ from hessprune.foundation.modules import device_of, forward, logits_of
 from hessprune.foundation.processes import is_own, summed
 from hessprune.foundation.progress import track
 from hessprune.foundation.state import evaluation_mode
-from hessprune.foundation.trees import describe, leading_size, sample_rows, tensors_in, to_device
+from hessprune.foundation.trees import describe, leading_size, sample_rows, to_device
 from hessprune.objectives.closed_form import module_of
 from hessprune.objectives.dense import DenseOutputs, Part
 from hessprune.objectives.given import GivenLoss
+from hessprune.objectives.masks import tokens_of
 from hessprune.objectives.objective import Objective
 from hessprune.objectives.outputs import Outputs, targets_of
 
 Prefer = Literal["dense outputs", "labels", "gradient"]
 """Without a loss: the dense outputs; a cross-entropy where there are labels; or nothing else than that."""
+MAX_LOGITS, MIN_POSITIONS, MANY_POSITIONS = 2**20, 8, 512
+"""Logits of a sample that count at once, and for how few and how many positions: 8 MB for each copy in 64 bits."""
 Chosen = Sequence[str] | Mapping[str, float] | None
 """Names of outputs, with weights if it is a mapping; all outputs if None."""
 
@@ -145,6 +148,14 @@ def _shares(outputs: Chosen) -> dict[str, float] | None:
     return shares
 
 
+def _positions(logits: Tensor, tokens: Tensor | None) -> int | None:
+    """Return how many positions of logits `(N, T, C)` count, if not all: those for which the memory suffices."""
+    if tokens is None or tokens.shape[1] != logits.shape[1]:
+        return None
+    most = max(MIN_POSITIONS, MAX_LOGITS // logits.shape[2])
+    return most if logits.shape[2] > MAX_LOGITS // MANY_POSITIONS else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Known:
     """What tells classes from numbers."""
@@ -163,8 +174,9 @@ class _Known:
             check_labels(as_labels(whole, own), whole.shape[1])
             return Part(name=name, rule="divergence")
         is_logits = self._is_logits(name)
-        if tensor.dim() == 3 and is_logits and (are_labels(whole.movedim(2, 1), own) or _reads_tokens(self.inputs)):
-            return Part(name=name, rule="divergence", axis=2)
+        tokens = tokens_of(self.inputs)
+        if tensor.dim() == 3 and is_logits and (are_labels(whole.movedim(2, 1), own) or tokens is not None):
+            return Part(name=name, rule="divergence", axis=2, positions=_positions(tensor, tokens))
         if tensor.dim() == 2 and tensor.shape[1] > 1 and own is None and is_logits:
             return Part(name=name, rule="divergence")
         return Part(name=name, rule="squared error")
@@ -182,13 +194,6 @@ class _Known:
     def _is_logits(self, name: str) -> bool:
         """Return True for the only output, and for one that is called logits."""
         return len(self.outputs.places) == 1 or name.rpartition(".")[2].endswith("logits")
-
-
-def _reads_tokens(inputs: Any) -> bool:
-    """Return True where a model reads integers `(N, T)`."""
-    first = next(tensors_in(inputs), None)
-    tokens = inputs.get("input_ids", first) if isinstance(inputs, Mapping) else first
-    return isinstance(tokens, Tensor) and tokens.dim() == 2 and not tokens.is_floating_point()
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hessprune.foundation.trees import tensors_in
 from hessprune.objectives.factors import DiagonalFactor, JoinedFactor, LogitFactor, SoftmaxFactor
-from hessprune.objectives.masks import counted_positions
+from hessprune.objectives.masks import counted_positions, sampled_positions, tokens_of
 from hessprune.objectives.objective import BatchLoss, Objective
 from hessprune.objectives.outputs import Outputs, joined, separated, targets_of
 
@@ -34,14 +34,20 @@ class Part:
     """The axis of classes, samples first."""
     deviation: float = 1.0
     """Standard deviation of its numbers over the calibration data."""
+    positions: int | None = None
+    """How many positions of a text count, where a vocabulary at all of them would take too much memory."""
 
     def canonical(self, tensor: Tensor) -> Tensor:
-        """Return the tensor with classes along axis 1, if there are classes."""
+        """Return the tensor with classes along axis 1, if there are classes, at the positions that count."""
+        if self.positions is not None:
+            chosen = sampled_positions(tensor.shape[1], self.positions)
+            tensor = tensor.index_select(1, chosen.to(tensor.device))
         return tensor.movedim(self.axis, 1) if self.rule == "divergence" else tensor
 
     def fact(self) -> str:
-        """Return the rule and the weight, for the provenance."""
-        return self.rule if self.share == 1 else f"{self.rule} × {self.share:.3g}"
+        """Return the rule, the number of positions and the weight, for the provenance."""
+        rule = self.rule if self.positions is None else f"{self.rule} at {self.positions} positions"
+        return rule if self.share == 1 else f"{rule} × {self.share:.3g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +183,15 @@ class DenseLoss(BatchLoss):
         """Return the mask of a part: over positions for classes, over numbers for others."""
         positions = (shape[0], *shape[2:]) if part.rule == "divergence" else tuple(shape)
         positions = (self.samples, *positions[1:])
+        if part.positions is not None:
+            tokens = tokens_of(self._inputs)
+            assert tokens is not None, "positions are sampled where a model reads tokens"
+            positions = (self.samples, tokens.shape[1])
         mask = counted_positions(
             self._inputs, targets_of(self._targets, part.name), positions, ignore_index=self.objective.ignore_index
         )
+        if part.positions is not None:
+            mask = mask[:, sampled_positions(positions[1], part.positions).to(mask.device)]
         return mask.reshape(self.samples, -1)
 
     def _learn(self, values: Tensor) -> None:

@@ -6,8 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hessprune.foundation.trees import tensors_in
+
 KEPT = ("decoder_attention_mask", "attention_mask")
 """Names of inputs that are 1 where a position counts."""
+TOKENS = ("decoder_input_ids", "input_ids")
+"""Names of inputs that are numbers of words."""
 PADDED = ("src_key_padding_mask", "key_padding_mask", "padding_mask")
 """Names of inputs that are true where a position is padding."""
 
@@ -36,6 +40,30 @@ def counted_positions(inputs: Any, targets: Any, positions: Sequence[int], *, ig
         if tuple(labels.shape) == tuple(positions):
             counted = counted & (labels != ignore_index).to(counted.device)
     return counted
+
+
+def tokens_of(inputs: Any) -> Tensor | None:
+    """Return the tokens `(N, T)` that a model reads, of a pair of encoder and decoder the decoder's; None without."""
+    first = next(tensors_in(inputs), None)
+    named = [inputs[name] for name in TOKENS if name in inputs] if isinstance(inputs, Mapping) else []
+    tokens = named[0] if named else first
+    is_text = isinstance(tokens, Tensor) and tokens.dim() == 2 and not tokens.is_floating_point()
+    return tokens if is_text else None
+
+
+def sampled_positions(length: int, count: int | None) -> Tensor:
+    """Return `count` positions of a text, one at random in each of so many equal parts; all if there are no more.
+
+    The same positions come for the same length, so that two models are compared at the same ones.
+
+    Example:
+        >>> sampled_positions(3, 4), len(sampled_positions(100, 4))
+        (tensor([0, 1, 2]), 4)
+    """
+    if count is None or count >= length:
+        return torch.arange(length)
+    within = torch.rand(count, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
+    return ((torch.arange(count) + within) * (length / count)).long().clamp(max=length - 1)
 
 
 def _mask_of(inputs: Any, positions: Sequence[int]) -> Tensor | None:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from hessprune.operators.call import Call
-from hessprune.operators.labels import constant, varies
+from hessprune.operators.labels import constant, removable, varies
 from hessprune.operators.leaves import Leaf
 from hessprune.operators.linear import contract, emit, product_with_parameter
 from hessprune.operators.maps import read_addmm, read_matmul
@@ -35,6 +35,9 @@ def product(call: Call, left: Tensor, right: Tensor) -> Tensor:
     """Tie the contracted channels of `(…, M, K) @ (…, K, P)`; units along batch axes are whole matrices (heads)."""
     if any(varies(labels, dim) for labels in (left, right) for dim in range(labels.dim() - 2)):
         return one_unit_per_matrix(call, [left, right])
+    if varies(left, -1) and varies(left, -2) and not removable(right):  # the axis that both share stays as it is
+        call.labels.tie_along(left, -1)
+        left = left.narrow(-1, 0, 1).expand(left.shape)
     contracted = varies(left, -1), varies(right, -2)
     if any(contracted):
         call.labels.tie(call.channels(left, -1), call.channels(right, -2))

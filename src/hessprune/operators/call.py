@@ -21,7 +21,7 @@ class Conditions(Protocol):
     def split(self, labels: Tensor, dims: tuple[int, ...]) -> None:
         """Require that the axes `dims`, made from one axis by a view, stay a grid."""
 
-    def pin(self, labels: Tensor, dim: int, reason: str, *, spares_heads: bool = False) -> None:
+    def pin(self, labels: Tensor, dim: int, reason: str, *, spares_heads: bool = False, cuts: bool = False) -> None:
         """Require that an axis keeps its size; with `spares_heads`, unless all units along it are heads."""
 
     def meet(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
@@ -170,9 +170,12 @@ class Call:
             out = self.walk.closure.meet(out, labels, f"it is spread over several units{self.where}")
         return out
 
-    def pin(self, labels: Tensor, dim: int, reason: str, *, spares_heads: bool = False) -> None:
-        """Freeze the units along `dim`: this axis keeps its size; with `spares_heads`, unless all of them are heads."""
-        self.walk.closure.pin(labels, dim, f"{reason}{self.where}", spares_heads=spares_heads)
+    def pin(self, labels: Tensor, dim: int, reason: str, *, spares_heads: bool = False, cuts: bool = False) -> None:
+        """Freeze the units along `dim`: this axis keeps its size; with `spares_heads`, unless all of them are heads.
+
+        An axis that the operator `cuts` into unequal parts stays as a whole, whatever it meets.
+        """
+        self.walk.closure.pin(labels, dim, f"{reason}{self.where}", spares_heads=spares_heads, cuts=cuts)
 
     def note_size(self, written: WrittenSize, out: Tensor, *, is_open: bool = False) -> None:
         """Note the size of an axis along which units lie; an open one varies, since the axis holds the batch, too."""

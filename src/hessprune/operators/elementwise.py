@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from hessprune.operators.call import Call
+from hessprune.operators.labels import along
 from hessprune.operators.leaves import Leaf
 from hessprune.operators.table import register
 
@@ -91,9 +92,24 @@ def created(call: Call) -> Tensor:
 
 
 register(
-    "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn", "eye",
-    "arange", "scalar_tensor", "linspace", "tril_indices", "triu_indices",
+    "rand", "randn", "eye", "arange", "scalar_tensor", "linspace", "tril_indices", "triu_indices",
     labels=created, derivative="piecewise-linear",
+)  # fmt: skip
+
+
+def filled(call: Call) -> Tensor:
+    """Return labels along the axis of channels or heads for equal numbers, as of a state that a forward starts from.
+
+    Whether that size follows the units shows on trial; all other axes are fixed.
+    """
+    if len(call.shape) < 3 or call.shape[1] == 1 or not call.produced.is_floating_point():
+        return created(call)
+    return along(call.labels.new(call.shape[1]), 1, call.shape)
+
+
+register(
+    "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty",
+    labels=filled, derivative="piecewise-linear",
 )  # fmt: skip
 
 

@@ -125,6 +125,11 @@ def varying(labels: Tensor) -> tuple[int, ...]:
     return tuple(dim for dim in range(labels.dim()) if varies(labels, dim))
 
 
+def removable(labels: Tensor) -> bool:
+    """Return whether a tensor holds a label that is not fixed."""
+    return bool((compact(labels)[0] > CONSTANT).any())
+
+
 def expanded(labels: Tensor) -> Tensor:
     """Store labels expanded along every axis on which they do not vary."""
     for dim in range(labels.dim()):

@@ -49,6 +49,26 @@ def product_with_parameter(call: Call, x: Tensor, weight: Leaf, dim: int, *, inn
     return emit(call, x, call.walk.axis(weight, 1 - inner, "producer"), dim)
 
 
+def grouped(call: Call) -> Any:
+    """Follow one product for each expert: `(S, I)` rows, sorted by expert, with parameters `(E, I, O)`.
+
+    A unit is the same neuron of every expert, since one tensor holds the weights of all.
+    """
+    x, weight = (call.args[number] for number in range(2))
+    if not isinstance(weight, Leaf) or len(weight.shape) != 3 or isinstance(x, Leaf):
+        return call.refuse(f"'{call.operator}'{call.where} mixes its channels")
+    reason = f"its experts are looked up by number{call.where}"
+    call.labels.freeze(call.walk.axis(weight, 0, "consumer"), reason)
+    labels = call.walk.as_labels(x)
+    contract(call, call.channels(labels, -1), weight, 1)
+    return emit(call, labels, call.walk.axis(weight, 2, "producer"), -1)
+
+
+register(
+    "grouped_mm", "_grouped_mm", "transformers::grouped_mm_fallback", labels=grouped, derivative="product"
+)  # fmt: skip
+
+
 def embedding(call: Call) -> Any:
     """Emit the columns of the table; freeze its rows, which tokens look up by number."""
     weight = call["weight"]

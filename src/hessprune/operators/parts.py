@@ -18,7 +18,7 @@ def split(call: Call) -> Any:
     if not varies(labels, dim):
         return parts
     if len({part.shape[dim] for part in parts}) > 1:
-        call.pin(labels, dim, "it is split into parts of fixed, unequal size", spares_heads=True)
+        call.pin(labels, dim, "it is split into parts of fixed, unequal size", spares_heads=True, cuts=True)
     else:
         for part in parts[1:]:
             call.labels.tie(parts[0], part)

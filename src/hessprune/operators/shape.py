@@ -169,7 +169,7 @@ def positional(call: Call) -> Any:
             _note_bounds(call, labels, dim % labels.dim())
     indices = [call.get("index"), *(call.get("indices") or ())]
     if any(isinstance(index, Tensor | Leaf) for index in indices):
-        return call.refuse(f"'{call.operator}'{call.where} looks channels up by a computed index")
+        return _looked_up(call, labels)
     arguments = tree_map(lambda arg: arg.tensor if isinstance(arg, Value) else arg, (call.args[1:], call.kwargs))
     return call.target(labels, *arguments[0], **arguments[1])
 
@@ -179,6 +179,17 @@ register(
     "select", "unbind", "narrow", "roll", "rot90", "index", "index_select",
     labels=positional, derivative="piecewise-linear",
 )  # fmt: skip
+
+
+def _looked_up(call: Call, labels: Tensor) -> Tensor:
+    """Return the labels at computed positions: those at the first one, since the axis that is looked up stays whole."""
+    if isinstance(call.args[0], Leaf) or call.operator == "index_select":
+        return call.refuse(f"'{call.operator}'{call.where} looks channels up by a computed index")
+    for index in call["indices"]:
+        if isinstance(index, Tensor | Leaf):
+            call.walk.freeze(index, f"it holds positions for '{call.operator}'{call.where}")
+    shapes = [None if index is None else call.walk.as_labels(index).shape for index in call["indices"]]
+    return call.target(labels, [shape and torch.zeros(shape, dtype=torch.int64) for shape in shapes])
 
 
 def _note_bounds(call: Call, labels: Tensor, dim: int) -> None:

@@ -77,7 +77,7 @@ class Plan:
         }
 
     def kept_fraction(self, quantity: str) -> float:
-        """Return the kept share of `macs`, `params`, `bytes`, `units`, or, as predicted, of `latency_ms`."""
+        """Return the kept share of `macs`, `params`, `bytes`, `units`, `kv_cache`, or, predicted, of `latency_ms`."""
         if quantity == "latency_ms":
             facts = self.provenance["latency"]
             return facts["predicted_ms"] / facts["dense_ms"]

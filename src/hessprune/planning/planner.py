@@ -18,8 +18,9 @@ from hessprune.planning.implants import Implant, ImplantShare, as_implant, carry
 from hessprune.planning.inputs import describe_inputs
 from hessprune.planning.joint import select_jointly
 from hessprune.planning.plan import Plan
-from hessprune.planning.ranking import Ranking, check_ranking, free_groups, select
+from hessprune.planning.ranking import Ranking, check_ranking, counting, free_groups, select
 from hessprune.planning.steps import select_in_steps
+from hessprune.planning.uniform import select_uniformly
 from hessprune.planning.zones import Zones, select_zones
 from hessprune.structure.belonging import check_groups
 from hessprune.structure.carriers import stand_in_layers
@@ -81,9 +82,14 @@ def make_plan(
     check_no_stand_ins(implant, budget)
     carriers = carrying_layers(model, free, example_inputs, implant)
     costs = CostModel(model, example_inputs, groups, _layers(carriers, implant.rank), latency_table_of(budget))
+    free = counting(free, costs, budget)
     implants = ImplantShare(share=implant.share, groups=carriers.keys()) if implant else None
     interactions = getattr(saliency, "interactions", None)
-    if interactions is not None:
+    if ranking.uniform:
+        _check_no_implants(implants)
+        chosen = select_uniformly(free, per_unit, costs, budget=budget, ranking=ranking)
+        zones = Zones(removed=chosen, implanted={})
+    elif interactions is not None:
         pairwise = as_symmetric(interactions).select(_rows_of(free, groups))
         zones = select_jointly(free, per_unit, pairwise, costs, budget=budget, ranking=ranking, implants=implants)
     elif implants:
@@ -191,6 +197,19 @@ def _rows_of(free: Sequence[Group], groups: Sequence[Group]) -> Tensor:
     """Return which rows of a matrix over all units belong to the free groups, as a mask."""
     names = {group.name for group in free}
     return torch.cat([torch.full((group.num_units,), group.name in names) for group in groups])
+
+
+def _check_no_implants(implants: ImplantShare | None) -> None:
+    """Raise where implants are asked for beside the same number of units in every layer.
+
+    Raises:
+        ArgumentError: They are.
+    """
+    if implants:
+        raise ArgumentError(
+            "`implant` must be 0 beside ranking.uniform=True, for no configuration says it, got "
+            f"{implants.share:g}. Leave one of both out."
+        )
 
 
 def _resolved(ranking: Ranking, saliency: Mapping[str, Tensor]) -> Ranking:

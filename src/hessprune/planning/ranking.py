@@ -15,8 +15,10 @@ from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError, BudgetError
 from hessprune.foundation.checks import check_range, nearest
 from hessprune.foundation.formatting import shown
+from hessprune.foundation.options import check_flag
 from hessprune.structure.groups import KINDS, Group, Groups, Ignored, Kind
 from hessprune.structure.kinds import only
+from hessprune.structure.queries import check_mode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +34,9 @@ class Ranking:
         units: Kinds of units that may go: `"heads"`, `"neurons"`, `"channels"`, `"embedding"`; None for all.
         min_kept_units: Floors of single groups, `(name, units)`, in place of the fraction.
         step: Share of the budgeted quantity to remove before saliencies are measured anew; 1 decides at once.
+        gqa: For `prune`, what leaves attention whose queries share keys and values; see `find_groups`.
+        uniform: Layers that are alike keep the same number of units, so that a configuration of transformers can say
+            it, and `save_pretrained` writes a folder that transformers reads. Interactions do not count then.
 
     Raises:
         ArgumentError: A value is out of range or of another type.
@@ -49,6 +54,8 @@ class Ranking:
     units: tuple[Kind, ...] | None = None
     min_kept_units: tuple[tuple[str, int], ...] = ()
     step: float = 1.0
+    gqa: str = "kv-group"
+    uniform: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values; modules of `ignore` by their kind."""
@@ -59,6 +66,8 @@ class Ranking:
         check_range("min_kept_fraction", self.min_kept_fraction, low=0, high=1)
         check_range("round_to", self.round_to, low=1, integer=True)
         check_range("step", self.step, low=1e-3, high=1)
+        check_mode(self.gqa)
+        check_flag("uniform", self.uniform)
         if self.per_cost not in (None, True, False):
             raise ArgumentError(f"`per_cost` must be True, False or None, got {shown(self.per_cost)}.")
         if not _is_sequence(self.ignore) or not all(map(_is_ignorable, self.ignore)):
@@ -182,6 +191,24 @@ def free_groups(groups: Sequence[Group], ranking: Ranking) -> list[Group]:
             f"`ignore` must leave a group to prune, got {shown(tuple(patterns))}, which match all. Drop one."
         )
     return [*only(Groups(free), ranking.units)]
+
+
+def counting(groups: Sequence[Group], costs: CostModel, budget: Budget) -> list[Group]:
+    """Return the groups of which the budgeted quantity depends; of a cache, those with keys and values.
+
+    Raises:
+        BudgetError: There are none.
+    """
+    if budget.quantity != "kv_cache":
+        return [*groups]
+    saved = costs.saved_next(budget.quantity)
+    found = [group for group in groups if saved[group.name] > 0]
+    if not found:
+        raise BudgetError(
+            f"`{budget!r}` must bound the cache of a decoder with removable heads, got a model without. "
+            "Write Budget(macs=0.5)."
+        )
+    return found
 
 
 def removable(group: Group, ranking: Ranking) -> int:

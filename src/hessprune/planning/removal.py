@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from hessprune.costs.budget import Budget, check_budget, latency_table_of
 from hessprune.costs.model import CostModel
-from hessprune.planning.ranking import Ranking, check_ranking, free_groups, select
+from hessprune.planning.ranking import Ranking, check_ranking, counting, free_groups, select
 from hessprune.planning.steps import select_in_steps
+from hessprune.planning.uniform import select_uniformly
 from hessprune.structure.belonging import check_groups
 from hessprune.structure.groups import Group, check_per_unit
 
@@ -52,11 +53,11 @@ def removal_for(
     check_budget(budget)
     groups = check_groups(model, groups)
     checked = check_ranking(ranking, groups)
-    free = free_groups(groups, checked)
     costs = CostModel(model, example_inputs, groups, latency=latency_table_of(budget))
+    free = counting(free_groups(groups, checked), costs, budget)
 
     def removed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        choose = select_in_steps if budget.is_latency else select
+        choose = select_uniformly if checked.uniform else select_in_steps if budget.is_latency else select
         chosen = choose(free, check_per_unit(values, groups, "values"), costs, budget=budget, ranking=checked)
         return {group.name: _mask(group, chosen.get(group.name, ())) for group in groups}
 

@@ -62,7 +62,7 @@ class Task:
         check_batches(self.batches)
         model = arrived(self.model)
         check_finite_parameters(model)
-        groups = find_groups(self.model, self.example_inputs, self.ranking.ignore, compare=True)
+        groups = find_groups(self.model, self.example_inputs, self.ranking.ignore, compare=True, gqa=self.ranking.gqa)
         return replace(self, model=model, groups=only(groups, self.ranking.units))
 
     def scoring_settings(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.bypass import compiler_at_work
 from hessprune.foundation.caches import without_cache, without_cache_argument
+from hessprune.foundation.experts import BY_GROUP, experts_run_by
 from hessprune.foundation.modules import call_model, device_of, dtype_remedy, empty_copy, shared_copy
 from hessprune.foundation.multihead import free_heads, without_causal_guess
 from hessprune.foundation.quiet import quiet
@@ -59,7 +60,7 @@ def capture_training(model: nn.Module, example_inputs: Any) -> ExportedProgram |
 def _program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
     """Export a model, which is changed; results that nothing reads are left out."""
     free_heads(model)
-    with without_cache(model), without_causal_guess():
+    with without_cache(model), without_causal_guess(), experts_run_by(model, BY_GROUP):
         program = torch.export.export(model, args, kwargs, strict=False)
     program.graph.eliminate_dead_code()
     return program

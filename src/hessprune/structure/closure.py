@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hessprune.operators.labels import CONSTANT, Labels, compact, merged, varies, varying
+from hessprune.operators.labels import CONSTANT, Labels, compact, merged, removable, varies, varying
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +20,15 @@ class Split:
 class Pin:
     """The axis `dim` keeps its size. Units that lie along another axis, too, merge along this one; other units stay.
 
-    Where the source code writes positions down that can be lowered, heads of attention may go all the same.
+    Where the source code writes positions down that can be lowered, heads of attention may go all the same. A pin that
+    `cuts` holds the sizes of unequal parts.
     """
 
     labels: Tensor
     dim: int
     reason: str
     spares_heads: bool = False
+    cuts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,10 @@ class Closure:
         if sum(varies(labels, dim) for dim in dims) > 1:
             self._splits.append(Split(labels, dims))
 
-    def pin(self, labels: Tensor, dim: int, reason: str, *, spares_heads: bool = False) -> None:
+    def pin(self, labels: Tensor, dim: int, reason: str, *, spares_heads: bool = False, cuts: bool = False) -> None:
         """Require that an axis keeps its size; with `spares_heads`, unless all units along it are heads."""
         if varies(labels, dim):
-            self._pins.append(Pin(labels, dim % labels.dim(), reason, spares_heads))
+            self._pins.append(Pin(labels, dim % labels.dim(), reason, spares_heads, cuts))
 
     def meet(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
         """Tie two label tensors of one rank that broadcast against each other; return the labels of the result."""
@@ -91,6 +93,11 @@ class Closure:
         """Tie labels until nothing changes; freeze labels whose conditions still conflict."""
         while self._tie_meetings() or self._tie_pins() or self._tie_splits() or self._freeze():
             pass
+
+    def stuck(self) -> list[tuple[Tensor, str]]:
+        """Return the labels along axes cut into unequal parts that stay after all, with the reason."""
+        cuts = [(pin, self._labels.resolve(pin.labels)) for pin in self._pins if pin.cuts]
+        return [(compact(pin.labels)[0].unique(), pin.reason) for pin, now in cuts if not removable(now)]
 
     def _tie_meetings(self) -> bool:
         """Tie the meetings that other ties have settled."""

@@ -6,6 +6,7 @@ from typing import Literal as Choice
 import torch
 from torch import Tensor, nn
 
+from hessprune.foundation.experts import let_experts_fit
 from hessprune.foundation.modules import split_name
 from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.state import drop_caches
@@ -39,6 +40,7 @@ def remove_slices(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]]) -
         keep.setdefault(name, {})[dim] = mask.nonzero().squeeze(1)
     free_heads(model, keep)
     replace_tensors(model, {name: _select(state[name], dims) for name, dims in keep.items()})
+    let_experts_fit(model)
     drop_caches(model)
 
 

@@ -15,12 +15,18 @@ from hessprune.structure.advice import ON_REQUEST, advice
 from hessprune.structure.capture import capture, capture_training
 from hessprune.structure.collect import collect
 from hessprune.structure.groups import Frozen, Group, Groups, Ignored
+from hessprune.structure.queries import by_queries, check_mode
 from hessprune.structure.sizes import without_failures
 from hessprune.structure.walk import GraphWalk
 
 
 def find_groups(
-    model: nn.Module, example_inputs: Any, ignore: Sequence[Ignored] = (), *, compare: bool = False
+    model: nn.Module,
+    example_inputs: Any,
+    ignore: Sequence[Ignored] = (),
+    *,
+    compare: bool = False,
+    gqa: str = "kv-group",
 ) -> Groups:
     """Find all removable units (channels, neurons, heads), each with all slices that must go with it.
 
@@ -38,13 +44,15 @@ def find_groups(
             second trial alone; random ones stand in for zeros.
         ignore: Layers whose outputs must keep their width: modules, module types, or name patterns (`"layer1.*"`).
         compare: Make the second trial; without it `hp.apply_plan` refuses where slicing is not masking.
+        gqa: What leaves attention whose queries share keys and values: `"kv-group"`, a head of keys and values with its
+            queries; `"even-queries"`, as many queries of every such head; `"free-queries"`, any query.
 
     Returns:
         The groups in the order of use; `.frozen` lists every axis that cannot shrink, with the reason.
 
     Raises:
         UnsupportedModelError: The model cannot be captured, or nothing in it can be pruned.
-        ArgumentError: An entry of `ignore` matches no module of the model.
+        ArgumentError: An entry of `ignore` matches no module of the model, or `gqa` is no such mode.
 
     Example:
         >>> import torch, hessprune as hp
@@ -60,19 +68,24 @@ def find_groups(
           follower 1.running_var dim 0
           consumer 3.weight dim 1
     """
+    check_mode(gqa)
     with watched(model) as plain:
         try:
-            return _found(plain, example_inputs, _ignored_modules(model, ignore), compare=compare)
+            return _found(plain, example_inputs, _ignored_modules(model, ignore), compare=compare, gqa=gqa)
         except UnsupportedModelError:
             check_plain_weights(model)  # a likely cause, with its remedy
             raise
 
 
-def _found(model: nn.Module, example_inputs: Any, ignored: set[str], *, compare: bool) -> Groups:
+def _found(model: nn.Module, example_inputs: Any, ignored: set[str], *, compare: bool, gqa: str) -> Groups:
     """Find the groups of a plain model, without those of the ignored modules."""
     groups, frozen, written = collect(_walk(model, example_inputs))
     kept = [group for group in groups if not _is_ignored(group, ignored)]
     frozen += _freeze([group for group in groups if _is_ignored(group, ignored)], ON_REQUEST)
+    if gqa != "kv-group":
+        kept, staying = by_queries(model, before := kept, gqa)
+        frozen += staying
+        written = {group.name: written[group.name] for group in kept if group in before}
     working, failures = without_failures(model, example_inputs, kept, written, compare=compare)
     for group, reason in failures:
         frozen += _freeze([group], reason)
@@ -90,7 +103,10 @@ def _walk(model: nn.Module, example_inputs: Any) -> GraphWalk:
     signature = program.graph_signature
     unused = [name for name in signature.inputs_to_parameters if not _is_used(program, name)]
     training = capture_training(model, example_inputs) if unused else None
-    return GraphWalk(model, [program] if training is None else [program, training])
+    programs = [program] if training is None else [program, training]
+    walk = GraphWalk(model, programs)
+    stuck = walk.stuck()
+    return GraphWalk(model, programs, stuck) if stuck else walk
 
 
 def _is_used(program: ExportedProgram, name: str) -> bool:

@@ -36,6 +36,8 @@ def without_failures(
         reason = f"the source code fixes its size ({failure.message})"
         beside, culprits = _culprits(trial, [*working.values()], failure)
         for group, module in culprits:
+            if group.name not in working:  # it lies in several modules of a class
+                continue
             choices = [sized[group.name]] if group.name in freed else _choices(model, group, module, sized[group.name])
             better = _working(trial, group, module, beside, choices)
             if better and better != group:
@@ -65,14 +67,11 @@ def _silent(trial: Trial, working: Mapping[str, Group], sized: Mapping[str, Grou
     """
     everything = {name: _sized(group, sized[name].literals) for name, group in working.items()}
     named = trial.named_sizes([*everything.values()])
-    silent = [
-        name
-        for name, group in working.items()
-        if not any(is_written(literal.attribute) for literal in group.literals) and _names(trial, sized[name], named)
-    ]
-    homes = {name: _home(sized[name]) for name in silent}
+    homes = {
+        name: _home(sized[name]) for name, group in working.items() if _names(trial, _more(group, sized[name]), named)
+    }
     calls = trial.calls({*homes.values()} - {""})
-    for name in silent:
+    for name in homes:
         better, beside = sized[name], [other for key, other in working.items() if key != name]
         for choice in _choices(trial.model, working[name], "", working[name]):
             is_inside = all(_is_in(literal.module, homes[name]) for literal in choice.literals)
@@ -85,6 +84,11 @@ def _silent(trial: Trial, working: Mapping[str, Group], sized: Mapping[str, Grou
                 break
         call = calls.get(homes[name]) if better is sized[name] else None
         yield name, _named(trial, better, () if call else beside, call)
+
+
+def _more(group: Group, sized: Group) -> Group:
+    """Return the group with those sizes alone that it does not hold yet."""
+    return replace(group, literals=tuple(item for item in sized.literals if item not in group.literals))
 
 
 def _home(group: Group) -> str:

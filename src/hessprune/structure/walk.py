@@ -3,9 +3,10 @@
 An operator without a rule freezes the labels of its arguments; the reason names the operator.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -24,8 +25,11 @@ MAX_ELEMENT_LABELS = 4_000_000
 class GraphWalk:
     """All labels of one model, of parameter axes and (where needed) of single elements, and the ties between them."""
 
-    def __init__(self, model: nn.Module, programs: Sequence[ExportedProgram]) -> None:
+    def __init__(
+        self, model: nn.Module, programs: Sequence[ExportedProgram], stuck: Mapping[tuple[str, int], str] | None = None
+    ) -> None:
         self.labels = Labels()
+        self._stuck = stuck or {}
         self.closure = Closure(self.labels)
         self.axes: dict[tuple[str, int], Axis] = {}
         self.elements: dict[str, Tensor] = {}
@@ -56,7 +60,11 @@ class GraphWalk:
         key = leaf.name, parameter_dim
         if key not in self.axes:
             self.axes[key] = Axis(self.labels.new(self._shapes[leaf.name][parameter_dim]))
+            if key in self._stuck:
+                self.labels.freeze(self.axes[key].labels, self._stuck[key])
         self.axes[key].roles.add(role)
+        if key in self._stuck:
+            return self.labels.fixed((leaf.shape[dim],), self._stuck[key])
         return self.axes[key].labels[leaf.starts[dim] :][: leaf.shape[dim]]
 
     def as_labels(self, value: Any) -> Tensor:
@@ -129,6 +137,16 @@ class GraphWalk:
         else:
             for each in (first.labels, labels):
                 self.labels.freeze(each, f"'{module}.{attribute}' counts channels of two numbers")
+
+    def stuck(self) -> dict[tuple[str, int], str]:
+        """Return the axes of parameters that stay as a whole, whatever else goes: a walk that knows this finds more."""
+        roots, found = self.labels.roots(), {}
+        for labels, reason in self.closure.stuck():
+            frozen = np.unique(roots[labels.numpy()])
+            for key, axis in self.axes.items():
+                if np.isin(roots[axis.labels.numpy()], frozen).all():
+                    found[key] = reason
+        return found
 
     def note_head(self, labels: Tensor) -> None:
         """Note that these labels are heads of attention, or tied to some."""

@@ -15,6 +15,7 @@ from hessprune.foundation.written import counted_value, is_written
 from hessprune.planning.plan import Plan
 from hessprune.structure.belonging import misfits
 from hessprune.structure.groups import Literal
+from hessprune.surgery.config import fit_config
 from hessprune.surgery.implants.arrangement import arrange_units
 from hessprune.surgery.implants.module import Start, insert_stand_ins
 from hessprune.surgery.slicing import slice_units
@@ -69,6 +70,7 @@ def apply_plan(
         arrange_units(pruned, plan)
         slice_units(pruned, plan.groups, plan.removed)
         insert_stand_ins(pruned, dense, plan, start=start)
+        fit_config(pruned, plan)
         if check:
             verify(dense, pruned, plan, example_inputs)
     return pruned

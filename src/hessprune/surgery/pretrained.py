@@ -15,12 +15,25 @@ from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import seeded
 
 CONFIG = "config.json"
+DENSE = "dense_sizes"
+"""The entry of a config that holds the numbers of the dense model, where those of the pruned one stand."""
 
 
 def config_of(model: nn.Module) -> Any:
     """Return the config of a model of transformers; None for any other model."""
     config = getattr(model, "config", None)
     return config if hasattr(config, "to_json_string") and hasattr(config, "save_pretrained") else None
+
+
+def dense_config(config: Any) -> Any:
+    """Return the configuration of the dense model, from that of a pruned one."""
+    for name, size in (getattr(config, DENSE, None) or {}).items():
+        if size is None:
+            vars(config).pop(name, None)
+        else:
+            setattr(config, name, size)
+    vars(config).pop(DENSE, None)
+    return config
 
 
 def config_text(model: nn.Module) -> str:
@@ -69,7 +82,8 @@ def factory_of(folder: Path, attention: str | None) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         try:
             with quiet(), seeded(0):
-                return cls(transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **options))
+                config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **options)
+                return cls(dense_config(config))
         except Exception as error:  # whatever a config that was written by hand trips over
             reason = " ".join(str(error).split())[:120] or type(error).__name__
             raise CheckpointError(

@@ -1,0 +1,94 @@
+"""Grouped queries: a key/value head with its queries is a unit, or queries leave and keys and values stay."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from hessprune.foundation.checks import check_choice
+from hessprune.foundation.modules import split_name
+from hessprune.foundation.written import WrittenSize
+from hessprune.structure.groups import Frozen, Group, Literal, Slice
+
+MODES = ("kv-group", "even-queries", "free-queries")
+"""What leaves attention in which several heads of queries share keys and values.
+
+`kv-group`: a head of keys and values with its queries. `even-queries`: from every such head, the query at the same
+place. `free-queries`: any query.
+"""
+
+
+def check_mode(gqa: str) -> None:
+    """Raise unless this is a mode.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    check_choice("gqa", gqa, MODES)
+
+
+def by_queries(model: nn.Module, groups: Sequence[Group], gqa: str) -> tuple[list[Group], list[Frozen]]:
+    """Return the groups with queries as units where heads of keys and values were, and the axes that stay for that.
+
+    Attention whose queries, keys and values come from one layer, or in equal numbers, is returned as it is.
+    """
+    found, frozen = [], []
+    for group in groups:
+        sizes = None if gqa == "kv-group" else _sizes(group)
+        if sizes is None:
+            found.append(group)
+            continue
+        parts = [piece for piece in group.slices if len(piece.index[0]) > sizes[1]]
+        others = [piece for piece in group.slices if piece not in parts]
+        reason = f"keys and values stay for gqa={gqa!r}"
+        frozen += [Frozen(param=piece.param, dim=piece.dim, reason=reason) for piece in others]
+        found.append(_even(group, parts, *sizes) if gqa == "even-queries" else _free(model, group, parts, *sizes))
+    return found, frozen
+
+
+def _sizes(group: Group) -> tuple[int, int] | None:
+    """Return the number of queries of a head of keys and values, and its width; None if there is one, or no such head.
+
+    Queries come from one layer, keys and values from two others of the width of one head, and one layer reads them.
+    """
+    widths = {role: [len(s.index[0]) for s in group.slices_with_role(role)] for role in ("producer", "consumer")}
+    narrow, wide = min(widths["producer"], default=0), max(widths["producer"], default=0)
+    is_grouped = 0 < narrow < wide and wide % narrow == 0 and set(widths["consumer"]) == {wide}
+    every = {len(piece.index[0]) for piece in group.slices}
+    many = widths["producer"].count(narrow) == 2 * widths["producer"].count(wide)
+    return (wide // narrow, narrow) if is_grouped and many and every == {narrow, wide} else None
+
+
+def _even(group: Group, parts: Sequence[Slice], queries: int, width: int) -> Group:
+    """Return the group whose unit is the query at one place of every head of keys and values."""
+    slices = [replace(piece, index=_columns(piece, width)) for piece in parts]
+    return replace(group, num_units=queries, slices=tuple(slices), literals=())
+
+
+def _columns(piece: Slice, width: int) -> tuple[tuple[int, ...], ...]:
+    """Return for each place of a query its positions in all heads of keys and values."""
+    cut = [list(_cut(row, width)) for row in piece.index]
+    return tuple(tuple(position for part in places for position in part) for places in zip(*cut, strict=True))
+
+
+def _free(model: nn.Module, group: Group, parts: Sequence[Slice], queries: int, width: int) -> Group:
+    """Return the group whose unit is a query; its attention counts the queries that each head of keys still has."""
+    slices = [replace(piece, index=tuple(part for row in piece.index for part in _cut(row, width))) for piece in parts]
+    keys = group.num_units
+    owner = split_name(split_name(parts[0].param)[0])[0]
+    module = model.get_submodule(owner)
+    literals = [
+        Literal(
+            module=owner,
+            attribute=WrittenSize("queries", key, keys, queries).name_in(module),
+            counts=tuple(int(unit // queries == key) for unit in range(keys * queries)),
+        )
+        for key in range(keys)
+    ]
+    return replace(group, num_units=keys * queries, slices=tuple(slices), literals=tuple(literals))
+
+
+def _cut(row: Sequence[int], width: int) -> Iterator[tuple[int, ...]]:
+    """Yield parts of equal width."""
+    for start in range(0, len(row), width):
+        yield tuple(row[start : start + width])

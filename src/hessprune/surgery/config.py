@@ -1,0 +1,90 @@
+"""The configuration of a pruned model of transformers: new numbers of heads and widths, where it can say them."""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from hessprune.foundation.quiet import quiet
+from hessprune.planning.plan import Plan
+from hessprune.planning.uniform import alike
+from hessprune.structure.groups import Group
+from hessprune.surgery.pretrained import DENSE, config_of
+
+_HEADS, _KEYS, _WIDTH = ("num_attention_heads", "num_heads", "n_head"), "num_key_value_heads", "head_dim"
+_NEURONS = ("intermediate_size", "ffn_dim", "d_ff", "n_inner")
+
+
+def fit_config(model: nn.Module, plan: Plan) -> None:
+    """Write the numbers that a plan leaves into the configuration of the pruned model, in place, if it can say them.
+
+    It can if all layers that are alike keep as many units, and if the model's class builds a model of these shapes from
+    the new configuration. Otherwise the configuration stays that of the dense model.
+    """
+    config = config_of(model)
+    sizes = None if config is None else _sizes(config, plan)
+    if not sizes:
+        return
+    changed = copy.deepcopy(config)
+    before = {name: getattr(config, name, None) for name in sizes}
+    for name, size in sizes.items():
+        setattr(changed, name, size)
+    if not _says(model, changed):
+        return
+    for name, size in sizes.items():
+        setattr(config, name, size)
+    setattr(config, DENSE, {**before, **(getattr(config, DENSE, None) or {})})
+
+
+def _sizes(config: Any, plan: Plan) -> dict[str, int] | None:
+    """Return the new numbers by their names in the configuration; None if layers that are alike differ."""
+    sizes: dict[str, int] = {}
+    for members in alike(plan.groups):
+        counts = {group.num_units - len(plan.removed[group.name]) for group in members}
+        if len(counts) > 1 or any(plan.implanted.values()):
+            return None
+        group, (left,) = members[0], counts
+        for name, size in _named(config, group, left) if left < group.num_units else ():
+            if sizes.setdefault(name, size) != size:
+                return None
+    return sizes
+
+
+def _named(config: Any, group: Group, left: int) -> Iterator[tuple[str, int]]:
+    """Yield the numbers that change with the units of a group."""
+    units = group.num_units
+    if all(len(piece.index[0]) == 1 for piece in group.slices_with_role("consumer")):
+        inner = 4 * getattr(config, "n_embd", 0)  # what GPT-2 takes for `n_inner` where nothing is said
+        values = {name: getattr(config, name, None) or inner for name in _NEURONS if hasattr(config, name)}
+        yield from ((name, left) for name, value in values.items() if value == units)
+        return
+    heads = next((name for name in _HEADS if isinstance(getattr(config, name, None), int)), "")
+    many = getattr(config, heads, 0)
+    keys = getattr(config, _KEYS, None) or many
+    hidden = getattr(config, "hidden_size", None)
+    by_query = keys != many and len(group.slices_with_role("producer")) == 1
+    if not many or units != (many // keys if by_query else keys):
+        return
+    yield heads, many * left // units
+    if not by_query and getattr(config, _KEYS, None) is not None:
+        yield _KEYS, left
+    if hidden is not None and not hasattr(config, "d_kv"):
+        yield _WIDTH, getattr(config, _WIDTH, None) or hidden // many
+
+
+def _says(model: nn.Module, config: Any) -> bool:
+    """Return whether a configuration, as it will be read, gives a model of the same shapes."""
+    try:
+        with quiet(), torch.device("meta"):
+            read = type(config).from_dict(json.loads(config.to_json_string()))
+            built = type(model)(read)
+    except Exception:  # whatever a class does with numbers that it does not expect
+        return False
+    return _shapes(built) == _shapes(model)
+
+
+def _shapes(model: nn.Module) -> Mapping[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}

@@ -1,0 +1,105 @@
+"""What is left of a uniformly pruned model is said by its configuration, and transformers alone reads it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import hessprune as hp
+from hessprune.surgery.config import fit_config
+from hessprune.surgery.pretrained import DENSE, dense_config
+from tests.test_language_models import halved, in_new_process, inputs_of, language_model
+
+NATIVE = {  # the share of parameters, the mode of grouped queries, and the layers that stay
+    "Llama": ("even-queries", ()),
+    "Mistral": ("kv-group", ()),
+    "Qwen2": ("kv-group", ()),
+    "Qwen3": ("kv-group", ()),
+    "Gemma": ("kv-group", ()),
+    "Phi": ("kv-group", ()),
+    "Mixtral": ("kv-group", ()),
+    "GPT2": ("kv-group", ("*attn",)),
+    "OPT": ("kv-group", ("*self_attn",)),
+}
+READING = """
+import sys
+from pathlib import Path
+from tests.huggingface import package
+package("transformers")
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+for path in sorted(Path(sys.argv[1]).glob("*/*.safetensors")):
+    if path.name != "logits.safetensors":
+        continue
+    given = load_file(path)
+    for folder in (path.parent, path.parent / "saved"):
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        with torch.no_grad():
+            found = model(input_ids=given["input_ids"]).logits
+        is_same = torch.equal(found, given["logits"]) and "hessprune" not in sys.modules
+        print(f"{path.parent.name}/{folder.name}", is_same)
+"""
+
+
+def uniform(name: str) -> tuple[Any, Any]:
+    """Return a model and what is left of it, in 32 bits, with widths that kernels for experts take."""
+    gqa, ignore = NATIVE[name]
+    model, inputs = language_model(name).float(), inputs_of(name)
+    if name == "Mixtral":
+        model.set_experts_implementation("grouped_mm")
+    ranking = hp.Ranking(uniform=True, gqa=gqa, ignore=ignore, round_to=4 if name == "Mixtral" else 1)
+    budget = hp.Budget(params=0.7 if not ignore else 0.8)
+    return model, hp.prune(model, inputs, [inputs], budget=budget, method="random", compensate=False, ranking=ranking)
+
+
+def test_transformers_alone_reads_what_is_left(tmp_path: Path) -> None:
+    for name in NATIVE:
+        model, result = uniform(name)
+        assert result.model.config.to_dict() != model.config.to_dict()
+        folder = tmp_path / name
+        result.model.save_pretrained(folder)
+        hp.save(result.model, result.plan, folder / "saved")
+        inputs = inputs_of(name)
+        with torch.no_grad():
+            logits = result.model(**inputs).logits
+        save_file({**inputs, "logits": logits}, folder / "logits.safetensors")
+        again: Any = hp.load(folder / "saved")
+        with torch.no_grad():
+            assert torch.equal(again(**inputs).logits, logits)
+        assert getattr(again.config, DENSE) == getattr(result.model.config, DENSE)
+    found = in_new_process(READING, str(tmp_path))
+    assert found == {f"{name}/{folder}": "True" for name in sorted(NATIVE) for folder in (name, "saved")}
+
+
+def test_both_ways_to_save_share_a_folder(tmp_path: Path) -> None:
+    _, result = uniform("Llama")
+    hp.save(result.model, result.plan, tmp_path)
+    result.model.save_pretrained(tmp_path)
+    again: Any = hp.load(tmp_path)
+    inputs = inputs_of("Llama")
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, result.model(**inputs).logits)
+
+
+def test_the_numbers_of_the_dense_model_come_back() -> None:
+    model, result = uniform("Qwen2")
+    config = result.model.config
+    assert config.num_key_value_heads < model.config.num_key_value_heads
+    assert config.num_attention_heads / config.num_key_value_heads == 2
+    before = model.config.to_dict()
+    assert dense_config(config).to_dict() == before
+
+
+@pytest.mark.parametrize("name", ["Llama", "T5", "Mamba"])
+def test_a_configuration_that_cannot_say_it_stays(name: str) -> None:
+    found: Any = halved(name)
+    model, result = found
+    if name == "Llama":
+        kept = {len(units) for units in result.plan.removed.values()}
+        assert len(kept) > 2  # layers differ
+    before = model.config.to_dict()
+    fit_config(result.model, result.plan)
+    assert result.model.config.to_dict() == before
