@@ -173,7 +173,7 @@ def test_queries_leave_and_keys_stay(name: str, gqa: str, tmp_path: Path) -> Non
     budget = hp.Budget(units=sum(g.num_units for g in groups) - sum(map(len, gone.values())))
     plan = hp.make_plan(model, groups, values, budget, example_inputs=inputs, ranking=ranking)
     assert {key: units for key, units in plan.removed.items() if units} == gone
-    smaller = hp.apply_plan(model, plan, example_inputs=inputs)
+    smaller: Any = hp.apply_plan(model, plan, example_inputs=inputs)
     expected = masked(model, groups, plan.removed)
     attentions = [each.model.layers[0].self_attn for each in (smaller, model)]
     assert attentions[0].k_proj.weight.shape == attentions[1].k_proj.weight.shape

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import hessprune as hp
-from hessprune.foundation.caches import without_cache
+from hessprune.foundation.caches import cached_tensors, without_cache
 from hessprune.foundation.modules import call_model
 
 
@@ -59,3 +59,14 @@ def test_flags_are_restored_after_an_error() -> None:
     except ValueError:
         assert model.config.use_cache
         assert not model.config.text.use_cache
+
+
+def test_keys_and_values_of_a_cache_under_either_name() -> None:
+    keys, values = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 5)
+    own = SimpleNamespace(layers=[SimpleNamespace(keys=keys, values=values), SimpleNamespace(keys=None)])
+    pair = SimpleNamespace(self_attention_cache=own, cross_attention_cache=own)
+    for name in ("cache", "past_key_values"):
+        assert [tensor.shape[-1] for tensor in cached_tensors({name: own})] == [4, 5]
+        assert len(cached_tensors({name: pair})) == 4
+    assert not cached_tensors({"logits": keys})
+    assert not cached_tensors(keys)

@@ -63,7 +63,8 @@ def without_cache_argument(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def cached_tensors(output: Any) -> list[Tensor]:
     """Return the keys and the values `(N, heads, tokens, width)` of the cache in a model's output, layer by layer."""
-    cache = output.get("past_key_values") if isinstance(output, Mapping) else None
+    names = [name for name in ("cache", "past_key_values") if isinstance(output, Mapping) and name in output]
+    cache = output[names[0]] if names else None
     parts = [getattr(cache, name) for name in ("self_attention_cache", "cross_attention_cache") if hasattr(cache, name)]
     found: list[Tensor] = []
     for part in parts or [cache]:
