@@ -15,6 +15,7 @@ from hessprune.foundation.imports import callable_at
 from hessprune.lab.calibration import open_calibration
 from hessprune.lab.compare import chosen_groups
 from hessprune.lab.comparing import CompareSettings
+from hessprune.lab.expanding import ExpandSettings
 from hessprune.lab.losses import loss_by_name
 from hessprune.lab.models import build_model
 from hessprune.lab.named import NamedModel, budget_of, prune_named, shape_of
@@ -421,6 +422,8 @@ ROWS = (
         "3,32,32"),
     Row("`calibration` must be given for method", lambda: prune_named(DIGITS, folder(), budget="macs=0.5"),
         lambda _: prune_named(DIGITS, folder(), budget="macs=0.5", method="magnitude"), "one of magnitude"),
+    Row("`methods` and `seeds` must name at least one, and", lambda: ExpandSettings(methods=()),
+        lambda _: ExpandSettings(), "Leave them out"),
     Row("`shape` must be given for model",
         lambda: prune_named(NamedModel(name="digits-resnet"), folder(), budget="macs=0.5", method="magnitude"),
         lambda _: prune_named(DIGITS, folder(), budget="macs=0.5", method="magnitude"), "--shape"),
@@ -494,6 +497,7 @@ NO_ROW = {
     "surgery.pretrained": "must name a class of transformers|must be a config that transformers|import_advice",
     "surgery.checkpoint": "must be a plan written by|complete safetensors file|wrote it beside the other file",
     "lab.report.comparison": "",
+    "lab.report.expansion": "",
     "lab.report.run_report": "",
     "lab.recipe": "readable YAML file|recipe must be YAML",
     "quantize.backend": "which is not installed",

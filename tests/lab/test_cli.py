@@ -150,7 +150,7 @@ def test_inspect_prints_json():
     assert first["consumers"] == ["layer1.0.conv2"]
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "prune", "inspect", "saliency", "compare"])
+@pytest.mark.parametrize("command", ["demo", "run", "prune", "inspect", "saliency", "compare", "bottlenecks"])
 def test_help_holds_an_example(command):
     result = runner.invoke(app, [command, "--help"])
     assert result.exit_code == 0

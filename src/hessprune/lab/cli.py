@@ -205,6 +205,31 @@ def compare(
     _show_json(found.to_json()) if as_json else terminal.print_comparison(found, out)
 
 
+@app.command(epilog="Example: [bold]hessprune bottlenecks recipes/digits-narrow.yaml --growth 1.5 --seeds 0,1,2[/]")
+@with_volume
+def bottlenecks(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe: data, model, training, fine-tuning.")],
+    out: Out = None,
+    data_root: DataRoot = Path(),
+    overrides: Overrides = None,
+    methods: Annotated[str | None, typer.Option(help="What finds them, such as joint,sosp-h")] = None,
+    growth: Annotated[float | None, typer.Option(help="Parameters of the wider models, a multiple: 1.5")] = None,
+    seeds: Annotated[str | None, typer.Option(help="One dense model and calibration each, such as 0,1,2")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train, find the layers that are too narrow, widen them, train; uniform widening of equal size beside it."""
+    from hessprune.lab import terminal
+    from hessprune.lab.expanding import ExpandSettings, expand
+    from hessprune.lab.recipe import load_recipe
+
+    out = out or Path("out") / f"bottlenecks-{recipe.stem}"
+    with terminal.session(resumable=True):
+        asked = ExpandSettings.from_text(methods=methods, growth=growth, seeds=seeds)
+        settings = load_recipe(recipe, overrides or ())
+        found = expand(settings, out, expansion=asked, data_root=data_root)
+    _show_json(found.to_json()) if as_json else terminal.print_expansion(found, out)
+
+
 def _run(recipe: Path, out: Path, data_root: Path, overrides: list[str] | None, as_json: bool) -> None:
     """Run a recipe and show its report."""
     from hessprune.lab import terminal

@@ -16,6 +16,7 @@ from hessprune.foundation.progress import listening
 from hessprune.lab.named import NamedResult
 from hessprune.lab.options import Volume, volume
 from hessprune.lab.report.comparison import Comparison, best_in_column, stage_title
+from hessprune.lab.report.expansion import Expansion, verdict
 from hessprune.lab.report.html import COLUMNS, cells, format_count, last_baselines, spoken
 from hessprune.lab.report.inspection import Inspection
 from hessprune.lab.report.run_report import ModelResult, RunReport, headline, zones
@@ -227,6 +228,23 @@ def print_comparison(comparison: Comparison, out: object) -> None:
     for note in (*comparison.notes, *(f"Missing: {reason}" for reason in comparison.unreachable)):
         console.print(f"[dim]{note}[/]", soft_wrap=True)
     console.print(f"\nresults in {out}: comparison.html, comparison.png, comparison.json", soft_wrap=True)
+
+
+def print_expansion(found: Expansion, out: object) -> None:
+    """Print one row for each way to widen, and what the bottlenecks brought."""
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    for name in ("", "accuracy", "over uniform", "parameters", "MACs"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in found.rows:
+        gain, error = found.gains.get(row.name, (None, None))
+        points = "" if gain is None else f"{gain:+.1f}" + ("" if error is None else f" ± {error:.1f}")
+        table.add_row(row.name, str(row), points, format_count(row.params), format_count(row.macs))
+    console = _console()
+    console.print(f"\n[bold]{found.title}[/]: {verdict(found)}\n", soft_wrap=True)
+    console.print(table)
+    for note in found.notes:
+        console.print(f"[dim]{note}[/]", soft_wrap=True)
+    console.print(f"\nresults in {out}: expansion.html, expansion.json, bottlenecks.json", soft_wrap=True)
 
 
 def print_saliencies(found: Saliencies, top: int, out: object) -> None:
