@@ -6,14 +6,7 @@ from torch import nn
 
 import hessprune as hp
 from hessprune.foundation.progress import progress_bar, track
-from hessprune.lab.store import VERSIONS
-from hessprune.lab.terminal import STAGES, show_progress, spoken_stage
-
-
-def test_every_kind_of_stage_has_words():
-    assert set(VERSIONS) <= set(STAGES)
-    assert spoken_stage("5-finetuned-joint") == "fine-tuning, joint"
-    assert spoken_stage("1-dense") == "the dense model"
+from hessprune.lab.terminal import show_progress
 
 
 @pytest.mark.parametrize(("shows", "lines"), [("quiet", 0), ("normal", 0), ("verbose", 2)])

@@ -63,6 +63,7 @@ def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
         job,
         pruned[own],
         models,
+        groups=groups,
         measured=measured,
         latency=stages.latencies(job, models, files),
         curve=[point for item in pruned.values() for point in stages.curve(job, dense, groups, item.method)],

@@ -33,7 +33,7 @@ VERSIONS: Mapping[str, int] = {
     "finetuned": 1,
     "measured": 1,
     "cell": 1,
-    "curve": 1,
+    "curve": 2,
     "onnx": 1,
     "int8": 1,
     "bottlenecks": 1,
@@ -76,6 +76,9 @@ class StageStore:
 
     def __init__(self, root: Path | str, *, by_content: bool = False) -> None:
         self.root, self.by_content = writable_folder(root), by_content
+        self._counted: set[Path] = set()
+        self.seconds: dict[str, float] = {}
+        """What each finished stage took when it was made, by name; draws of one stage are summed."""
 
     def run(self, name: str, make: Callable[[Path], object], *inputs: Any, by_content: bool = False) -> Stage:
         """Return the finished stage `name`, calling `make(folder)` unless it finished before with equal `inputs`.
@@ -98,6 +101,7 @@ class StageStore:
         folder = self.root / (f"{name}-{key[:16]}" if by_content or self.by_content else name)
         marker = _read_marker(folder)
         if marker.get("key") == key and marker.get("done") and _is_whole(folder, marker):
+            self._count(folder, name, marker)
             return Stage(folder=folder, key=key, reused=True)
         if marker.get("key") != key or marker.get("done") or _holds_links(folder):
             _remove(folder)
@@ -107,7 +111,14 @@ class StageStore:
             make(folder)
         facts = {"seconds": round(time.monotonic() - start, 3), "files": _hashes(folder)}
         write_json(folder / _MARKER, {"key": key, "done": True} | facts)
+        self._count(folder, name, facts)
         return Stage(folder=folder, key=key, reused=False)
+
+    def _count(self, folder: Path, name: str, facts: Mapping[str, Any]) -> None:
+        """Remember the time of a stage, once for each folder."""
+        if folder not in self._counted:
+            self._counted.add(folder)
+            self.seconds[name] = self.seconds.get(name, 0.0) + float(facts.get("seconds", 0.0))
 
 
 def save_state(model: nn.Module, folder: Path) -> None:

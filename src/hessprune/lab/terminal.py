@@ -17,29 +17,14 @@ from hessprune.lab.named import NamedResult
 from hessprune.lab.options import Volume, volume
 from hessprune.lab.report.comparison import Comparison, best_in_column, stage_title
 from hessprune.lab.report.expansion import Expansion, verdict
-from hessprune.lab.report.html import COLUMNS, cells, format_count, last_baselines, spoken
+from hessprune.lab.report.formats import format_count
+from hessprune.lab.report.html import COLUMNS, cells, last_baselines, spoken
 from hessprune.lab.report.inspection import Inspection
-from hessprune.lab.report.run_report import ModelResult, RunReport, headline, zones
+from hessprune.lab.report.run_report import ModelResult, RunReport, headline, kept_whole, zones
 from hessprune.lab.report.saliencies import Saliencies, sparkline
+from hessprune.lab.stage_names import spoken_stage
 
 REPORTED_SECONDS = 0.5
-STAGES = {
-    "dense": "the dense model",
-    "saliency": "measuring saliency,",
-    "latency": "timing",
-    "plan": "choosing units,",
-    "step": "choosing units of one step,",
-    "pruned": "cutting and refitting,",
-    "finetuned": "fine-tuning,",
-    "measured": "evaluating,",
-    "cell": "one cell,",
-    "curve": "accuracy against cost,",
-    "onnx": "exporting to ONNX,",
-    "int8": "training with rounding for INT8",
-    "bottlenecks": "looking for bottlenecks,",
-    "widened": "training the wider model,",
-}
-"""What the work of each kind of stage is called."""
 
 
 class TerminalProgress:
@@ -111,21 +96,6 @@ def show_progress(shows: Volume = "normal") -> Iterator[None]:
         yield
 
 
-def spoken_stage(label: str) -> str:
-    """Return what a stage is called, which is named like "2-saliency-hap".
-
-    Example:
-        >>> from hessprune.lab.terminal import spoken_stage
-        >>> spoken_stage("2-saliency-hap"), spoken_stage("least squares")
-        ('measuring saliency, hap', 'least squares')
-    """
-    number, _, rest = label.partition("-")
-    kind, _, own = rest.partition("-")
-    if not number.isdecimal() or kind not in STAGES:
-        return label
-    return f"{STAGES[kind]} {own.replace('-', ' ')}".rstrip(" ,")
-
-
 @contextmanager
 def session(resumable: bool = False, brief: bool = False) -> Iterator[None]:
     """Draw progress; turn errors of the library into one line and exit code 2, an interrupt into advice.
@@ -169,6 +139,8 @@ def print_report(report: RunReport, out: object) -> None:
     console.print(f"\n[bold]{headline(report)}[/]\n")
     console.print(table)
     console.print(zones(report), end="")
+    for sentence in kept_whole(report):
+        console.print(f"[dim]{sentence}[/]", soft_wrap=True)
     console.print(f"\nresults in {out}: report.html, report.json, model/" + _onnx(report), soft_wrap=True)
 
 

@@ -38,6 +38,7 @@ MODELS: dict[str, Factory] = {
     "vgg19-bn": partial(VGG, 19),
     "densenet40": partial(DenseNet, 40),
     "digits-resnet": partial(ResNet, 8, option="B"),
+    "digits-resnet-wide": partial(ResNet, 8, option="B", width=32),
     "digits-resnet-narrow": partial(ResNet, 8, option="B", width=4),
     "mobilenet-tiny": MobileNetTiny,
 }

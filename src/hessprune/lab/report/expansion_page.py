@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from hessprune.foundation.formatting import counted
 from hessprune.lab.report.expansion import Expansion, VariantRow, verdict
-from hessprune.lab.report.html import format_count
+from hessprune.lab.report.formats import format_count
 from hessprune.lab.report.style import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PERCENT, as_svg, new_figure
 
 COLORS = {"dense": INK, "unchanged": MUTED, "uniform": ORANGE, "random": GREY}
