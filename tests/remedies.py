@@ -481,6 +481,7 @@ NO_ROW = {
     "foundation.checks": "is needed here and cannot be imported",
     "foundation.imports": "import_advice",
     "lab.data": "",
+    "lab.run": "must be installed for this recipe",
     "lab.calibration": "must hold image_mean",
     "lab.models.weights": "",
     "lab.models.zoos": "",

@@ -99,11 +99,13 @@ def test_links_lead_somewhere(page):
 def test_absolute_links_of_the_readme_lead_somewhere():
     """They are absolute, so that the page reads on PyPI; each file behind them exists."""
     text = README.read_text("utf-8")
-    links = re.findall(r"\]\(https://(?:raw\.githubusercontent|github)\.com/hessprune/hessprune/([^)#]+)\)", text)
+    links = re.findall(r"https://(?:raw\.githubusercontent|github)\.com/hessprune/hessprune/([^)#\s]+)", text)
     paths = [re.sub(r"^(?:(?:blob|tree)/)?main/", "", link) for link in links]
     assert len(paths) > 10
     assert not [path for path in paths if not (ROOT / path).exists()]
     assert not re.findall(r"\]\((?!https://)", text)
+    named = {name.lower() for name in re.findall(r"(?<!!)\[([^\]]+)\](?![(:])", BLOCK.sub("", text))}
+    assert named == set(re.findall(r"^\[([^\]]+)\]: ", text, re.MULTILINE))
 
 
 def test_the_readme_is_short_and_installs_before_use():

@@ -82,8 +82,8 @@ def test_saliency_names_units_and_shares_them_with_a_run(demo):
     assert sorted((out / "stages").glob("2-saliency-*")) == before
     found = json.loads(runner.invoke(app, [*command, "--json"]).stdout)
     first = found["groups"][0]
-    least = min(range(16), key=first["values"].__getitem__)
-    assert re.search(rf"conv1 +16 +{least}:", result.stdout)
+    least = min(range(32), key=first["values"].__getitem__)
+    assert re.search(rf"conv1 +32 +{least}:", result.stdout)
 
 
 def test_prune_prints_a_few_lines_or_json_and_leaves_a_folder(tmp_path):
