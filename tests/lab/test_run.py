@@ -196,6 +196,8 @@ def _timeless(report):
     for result in (document["dense"], document["pruned"], document["finetuned"]):
         for key in ("latency_ms", "latency_p10_ms", "latency_p90_ms"):
             assert result.pop(key) > 0
+    assert all(seconds >= 0 for seconds in document.pop("seconds").values())
+    document.pop("date")
     return document
 
 

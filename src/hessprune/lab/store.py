@@ -77,6 +77,7 @@ class StageStore:
     def __init__(self, root: Path | str, *, by_content: bool = False) -> None:
         self.root, self.by_content = writable_folder(root), by_content
         self._counted: set[Path] = set()
+        self._depth = 0
         self.seconds: dict[str, float] = {}
         """What each finished stage took when it was made, by name; draws of one stage are summed."""
 
@@ -107,16 +108,20 @@ class StageStore:
             _remove(folder)
             write_json(folder / _MARKER, {"key": key, "done": False})
         start = time.monotonic()
-        with progress_bar(name):
-            make(folder)
+        self._depth += 1
+        try:
+            with progress_bar(name):
+                make(folder)
+        finally:
+            self._depth -= 1
         facts = {"seconds": round(time.monotonic() - start, 3), "files": _hashes(folder)}
         write_json(folder / _MARKER, {"key": key, "done": True} | facts)
         self._count(folder, name, facts)
         return Stage(folder=folder, key=key, reused=False)
 
     def _count(self, folder: Path, name: str, facts: Mapping[str, Any]) -> None:
-        """Remember the time of a stage, once for each folder."""
-        if folder not in self._counted:
+        """Remember the time of a stage, once for each folder; one within another is in the time of that one."""
+        if folder not in self._counted and not self._depth:
             self._counted.add(folder)
             self.seconds[name] = self.seconds.get(name, 0.0) + float(facts.get("seconds", 0.0))
 
