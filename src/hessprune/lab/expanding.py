@@ -30,7 +30,7 @@ from hessprune.lab.comparing import CompareSettings
 from hessprune.lab.context import Model, Run, open_run
 from hessprune.lab.memory import folder_name
 from hessprune.lab.report.expansion import Expansion, Variant
-from hessprune.lab.report.run_report import kept_epoch
+from hessprune.lab.report.kept_epochs import kept_epoch
 from hessprune.lab.settings import RunSettings
 from hessprune.lab.stages import dense_model, trained
 from hessprune.lab.store import StageStore

@@ -20,7 +20,8 @@ from hessprune.lab.report.expansion import Expansion, verdict
 from hessprune.lab.report.formats import format_count
 from hessprune.lab.report.html import COLUMNS, cells, last_baselines, spoken
 from hessprune.lab.report.inspection import Inspection
-from hessprune.lab.report.run_report import ModelResult, RunReport, headline, kept_whole, zones
+from hessprune.lab.report.kept_epochs import kept_whole
+from hessprune.lab.report.run_report import ModelResult, RunReport, headline, zones
 from hessprune.lab.report.saliencies import Saliencies, sparkline
 from hessprune.lab.stage_names import spoken_stage
 

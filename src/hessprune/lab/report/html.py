@@ -9,8 +9,9 @@ from typing import Any
 
 from hessprune.foundation.files import write_text
 from hessprune.lab.report.formats import format_bytes, format_count, format_latency
+from hessprune.lab.report.kept_epochs import kept_whole
 from hessprune.lab.report.layer_cards import files_card, layer_card
-from hessprune.lab.report.run_report import ModelResult, RunReport, format_points, headline, kept_whole
+from hessprune.lab.report.run_report import ModelResult, RunReport, format_points, headline
 
 COLUMNS = ("Accuracy", "Loss", "MACs", "Parameters", "Size", "Latency")
 FASTER = 1.05

@@ -3,7 +3,7 @@
 `report.html` is drawn from this value alone, so a stored `report.json` can be drawn again, by any later version.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -201,33 +201,6 @@ class RunReport:
     def load(cls, path: Path | str) -> "RunReport":
         """Read a report written by `save`."""
         return cls.from_json(read_json(path))
-
-
-def kept_epoch(epochs: Sequence[EpochPoint]) -> int | None:
-    """Return the epoch that a training kept: of the best accuracy, then the lowest loss, then the first.
-
-    Example:
-        >>> from hessprune.lab.report.run_report import EpochPoint, kept_epoch
-        >>> points = [(0, 0.2, 0.9), (1, 0.3, 0.9), (2, 0.1, 0.8)]
-        >>> kept_epoch([
-        ...     EpochPoint(epoch=epoch, train_loss=None, validation_loss=loss, validation_accuracy=accuracy)
-        ...     for epoch, loss, accuracy in points
-        ... ])
-        0
-    """
-    if not epochs:
-        return None
-    return max(epochs, key=lambda point: (point.validation_accuracy or 0.0, -point.validation_loss)).epoch
-
-
-def kept_whole(report: RunReport) -> tuple[str, ...]:
-    """Say of which trainings epoch 0 was kept, because none improved the model."""
-    names = {"finetune": "Fine-tuning", "quantize": "Training with rounding"}
-    return tuple(
-        f"{names[name]}: epoch 0 was kept, training did not improve it."
-        for name, epochs in report.history.items()
-        if name in names and len(epochs) > 1 and kept_epoch(epochs) == 0
-    )
 
 
 def zones(report: RunReport) -> str:
