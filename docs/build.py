@@ -56,6 +56,8 @@ SECTIONS = {
     "export": ExportSettings,
     "report": ReportSettings,
 }
+FRONT = ("demo", "ehap-vgg16", "sst2-minilm")
+"""Records that the front page shows."""
 KEPT = ("accuracy", "loss", "macs", "params", "size_bytes", "latency_ms")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -89,6 +91,28 @@ def demo_rows() -> str:
     for name, result in models.items():
         shares = [f"{result[key]:,} ({result[key] / dense[key]:.0%})".replace(",", " ") for key in ("macs", "params")]
         lines.append(f"| {name.replace('-', ', ')} | {result['accuracy']:.1%} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def result_rows() -> str:
+    """Return four results for the front page: what, accuracy, milliseconds, the command."""
+    lines = ["| what | accuracy | milliseconds | again with |", "|---|---|---|---|"]
+    for name in FRONT:
+        record = _record(DOCS / "results" / f"{name}.json")
+        models = record["models"]
+        dense, final = models["dense"], models.get("int8", models["finetuned"])
+        times = [model.get("latency_ms") for model in (dense, final)]
+        shown = f"{times[0]:.3g} → {times[1]:.3g}" if all(times) else "not timed"
+        what = (
+            f"{record['title']}, {final['macs'] / dense['macs']:.0%} of the MACs{', INT8' if 'int8' in models else ''}"
+        )
+        command = record["command"].partition(" --set")[0]
+        lines.append(f"| {what} | {dense['accuracy']:.1%} → {final['accuracy']:.1%} | {shown} | `{command}` |")
+    found = Comparison.load(DOCS / "results" / "oneshot" / "resnet56-all.json")
+    rows = {method: row for (method, budget), row in found.rows(*found.stages[-1]).items() if budget == 0.5}
+    rivals = ", ".join(f"`{name}` {rows[name]}" for name in ("magnitude", "random"))
+    text = f"{found.dense['accuracy']:.1%} → `joint` {rows['joint']} %; {rivals}"
+    lines.append(f"| ResNet-56, half of the MACs, no training | {text} | | `make reproduce-oneshot` |")
     return "\n".join(lines)
 
 
@@ -153,8 +177,9 @@ BUILT = {
     ("recipes.md", "keys"): recipe_tables,
     ("benchmarks.md", "claims"): benchmark_tables,
     ("reference.md", "names"): reference_rows,
-    ("../README.md", "summary"): summary_rows,
-    ("../README.md", "demo"): demo_rows,
+    ("benchmarks.md", "summary"): summary_rows,
+    ("benchmarks.md", "demo"): demo_rows,
+    ("../README.md", "results"): result_rows,
 }
 VARIANTS = {
     "inner": "inner channels",

@@ -272,8 +272,8 @@ class Tied(Net):
         return self.f(F.relu(self.a(x) + self.b(x)))
 
 
-def written(text: str) -> Path:
-    path = Path(tempfile.mkdtemp(), "recipe.yaml")
+def written(text: str, name: str = "recipe.yaml") -> Path:
+    path = Path(tempfile.mkdtemp(), name)
     path.write_text(text)
     return path
 

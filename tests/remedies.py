@@ -12,10 +12,13 @@ from torch import nn
 
 import hessprune as hp
 from hessprune.foundation.imports import callable_at
+from hessprune.lab.calibration import open_calibration
 from hessprune.lab.compare import chosen_groups
 from hessprune.lab.comparing import CompareSettings
+from hessprune.lab.expanding import ExpandSettings
 from hessprune.lab.losses import loss_by_name
 from hessprune.lab.models import build_model
+from hessprune.lab.named import NamedModel, budget_of, prune_named, shape_of
 from hessprune.lab.recipe import load_recipe, packaged_recipe
 from hessprune.lab.report.inspection import inspect_model
 from hessprune.lab.settings import DataSettings, ModelSettings, PruneSettings
@@ -70,6 +73,8 @@ from tests.provoking import (
     words,
     written,
 )
+
+DIGITS = NamedModel(name="digits-resnet", shape=(1, 8, 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,6 +427,25 @@ ROWS = (
         lambda _: build_model("resnet56", num_classes=2), "Known: .*resnet56"),
     Row("module {} of `name` {} cannot be imported", lambda: build_model("nowhere:f", num_classes=2),
         lambda _: build_model("tests.nets:Fine", num_classes=2), "with that folder on PYTHONPATH"),
+    Row("file {} of `name` must exist", lambda: build_model("nowhere.py:f", num_classes=2),
+        lambda _: build_model("tests/nets.py:Fine", num_classes=2), "path/to/file.py:function"),
+    Row("file {} of `name` cannot be run", lambda: build_model(f"{written('1 / 0', 'net.py')}:f", num_classes=2),
+        lambda text: build_model("tests/nets.py:Fine", num_classes=2), "Run it alone first: python"),
+    Row("`budget` must be QUANTITY=VALUE", lambda: budget_of("half"), lambda _: budget_of("macs=0.5"), "macs=0.5"),
+    Row("`shape` must be positive integers with commas", lambda: shape_of("3x32"), lambda _: shape_of("3,32,32"),
+        "3,32,32"),
+    Row("`calibration` must be given for method", lambda: prune_named(DIGITS, folder(), budget="macs=0.5"),
+        lambda _: prune_named(DIGITS, folder(), budget="macs=0.5", method="magnitude"), "one of magnitude"),
+    Row("`methods` and `seeds` must name at least one, and", lambda: ExpandSettings(methods=()),
+        lambda _: ExpandSettings(), "Leave them out"),
+    Row("`shape` must be given for model",
+        lambda: prune_named(NamedModel(name="digits-resnet"), folder(), budget="macs=0.5", method="magnitude"),
+        lambda _: prune_named(DIGITS, folder(), budget="macs=0.5", method="magnitude"), "--shape"),
+    Row("`calibration` must be SOURCE:PATH", lambda: open_calibration("nowhere", "resnet20"),
+        lambda _: open_calibration("digits", "resnet20"), "image-folder:PATH"),
+    Row("`shape` must be that of the samples",
+        lambda: open_calibration("digits", "resnet20").fitted_to(NET, (3, 9, 9)),
+        lambda _: open_calibration("digits", "resnet20").fitted_to(NET, (1, 8, 8)), "write 1,8,8"),
     Row("factory {} must return an nn.Module", lambda: build_model("collections:Counter", num_classes=2),
         lambda _: build_model("tests.nets:Fine", num_classes=2)),
     Row("factory {} must be callable with num_classes", lambda: build_model("torch.nn:Linear", num_classes=2),
@@ -471,6 +495,8 @@ NO_ROW = {
     "foundation.checks": "is needed here and cannot be imported",
     "foundation.imports": "import_advice",
     "lab.data": "",
+    "lab.run": "must be installed for this recipe",
+    "lab.calibration": "must hold image_mean",
     "lab.models.weights": "",
     "lab.models.zoos": "",
     "lab.store": "must be whole|must be removable",
@@ -486,6 +512,7 @@ NO_ROW = {
     "surgery.pretrained": "must name a class of transformers|must be a config that transformers|import_advice",
     "surgery.checkpoint": "must be a plan written by|complete safetensors file|wrote it beside the other file",
     "lab.report.comparison": "",
+    "lab.report.expansion": "",
     "lab.report.run_report": "",
     "lab.recipe": "readable YAML file|recipe must be YAML",
     "quantize.backend": "which is not installed",

@@ -47,6 +47,7 @@ APART = {
 ALLOWED = {  # beyond torch, numpy, safetensors and the standard library, at the top of a file
     "lab.recipe": {"pydantic", "yaml"},
     "lab.cli": {"typer"},
+    "lab.options": {"typer"},
     "lab.report": {"matplotlib"},
     "lab.terminal": {"rich"},
     "quantize": {"torchao"},  # in the files that are only imported with it

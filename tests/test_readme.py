@@ -24,6 +24,7 @@ from tests import huggingface
 
 ROOT = Path(__file__).parents[1]
 load_methods()
+README = ROOT / "README.md"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
 BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 """A language, a package that not everyone has, the text."""
@@ -95,6 +96,24 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_absolute_links_of_the_readme_lead_somewhere():
+    """They are absolute, so that the page reads on PyPI; each file behind them exists."""
+    text = README.read_text("utf-8")
+    links = re.findall(r"https://(?:raw\.githubusercontent|github)\.com/hessprune/hessprune/([^)#\s]+)", text)
+    paths = [re.sub(r"^(?:(?:blob|tree)/)?main/", "", link) for link in links]
+    assert len(paths) > 10
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    assert not re.findall(r"\]\((?!https://)", text)
+    named = {name.lower() for name in re.findall(r"(?<!!)\[([^\]]+)\](?![(:])", BLOCK.sub("", text))}
+    assert named == set(re.findall(r"^\[([^\]]+)\]: ", text, re.MULTILINE))
+
+
+def test_the_readme_is_short_and_installs_before_use():
+    text = README.read_text("utf-8")
+    assert len(text.split()) <= 900
+    assert text.index("pip install") < text.index("import hessprune")
+
+
 def test_lines_are_short(page):
     prose = BLOCK.sub("", page.read_text("utf-8"))
     long = [line for line in prose.splitlines() if len(line) > 120 and not line.startswith(("|", "!["))]
@@ -102,7 +121,7 @@ def test_lines_are_short(page):
 
 
 def test_the_file_map_is_complete():
-    """Every path in the README's map exists, and every top-level module of the package is in it."""
+    """Every path in the map of CONTRIBUTING exists, and every top-level module of the package is in it."""
     listed = dict(map_entries())
     missing = [path for path in listed if not (ROOT / path).exists()]
     assert not missing
@@ -114,11 +133,8 @@ def test_the_file_map_is_complete():
 
 def map_entries() -> list[tuple[str, str]]:
     """Read the map: an entry is a path and its description; indentation stands for the folder above."""
-    text = (ROOT / "README.md").read_text("utf-8")
-    body = next(
-        body for language, body in blocks(ROOT / "README.md") if language == "text" and "src/hessprune/" in body
-    )
-    assert body in text
+    bodies = (body for language, body in blocks(ROOT / "CONTRIBUTING.md") if language == "text")
+    body = next(body for body in bodies if "src/hessprune/" in body)
     entries, folder = [], ""
     for line in body.splitlines():
         path, _, description = line.strip().partition("  ")

@@ -28,6 +28,7 @@ from hessprune.errors import HessPruneError as HessPruneError
 from hessprune.lab.compare import compare as compare
 from hessprune.lab.comparing import CompareSettings as CompareSettings
 from hessprune.lab.report.comparison import Comparison as Comparison
+from hessprune.lab.terminal import show_progress as show_progress
 from hessprune.latency.measure import compare_latency as compare_latency
 
 # milliseconds

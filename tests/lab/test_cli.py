@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from hessprune import __version__
 from hessprune.costs.model import Cost
 from hessprune.errors import DataError
 from hessprune.lab import run as pipeline
@@ -26,6 +27,8 @@ QUICK = [
         "data.calibration_size=64",
         "report.curve=[0.5]",
         "report.baselines=false",
+        "report.draws=1",
+        "report.refits=own",
         "report.latency_repeats=2",
     )
 ]
@@ -43,7 +46,9 @@ def test_the_demo_leaves_everything_it_promises(demo):
     names = {path.name for path in out.iterdir()}
     assert names == {"report.html", "report.json", "model", "model.onnx", "int8.onnx", "recipe.yaml", "stages"}
     assert result.stdout.rstrip().endswith("report.html, report.json, model/, model.onnx, int8.onnx")
-    assert "Digits ResNet: half the MACs" in result.stdout
+    assert re.search(
+        r"Digits ResNet: (2\d % of|a third of|30 % of) the MACs in INT8, [\d.]+ → [\d.]+ ms", result.stdout
+    )
     assert "Pruned and fine-tuned" in " ".join(result.stdout.split())
     assert "error" not in result.stderr
 
@@ -77,8 +82,35 @@ def test_saliency_names_units_and_shares_them_with_a_run(demo):
     assert sorted((out / "stages").glob("2-saliency-*")) == before
     found = json.loads(runner.invoke(app, [*command, "--json"]).stdout)
     first = found["groups"][0]
-    least = min(range(16), key=first["values"].__getitem__)
-    assert re.search(rf"conv1 +16 +{least}:", result.stdout)
+    least = min(range(32), key=first["values"].__getitem__)
+    assert re.search(rf"conv1 +32 +{least}:", result.stdout)
+
+
+def test_prune_prints_a_few_lines_or_json_and_leaves_a_folder(tmp_path):
+    words = ["prune", "digits-resnet", "--calibration", "digits", "--samples", "32", "--out", str(tmp_path)]
+    result = runner.invoke(app, words)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert re.fullmatch(r"Budget\(macs=0.5\): [\d.]+% of macs kept", lines[0])
+    assert re.fullmatch(r"accuracy on 134 validation samples: [\d.]+% → [\d.]+%, not fine-tuned", lines[3])
+    assert lines[-1].startswith("model = hp.load(")
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "plan.json"}
+    found = json.loads(runner.invoke(app, [*words, "--json", "--quiet"]).stdout)
+    assert found["macs"][1] <= found["macs"][0] / 2
+
+
+def test_the_version_is_one_line():
+    result = runner.invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"hessprune {__version__}\n")
+
+
+def test_no_command_shows_the_help_and_no_empty_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["hessprune"])
+    with pytest.raises(SystemExit):
+        main()
+    shown = capsys.readouterr()
+    assert "Commands" in shown.out
+    assert shown.err == ""
 
 
 def test_inspect_leaves_ignored_layers_alone():
@@ -122,7 +154,7 @@ def test_inspect_prints_json():
     assert first["consumers"] == ["layer1.0.conv2"]
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "inspect", "saliency", "compare"])
+@pytest.mark.parametrize("command", ["demo", "run", "prune", "inspect", "saliency", "compare", "bottlenecks"])
 def test_help_holds_an_example(command):
     result = runner.invoke(app, [command, "--help"])
     assert result.exit_code == 0
@@ -149,6 +181,10 @@ def test_help_holds_an_example(command):
         ),
         (["inspect", "resnet20", "--input-shape", "3,0,32"], r"`input_shape` must be positive integers"),
         (["inspect", "resnet20", "--weights", "absent.pt"], r"absent.pt.*existing file"),
+        (["prune", "resnet20"], r"`calibration` must be given for method 'joint'"),
+        (["prune", "resnet20", "--calibration", "digits", "--budget", "half"], r"`budget` must be QUANTITY=VALUE"),
+        (["prune", "resnet20", "--calibration", "digits", "--method", "happ"], r"Did you mean 'hap'"),
+        (["prune", "absent.py:make", "--calibration", "digits"], r"file 'absent.py' of `name` must exist"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch):

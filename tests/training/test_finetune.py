@@ -391,7 +391,7 @@ def test_progress_is_one_bar_over_all_steps_with_a_note(tmp_path):
     for recorder in (first, second):  # the second time nothing is left to do, and the bar says so
         with listening(recorder):
             finetune(_net(), Batches(), VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
-        assert ["fine-tuning", 15, 15] in recorder.bars
+        assert ["training", 15, 15] in recorder.bars
     assert first.notes[-1].startswith("epoch 3/3, loss 0.")
 
 

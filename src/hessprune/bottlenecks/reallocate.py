@@ -1,6 +1,5 @@
 """`hp.reallocate`: take units where they matter least, and put as much cost where a unit matters most."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +7,9 @@ from torch import nn
 
 from hessprune.bottlenecks.find import find_bottlenecks
 from hessprune.bottlenecks.values import Bottlenecks
+from hessprune.bottlenecks.widths import widths_within
 from hessprune.costs.budget import Budget, check_budget
-from hessprune.costs.model import CostModel, cost
+from hessprune.costs.model import cost
 from hessprune.errors import ArgumentError, BudgetError
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_range
@@ -135,26 +135,11 @@ def _widths(model: nn.Module, example_inputs: Any, found: Bottlenecks, budget: B
     Raises:
         BudgetError: Not even one more unit fits.
     """
-    groups = find_groups(model, example_inputs)
-    units = {group.name: group.num_units for group in groups}
+    units = {group.name: group.num_units for group in find_groups(model, example_inputs)}
     names = [item.group for item in found.narrow or found[: max(1, len(found) // 4)] if item.group in units]
-    costs, limit = CostModel(model, example_inputs, groups), float(budget.value)
-
-    def at(factor: float) -> dict[str, int]:
-        wanted = {name: round(units[name] * factor / multiple) * multiple for name in names}
-        return {name: max(units[name], width) for name, width in wanted.items()}
-
-    def fits(widths: Mapping[str, int]) -> bool:  # a unit that comes is one that leaves, with the other sign
-        return costs.spent(budget.quantity, {name: units[name] - width for name, width in widths.items()}) <= limit
-
-    low, high = 1.0, 2.0
-    while fits(at(high)) and high < 64:
-        low, high = high, 2 * high
-    for _ in range(12):
-        middle = (low + high) / 2
-        low, high = (middle, high) if fits(at(middle)) else (low, middle)
-    if at(low) == at(1.0):
+    widths = widths_within(model, example_inputs, names, budget, multiple=multiple)
+    if all(width == units[name] for name, width in widths.items()):
         raise BudgetError(
             f"`moved` must leave room for one more unit in {', '.join(map(repr, names[:3]))}, and does not. Raise it."
         )
-    return at(low)
+    return widths

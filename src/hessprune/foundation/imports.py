@@ -1,11 +1,17 @@
 """Objects of the user's own modules, by name, and packages that bring models."""
 
 import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hessprune.errors import ArgumentError, MissingDependencyError
 from hessprune.foundation.checks import nearest
+from hessprune.foundation.formatting import shown
+from hessprune.foundation.hashing import file_sha256
 
 
 def callable_at(name: str, argument: str = "name") -> Callable[..., Any]:
@@ -36,6 +42,36 @@ def callable_at(name: str, argument: str = "name") -> Callable[..., Any]:
         public = [key for key, item in vars(module).items() if callable(item)]
         raise ArgumentError(f"module {path!r} must hold a callable {attribute!r}.{nearest(attribute, public)}")
     return value
+
+
+def module_of_file(path: Path) -> ModuleType:
+    """Run a Python file as a module, as `python file.py` would find its neighbours; the same file is run once.
+
+    Raises:
+        ArgumentError: There is no such file, or running it fails.
+    """
+    if not path.is_file():
+        raise ArgumentError(f"file {shown(str(path), 160)} of `name` must exist. Write path/to/file.py:function")
+    name = f"{path.stem}_{file_sha256(path)[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None  # the suffix is that of Python's
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # running a file can fail in any way
+        del sys.modules[name]
+        reason = " ".join(str(error).split())[:160]
+        raise ArgumentError(
+            f"file {shown(str(path), 160)} of `name` cannot be run ({type(error).__name__}: {reason}). "
+            f"Run it alone first: python {path}"
+        ) from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    return module
 
 
 def zoo_import(package: str, *names: str) -> Any:

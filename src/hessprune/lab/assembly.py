@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from hessprune.foundation.files import read_json
 from hessprune.foundation.machine import cpu_name
 from hessprune.lab.context import Model, Run
+from hessprune.lab.layer_table import layer_table, reasons_of
+from hessprune.lab.models.zoos import ZooName
 from hessprune.lab.pruned import Pruned
 from hessprune.lab.report.run_report import (
     CurvePoint,
@@ -22,9 +25,10 @@ from hessprune.lab.report.run_report import (
     RunReport,
 )
 from hessprune.lab.settings import as_json
+from hessprune.lab.stage_names import spoken_stage
 from hessprune.methods.values import Saliency
 from hessprune.planning.plan import Plan
-from hessprune.structure.groups import Group, producers
+from hessprune.structure.groups import Group, Groups, producers
 
 _TRAINED = {"dense": "pretrain", "finetuned": "finetune", "int8": "quantize"}
 _PERCENTILES = {"ms": "median", "p10_ms": "p10", "p90_ms": "p90"}
@@ -36,6 +40,7 @@ def assemble(
     pruned: Pruned,
     models: Mapping[str, Model],
     *,
+    groups: Groups,
     measured: Mapping[str, Mapping[str, Any]],
     latency: Mapping[str, Mapping[str, Any]],
     curve: Sequence[Mapping[str, Any]],
@@ -46,19 +51,27 @@ def assemble(
         run: Settings and data.
         pruned: The recipe's own method.
         models: The models of the report, `dense` first.
+        groups: Of the dense model, with what is frozen.
         measured: Accuracy and cost, of these models and of the baselines.
         latency: Timings, of these models.
         curve: Points of accuracy against cost.
     """
     results = {name: _result(values, latency.get(name)) for name, values in measured.items()}
-    settings = run.settings
+    settings, dense = run.settings, models["dense"].model
+    widths = layer_widths(pruned.plan, list(dense.state_dict()))
+    ranking = settings.prune.ranking
+    reasons = reasons_of(dense, run.example, groups, pruned.plan, pruned.saliency, ranking=ranking, widths=widths)
     return RunReport(
         title=settings.report.title or settings.model.name,
         models={name: results[name] for name in models},
         baselines={name: result for name, result in results.items() if name not in models},
         validation={name: values["validation_accuracy"] for name, values in measured.items()},
         curve=tuple(CurvePoint(**point) for point in curve),
-        layers=layer_widths(pruned.plan, list(models["dense"].model.state_dict())),
+        layers=widths,
+        table=layer_table(dense, models["finetuned"].model, run.example, widths=widths, reasons=reasons),
+        seconds=_spoken_seconds(run),
+        date=datetime.now(tz=UTC).date().isoformat(),
+        loading=_loading(run),
         estimate=estimate_of(pruned.saliency),
         saliency=group_saliencies(pruned.plan, pruned.saliency),
         history={_TRAINED[name]: epoch_points(model.history) for name, model in models.items() if model.history},
@@ -71,6 +84,26 @@ def assemble(
         data_fingerprint=run.data.fingerprint,
         notes=(*_notes(run, latency), *_fp32_notes(models)),
     )
+
+
+def _spoken_seconds(run: Run) -> dict[str, float]:
+    """Return what the stages took, by the words that the terminal has for them."""
+    found: dict[str, float] = {}
+    for name, seconds in run.store.seconds.items():
+        words = spoken_stage(name)
+        found[words] = round(found.get(words, 0.0) + seconds, 1)
+    return found
+
+
+def _loading(run: Run) -> str:
+    """Return the lines of Python that read the model back, from within the folder of the report."""
+    name, data = run.settings.model.name, run.data
+    zoo = ZooName.read(name)
+    if zoo is not None and zoo.has_weights:
+        return 'import hessprune as hp\nmodel = hp.load("model")'
+    call = f'build_model("{name}", num_classes={data.num_classes}, in_channels={data.in_channels})'
+    lines = ["import hessprune as hp", "from hessprune.lab.models import build_model"]
+    return "\n".join([*lines, f'model = hp.load("model", lambda: {call})'])
 
 
 def layer_widths(plan: Plan, order: Sequence[str]) -> tuple[LayerWidth, ...]:

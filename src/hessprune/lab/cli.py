@@ -12,11 +12,23 @@ from typing import Annotated, Any
 
 import typer
 
+import hessprune
+from hessprune.lab.options import (
+    AsJson,
+    DataRoot,
+    Ignore,
+    ModelName,
+    NumClasses,
+    Out,
+    Overrides,
+    Weights,
+    is_first_process,
+    with_volume,
+)
+
 app = typer.Typer(
     name="hessprune",
-    help="Make neural networks smaller and faster with second-order information.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -24,30 +36,38 @@ app = typer.Typer(
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # click's own, which typer carries under a private name
 
-Out = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="out/<recipe>")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-DataRoot = Annotated[Path, typer.Option(help="What relative paths of the recipe refer to.")]
-Ignore = Annotated[
-    list[str] | None, typer.Option(metavar="PATTERN", help="Layers whose outputs keep their width, such as 'layer1.*'")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as prune.budget.macs=0.4")
-]
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hessprune {hessprune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Make neural networks smaller and faster with second-order information."""
+    del version
 
 
 @app.command(epilog="Example: [bold]hessprune demo --out out/demo[/]")
+@with_volume
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out/demo"),
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a small ResNet on handwritten digits, halve its MACs, and report."""
+    """Train a small ResNet on handwritten digits, take two thirds of its MACs, turn it into INT8, and report."""
     from hessprune.lab.recipe import packaged_recipe
 
     _run(packaged_recipe("digits"), out, Path(), overrides, as_json)
 
 
 @app.command(epilog="Example: [bold]hessprune run recipes/cifar10-resnet56.yaml --data-root DATA --out out/resnet56[/]")
+@with_volume
 def run(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
     out: Out = None,
@@ -59,18 +79,55 @@ def run(
     _run(recipe, out or Path("out") / recipe.stem, data_root, overrides, as_json)
 
 
+@app.command(epilog="Example: [bold]hessprune prune timm:resnet50 --weights w.pth --calibration image-folder:IMAGES[/]")
+@with_volume
+def prune(
+    model: ModelName,
+    budget: Annotated[str, typer.Option(help="What may be left: macs=0.5, params=50%, latency_ms=50%.")] = "macs=0.5",
+    calibration: Annotated[
+        str | None, typer.Option(help="Samples: SOURCE:PATH, a path, or digits. Labels are not needed.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="Such as joint, or 'hap(estimator=rademacher)'.")] = "joint",
+    out: Out = None,
+    weights: Weights = None,
+    shape: Annotated[str | None, typer.Option(help="Of one sample, where no data tell it: 3,224,224.")] = None,
+    num_classes: NumClasses = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to measure on.")] = 512,
+    round_to: Annotated[int, typer.Option(min=1, help="Keep multiples of this width: kernels like 8.")] = 1,
+    ignore: Ignore = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the samples.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Prune a model by its name, without a recipe, and save it for hp.load."""
+    from hessprune.lab import terminal
+    from hessprune.lab.named import NamedModel, prune_named, shape_of
+    from hessprune.planning.ranking import Ranking
+
+    with terminal.session():
+        named = NamedModel(name=model, weights=weights, num_classes=num_classes, shape=shape_of(shape))
+        ranking = Ranking(round_to=round_to, ignore=tuple(ignore or ()))
+        found = prune_named(
+            named,
+            out,
+            budget=budget,
+            calibration=calibration,
+            method=method,
+            samples=samples,
+            ranking=ranking,
+            seed=seed,
+        )
+    _show_json(found.to_json()) if as_json else terminal.print_named(found)
+
+
 @app.command(epilog="Example: [bold]hessprune inspect resnet56 --input-shape 3,32,32[/]")
+@with_volume
 def inspect(
-    model: Annotated[
-        str, typer.Argument(help="A known model, hf:FOLDER, timm:NAME, torchvision:NAME, or package.module:factory.")
-    ],
+    model: ModelName,
     input_shape: Annotated[
         str | None, typer.Option(help="Shape of one sample; tokens of a sentence.", show_default="3,32,32, or its own")
     ] = None,
-    num_classes: Annotated[
-        int | None, typer.Option(help="Outputs of the model.", show_default="10, or its own")
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="A checkpoint that must fit the model.")] = None,
+    num_classes: NumClasses = None,
+    weights: Weights = None,
     ignore: Ignore = None,
     as_json: AsJson = False,
 ) -> None:
@@ -86,6 +143,7 @@ def inspect(
 
 
 @app.command(epilog="Example: [bold]hessprune saliency recipes/digits.yaml --method magnitude --top 5[/]")
+@with_volume
 def saliency(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe: data, model, weights.")],
     out: Out = None,
@@ -113,6 +171,7 @@ def saliency(
 @app.command(
     epilog="Example: [bold]hessprune compare recipes/digits.yaml --methods random,hap,joint --budgets 0.5,0.3[/]"
 )
+@with_volume
 def compare(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe: data, model, weights, fine-tuning.")],
     out: Out = None,
@@ -157,6 +216,31 @@ def compare(
     _show_json(found.to_json()) if as_json else terminal.print_comparison(found, out)
 
 
+@app.command(epilog="Example: [bold]hessprune bottlenecks recipes/digits-narrow.yaml --growth 1.5 --seeds 0,1,2[/]")
+@with_volume
+def bottlenecks(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe: data, model, training, fine-tuning.")],
+    out: Out = None,
+    data_root: DataRoot = Path(),
+    overrides: Overrides = None,
+    methods: Annotated[str | None, typer.Option(help="What finds them, such as joint,sosp-h")] = None,
+    growth: Annotated[float | None, typer.Option(help="Parameters of the wider models, a multiple: 1.5")] = None,
+    seeds: Annotated[str | None, typer.Option(help="One dense model and calibration each, such as 0,1,2")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train, find the layers that are too narrow, widen them, train; uniform widening of equal size beside it."""
+    from hessprune.lab import terminal
+    from hessprune.lab.expanding import ExpandSettings, expand
+    from hessprune.lab.recipe import load_recipe
+
+    out = out or Path("out") / f"bottlenecks-{recipe.stem}"
+    with terminal.session(resumable=True):
+        asked = ExpandSettings.from_text(methods=methods, growth=growth, seeds=seeds)
+        settings = load_recipe(recipe, overrides or ())
+        found = expand(settings, out, expansion=asked, data_root=data_root)
+    _show_json(found.to_json()) if as_json else terminal.print_expansion(found, out)
+
+
 def _run(recipe: Path, out: Path, data_root: Path, overrides: list[str] | None, as_json: bool) -> None:
     """Run a recipe and show its report."""
     from hessprune.lab import terminal
@@ -165,8 +249,11 @@ def _run(recipe: Path, out: Path, data_root: Path, overrides: list[str] | None, 
 
     with terminal.session(resumable=True):
         settings = load_recipe(recipe, overrides or ())
-        write_recipe(settings, out / "recipe.yaml")
+        if is_first_process():
+            write_recipe(settings, out / "recipe.yaml")
         report = run_recipe(settings, out, data_root=data_root)
+    if not is_first_process():
+        return
     _show_json(report.to_json()) if as_json else terminal.print_report(report, out)
 
 
@@ -183,6 +270,7 @@ def main() -> None:
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "hessprune"
-        sys.stderr.write(f"error: {error.format_message().rstrip('.')}. Try '{command} --help'.\n")
+        reason = error.format_message().rstrip(".")
+        sys.stderr.write(f"error: {reason}. Try '{command} --help'.\n" if reason else "")
         status = 2
     sys.exit(status if isinstance(status, int) else 0)

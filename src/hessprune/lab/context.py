@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from hessprune.errors import ArgumentError
+from hessprune.foundation.hashing import file_sha256
 from hessprune.lab.data.batches import Batches
 from hessprune.lab.data.dataset import Dataset, Split
 from hessprune.lab.data.sentences import TextReading
 from hessprune.lab.data.sources import load_dataset
 from hessprune.lab.losses import loss_by_name
-from hessprune.lab.models.registry import build_model
+from hessprune.lab.models.registry import build_model, file_of
 from hessprune.lab.models.zoos import ZooName
 from hessprune.lab.settings import RunSettings
 from hessprune.lab.store import Stage, StageStore
@@ -63,9 +64,12 @@ class Run:
 
     @property
     def model_key(self) -> list[str]:
-        """The network as it is built: its name, or the content of its folder."""
-        zoo = ZooName.read(self.settings.model.name)
-        return [self.settings.model.name] if zoo is None else zoo.below(self.data_root).key()
+        """The network as it is built: its name, and the content of its folder or file."""
+        name = self.settings.model.name
+        zoo, file = ZooName.read(name), file_of(name, self.data_root)
+        if file is not None and file.is_file():
+            return [name, file_sha256(file)]
+        return [name] if zoo is None else zoo.below(self.data_root).key()
 
     @property
     def data_key(self) -> list[Any]:

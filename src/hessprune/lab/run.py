@@ -1,7 +1,9 @@
 """A whole run: from data to report, as a recipe says."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
+from hessprune.errors import MissingDependencyError
 from hessprune.foundation.checks import optional_import
 from hessprune.foundation.files import writable_folder
 from hessprune.foundation.processes import rank
@@ -68,6 +70,7 @@ def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
         job,
         pruned[own],
         models,
+        groups=groups,
         measured=measured,
         latency=stages.latencies(job, models, files),
         curve=[point for item in pruned.values() for point in stages.curve(job, dense, groups, item.method)],
@@ -84,7 +87,22 @@ def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
 
 
 def check_extras(settings: RunSettings) -> None:
-    """Fail before the work, not after it, where a package for the last stages is missing."""
+    """Fail before the work, not after it, where a package for the last stages is missing.
+
+    Raises:
+        MissingDependencyError: One command names all that is missing.
+    """
+    exports = settings.export.onnx or settings.quantize is not None
+    wanted = {"matplotlib": "report"}
+    wanted |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export") if exports else {}
+    wanted |= {"torchao": "quantize"} if settings.quantize is not None else {}
+    missing = {package: extra for package, extra in wanted.items() if find_spec(package) is None}
+    if missing:
+        extras = ",".join(dict.fromkeys(missing.values()))
+        raise MissingDependencyError(
+            f"{', '.join(f'`{package}`' for package in missing)} must be installed for this recipe. "
+            f"Run: pip install 'hessprune[{extras}]'"
+        )
     optional_import("matplotlib", "report")
     if settings.export.onnx or settings.quantize is not None:
         optional_import("onnxruntime", "export")

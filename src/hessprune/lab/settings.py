@@ -64,7 +64,7 @@ class ModelSettings:
 
     Attributes:
         name: A name of the registry; `timm:NAME` or `torchvision:NAME`; `hf:FOLDER`, a Hugging Face model with its
-            weights, relative to the data root; or `package.module:factory`.
+            weights, relative to the data root; `package.module:factory`; or `path/to/file.py:factory`.
         weights: A checkpoint, relative to the data root.
         pretrain: How to train the dense network, instead of `weights`: from scratch, or from the weights in a FOLDER.
     """
@@ -164,6 +164,8 @@ class ReportSettings:
         title: What the headline calls the network; its name by default.
         baselines: Magnitude and random at the same budget: not at all, in one step, or also fine-tuned alike.
         curve: Shares of the MACs at which every method is applied, without training, for accuracy against cost.
+        draws: Draws of the calibration samples for the curve; from two on it has error bars.
+        refits: `both`: the curve is also drawn without the refit; `own`: as `prune.compensate` says.
         latency_repeats: Timed forward passes of each model on one thread.
         latency_batch_size: Samples in each of them.
     """
@@ -171,13 +173,16 @@ class ReportSettings:
     title: str | None = None
     baselines: bool | Literal["finetuned"] = True
     curve: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+    draws: int = 1
+    refits: Literal["own", "both"] = "own"
     latency_repeats: int = 50
     latency_batch_size: int = 1
 
     def __post_init__(self) -> None:
         for fraction in self.curve:
             check_range("curve", fraction, low=0.01, high=1)
-        for name in ("latency_repeats", "latency_batch_size"):
+        check_choice("refits", self.refits, ("own", "both"))
+        for name in ("draws", "latency_repeats", "latency_batch_size"):
             check_range(name, getattr(self, name), low=1, integer=True)
 
 

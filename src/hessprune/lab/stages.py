@@ -5,7 +5,7 @@ Each returns what it reads back from the folder, so a resumed run sees the very 
 
 import copy
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -100,25 +100,38 @@ def latencies(run: Run, models: Mapping[str, Model], files: Mapping[str, Path]) 
 
 
 def curve(run: Run, dense: Model, groups: Groups, method: str) -> list[dict[str, Any]]:
-    """Return validation accuracy of one method at several budgets, not trained."""
-    memory, prune = StageMemory(run, dense, groups, method, own_plan=False), run.settings.prune
+    """Return validation accuracy of one method at several budgets, not trained, over draws of calibration samples."""
+    draws = range(run.settings.report.draws)
+    return [point for draw in draws for point in _curve_of_draw(run, dense, groups, method, draw)]
+
+
+def _curve_of_draw(run: Run, dense: Model, groups: Groups, method: str, draw: int) -> list[dict[str, Any]]:
+    """Return the points of one draw, the first with the run's own samples; with the refit, and if asked without."""
+    seed, own = run.settings.seed + draw, run.settings.prune.compensate
+    ways = (True, False) if run.settings.report.refits == "both" else (own,)
+    data = run.data.with_calibration(seed)
 
     def make(folder: Path) -> None:
-        write_json(folder / "curve.json", [point for share in run.settings.report.curve for point in at(share)])
+        shares = run.settings.report.curve
+        write_json(folder / "curve.json", [point for way in ways for share in shares for point in at(share, way)])
 
-    def at(share: float) -> list[dict[str, Any]]:
-        task = task_of(run, dense, groups, method, Budget(macs=share), memory)
+    def at(share: float, refitted: bool) -> Iterator[dict[str, Any]]:
+        prune = replace(run.settings.prune, compensate=refitted)
+        job = replace(run, data=data, settings=replace(run.settings, seed=seed, prune=prune))
+        memory = StageMemory(job, dense, groups, method, own_plan=False)
+        task = task_of(job, dense, groups, method, Budget(macs=share), memory)
         try:
             _, plan = decide(task)
         except BudgetError:  # below the floors: the curve ends before
-            return []
+            return
         found = evaluate(pruned_by(task, plan), run.batches("validation"), loss_fn=run.loss_fn)
-        return [{"method": method, "macs_fraction": plan.kept_fraction("macs"), "accuracy": found.accuracy}]
+        facts = {"method": method, "macs_fraction": plan.kept_fraction("macs"), "accuracy": found.accuracy}
+        yield facts | {"draw": draw, "refitted": refitted}
 
-    settings = as_json(prune) | {"budget": None, "method": method, "curve": list(run.settings.report.curve)}
-    stage = run.store.run(
-        f"8-curve-{folder_name(method)}", make, dense.stage, settings, run.settings.seed, *run.data_key
-    )
+    shares = list(run.settings.report.curve)
+    settings = as_json(run.settings.prune) | {"budget": None, "method": method, "curve": shares}
+    key = (dense.stage, settings, list(ways), seed, data.fingerprint, *run.data_key)
+    stage = run.store.run(f"8-curve-{folder_name(method)}", make, *key, by_content=True)
     return read_json(stage.file("curve.json"))
 
 

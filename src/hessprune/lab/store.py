@@ -34,9 +34,11 @@ VERSIONS: Mapping[str, int] = {
     "finetuned": 1,
     "measured": 1,
     "cell": 1,
-    "curve": 1,
+    "curve": 2,
     "onnx": 1,
     "int8": 1,
+    "bottlenecks": 1,
+    "widened": 1,
 }
 """For each kind of stage a number to raise by hand when its results change: kept ones of a lower number are redone."""
 SHARED = ("saliency", "plan", "step", "pruned", "curve", "cell")
@@ -77,6 +79,10 @@ class StageStore:
 
     def __init__(self, root: Path | str, *, by_content: bool = False) -> None:
         self.root, self.by_content = writable_folder(root), by_content
+        self._counted: set[Path] = set()
+        self._depth = 0
+        self.seconds: dict[str, float] = {}
+        """What each finished stage took when it was made, by name; draws of one stage are summed."""
 
     def run(self, name: str, make: Callable[[Path], object], *inputs: Any, by_content: bool = False) -> Stage:
         """Return the finished stage `name`, calling `make(folder)` unless it finished before with equal `inputs`.
@@ -98,13 +104,19 @@ class StageStore:
         key = _key(name, inputs)
         folder = self.root / (f"{name}-{key[:16]}" if by_content or self.by_content else name)
         if told(lambda: self._is_finished(folder, key)):
+            self._count(folder, name, _read_marker(folder))
             return Stage(folder=folder, key=key, reused=True)
         start = time.monotonic()
-        with progress_bar(name), one_writes(folder, shared=name.split("-")[1] in SHARED) as own:
-            if own is not None:
-                make(own)
+        self._depth += 1
+        try:
+            with progress_bar(name), one_writes(folder, shared=name.split("-")[1] in SHARED) as own:
+                if own is not None:
+                    make(own)
+        finally:
+            self._depth -= 1
         facts = {"seconds": round(time.monotonic() - start, 3), "files": _hashes(folder)}
         told(lambda: write_json(folder / _MARKER, {"key": key, "done": True} | facts) is None)
+        self._count(folder, name, facts)
         return Stage(folder=folder, key=key, reused=False)
 
     def _is_finished(self, folder: Path, key: str) -> bool:
@@ -116,6 +128,12 @@ class StageStore:
             _remove(folder)
             write_json(folder / _MARKER, {"key": key, "done": False})
         return False
+
+    def _count(self, folder: Path, name: str, facts: Mapping[str, Any]) -> None:
+        """Remember the time of a stage, once for each folder; one within another is in the time of that one."""
+        if folder not in self._counted and not self._depth:
+            self._counted.add(folder)
+            self.seconds[name] = self.seconds.get(name, 0.0) + float(facts.get("seconds", 0.0))
 
 
 def save_state(model: nn.Module, folder: Path) -> None:

@@ -13,11 +13,17 @@ from rich.table import Table
 
 from hessprune.errors import HessPruneError
 from hessprune.foundation.progress import listening
+from hessprune.lab.named import NamedResult
+from hessprune.lab.options import Volume, volume
 from hessprune.lab.report.comparison import Comparison, best_in_column, stage_title
-from hessprune.lab.report.html import COLUMNS, cells, format_count, last_baselines, spoken
+from hessprune.lab.report.expansion import Expansion, verdict
+from hessprune.lab.report.formats import format_count
+from hessprune.lab.report.html import COLUMNS, cells, last_baselines, spoken
 from hessprune.lab.report.inspection import Inspection
+from hessprune.lab.report.kept_epochs import kept_whole
 from hessprune.lab.report.run_report import ModelResult, RunReport, headline, zones
 from hessprune.lab.report.saliencies import Saliencies, sparkline
+from hessprune.lab.stage_names import spoken_stage
 
 REPORTED_SECONDS = 0.5
 
@@ -28,8 +34,9 @@ class TerminalProgress:
     Bars nest: the outermost is a stage, those inside are its loops and vanish when they are done.
     """
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, shows: Volume = "normal") -> None:
+        self.console = Console(stderr=True, highlight=False, quiet=shows == "quiet")
+        self._threshold = 0.0 if shows == "verbose" else REPORTED_SECONDS
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -51,7 +58,7 @@ class TerminalProgress:
 
     def start(self, label: str, total: int | None) -> int:
         """Open a bar."""
-        spoken_label = label.lstrip("0123456789-").replace("-", " ")  # stages are named like "2-saliency-hap"
+        spoken_label = spoken_stage(label)
         handle = self._progress.add_task("  " * len(self._open) + spoken_label, total=total, note="")
         self._open[handle] = (spoken_label, time.monotonic())
         return handle
@@ -68,8 +75,26 @@ class TerminalProgress:
         label, started = self._open.pop(handle)
         self._progress.remove_task(TaskID(handle))
         seconds = time.monotonic() - started
-        if not self._open and seconds >= REPORTED_SECONDS and sys.exc_info()[0] is None:
-            self.console.print(f"[green]✓[/] {label:<34}[dim]{seconds:7.1f} s[/]")
+        if not self._open and seconds >= self._threshold and sys.exc_info()[0] is None:
+            self.console.print(f"[green]✓[/] {label:<44}[dim]{seconds:7.1f} s[/]")
+
+
+@contextmanager
+def show_progress(shows: Volume = "normal") -> Iterator[None]:
+    """Draw progress bars on standard error for all that this package does in the block.
+
+    Args:
+        shows: `"verbose"` leaves a line for every stage, `"normal"` for those of half a second,
+            `"quiet"` draws nothing.
+
+    Example:
+        >>> import torch, hessprune as hp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> with hp.show_progress("quiet"):
+        ...     result = hp.prune(net, torch.zeros(1, 4), [torch.randn(16, 4)], budget=hp.Budget(macs=0.5))
+    """
+    with TerminalProgress(shows) as progress, listening(progress):
+        yield
 
 
 @contextmanager
@@ -87,7 +112,7 @@ def session(resumable: bool = False, brief: bool = False) -> Iterator[None]:
     try:
         if brief:
             gc.disable()
-        with TerminalProgress() as progress, listening(progress):
+        with TerminalProgress(volume()) as progress, listening(progress):
             yield
     except HessPruneError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
@@ -115,7 +140,23 @@ def print_report(report: RunReport, out: object) -> None:
     console.print(f"\n[bold]{headline(report)}[/]\n")
     console.print(table)
     console.print(zones(report), end="")
+    for sentence in kept_whole(report):
+        console.print(f"[dim]{sentence}[/]", soft_wrap=True)
     console.print(f"\nresults in {out}: report.html, report.json, model/" + _onnx(report), soft_wrap=True)
+
+
+def print_named(found: NamedResult) -> None:
+    """Print the plan, the accuracy and how to read the model back."""
+    console = _console()
+    for line in str(found.result).splitlines():
+        console.print(escape(line), soft_wrap=True)
+    if found.accuracy is not None:
+        before, after, number = found.accuracy
+        console.print(f"accuracy on {number:,} validation samples: {before:.1%} → {after:.1%}, not fine-tuned")
+    console.print(f"saved in {found.folder}: model.safetensors, plan.json", soft_wrap=True)
+    for note in found.notes:
+        console.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
+    console.print(f"\n{escape(found.load)}", soft_wrap=True)
 
 
 def print_inspection(inspection: Inspection) -> None:
@@ -160,6 +201,23 @@ def print_comparison(comparison: Comparison, out: object) -> None:
     for note in (*comparison.notes, *(f"Missing: {reason}" for reason in comparison.unreachable)):
         console.print(f"[dim]{note}[/]", soft_wrap=True)
     console.print(f"\nresults in {out}: comparison.html, comparison.png, comparison.json", soft_wrap=True)
+
+
+def print_expansion(found: Expansion, out: object) -> None:
+    """Print one row for each way to widen, and what the bottlenecks brought."""
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    for name in ("", "accuracy", "over uniform", "parameters", "MACs"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in found.rows:
+        gain, error = found.gains.get(row.name, (None, None))
+        points = "" if gain is None else f"{gain:+.1f}" + ("" if error is None else f" ± {error:.1f}")
+        table.add_row(row.name, str(row), points, format_count(row.params), format_count(row.macs))
+    console = _console()
+    console.print(f"\n[bold]{found.title}[/]: {verdict(found)}\n", soft_wrap=True)
+    console.print(table)
+    for note in found.notes:
+        console.print(f"[dim]{note}[/]", soft_wrap=True)
+    console.print(f"\nresults in {out}: expansion.html, expansion.json, bottlenecks.json", soft_wrap=True)
 
 
 def print_saliencies(found: Saliencies, top: int, out: object) -> None:

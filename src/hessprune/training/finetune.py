@@ -110,7 +110,7 @@ def _finetuned(
         check_batches(train, "train")
         check_batches(validation, "validation")
         run = _prepare(model, train, validation, config, goal, checkpoint_dir)
-        with progress_bar("fine-tuning", config.epochs * run.steps_per_epoch) as bar:
+        with progress_bar("training", config.epochs * run.steps_per_epoch) as bar:
             bar.advance((run.progress.epoch - 1) * run.steps_per_epoch + run.progress.step)
             for _ in range(run.progress.epoch, config.epochs + 1):
                 _train_epoch(run, bar)

@@ -25,7 +25,16 @@ def test_digits_batches_have_zero_mean_and_unit_deviation():
 
 
 def test_sources_are_listed():
-    assert available_sources() == ("digits", "cifar10", "cifar100", "parquet", "npz", "image-folder", "tsv")
+    assert available_sources() == (
+        "digits",
+        "digits-16",
+        "cifar10",
+        "cifar100",
+        "parquet",
+        "npz",
+        "image-folder",
+        "tsv",
+    )
 
 
 def test_unknown_source():

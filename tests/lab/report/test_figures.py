@@ -88,3 +88,14 @@ def test_every_stage_of_training_has_a_column_and_no_accuracy_is_above_one():
     percents = [float(text.split()[0]) for text in shown if text.endswith("%")]
     assert percents
     assert max(percents) <= 100
+
+
+@pytest.mark.parametrize("draw", DRAWINGS, ids=lambda draw: draw.__name__)
+@pytest.mark.parametrize(("narrow", "pixels"), [(True, 317), (False, 691)], ids=["telephone", "page"])
+def test_letters_have_ten_pixels_where_a_drawing_is_shown(draw, narrow, pixels):
+    """On a telephone of 390 pixels a card is 317 wide; the wide drawings are shown from 46 rem on."""
+    svg = draw(small_report(), narrow=narrow)
+    width = float(re.search(r'viewBox="0 0 ([\d.]+) ', svg)[1])
+    sizes = [float(size) for size in re.findall(r"font(?:-size)?: (?:[\w ]*? )?([\d.]+)px", svg)]
+    assert sizes
+    assert min(sizes) * min(pixels / width, 1.2) >= 9.99

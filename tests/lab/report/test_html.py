@@ -1,10 +1,13 @@
 import re
+import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
+from shutil import which
 
 import pytest
 
 from hessprune.lab.report import RunReport, render, write_html
-from hessprune.lab.report.html import format_bytes, format_count
+from hessprune.lab.report.formats import format_bytes, format_count
 from tests.lab.report.values import bare_report, implanted_report, small_report
 
 
@@ -41,7 +44,7 @@ def page():
 def test_the_page_is_well_formed_and_escaped(page):
     outline = Outline(page)
     assert outline.open == []
-    assert "Net <A&B>: half the MACs, −0.3 points" in outline.text
+    assert "Net <A&B>: half the MACs, 2 → 1 ms, −0.3 points" in outline.text
     assert "Looked at <once>." in outline.text
 
 
@@ -64,9 +67,11 @@ def test_every_section_is_there(page):
         "Kept width per layer",
         "Saliency of every unit",
         "Training",
+        "Layer by layer",
+        "Files",
     ):
         assert title in outline.text
-    assert outline.tags.count("svg") == 4
+    assert outline.tags.count("svg") == 8  # for screens, and for telephones
     assert "details" in outline.tags
 
 
@@ -124,3 +129,34 @@ def test_implanted_units_are_counted_and_explained_only_where_there_are_any(page
     assert "Units implanted1 of 12" in text
     assert "a low-rank stand-in of the filter" in text
     assert "mplanted" not in Outline(page).text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1400])
+def test_no_screen_has_to_be_scrolled_sideways(width, page, tmp_path):
+    """The page in a frame of that width, which a second page measures, in a browser without a screen."""
+    browser = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := which(name))), None
+    )
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    (tmp_path / "page.html").write_text(page)
+    frame = f'<iframe id="f" src="page.html" style="border:0;width:{width}px;height:900px" onload="'
+    measure = "let d=document.getElementById('f').contentDocument.documentElement;document.title=d.scrollWidth"
+    (tmp_path / "outer.html").write_text(f'{frame}{measure}"></iframe>')
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000"]
+    command = [browser, *options, (tmp_path / "outer.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert int(re.search(r"<title>(\d+)</title>", done.stdout)[1]) <= width
+
+
+def test_a_model_that_is_not_faster_says_why():
+    report = small_report()
+    slow = {"dense": report.models["dense"], "finetuned": replace(report.models["finetuned"], latency_ms=2.1)}
+    assert "no faster here, because widths that are no multiples of 8" in render(replace(report, models=slow))
+    even = replace(report, models=slow, table=())
+    assert "set a budget of latency_ms" in render(even)
+    tiny = {name: replace(model, latency_ms=0.02) for name, model in slow.items()}
+    assert "time on calls, not on arithmetic" in render(replace(report, models=tiny))
+    assert "slower" not in render(even)

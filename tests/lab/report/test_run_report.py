@@ -42,13 +42,13 @@ def test_what_is_no_report_is_refused(document):
 )
 def test_headline_names_the_share(share, words):
     models = {"dense": result(0.9), "finetuned": result(0.9, share=share)}
-    assert headline(RunReport(title="Net", models=models)) == f"Net: {words}, same accuracy"
+    assert headline(RunReport(title="Net", models=models)) == f"Net: {words}, 2 → 2 ms, same accuracy"
 
 
 def test_headline_speaks_of_parameters_where_the_budget_does():
     models = {"dense": result(0.9), "finetuned": result(0.95, share=0.5)}
     report = RunReport(title="Net", models=models, settings={"prune": {"budget": {"params": 0.5}}})
-    assert headline(report) == "Net: half the parameters, +5.0 points"
+    assert headline(report) == "Net: half the parameters, 2 → 2 ms, +5.0 points"
 
 
 def test_points_are_signed_with_a_minus_not_a_hyphen():

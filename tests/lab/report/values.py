@@ -2,7 +2,16 @@
 
 from dataclasses import replace
 
-from hessprune.lab.report import CurvePoint, EpochPoint, Estimate, GroupSaliency, LayerWidth, ModelResult, RunReport
+from hessprune.lab.report import (
+    CurvePoint,
+    EpochPoint,
+    Estimate,
+    GroupSaliency,
+    LayerRow,
+    LayerWidth,
+    ModelResult,
+    RunReport,
+)
 
 
 def result(accuracy: float, *, share: float = 1.0, latency_ms: float | None = 2.0) -> ModelResult:
@@ -47,6 +56,13 @@ def small_report() -> RunReport:
             LayerWidth(name="inner", group="inner", dense=8, kept=2),
             LayerWidth(name="outer", group="stem", dense=4, kept=3),
         ),
+        table=(
+            LayerRow(name="stem", width=(4, 3), macs=(400, 300), params=(40, 30), why="at the floor of 10%"),
+            LayerRow(name="head", width=(10, 10), macs=(100, 80), params=(10, 8), why="whole because <it> returns it"),
+        ),
+        seconds={"the dense model": 3.0, "fine-tuning, hap": 1.5},
+        date="2026-11-29",
+        loading='model = hp.load("model")',
         estimate=Estimate(method="hap", estimator="exact", kind="ggn", relative_error=0.0, num_samples=512),
         saliency=(
             GroupSaliency(group="stem", values=(0.1, 0.2, 0.3, 0.0), kept=(True, True, True, False)),

@@ -10,7 +10,7 @@ from hessprune.foundation.files import exists
 from hessprune.foundation.formatting import shown
 from hessprune.lab.data.cifar import read_cifar10, read_cifar100
 from hessprune.lab.data.dataset import Dataset
-from hessprune.lab.data.digits import read_digits
+from hessprune.lab.data.digits import SIZES, read_digits
 from hessprune.lab.data.image_dataset import split_dataset
 from hessprune.lab.data.image_folder import read_image_folder
 from hessprune.lab.data.npz import read_npz
@@ -26,13 +26,12 @@ READERS: dict[str, Callable[[Path], OfficialSplits]] = {
     "npz": read_npz,
     "image-folder": read_image_folder,
 }
-BUILT_IN = "digits"
 TEXT = "tsv"
 
 
 def available_sources() -> tuple[str, ...]:
     """Return the names that `load_dataset` knows."""
-    return (BUILT_IN, *READERS, TEXT)
+    return (*SIZES, *READERS, TEXT)
 
 
 def load_dataset(
@@ -47,10 +46,11 @@ def load_dataset(
     """Load a data set and set validation and calibration samples aside.
 
     Args:
-        source: `"digits"` (built in); `"cifar10"` or `"cifar100"` (the original archives, unpacked); `"parquet"`
-            (Hugging Face image layout); `"npz"` (`train_images`, `train_labels`, `test_images`, `test_labels`);
-            `"image-folder"` (`train/<class>/*.jpg`, `val/<class>/*.jpg`); `"tsv"` (sentences: `train.tsv`, `test.tsv`).
-        root: The folder or file to read; not for `"digits"`.
+        source: `"digits"` or `"digits-16"` (built in, 8 or 16 pixels along each side); `"cifar10"` or `"cifar100"` (the
+            original archives, unpacked); `"parquet"` (Hugging Face image layout); `"npz"` (`train_images`,
+            `train_labels`, `test_images`, `test_labels`); `"image-folder"` (`train/<class>/*.jpg`,
+            `val/<class>/*.jpg`); `"tsv"` (sentences: `train.tsv`, `test.tsv`).
+        root: The folder or file to read; not for built-in data.
         seed: Decides which training samples are set aside; the test split never changes.
         validation_size: Training samples held out for choices; a tenth, at most 5 000, by default.
         calibration_size: Training samples to measure saliency on; at most all of them.
@@ -78,7 +78,7 @@ def load_dataset(
             validation_size=validation_size,
             calibration_size=calibration_size,
         )
-    official = read_digits() if source == BUILT_IN else READERS[source](_existing(root, source))
+    official = read_digits(source) if source in SIZES else READERS[source](_existing(root, source))
     return split_dataset(official, seed=seed, validation_size=validation_size, calibration_size=calibration_size)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_range, nearest
 from hessprune.foundation.formatting import shown
+from hessprune.foundation.imports import module_of_file
 from hessprune.foundation.state import seeded
 from hessprune.lab.models.densenet import DenseNet
 from hessprune.lab.models.mobilenet import MobileNetTiny
@@ -37,6 +38,8 @@ MODELS: dict[str, Factory] = {
     "vgg19-bn": partial(VGG, 19),
     "densenet40": partial(DenseNet, 40),
     "digits-resnet": partial(ResNet, 8, option="B"),
+    "digits-resnet-wide": partial(ResNet, 8, option="B", width=32),
+    "digits-resnet-narrow": partial(ResNet, 8, option="B", width=4),
     "mobilenet-tiny": MobileNetTiny,
 }
 
@@ -57,13 +60,13 @@ def build_model(
     """Build a model, with freshly drawn weights unless they come with the name; the random state is untouched.
 
     Args:
-        name: One of `available_models()`, `"package.module:factory"`, `"timm:NAME"`, `"torchvision:NAME"`, or
-            `"hf:FOLDER"`, the folder of a Hugging Face model, whose weights are loaded. A factory is called with those
-            of `num_classes` and `in_channels` that its signature names.
+        name: One of `available_models()`, `"package.module:factory"`, `"path/to/file.py:factory"`, `"timm:NAME"`,
+            `"torchvision:NAME"`, or `"hf:FOLDER"`, the folder of a Hugging Face model, whose weights are loaded. A
+            factory is called with those of `num_classes` and `in_channels` that its signature names.
         num_classes: Outputs; None leaves them as the package has them, and stands for 10 elsewhere.
         in_channels: Channels of the images; None where the inputs have none.
         seed: Decides the weights that are drawn.
-        root: What a relative FOLDER refers to.
+        root: What a relative FOLDER or file refers to.
 
     Returns:
         A new module.
@@ -86,7 +89,7 @@ def build_model(
     if zoo is not None:
         with seeded(seed):
             return zoo.below(Path(root)).build(num_classes, in_channels).train()
-    factory = _resolve(name)
+    factory = _resolve(name, Path(root))
     given = {"num_classes": num_classes or NUM_CLASSES, "in_channels": in_channels}
     arguments = _accepted(factory, name, {key: value for key, value in given.items() if value is not None})
     with seeded(seed):
@@ -96,17 +99,24 @@ def build_model(
     return model
 
 
-def _resolve(name: str) -> Factory:
+def file_of(name: str, root: Path) -> Path | None:
+    """Return the file of a name such as `path/to/file.py:factory`."""
+    path, colon, _ = name.rpartition(":")
+    return root / path if colon and path.endswith(".py") else None
+
+
+def _resolve(name: str, root: Path) -> Factory:
     """Look a name up in the registry, or import what it points to."""
     if name in MODELS:
         return MODELS[name]
     if ":" not in name:
         raise ArgumentError(
-            f"`name` must be a known model, hf:FOLDER, timm:NAME, torchvision:NAME or package.module:factory, got "
-            f"{shown(name)}.{nearest(name, MODELS)} Known: {', '.join(MODELS)}."
+            "`name` must be a known model, hf:FOLDER, timm:NAME, torchvision:NAME, package.module:factory or "
+            f"file.py:factory, got {shown(name)}.{nearest(name, MODELS)} Known: {', '.join(MODELS)}."
         )
-    path, _, attribute = name.partition(":")
-    module = _import(path, name)
+    path, _, attribute = name.rpartition(":")
+    file = file_of(name, root)
+    module = _import(path, name) if file is None else module_of_file(file)
     factory: Any = getattr(module, attribute, None)
     if not callable(factory):
         public = [key for key, value in vars(module).items() if callable(value)]

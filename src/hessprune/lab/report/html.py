@@ -1,6 +1,6 @@
 """One self-contained page: no script, no request, readable in light and dark."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -8,9 +8,15 @@ from string import Template
 from typing import Any
 
 from hessprune.foundation.files import write_text
+from hessprune.lab.report.formats import format_bytes, format_count, format_latency
+from hessprune.lab.report.kept_epochs import kept_whole
+from hessprune.lab.report.layer_cards import files_card, layer_card
 from hessprune.lab.report.run_report import ModelResult, RunReport, format_points, headline
 
 COLUMNS = ("Accuracy", "Loss", "MACs", "Parameters", "Size", "Latency")
+FASTER = 1.05
+"""Times as fast below which nobody would notice."""
+SMALL_MS = 0.1
 _STAGE_NAMES = {"finetuned": "Pruned and fine-tuned", "int8": "INT8"}
 
 
@@ -32,47 +38,6 @@ def render(report: RunReport) -> str:
     )
 
 
-def format_latency(milliseconds: float) -> str:
-    """Write a time with three digits, below a tenth of a millisecond in microseconds.
-
-    Example:
-        >>> format_latency(0.03124), format_latency(0.5), format_latency(72.13), format_latency(1234.5)
-        ('31.2 µs', '0.500 ms', '72.1 ms', '1234 ms')
-    """
-    value, unit = (1000 * milliseconds, "µs") if milliseconds < 0.1 else (milliseconds, "ms")
-    return f"{value:#.3g} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
-
-
-def format_count(value: float) -> str:
-    """Return a count with three significant digits and its unit.
-
-    Example:
-        >>> format_count(853018), format_count(125_485_706)
-        ('853 k', '125 M')
-    """
-    for limit, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= limit * 0.9995:
-            return _three_digits(value / limit) + suffix
-    return f"{value:g}"
-
-
-def format_bytes(value: float) -> str:
-    """Return a size in binary units.
-
-    Example:
-        >>> format_bytes(3_412_072)
-        '3.25 MiB'
-    """
-    for limit, suffix in ((2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB")):
-        if value >= limit:
-            return _three_digits(value / limit) + suffix
-    return f"{value:g} B"
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
-
-
 def _lead(report: RunReport) -> str:
     dense, final = report.models["dense"], report.final
     number = f"{final.num_samples:,}".replace(",", " ")
@@ -82,30 +47,49 @@ def _lead(report: RunReport) -> str:
         f"{_percent(final.params / dense.params, 0)} of the parameters kept",
     ]
     if dense.latency_ms and final.latency_ms:
-        parts.append(_speed(dense.latency_ms / final.latency_ms) + _threads(report))
+        parts.append(_speed(report) + _threads(report))
     return "; ".join(parts) + "."
 
 
-def _speed(ratio: float) -> str:
-    return f"{ratio:.1f} × faster" if ratio >= 1 else f"{1 / ratio:.1f} × slower"
+def _speed(report: RunReport) -> str:
+    """Return how many times as fast the final model is, or why it is not faster."""
+    dense, final = report.models["dense"].latency_ms or 0.0, report.final.latency_ms or 1.0
+    if dense / final >= FASTER:
+        return f"{dense / final:.1f} × as fast"
+    if dense < SMALL_MS:
+        why = "a network this small spends its time on calls, not on arithmetic"
+    elif any(row.width[1] % 8 and row.width[1] < row.width[0] for row in report.table):
+        why = "widths that are no multiples of 8 leave kernels idle: set prune.ranking.round_to to 8"
+    else:
+        why = "this runtime does not spend its time on the arithmetic that went: set a budget of latency_ms"
+    return f"no faster here, because {why};"
 
 
 def _threads(report: RunReport) -> str:
     threads = report.environment.get("latency_num_threads")
-    return f" on {threads} CPU thread{'s' if threads != 1 else ''}" if threads else ""
+    number = report.environment.get("latency_batch_size", 1)
+    batch = f", {number} {_noun(report)}s at a time" if number > 1 else ""
+    return f" on {threads} CPU thread{'s' if threads != 1 else ''}{batch}" if threads else ""
 
 
 def _sections(report: RunReport) -> Iterator[str]:
     yield _summary(report)
-    from hessprune.lab.report import figures  # matplotlib, which only drawing needs
+    # matplotlib, which only drawing needs
+    from hessprune.lab.report import figures
+    from hessprune.lab.report.style import on_both
 
-    curve = figures.accuracy_against_cost(report)
-    yield '<div class="pair">' + _curve_card(curve) + _decision_card(report) + "</div>"
-    yield _card("Kept width per layer", _layer_note(report), figures.network(report))
-    yield _card("Saliency of every unit", _saliency_note(report), figures.saliencies(report))
-    yield _card(
-        "Training", "The epoch that is kept is the best one on validation, never on test.", figures.training(report)
-    )
+    def drawn(figure: Callable[..., str]) -> str:
+        return on_both(figure(report), figure(report, narrow=True))
+
+    cards = _curve_card(report, drawn(figures.accuracy_against_cost)), _decision_card(report)
+    alone = len({point.refitted for point in report.curve}) > 1  # two panels need the width of the page
+    yield "".join(cards) if alone else f'<div class="pair">{"".join(cards)}</div>'
+    yield _card("Kept width per layer", _layer_note(report), drawn(figures.network))
+    yield layer_card(report)
+    yield _card("Saliency of every unit", _saliency_note(report), drawn(figures.saliencies))
+    kept = "The epoch that is kept is the best one on validation, never on test."
+    yield _card("Training", " ".join([kept, *kept_whole(report)]), drawn(figures.training))
+    yield files_card(report)
     yield _settings(report)
 
 
@@ -124,8 +108,11 @@ def _card(title: str, note: str, content: str) -> str:
     return f'<section><h2>{escape(title)}</h2><p class="note">{note}</p>{content}</section>' if content else ""
 
 
-def _curve_card(curve: str) -> str:
+def _curve_card(report: RunReport, curve: str) -> str:
     note = "Pruned in one step, without training, on the validation split; the diamond is the model of this run."
+    draws = len({point.draw for point in report.curve})
+    if draws > 1:
+        note += f" Means over {draws} draws of calibration {_noun(report)}s, bars are standard deviations."
     return _card("Accuracy against cost", note, curve or "<p class=note>Not drawn: the recipe asks for no curve.</p>")
 
 
@@ -210,7 +197,7 @@ def _noun(report: RunReport) -> str:
 def _decision_card(report: RunReport) -> str:
     """Which estimator, how sure, how many units: a list of facts beside the curve."""
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in _decision(report))
-    return f"<section><h2>The decision</h2><dl>{rows}</dl></section>"
+    return f'<section class="facts"><h2>The decision</h2><dl>{rows}</dl></section>'
 
 
 def _decision(report: RunReport) -> Iterator[tuple[str, str]]:

@@ -51,6 +51,10 @@ class CurvePoint:
     """MACs kept, as a share of the dense model's."""
     accuracy: float
     """On the validation split."""
+    draw: int = 0
+    """The draw of calibration samples."""
+    refitted: bool = True
+    """Whether the surviving layers were refitted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +68,19 @@ class LayerWidth:
     """With their full filters."""
     implanted: int = 0
     """With a low-rank stand-in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerRow:
+    """One layer that multiplies, before and after."""
+
+    name: str
+    width: tuple[int, int]
+    """Output channels."""
+    macs: tuple[int, int]
+    params: tuple[int, int]
+    why: str = ""
+    """What decided the width: saliency per cost, a floor, rounding, or what freezes it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +133,14 @@ class RunReport:
     """Other methods at the same budget, such as `"magnitude, fine-tuned"`."""
     curve: tuple[CurvePoint, ...] = ()
     layers: tuple[LayerWidth, ...] = ()
+    table: tuple[LayerRow, ...] = ()
+    """Every layer that multiplies, in the order in which the model runs them."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What the stages took, by name."""
+    date: str = ""
+    """Of the day on which the run ended, as in 2026-11-29."""
+    loading: str = ""
+    """The lines of Python that read the model back, from within the folder of the report."""
     estimate: Estimate | None = None
     saliency: tuple[GroupSaliency, ...] = ()
     history: Mapping[str, tuple[EpochPoint, ...]] = field(default_factory=dict)
@@ -200,7 +225,16 @@ def headline(report: RunReport) -> str:
     share, quantity = final.macs / dense.macs, "MACs"
     if "params" in report.settings.get("prune", {}).get("budget", {}):
         share, quantity = final.params / dense.params, "parameters"
-    return f"{report.title}: {_share(share)} the {quantity}, {format_points(report.points)}"
+    integers = " in INT8" if "int8" in report.models else ""
+    parts = [f"{_share(share)} the {quantity}{integers}", *_milliseconds(dense, final), format_points(report.points)]
+    return f"{report.title}: {', '.join(parts)}"
+
+
+def _milliseconds(dense: ModelResult, final: ModelResult) -> tuple[str, ...]:
+    """Return the latency before and after, where both were measured."""
+    if not dense.latency_ms or not final.latency_ms:
+        return ()
+    return (f"{dense.latency_ms:.3g} → {final.latency_ms:.3g} ms",)
 
 
 def format_points(points: float) -> str:
@@ -240,12 +274,18 @@ def _from_json(document: Mapping[str, Any]) -> RunReport:
             "baselines": {name: ModelResult(**value) for name, value in rest["baselines"].items()},
             "curve": tuple(CurvePoint(**point) for point in rest["curve"]),
             "layers": tuple(LayerWidth(**layer) for layer in rest["layers"]),
+            "table": tuple(_layer_row(row) for row in rest.get("table", ())),
             "estimate": rest["estimate"] and Estimate(**rest["estimate"]),
             "saliency": tuple(_group_saliency(group) for group in rest["saliency"]),
             "history": {k: tuple(EpochPoint(**epoch) for epoch in epochs) for k, epochs in rest["history"].items()},
             "notes": tuple(rest["notes"]),
         }
     )
+
+
+def _layer_row(value: Mapping[str, Any]) -> LayerRow:
+    width, macs, params = (tuple(value[key]) for key in ("width", "macs", "params"))
+    return LayerRow(name=value["name"], width=width, macs=macs, params=params, why=value["why"])
 
 
 def _group_saliency(value: Mapping[str, Any]) -> GroupSaliency:

@@ -33,7 +33,7 @@ PRINTED = {INK: "#1b1f24", MUTED: "#5f6873", LINE: "#dfe3e8", PAPER: "#ffffff"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hessprune",
-    "font.size": 9.5,
+    "font.size": 10.5,
     "text.color": INK,
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
@@ -41,7 +41,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
-    "axes.titlesize": 10,
+    "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "axes.grid": True,
     "axes.grid.axis": "y",
@@ -54,13 +54,15 @@ STYLE: dict[Any, Any] = {
     "ytick.color": LINE,
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
     "ytick.major.size": 0,
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
     "lines.solid_capstyle": "round",
 }
+WIDE, NARROW = 9.6, 4.4
+"""Inches: at these widths on a screen and on a telephone, letters of size 10 have ten pixels."""
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 
 
@@ -72,6 +74,11 @@ def new_figure(width: float, height: float, *, printed: bool = False) -> Iterato
         style = {key: PRINTED.get(value, value) for key, value in STYLE.items()} | {"figure.facecolor": "white"}
     with mpl.rc_context(style):
         yield Figure(figsize=(width, height), layout="constrained")
+
+
+def on_both(wide: str, narrow: str) -> str:
+    """Return a drawing for screens and paper, and the one that takes its place on telephones."""
+    return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>' if wide else ""
 
 
 def as_svg(figure: Figure, label: str) -> str:

@@ -1,0 +1,96 @@
+"""Widened models as a page: accuracy against parameters, the table, and the groups that grew."""
+
+from collections.abc import Iterator
+from html import escape
+from importlib.resources import files
+from string import Template
+
+from matplotlib.axes import Axes
+
+from hessprune.foundation.formatting import counted
+from hessprune.lab.report.expansion import Expansion, VariantRow, verdict
+from hessprune.lab.report.formats import format_count
+from hessprune.lab.report.style import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PERCENT, as_svg, new_figure
+
+COLORS = {"dense": INK, "unchanged": MUTED, "uniform": ORANGE, "random": GREY}
+"""Of the controls; bottlenecks are blue, those of a second method green."""
+
+
+def render(expansion: Expansion) -> str:
+    """Return the page, a function of `expansion` alone."""
+    template = Template(files("hessprune.lab.report").joinpath("page.html").read_text("utf-8"))
+    title = f"{expansion.title}: widened where it is narrow"
+    return template.substitute(
+        title=escape(title),
+        headline=escape(title),
+        lead=escape(verdict(expansion)),
+        body="\n".join(_sections(expansion)),
+        footer=escape(f"hessprune {expansion.versions.get('hessprune', '')} · data {expansion.data_fingerprint[:12]}"),
+    )
+
+
+def accuracy_against_params(expansion: Expansion) -> str:
+    """Draw mean accuracy against parameters, with the spread over the seeds, as SVG."""
+    with new_figure(7.2, 3.4) as figure:
+        axes = figure.add_subplot()
+        rows, places = expansion.rows, _apart(expansion.rows)
+        found = [row.name for row in rows if row.name.startswith("bottlenecks")]
+        for row in rows:
+            own = BLUE if found[:1] == [row.name] else GREEN
+            _draw(axes, row, places[row.name], COLORS.get(row.name, own))
+        low, high = axes.get_ylim()
+        middle = (low + high) / 2
+        axes.set_ylim(min(low, middle - 0.01), min(max(high, middle + 0.01), 1.005))  # never zoom into noise
+        axes.set(xlabel="parameters", ylabel="test accuracy")
+        axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
+        axes.yaxis.set_major_formatter(PERCENT)
+        axes.margins(x=0.1)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+        return as_svg(figure, "Accuracy against parameters, for each way to widen")
+
+
+def _draw(axes: Axes, row: VariantRow, place: float, color: str) -> None:
+    axes.errorbar([place], [row.accuracy], yerr=[row.spread or 0], fmt="o", color=color, capsize=3, label=row.name)
+
+
+def _apart(rows: tuple[VariantRow, ...]) -> dict[str, float]:
+    """Return places on the axis of parameters; models of one size stand side by side."""
+    widest = max(row.params for row in rows)
+    places: dict[str, float] = {}
+    for row in rows:
+        place = row.params
+        while any(abs(place - other) < 0.015 * widest for other in places.values()):
+            place += 0.02 * widest
+        places[row.name] = place
+    return places
+
+
+def _sections(expansion: Expansion) -> Iterator[str]:
+    notes = f'<p class="note">{" ".join(escape(note) for note in expansion.notes)}</p>'
+    beside = '<p class="note">Models of one size are drawn side by side; bars are the spread over the seeds.</p>'
+    yield f"<section><h2>Accuracy</h2>{beside}{accuracy_against_params(expansion)}</section>"
+    yield f'<section><div class="scroll">{_table(expansion)}</div>{notes}</section>'
+    for method, tables in expansion.bottlenecks.items():
+        body = "".join(
+            f'<h3>seed {seed}</h3><div class="scroll"><pre>{escape(chr(10).join(lines))}</pre></div>'
+            for seed, lines in tables.items()
+        )
+        heading = f"<summary>Groups by {escape(method)}, the narrowest first</summary>"
+        yield f"<section><details>{heading}{body}</details></section>"
+
+
+def _table(expansion: Expansion) -> str:
+    head = "".join(f"<th>{name}</th>" for name in ("", "Accuracy", "Over uniform", "Parameters", "MACs"))
+    body = "".join(_row(expansion, row) for row in expansion.rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _row(expansion: Expansion, row: VariantRow) -> str:
+    gain = expansion.gains.get(row.name)
+    points = "" if gain is None else f"{gain[0]:+.1f}".replace("-", "−")
+    points += f" ± {gain[1]:.1f}" if gain and gain[1] is not None else ""
+    grown = sorted({name for variant in expansion.variants if variant.name == row.name for name in variant.widths})
+    note = f"{counted(len(grown), 'group')} grew" if grown else ""
+    cells = (f"{row} %", points, format_count(row.params), format_count(row.macs))
+    body = "".join(f"<td>{cell}</td>" for cell in cells)
+    return f"<tr><th>{escape(row.name)}<small>{note}</small></th>{body}</tr>"

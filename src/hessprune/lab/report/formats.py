@@ -1,0 +1,43 @@
+"""Numbers as a report writes them."""
+
+
+def format_latency(milliseconds: float) -> str:
+    """Write a time with three digits, below a tenth of a millisecond in microseconds.
+
+    Example:
+        >>> from hessprune.lab.report.formats import format_latency
+        >>> format_latency(0.03124), format_latency(0.5), format_latency(72.13), format_latency(1234.5)
+        ('31.2 µs', '0.500 ms', '72.1 ms', '1234 ms')
+    """
+    value, unit = (1000 * milliseconds, "µs") if milliseconds < 0.1 else (milliseconds, "ms")
+    return f"{value:#.3g} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+
+
+def format_count(value: float) -> str:
+    """Return a count with three significant digits and its unit.
+
+    Example:
+        >>> format_count(853018), format_count(125_485_706)
+        ('853 k', '125 M')
+    """
+    for limit, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= limit * 0.9995:
+            return _three_digits(value / limit) + suffix
+    return f"{value:g}"
+
+
+def format_bytes(value: float) -> str:
+    """Return a size in binary units.
+
+    Example:
+        >>> format_bytes(3_412_072)
+        '3.25 MiB'
+    """
+    for limit, suffix in ((2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB")):
+        if value >= limit:
+            return _three_digits(value / limit) + suffix
+    return f"{value:g} B"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
