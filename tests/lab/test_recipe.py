@@ -101,7 +101,7 @@ def test_override_values_must_be_yaml(tmp_path):
 
 
 def test_packaged_recipes_are_found_by_name():
-    assert load_recipe(packaged_recipe("digits")).data.source == "digits"
+    assert load_recipe(packaged_recipe("digits")).data.source == "digits-16"
     with pytest.raises(RecipeError, match="packaged recipe must exist, got 'nothing'"):
         packaged_recipe("nothing")
 
