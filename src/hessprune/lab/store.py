@@ -114,9 +114,9 @@ class StageStore:
                     make(own)
         finally:
             self._depth -= 1
-        facts = {"seconds": round(time.monotonic() - start, 3), "files": _hashes(folder)}
-        told(lambda: write_json(folder / _MARKER, {"key": key, "done": True} | facts) is None)
-        self._count(folder, name, facts)
+        seconds = round(time.monotonic() - start, 3)
+        told(lambda: _mark(folder, {"key": key, "done": True, "seconds": seconds}))
+        self._count(folder, name, {"seconds": seconds})
         return Stage(folder=folder, key=key, reused=False)
 
     def _is_finished(self, folder: Path, key: str) -> bool:
@@ -205,6 +205,12 @@ def _check_name(name: str) -> None:
     if Path(name).name != name or "\0" in name:
         raise ArgumentError(f"`name` of a stage must be a plain folder name, got {shown(name)}. Write '1-dense'.")
     check_choice("kind of stage", name.partition("-")[2].partition("-")[0], VERSIONS)
+
+
+def _mark(folder: Path, facts: Mapping[str, Any]) -> bool:
+    """Write the marker of a finished stage, with the hash of each file."""
+    write_json(folder / _MARKER, {**facts, "files": _hashes(folder)})
+    return True
 
 
 def _hashes(folder: Path) -> dict[str, str]:
