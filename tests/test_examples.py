@@ -36,7 +36,7 @@ def test_own_model_keeps_its_accuracy_at_half_the_macs(tmp_path):
 
 def test_inspect_groups_shows_groups_and_reasons(tmp_path):
     text = printed("inspect_groups.py", tmp_path)
-    assert re.findall(r"^(\w+): \d+ units", text, re.MULTILINE) == ["stem", "inner", "side", "top"]
+    assert re.findall(r"^(\w+): \d+ channels", text, re.MULTILINE) == ["stem", "inner", "side", "top"]
     assert "frozen: it is split into parts of fixed, unequal size" in text
     assert text.endswith("with `ignore=['inner']`: stem, side, top\n")
 

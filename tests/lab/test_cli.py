@@ -30,6 +30,7 @@ QUICK = [
         "report.draws=1",
         "report.refits=own",
         "report.latency_repeats=2",
+        "quantize.train.epochs=1",
     )
 ]
 

@@ -26,6 +26,7 @@ def experts_run_by(model: nn.Module, implementation: str | None = None) -> Itera
         >>> from types import SimpleNamespace
         >>> from hessprune.foundation.experts import experts_run_by
         >>> model = torch.nn.Linear(1, 1)
+        >>> model._is_expert_parallel = False  # as transformers marks the experts of a mixture
         >>> model.config = SimpleNamespace(_experts_implementation="grouped_mm")
         >>> with experts_run_by(model):
         ...     print(model.config._experts_implementation)
