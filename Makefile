@@ -21,11 +21,11 @@ demo: $(STAMP)  ## prune a small ResNet on handwritten digits, end to end, and w
 test: $(STAMP)  ## every test, doctest, README block and example
 	$(BIN)/python -m pytest -n 2
 
-check: $(STAMP)  ## format, lint, types, then the tests (the import table is one of them)
+check: $(STAMP)  ## format, lint, types, then all tests but the slow ones (the import table is one of them)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 bench: $(STAMP)  ## every benchmark at its short setting; DATA=folder with the images and weights; JSON in out/bench
 	for script in benchmarks/*.py; do $(BENCH) --quick || exit 1; done

@@ -54,7 +54,10 @@ def test_slicing_equals_masking_on_awkward_networks(case: type[nn.Module]) -> No
     check_model(make(case), image(), (0.9, 0.5, 0.1))
 
 
-@pytest.mark.parametrize("name", PAPERS)
+DEEP = ("resnet44", "resnet56", "resnet110")
+
+
+@pytest.mark.parametrize("name", [pytest.param(p, marks=[pytest.mark.slow] if p in DEEP else []) for p in PAPERS])
 def test_slicing_equals_masking_on_the_papers_networks(name: str) -> None:
     model, x = paper_model(name)
     check_model(model, x, (0.7, 0.3) if name != "wrn28-8" else (0.5,))

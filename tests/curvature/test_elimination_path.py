@@ -193,7 +193,11 @@ WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([0.5, 2.0, 1.0, 3.0]), label_
 
 @pytest.mark.parametrize(
     ("loss_fn", "precision", "tolerance"),
-    [(None, "fp64", 1e-10), (WEIGHTED, "fp64", 1e-10), (None, "fp32", 1e-5)],
+    [
+        (None, "fp64", 1e-10),
+        pytest.param(WEIGHTED, "fp64", 1e-10, marks=pytest.mark.slow),
+        pytest.param(None, "fp32", 1e-5, marks=pytest.mark.slow),
+    ],
     ids=["plain", "weighted", "single"],
 )
 def test_batches_and_chunks_do_not_matter(loss_fn, precision, tolerance):
@@ -218,7 +222,7 @@ def test_twins_go_in_the_same_order_however_data_are_batched():
     model.inner.weight[:, 3:] = model.inner.weight[:, :3]
     orders = {
         tuple(eliminated_losses(model, slices, cut(x, y, (size,)), precision="fp64")["stem"].order.tolist())
-        for size in (96, 31, 7, 5, 2, 1)
+        for size in (96, 31, 7, 5)
     }
     assert len(orders) == 1
 

@@ -66,6 +66,7 @@ def test_it_leaves_json_and_a_page(whole):
     assert "bottleneck" in (out / "expansion.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_end(whole, settings, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), listening(Killer()):
         expand(settings, tmp_path, expansion=ASKED)
@@ -76,6 +77,7 @@ def test_a_killed_run_continues_to_the_same_end(whole, settings, tmp_path, monke
     assert not calls  # found before the kill
 
 
+@pytest.mark.slow
 def test_another_growth_trains_the_dense_model_no_second_time(whole, settings, monkeypatch):
     out, found = whole
     monkeypatch.setattr(expanding, "find_bottlenecks", None)
@@ -84,6 +86,7 @@ def test_another_growth_trains_the_dense_model_no_second_time(whole, settings, m
     expand(settings, out, expansion=ASKED)  # as it was, for the other tests
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_json(whole, settings, monkeypatch):
     out, found = whole
     monkeypatch.setattr(expanding, "ExpandSettings", type("Few", (), {"from_text": staticmethod(lambda **_: ASKED)}))

@@ -107,7 +107,11 @@ def test_the_saved_model_is_the_reported_one(finished, settings):
 
 @pytest.mark.parametrize(
     ("label", "step"),
-    [("training", 5), ("3-plan-random", 0), ("training", 14)],  # while training, planning, fine-tuning
+    [
+        pytest.param("training", 5, marks=pytest.mark.slow),
+        pytest.param("3-plan-random", 0, marks=pytest.mark.slow),  # while planning
+        ("training", 14),  # while fine-tuning
+    ],
 )
 def test_a_killed_run_resumes_and_ends_the_same(finished, settings, tmp_path, label, step):
     _, expected = finished
@@ -220,6 +224,7 @@ def test_a_recipe_may_end_in_integers(settings, finished, tmp_path):
     assert report.notes[-1] == "Layers of it left in FP32: none."
 
 
+@pytest.mark.slow
 def test_a_recipe_may_leave_the_choice_of_fp32_layers_to_their_sensitivity(settings, finished, tmp_path, monkeypatch):
     out = tmp_path / "run"
     shutil.copytree(finished[0], out)
@@ -293,6 +298,7 @@ def test_sentences_from_data_to_report(tmp_path, capsys):
         torch.testing.assert_close(OnnxModel(out / "model.onnx")(**batch), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_folder_of_weights_needs_no_training_and_may_end_in_integers(tmp_path):
     write_model(tmp_path / "bert")
     write_sentences(tmp_path / "sst2")

@@ -29,7 +29,13 @@ def error_of(model, reference) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "pruned"), [("resnet", True), ("preresnet", False), ("densenet", False), ("inverted", False)]
+    ("name", "pruned"),
+    [
+        ("resnet", True),
+        ("inverted", False),
+        pytest.param("preresnet", False, marks=pytest.mark.slow),
+        pytest.param("densenet", False, marks=pytest.mark.slow),
+    ],
 )
 def test_the_runtime_runs_integers_and_returns_what_torch_returns(name, pruned, tmp_path):
     model = network(name)

@@ -154,6 +154,7 @@ def test_wrong_use_is_named():
         hp.prepare_qat(model, images(2), keep_fp32="auto")
 
 
+@pytest.mark.slow
 def test_an_implant_becomes_integers_too(tmp_path):
     model = network("resnet")
     result = hp.prune(model, images(2), batches(), budget=hp.Budget(macs=0.6), method="magnitude", implant=0.5)

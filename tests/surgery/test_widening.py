@@ -12,7 +12,8 @@ from hessprune.lab.models.registry import build_model
 from tests.cases import AWKWARD, image, make
 from tests.networks.network import Network
 
-NETWORKS = ("resnet20", "resnet20-b", "preresnet29", "vgg16-bn", "densenet40", "mobilenet-tiny")
+DENSENET = pytest.param("densenet40", marks=pytest.mark.slow)
+NETWORKS = ("resnet20", "resnet20-b", "preresnet29", "vgg16-bn", DENSENET, "mobilenet-tiny")
 
 
 def noisy(model: nn.Module) -> nn.Module:

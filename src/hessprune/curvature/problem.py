@@ -39,7 +39,7 @@ class Effort:
 
 
 class Place(NamedTuple):
-    """Where a batch stands in the data."""
+    """The place of a batch in the data."""
 
     number: int
     position: int

@@ -29,7 +29,7 @@ class Calibration:
     data: Dataset[Any]
     model_name: str
     notes: tuple[str, ...] = ()
-    """What was assumed, one sentence each."""
+    """Assumptions, one sentence each."""
     batch_size: int = BATCH_SIZE
 
     @property

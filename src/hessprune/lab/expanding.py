@@ -46,7 +46,7 @@ CONTROLS = ("unchanged", "uniform", "random")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpandSettings:
-    """What is widened, and how often it is tried.
+    """Settings: the layers that are widened, and the number of tries.
 
     Attributes:
         methods: Criteria that find the bottlenecks, such as `"joint"` or `"sosp-h"`.

@@ -63,7 +63,7 @@ class NamedModel:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the weights are drawn at random, as far as the name tells."""
+        """True if the weights are drawn at random, as far as the name tells."""
         zoo = ZooName.read(self.name)
         own = zoo.has_weights if zoo else file_of(self.name, Path()) is not None or ":" in self.name
         return self.weights is None and not own
@@ -71,7 +71,7 @@ class NamedModel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NamedResult:
-    """What `prune_named` did, and what a user has to know about it."""
+    """The result of `prune_named`, with notes for the user."""
 
     result: PruneResult
     folder: Path

@@ -151,6 +151,7 @@ def test_no_screen_has_to_be_scrolled_sideways(width, page, tmp_path):
     assert int(re.search(r"<title>(\d+)</title>", done.stdout)[1]) <= width
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_faster_says_why():
     report = small_report()
     slow = {"dense": report.models["dense"], "finetuned": replace(report.models["finetuned"], latency_ms=2.1)}

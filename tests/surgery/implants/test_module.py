@@ -46,7 +46,17 @@ def test_stand_ins_equal_filters_and_cost_what_was_predicted(case: type[nn.Modul
     assert sum(parameter.numel() for parameter in pruned.parameters()) == plan.cost_after.params
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet20-b", "densenet40", "mobilenet-tiny", "vgg16-bn", "preresnet29"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet20",
+        "resnet20-b",
+        pytest.param("densenet40", marks=pytest.mark.slow),
+        "mobilenet-tiny",
+        "vgg16-bn",
+        "preresnet29",
+    ],
+)
 def test_the_papers_networks(name: str) -> None:
     model, x = paper_model(name)
     plan = plan_for(model, x, Implant(share=0.3))

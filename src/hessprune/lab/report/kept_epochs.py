@@ -1,4 +1,4 @@
-"""Which epoch a training kept, and whether it was none: the model as it came."""
+"""The epoch that a training kept: a number, or none, which leaves the model as it came."""
 
 from collections.abc import Sequence
 

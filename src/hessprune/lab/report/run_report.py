@@ -54,7 +54,7 @@ class CurvePoint:
     draw: int = 0
     """The draw of calibration samples."""
     refitted: bool = True
-    """Whether the surviving layers were refitted."""
+    """True if the surviving layers were refitted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +80,7 @@ class LayerRow:
     macs: tuple[int, int]
     params: tuple[int, int]
     why: str = ""
-    """What decided the width: saliency per cost, a floor, rounding, or what freezes it."""
+    """The reason for the width: saliency per cost, a floor, rounding, or what freezes it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
