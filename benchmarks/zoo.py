@@ -63,7 +63,8 @@ def main() -> None:
         if found:
             conclude(claims, source, found)
         else:
-            claims.add(f"{source}: pruned or refused by name", f"{source} is not installed", "all", holds=None)
+            reason = "none tried yet" if is_installed(source) else f"{source} is not installed"
+            claims.add(f"{source}: pruned or refused by name", reason, "all", holds=None)
     write(options.out, claims, records)
 
 

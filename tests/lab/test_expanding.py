@@ -14,6 +14,7 @@ from hessprune.lab.expanding import ExpandSettings, expand
 from hessprune.lab.recipe import load_recipe, packaged_recipe
 from hessprune.lab.report.expansion import Expansion
 
+pytestmark = pytest.mark.slow
 QUICK = ("model.pretrain.epochs=2", "finetune.epochs=1", "data.calibration_size=96")
 ASKED = ExpandSettings(seeds=(0,), levels=(0.5,))
 
@@ -66,7 +67,6 @@ def test_it_leaves_json_and_a_page(whole):
     assert "bottleneck" in (out / "expansion.html").read_text("utf-8")
 
 
-@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_end(whole, settings, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), listening(Killer()):
         expand(settings, tmp_path, expansion=ASKED)
@@ -77,7 +77,6 @@ def test_a_killed_run_continues_to_the_same_end(whole, settings, tmp_path, monke
     assert not calls  # found before the kill
 
 
-@pytest.mark.slow
 def test_another_growth_trains_the_dense_model_no_second_time(whole, settings, monkeypatch):
     out, found = whole
     monkeypatch.setattr(expanding, "find_bottlenecks", None)
@@ -86,7 +85,6 @@ def test_another_growth_trains_the_dense_model_no_second_time(whole, settings, m
     expand(settings, out, expansion=ASKED)  # as it was, for the other tests
 
 
-@pytest.mark.slow
 def test_the_command_prints_a_table_or_json(whole, settings, monkeypatch):
     out, found = whole
     monkeypatch.setattr(expanding, "ExpandSettings", type("Few", (), {"from_text": staticmethod(lambda **_: ASKED)}))

@@ -205,6 +205,7 @@ def _timeless(report):
     return document
 
 
+@pytest.mark.slow
 def test_a_recipe_may_end_in_integers(settings, finished, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(finished[0], out)  # everything up to the fine-tuned model is done
