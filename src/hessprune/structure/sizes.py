@@ -35,11 +35,13 @@ def without_failures(
     while working and (failure := trial.failure([*working.values()])):
         reason = f"the source code fixes its size ({failure.message})"
         beside, culprits = _culprits(trial, [*working.values()], failure)
+        calls = trial.calls({module for group, module in culprits if _lies_in(group, module)})
         for group, module in culprits:
             if group.name not in working:  # it lies in several modules of a class
                 continue
             choices = [sized[group.name]] if group.name in freed else _choices(model, group, module, sized[group.name])
-            better = _working(trial, group, module, beside, choices)
+            call = calls.get(module) if _lies_in(group, module) else None
+            better = _working(trial, beside, choices, call=call)
             if better and better != group:
                 working[group.name], freed[group.name] = better, reason
             else:
@@ -137,12 +139,13 @@ def _likewise(trial: Trial, groups: Sequence[Group], culprit: Group, module: str
                     yield group, name
 
 
-def _working(
-    trial: Trial, group: Group, module: str, beside: Sequence[Group], choices: Iterable[Group]
-) -> Group | None:
-    """Return the first of some choices for a group with which the module, or the whole model, works; or None."""
-    is_inside = len(_within(group, module)) == len(group.slices)
-    call = trial.calls({module}).get(module) if is_inside else None
+def _lies_in(group: Group, module: str) -> bool:
+    """Return whether all slices of a group lie in a module."""
+    return len(_within(group, module)) == len(group.slices)
+
+
+def _working(trial: Trial, beside: Sequence[Group], choices: Iterable[Group], call: Rerun | None) -> Group | None:
+    """Return the first of some choices for a group with which a call, or the whole model, works; or None."""
     around = () if call else beside
     failures = ((better, trial.failure_of([*around, better], call)) for better in choices)
     better = next((better for better, failure in failures if not failure), None)
