@@ -89,7 +89,6 @@ def test_the_core_prunes(bare):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_what_the_demo_needs_more_is_named_with_one_command(bare):
     done = finished(bare, "-m", "hessprune", "demo")
     assert done.returncode == 2
