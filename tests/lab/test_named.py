@@ -112,6 +112,7 @@ def test_a_budget_is_a_quantity_and_a_value(text):
 def test_budgets_and_shapes_are_read():
     assert budget_of("units=0.25") == hp.Budget(units=0.25)
     assert budget_of("latency_ms=3") == hp.Budget(latency_ms=3.0)
+    assert budget_of("kv_cache=50%") == hp.Budget(kv_cache="50%")
     assert shape_of("3, 32,32") == (3, 32, 32)
     assert shape_of(None) is None
     with pytest.raises(ArgumentError, match="`shape` must be positive integers"):

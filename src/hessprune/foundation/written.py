@@ -216,7 +216,10 @@ def _as_viewed(lowered: _Lowered, x: Tensor, given: list[Any]) -> list[Any]:
         numel = math.prod(x.shape[first:end])
         # The same size may stand in another call: there, the axes around do not hold what is around the run.
         beside = ((x.shape[:first], slice(start)), (x.shape[end:], slice(stop, None)))
-        is_here = all(_may_fill((given[part], least[part]), math.prod(sizes_in)) for sizes_in, part in beside)
+        is_here = all(
+            any(_fills(choice[part], math.prod(sizes_in), opens=True) for choice in (given, least))
+            for sizes_in, part in beside
+        )
         if is_here and not _fills(shape[start:stop], numel) and _fills(new[start:stop], numel, opens=True):
             shape = new
             taken += sizes
@@ -231,11 +234,6 @@ def _fills(sizes: Sequence[Any], numel: Any, *, opens: bool = False) -> bool:
     """Return whether axes hold so many numbers; with `opens`, also if an open size could make them fit."""
     known = math.prod(size for size in sizes if not _is_open(size))
     return bool(opens and numel % max(known, 1) == 0) if any(map(_is_open, sizes)) else bool(known == numel)
-
-
-def _may_fill(choices: Sequence[Sequence[Any]], numel: Any) -> bool:
-    """Return whether axes hold so many numbers with one of some choices of sizes, open ones included."""
-    return any(_fills(sizes, numel, opens=True) for sizes in choices)
 
 
 def _expanded(lowered: _Lowered, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:

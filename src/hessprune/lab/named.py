@@ -31,7 +31,7 @@ from hessprune.pruning.prune import PruneResult, prune
 
 DATA_FREE = ("magnitude", "random", "bn_scale")
 """Methods that read weights alone."""
-QUANTITIES = ("macs", "params", "units", "latency_ms")
+QUANTITIES = ("macs", "params", "units", "latency_ms", "kv_cache")
 EVALUATED = 1000
 """Samples on which accuracy is measured, at most."""
 

@@ -1,4 +1,4 @@
-"""What the stages of a run are called: their folders have names such as `2-saliency-hap`."""
+"""Names of stages as people say them: their folders have names such as `2-saliency-hap`."""
 
 STAGES = {
     "dense": "the dense model",

@@ -82,7 +82,7 @@ class StageStore:
         self._counted: set[Path] = set()
         self._depth = 0
         self.seconds: dict[str, float] = {}
-        """What each finished stage took when it was made, by name; draws of one stage are summed."""
+        """Seconds that each finished stage took when it was made, by name; draws of one stage are summed."""
 
     def run(self, name: str, make: Callable[[Path], object], *inputs: Any, by_content: bool = False) -> Stage:
         """Return the finished stage `name`, calling `make(folder)` unless it finished before with equal `inputs`.

@@ -35,7 +35,7 @@ class Part:
     deviation: float = 1.0
     """Standard deviation of its numbers over the calibration data."""
     positions: int | None = None
-    """How many positions of a text count, where a vocabulary at all of them would take too much memory."""
+    """The number of positions of a text that count, where a vocabulary at all of them would take too much memory."""
 
     def canonical(self, tensor: Tensor) -> Tensor:
         """Return the tensor with classes along axis 1, if there are classes, at the positions that count."""

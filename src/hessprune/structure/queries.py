@@ -11,7 +11,7 @@ from hessprune.foundation.written import WrittenSize
 from hessprune.structure.groups import Frozen, Group, Literal, Slice
 
 MODES = ("kv-group", "even-queries", "free-queries")
-"""What leaves attention in which several heads of queries share keys and values.
+"""Units of attention in which several heads of queries share keys and values.
 
 `kv-group`: a head of keys and values with its queries. `even-queries`: from every such head, the query at the same
 place. `free-queries`: any query.

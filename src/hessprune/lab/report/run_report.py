@@ -136,7 +136,7 @@ class RunReport:
     table: tuple[LayerRow, ...] = ()
     """Every layer that multiplies, in the order in which the model runs them."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """What the stages took, by name."""
+    """Seconds of the stages, by name."""
     date: str = ""
     """Of the day on which the run ended, as in 2026-11-29."""
     loading: str = ""
