@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from hessprune.foundation.modules import call_model, device_of, empty_copy, failing_module
 from hessprune.foundation.multihead import free_heads
+from hessprune.foundation.quicksizes import QuickSizes
 from hessprune.foundation.trees import sample_rows, tensors_in, to_device
 from hessprune.foundation.written import noting_sizes
 from hessprune.structure.capture import first_line
@@ -76,7 +77,7 @@ class Trial:
 
     def failure_of(self, groups: Sequence[Group], call: Rerun | None = None) -> Failure | None:
         """Make a call (the whole forward by default) without the first unit of each group; return its failure."""
-        with _without(self.model, groups), torch.no_grad(), warnings.catch_warnings():
+        with _without(self.model, groups), torch.no_grad(), warnings.catch_warnings(), QuickSizes():
             warnings.simplefilter("ignore")
             try:
                 call() if call else call_model(self.model, self._inputs)

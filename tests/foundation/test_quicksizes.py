@@ -1,0 +1,47 @@
+"""Shapes without numbers at the least cost are the shapes that torch gives, and what torch refuses is still refused."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hessprune.foundation.quicksizes import _ELEMENTWISE, QuickSizes
+
+
+def same_shapes(*calls):
+    """Return the shapes and types of some calls' results as torch gives them, and without its decompositions."""
+    plain = [(result.shape, result.dtype) for result in (call() for call in calls)]
+    with QuickSizes():
+        quick = [(result.shape, result.dtype) for result in (call() for call in calls)]
+    return plain, quick
+
+
+def test_the_shapes_are_those_of_torch():
+    image, text = torch.zeros(2, 3, 8, 6, device="meta"), torch.zeros(2, 5, 4, device="meta", dtype=torch.float16)
+    norm, lines = nn.LayerNorm(4, device="meta"), torch.zeros(7, 4, device="meta", dtype=torch.float16)
+    rest = {functional.softmax: {"dim": 1}, torch.softmax: {"dim": 1}, torch.Tensor.softmax: {"dim": 1}}
+    rest |= {torch.clamp: {"min": 0}, torch.Tensor.clamp: {"min": 0}}
+    calls = [lambda f=f: f(text, **rest.get(f, {})) for f in _ELEMENTWISE]
+    calls += [
+        lambda: functional.interpolate(image, scale_factor=0.5, mode="bilinear", antialias=True),
+        lambda: functional.interpolate(image, size=(3, 9), mode="bicubic", align_corners=True),
+        lambda: functional.interpolate(text, scale_factor=2.5, mode="linear", recompute_scale_factor=True),
+        lambda: norm(text.float()),
+        lambda: functional.linear(text, lines, lines[:, 0]),
+        lambda: functional.linear(text[0, 0], lines),
+        lambda: text.softmax(-1, dtype=torch.float64),
+    ]
+    plain, quick = same_shapes(*calls)
+    assert quick == plain
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm(5), nn.Linear(5, 2)])
+def test_what_does_not_fit_is_refused(layer):
+    with QuickSizes(), pytest.raises(RuntimeError):
+        layer.to("meta")(torch.zeros(2, 4, device="meta"))
+
+
+def test_tensors_with_numbers_are_computed():
+    values = torch.randn(2, 3)
+    with QuickSizes():
+        assert torch.equal(functional.relu(values), values.clamp(min=0))
