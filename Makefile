@@ -33,8 +33,10 @@ bench: $(STAMP)  ## every benchmark at its short setting; DATA=folder with the i
 bench-gpu: $(STAMP)  ## what needs a GPU, in full
 	for script in benchmarks/*_gpu.py; do $(BENCH) || exit 1; done
 
-docs: $(STAMP)  ## the tables and pictures that README and docs/ show
+docs: $(STAMP)  ## the tables and pictures that README and docs/ show, then the site in out/site
 	$(BIN)/python docs/build.py
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
 
 # Which units go, and what the survivors do about it: hours on one core, and resumable by the cell.
 COMPARE = $(BIN)/hessprune compare recipes/$(1).yaml --data-root $(DATA) --split test --set threads=1

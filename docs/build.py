@@ -74,7 +74,9 @@ def reference_rows() -> str:
         names = re.findall(r"(?:import |, )(\w+) as", block)
         title = block.split("\n")[0].removeprefix("# ").partition(":")[0]
         rows = [f"| `hp.{name}` | {_first_line(name)} |" for name in names]
-        parts.append("\n".join([f"### {title[0].upper()}{title[1:]}", "", "| name | |", "|---|---|", *rows]) if rows else "")
+        parts.append(
+            "\n".join([f"### {title[0].upper()}{title[1:]}", "", "| name | |", "|---|---|", *rows]) if rows else ""
+        )
     return "\n\n".join(filter(None, parts))
 
 
