@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hessprune.curvature.elimination import DAMPING
 from hessprune.curvature.elimination_path import COLUMNS, eliminated_losses
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.results import ParamSlice
 from hessprune.errors import DataError
+from hessprune.layers.input_moments import DAMPING
 
 
 def damped(covariance):

@@ -16,10 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DAMPING = 1e-3
-"""Ridge added to the covariance, relative to its mean diagonal."""
-FLOOR = 1e-10
-"""Least ridge, relative to the mean square of the inputs: the variance of constant inputs is rounding noise."""
+from hessprune.layers.input_moments import DAMPING, FLOOR
+
 BLOCKS = 32
 """Divisor of the units that are left: a block removes so many of them, at least one.
 

@@ -27,10 +27,11 @@ from hessprune.curvature.elimination import Elimination, eliminate
 from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, pose
-from hessprune.curvature.reading_layers import ReadingLayer, measure_reading_layers
+from hessprune.curvature.reading_layers import ReadingLayer, measure_reading_layers, moments_of
 from hessprune.curvature.results import Slices
 from hessprune.foundation.processes import summed, summed_numbers
 from hessprune.foundation.trees import sample_rows
+from hessprune.layers.input_moments import InputMoments
 from hessprune.layers.regression import outputs_by_sample, weight_from
 from hessprune.objectives.factors import LogitFactor, SoftmaxFactor
 from hessprune.objectives.objective import BatchLoss
@@ -67,6 +68,7 @@ def eliminated_losses(
     precision: str = "fp32",
     seed: int = 0,
     options: TraceOptions | None = None,
+    moments: dict[str, InputMoments] | None = None,
 ) -> dict[str, EliminationPath]:
     """Eliminate the units of each key from least to most needed; return the loss increase after each removal.
 
@@ -83,6 +85,7 @@ def eliminated_losses(
         precision: `"fp64"`; any other means fp32.
         seed: For one draw in logit space for each sample, and for the positions at which inputs are sampled.
         options: Memory limit.
+        moments: Receives the moments of the inputs of each layer that reads units, by weight.
 
     Returns:
         One path per key, on the CPU.
@@ -107,6 +110,8 @@ def eliminated_losses(
     effort = Effort(estimator="rademacher", precision="fp64" if precision == "fp64" else "fp32", options=options)
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
     layers, counted = measure_reading_layers(problem, seed)
+    if moments is not None:
+        moments |= moments_of(layers)
     paths = _eliminate(problem, layers)
     losses = _measure_changes(problem, layers, paths, counted)
     return {key: _interpolated(path, losses[key]) for key, path in paths.items()}

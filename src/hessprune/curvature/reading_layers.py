@@ -5,18 +5,22 @@ data alone, so that the statistics do not depend on batches or chunks beyond rou
 """
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hessprune.curvature.draws import positions, signs
 from hessprune.curvature.elimination import inverse
 from hessprune.curvature.ggn import TapMode
-from hessprune.curvature.problem import Problem, check_finite
+from hessprune.curvature.options import TraceOptions
+from hessprune.curvature.problem import Effort, Problem, check_finite, pose
+from hessprune.curvature.results import Slices
 from hessprune.foundation.processes import check_agreement, is_own, num_processes, summed, summed_numbers
 from hessprune.foundation.trees import sample_rows
+from hessprune.layers.input_moments import InputMoments
 from hessprune.layers.regression import columns_of, design, rows_by_sample, rows_of
 from hessprune.objectives.objective import check_weight
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
@@ -62,12 +66,21 @@ class ReadingLayer:
         """Return the inverse covariance and the curvature; the identity and None where the layer is no regression."""
         if not self.regression:
             return torch.eye(len(self.weight), dtype=torch.float64, device=self.weight.device)[None], None
-        offset = (self.total / self.rows)[:, :, None]  # type: ignore[index]
-        covariance = self.squares / self.rows - offset * offset.mT  # type: ignore[operator]
-        mean = self.origin[:, :, None] + offset  # type: ignore[index]
+        covariance, mean = self._covariance()
         if not self.centred:
             covariance = covariance + mean * mean.mT
         return inverse(covariance, mean.squeeze(2)), self._full_curvature()
+
+    def moments(self) -> InputMoments:
+        """Return the moments of the inputs, in single precision on the CPU."""
+        covariance, mean = self._covariance()
+        return InputMoments(mean=mean.squeeze(2).float().cpu(), covariance=covariance.float().cpu(), rows=self.rows)
+
+    def _covariance(self) -> tuple[Tensor, Tensor]:
+        """Return the covariance, `(g, K, K)`, and the mean, `(g, K, 1)`, of the inputs."""
+        offset = (self.total / self.rows)[:, :, None]  # type: ignore[index]
+        covariance = self.squares / self.rows - offset * offset.mT  # type: ignore[operator]
+        return covariance, self.origin[:, :, None] + offset  # type: ignore[index]
 
     def forget(self) -> None:
         """Start the sums anew, about the same origin."""
@@ -158,10 +171,52 @@ def with_squares(total: Tensor | float, rows: Tensor) -> Tensor:
     return total
 
 
-def measure_reading_layers(problem: Problem, seed: int) -> tuple[dict[str, ReadingLayer], list[int]]:
+def input_moments(
+    model: nn.Module,
+    slices: Slices,
+    batches: Any,
+    *,
+    loss_fn: Any = None,
+    seed: int = 0,
+    options: TraceOptions | None = None,
+) -> dict[str, InputMoments]:
+    """Return the moments of the inputs of each layer that reads units, by weight: one forward pass over all samples.
+
+    Args:
+        model: Any module; it is left as it was.
+        slices: For each key the weights that read its units: slices along their input axis.
+        batches: Re-iterable of `(inputs, targets)`.
+        loss_fn: Tells which samples count; None means cross-entropy.
+        seed: For the positions at which inputs are sampled.
+        options: Memory limit.
+
+    Example:
+        >>> import torch
+        >>> from hessprune.curvature import ParamSlice
+        >>> from hessprune.curvature.reading_layers import input_moments
+        >>> inputs = {"x": [ParamSlice(param="weight", dim=1, index=torch.arange(3)[:, None])]}
+        >>> x = torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
+        >>> input_moments(torch.nn.Linear(3, 2), inputs, [(x, torch.tensor([0, 1]))])["weight"].mean
+        tensor([[2., 2., 2.]])
+    """
+    effort = Effort(estimator="rademacher", precision="fp32", options=options or TraceOptions())
+    problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
+    layers, _ = measure_reading_layers(problem, seed, curvature=False)
+    return moments_of(layers)
+
+
+def moments_of(layers: Mapping[str, ReadingLayer]) -> dict[str, InputMoments]:
+    """Return the moments of the layers that are regressions."""
+    return {name: layer.moments() for name, layer in layers.items() if layer.regression}
+
+
+def measure_reading_layers(
+    problem: Problem, seed: int, *, curvature: bool = True
+) -> tuple[dict[str, ReadingLayer], list[int]]:
     """Return the layers by weight, and for each batch the number of samples with weight in the loss.
 
-    Takes one pass over the data. All processes see the first batch that counts, which gives the origins.
+    Takes one pass over the data, without gradients if no `curvature` is asked for. All processes see the first batch
+    that counts, which gives the origins.
     """
     layers: dict[str, ReadingLayer] = {}
     total, counted = 0.0, {}
@@ -172,8 +227,9 @@ def measure_reading_layers(problem: Problem, seed: int) -> tuple[dict[str, Readi
             with problem.precision.casting(problem.device):
                 mode.forward(sample_rows(inputs, rows))
             factor = loss.factor(check_finite(mode.values), rows)
-            noise = signs(seed, 0, place.position + rows, factor.mass.shape[1])
-            mode.push_back(factor.draw(torch.arange(len(rows), device=rows.device), noise))
+            if curvature:
+                noise = signs(seed, 0, place.position + rows, factor.mass.shape[1])
+                mode.push_back(factor.draw(torch.arange(len(rows), device=rows.device), noise))
             total += factor.weight * own
             mode.close()
         if own:
