@@ -93,6 +93,7 @@ class Joint(Method):
             precision=self.precision,
             seed=scoring.seed,
             options=self._options(),
+            moments=scoring.moments,
         )
         for name, path in paths.items():
             values[name] = torch.empty_like(path.loss)

@@ -12,6 +12,7 @@ from hessprune.foundation.checks import check_choice
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.options import check_options
 from hessprune.foundation.symmetric import SymmetricMatrix
+from hessprune.layers.input_moments import InputMoments
 from hessprune.objectives.choice import Prefer
 from hessprune.structure.belonging import check_groups
 from hessprune.structure.groups import Group
@@ -32,6 +33,8 @@ class Scoring:
     loss_fn: Any = None
     """The objective that judges outputs, from `choose_objective`; None for a method that needs none."""
     seed: int = 0
+    moments: dict[str, InputMoments] | None = None
+    """Receives the moments of layer inputs from a method that measures them, by weight; None where nobody asks."""
 
     def __post_init__(self) -> None:
         check_groups(self.model, self.groups)

@@ -13,6 +13,7 @@ from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters, check_range
 from hessprune.foundation.processes import check_same
 from hessprune.foundation.symmetric import as_symmetric
+from hessprune.layers.input_moments import InputMoments
 from hessprune.methods.method import Method, Scores, Scoring
 from hessprune.methods.reach import unseen_groups
 from hessprune.methods.text import as_method
@@ -67,10 +68,10 @@ def saliency(
     check_seed(seed, method)
     with watched(model) as plain:
         batches = Rereadable.of(batches, plain)
-        return _scored(plain, groups, batches, method, loss_fn=loss_fn, outputs=outputs, seed=seed)
+        return scored(plain, groups, batches, method, loss_fn=loss_fn, outputs=outputs, seed=seed)
 
 
-def _scored(
+def scored(
     model: nn.Module,
     groups: Sequence[Group],
     batches: Rereadable,
@@ -79,8 +80,9 @@ def _scored(
     loss_fn: Any,
     outputs: Chosen,
     seed: int,
+    moments: dict[str, InputMoments] | None = None,
 ) -> Saliency:
-    """Score the units of a plain model.
+    """Score the units of a plain model; `moments` receives those that a method measures anyway.
 
     Raises:
         DataError: `batches` is a one-shot generator or empty.
@@ -102,7 +104,9 @@ def _scored(
             "Take `no_grad` and `detach` out of the forward, or use method='magnitude'."
         )
     seen = [group for group in groups if group.name not in unseen]
-    scores = method.score(Scoring(model=model, groups=seen, batches=batches, loss_fn=objective, seed=seed))
+    scores = method.score(
+        Scoring(model=model, groups=seen, batches=batches, loss_fn=objective, seed=seed, moments=moments)
+    )
     if unseen:
         scores = _with_unseen(scores, groups, seen)
     check_not_all_zero(scores.values, method)
