@@ -31,7 +31,8 @@ class Joint(Method):
             of the samples it was trained on and these have none at 1.
         refit: Whether the survivors will be refitted; None follows `compensate` of `hp.prune`, and is True elsewhere.
         precision: Number format of the passes.
-        memory_limit: Bytes for activations and gradients; samples are pushed through in chunks that fit.
+        memory_limit: Bytes for activations, gradients and, with a refit, statistics of layers; half of what is free if
+            None. Samples are pushed through in chunks that fit; statistics beyond the limit lie in files.
         interaction_rows: Most rows of a factor of `Q`, from 2; None holds the matrix whole up to 4 096 units.
 
     Example:
