@@ -16,12 +16,13 @@ from hessprune.curvature.options import DEFAULT_TOLERANCE, TraceOptions
 from hessprune.curvature.precision import Precision, resolve
 from hessprune.curvature.readout import Readout, read_out
 from hessprune.curvature.results import Kind, Slices
-from hessprune.errors import NumericalError
+from hessprune.errors import ArgumentError, NumericalError
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters
 from hessprune.foundation.modules import call_model, device_of, forward
 from hessprune.foundation.processes import is_own
 from hessprune.foundation.progress import track
+from hessprune.foundation.sharded import is_sharded
 from hessprune.foundation.trees import leading_size, sample_rows, to_device
 from hessprune.layers.folding import Folded, fold_batchnorm
 from hessprune.objectives.choice import choose_objective
@@ -177,6 +178,20 @@ def check_repeats(model: nn.Module, objective: Objective, inputs: Any) -> float:
     return seconds
 
 
+def _check_dtype(model: nn.Module, precision: Precision) -> None:
+    """Raise unless a sharded model has the number format of a scoring problem.
+
+    Raises:
+        ArgumentError: It has another one.
+    """
+    other = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != precision.dtype), None)
+    if other is not None:
+        raise ArgumentError(
+            f"`precision` must be that of a sharded model's weights, got {precision.name!r} for {other}. "
+            "Convert the model before fully_shard, or leave `precision` out."
+        )
+
+
 def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: Any, effort: Effort) -> Problem:
     """Check the arguments, fold a copy of `model`, match the slices to its weights, and plan the memory."""
     batches = Rereadable.of(batches, model)
@@ -188,7 +203,10 @@ def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: Any, effort
     objective = choose_objective(model, batches, loss_fn, prefer="labels")
     folded = fold_batchnorm(model, inputs)
     seconds = check_repeats(folded.model, objective, inputs)
-    folded.model.to(precision.dtype)
+    if is_sharded(model):
+        _check_dtype(model, precision)
+    else:
+        folded.model.to(precision.dtype)
     readout = read_out(model, slices, folded)
     per_sample = bytes_per_sample(folded, readout, effort.estimator, precision)
     layer = largest_layer(folded, precision)

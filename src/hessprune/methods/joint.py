@@ -59,6 +59,10 @@ class Joint(Method):
         """Fill in whether the survivors will be refitted, where that was left open."""
         return replace(self, refit=refit) if self.refit is None else self
 
+    def needs_whole(self) -> str | None:
+        """Return None without a refit: ordinary backward passes."""
+        return None if self.refit is False else "refits whole layers"
+
     def score(self, scoring: Scoring) -> Scores:
         """Eliminate units one after another, or add up the interactions of their gates."""
         # After a refit the effect of removals on the loss is measured; only without one does curvature stand for it.

@@ -101,6 +101,10 @@ class Method(ABC):
         """Return the method as it scores where the survivors will be refitted, or will not: most do not care."""
         return self
 
+    def needs_whole(self) -> str | None:
+        """Return what keeps a method from models whose parameters are spread over processes; None if nothing does."""
+        return "needs whole weights"
+
     def options(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, by name."""
         options = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from hessprune.foundation.arrival import watched
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters, check_range
 from hessprune.foundation.processes import check_same
+from hessprune.foundation.sharded import is_sharded, lent_as_sharded
 from hessprune.foundation.symmetric import as_symmetric
 from hessprune.layers.input_moments import InputMoments
 from hessprune.methods.method import Method, Scores, Scoring
@@ -66,7 +67,9 @@ def saliency(
     """
     method = as_method(method)
     check_seed(seed, method)
-    with watched(model) as plain:
+    if is_sharded(model):
+        _check_sharded(method)
+    with lent_as_sharded(model) if is_sharded(model) else watched(model) as plain:
         batches = Rereadable.of(batches, plain)
         return scored(plain, groups, batches, method, loss_fn=loss_fn, outputs=outputs, seed=seed)
 
@@ -97,7 +100,7 @@ def scored(
         objective = choose_objective(
             model, batches, loss_fn, outputs=outputs, prefer=method.needs, asker=f"{method.name!r}"
         )
-    unseen = [] if objective is None else unseen_groups(model, groups, batches, objective)
+    unseen = [] if objective is None or is_sharded(model) else unseen_groups(model, groups, batches, objective)
     if len(unseen) == len(groups):
         raise NumericalError(
             f"the loss must depend on a group at least, got none that a gradient reaches: {', '.join(unseen[:5])}. "
@@ -123,6 +126,20 @@ def scored(
         standard_error=scores.standard_error,
         interactions=scores.interactions,
     )
+
+
+def _check_sharded(method: Method) -> None:
+    """Raise if a method cannot score models whose parameters are spread over processes.
+
+    Raises:
+        ArgumentError: It cannot.
+    """
+    reason = method.needs_whole()
+    if reason is not None:
+        raise ArgumentError(
+            f"`method` must score with ordinary backward passes where fully_shard spreads the model, got {method}, "
+            f"which {reason}. Use method='taylor', 'hap' or 'sosp-i'."
+        )
 
 
 def _with_unseen(scores: Scores, groups: Sequence[Group], seen: Sequence[Group]) -> Scores:
