@@ -559,7 +559,9 @@ NO_ROW = {
     "curvature.precision": "curvature must be finite",
     # Worded by a row above, or too long to provoke here.
     "deploy.export": "must have an ONNX counterpart|must run a batch|_no_kernels",
-    "methods.scoring": "must depend on a group at least",
+    "methods.scoring": "must depend on a group at least|where fully_shard spreads the model",
+    "foundation.arrival": "that fully_shard spreads over processes",  # several processes: tests/test_sharded.py
+    "curvature.problem": "must be that of a sharded model",
     "bottlenecks.reallocate": "must leave room",
     "objectives.any_loss": "must depend on the model's outputs",
     "objectives.outputs": "with an axis of samples",
