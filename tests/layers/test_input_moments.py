@@ -18,9 +18,12 @@ def test_the_takeover_is_that_of_a_ridge_regression(centred: bool) -> None:
     padded = torch.cat([rows[:, kept], (50 * ridge).sqrt() * torch.eye(3, dtype=torch.float64)])
     goal = torch.cat([rows[:, gone], torch.zeros(3, 3, dtype=torch.float64)])
     expected = torch.linalg.lstsq(padded, goal).solution
-    torch.testing.assert_close(held.takeover(kept, gone, centred=centred)[0], expected, rtol=1e-8, atol=1e-10)
+    weight = torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    found = held.takeover(kept, gone, weight[None], centred=centred)[0]
+    torch.testing.assert_close(found, expected @ weight, rtol=1e-8, atol=1e-10)
 
 
 def test_constant_inputs_are_no_obstacle() -> None:
     held = InputMoments(mean=torch.ones(1, 3), covariance=torch.zeros(1, 3, 3), rows=5)
-    assert held.takeover(torch.tensor([0, 1]), torch.tensor([2]), centred=True).isfinite().all()
+    new = held.takeover(torch.tensor([0, 1]), torch.tensor([2]), torch.ones(1, 1, 4), centred=True)
+    assert new.isfinite().all()

@@ -27,24 +27,26 @@ class InputMoments:
         covariance, mean = self.covariance.double(), self.mean.double()
         return covariance if centred else covariance + mean[:, :, None] * mean[:, None, :]
 
-    def takeover(self, kept: Tensor, removed: Tensor, *, centred: bool) -> Tensor:
-        """Return the matrix `T` for which `T W_J` on the kept inputs stands best for `W_J` on the removed ones.
+    def takeover(self, kept: Tensor, removed: Tensor, columns: Tensor, *, centred: bool) -> Tensor:
+        """Return weights on the kept inputs that stand best for weights `W_J` on the removed ones.
 
-        `T = (C_KK + λ I)⁻¹ C_KJ`, with the second moments `C` and `λ` a thousandth of their mean diagonal.
+        `(C_KK + λ I)⁻¹ C_KJ W_J`, with the second moments `C` and `λ` a thousandth of their mean diagonal.
 
         Args:
             kept: Indices of the inputs `K`.
             removed: Indices of the inputs `J`.
+            columns: `W_J`, `(g, J, O)`.
             centred: Whether a bias absorbs a change of the mean output.
 
         Returns:
-            `(g, K, J)` in float64.
+            `(g, K, O)` in float64.
 
         Example:
             >>> import torch
             >>> from hessprune.layers.input_moments import InputMoments
             >>> twins = InputMoments(mean=torch.zeros(1, 2), covariance=torch.ones(1, 2, 2), rows=9)
-            >>> round(float(twins.takeover(torch.tensor([0]), torch.tensor([1]), centred=True)), 3)
+            >>> new = twins.takeover(torch.tensor([0]), torch.tensor([1]), torch.ones(1, 1, 1), centred=True)
+            >>> round(float(new), 3)
             0.999
         """
         moments = self.about(centred=centred)
@@ -52,4 +54,4 @@ class InputMoments:
         ridge = torch.maximum(ridge, FLOOR * self.mean.double().square().mean(1))
         rows = moments[:, kept]
         block = rows[:, :, kept] + torch.diag_embed(ridge[:, None].expand(-1, len(kept)))
-        return torch.cholesky_solve(rows[:, :, removed], torch.linalg.cholesky(block))
+        return torch.cholesky_solve(rows[:, :, removed] @ columns.double(), torch.linalg.cholesky(block))

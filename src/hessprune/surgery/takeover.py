@@ -101,7 +101,7 @@ class _Layer:
         stays[self.kept] = True
         entries = self.weight[0, 0].numel() if isinstance(self.call, Convolution) else 1
         kept, gone = (self._columns(channels, entries) for channels in (self.kept, (~stays).nonzero().squeeze(1)))
-        columns = whole[:, kept] + moments.takeover(kept, gone, centred=centred) @ whole[:, gone]
+        columns = whole[:, kept] + moments.takeover(kept, gone, whole[:, gone], centred=centred)
         mean, second = moments.mean.double()[:, None], moments.about(centred=True)
         shift = mean @ whole - mean[:, :, kept] @ columns
         before = (whole * (second @ whole)).sum(1)
