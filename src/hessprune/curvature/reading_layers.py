@@ -87,7 +87,7 @@ class ReadingLayer:
         covariance = torch.empty(*mean.shape, mean.shape[1])
         for part, rows in self._covariance():
             covariance[:, part] = rows.float().cpu()
-        return InputMoments(mean=mean.float().cpu(), covariance=covariance, rows=self.rows)
+        return InputMoments(mean=mean.float().cpu(), covariance=covariance, rows=self.rows, biased=self.centred)
 
     def _mean(self) -> Tensor:
         """Return the mean input, `(g, K, 1)`."""

@@ -12,6 +12,7 @@ from hessprune.curvature.problem import Problem
 from hessprune.errors import ArgumentError
 from hessprune.foundation.formatting import bytes_text, duration_text
 from hessprune.foundation.machine import free_bytes
+from hessprune.foundation.processes import num_processes
 from hessprune.foundation.shelf import Shelf, free_disk
 from hessprune.layers.regression import columns_of
 from hessprune.operators.maps import Convolution
@@ -62,9 +63,10 @@ def estimated(problem: Problem, limit: int, changes: int) -> Estimate:
     held = sum(8 * g * (k * k + o * o) for g, k, o in sizes.values())
     working = max((8 * g * k * (3 * k + 2 * o) for g, k, o in sizes.values()), default=0)
     peak, samples = problem.peak_bytes + held + working + changes, problem.num_samples
+    most = max(limit, problem.peak_bytes) if problem.device.type == "cpu" else peak  # files hold no tensors of GPUs
     return Estimate(
-        in_memory=min(peak, max(limit, problem.peak_bytes)),
-        in_files=max(0, peak - max(limit, problem.peak_bytes)),
+        in_memory=min(peak, most),
+        in_files=max(0, peak - most),
         seconds=None if samples is None else _seconds(problem, sizes, samples),
     )
 
@@ -76,7 +78,9 @@ def _seconds(problem: Problem, sizes: Mapping[str, tuple[int, int, int]], sample
     torch.mm(probe, probe)  # the first product of a process also starts threads
     started = time.perf_counter()
     float((probe @ probe)[0, 0])
-    return samples * PASSES * problem.seconds_per_sample + operations / (2 * PROBE**3) * (time.perf_counter() - started)
+    return samples / num_processes() * PASSES * problem.seconds_per_sample + operations / (2 * PROBE**3) * (
+        time.perf_counter() - started
+    )
 
 
 def room_for(problem: Problem, options: TraceOptions, changes: int) -> tuple[Shelf, Estimate]:
@@ -87,7 +91,7 @@ def room_for(problem: Problem, options: TraceOptions, changes: int) -> tuple[She
     """
     limit = options.memory_limit or int(FREE_SHARE * free_bytes(problem.device))
     estimate = estimated(problem, limit, changes)
-    if problem.device.type == "cpu" and estimate.in_files > (room := free_disk()):
+    if estimate.in_files > (room := free_disk()):
         needed = 2 * max(estimate.in_memory + estimate.in_files - problem.peak_bytes, problem.peak_bytes)
         raise ArgumentError(
             f"`memory_limit` must hold statistics for which the temporary folder has no room, got {limit}, and "

@@ -1,5 +1,6 @@
 """Large tensors within a limit of memory: beyond it they lie in mapped files, which vanish with them."""
 
+import contextlib
 import math
 import os
 import shutil
@@ -61,7 +62,8 @@ def _mapped(numel: int, dtype: torch.dtype) -> Tensor:
     try:
         return torch.from_file(name, shared=True, size=numel, dtype=dtype)
     finally:
-        Path(name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a system that keeps the names of mapped files
+            Path(name).unlink()
 
 
 def free_disk() -> int:

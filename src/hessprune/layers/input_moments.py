@@ -21,6 +21,8 @@ class InputMoments:
     """`(g, K, K)`: the mean of `(x − x̄)(x − x̄)ᵀ`."""
     rows: int
     """Inputs that were averaged."""
+    biased: bool = True
+    """Whether the layer adds a bias."""
 
     def about(self, *, centred: bool) -> Tensor:
         """Return the second moments about the mean, or about zero, in float64, `(g, K, K)`."""

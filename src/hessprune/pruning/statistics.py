@@ -99,7 +99,9 @@ class Statistics:
             "format": FORMAT,
             "origin": asdict(self.origin),
             "saliencies": saliencies,
-            "moments": None if self.moments is None else {name: held.rows for name, held in self.moments.items()},
+            "moments": None
+            if self.moments is None
+            else {name: (held.rows, held.biased) for name, held in self.moments.items()},
             "num_samples": self.num_samples,
             "seconds": self.seconds,
         }
@@ -158,13 +160,17 @@ class Statistics:
         return str(self)
 
 
-def _moments(tensors: Mapping[str, Tensor], rows: Mapping[str, int] | None) -> dict[str, InputMoments] | None:
-    """Return the moments of each layer, from tensors of a file and numbers of rows."""
-    if rows is None:
+def _moments(
+    tensors: Mapping[str, Tensor], facts: Mapping[str, tuple[int, bool]] | None
+) -> dict[str, InputMoments] | None:
+    """Return the moments of each layer, from tensors of a file, the number of rows, and whether there is a bias."""
+    if facts is None:
         return None
     return {
-        name: InputMoments(mean=tensors[f"mean:{name}"], covariance=tensors[f"covariance:{name}"], rows=number)
-        for name, number in rows.items()
+        name: InputMoments(
+            mean=tensors[f"mean:{name}"], covariance=tensors[f"covariance:{name}"], rows=rows, biased=biased
+        )
+        for name, (rows, biased) in facts.items()
     }
 
 

@@ -67,7 +67,7 @@ def take_over(
     for name, held in moments.items():
         uses = calls.get(name, [])
         if len({use.transposed for use in uses}) == 1 and (layer := _layer(name, uses[0], weights[name], kept)):
-            bias = new.get(f"{name.removesuffix('weight')}bias") if name.endswith("weight") else None
+            bias = new.get(f"{name.removesuffix('weight')}bias") if held.biased and name.endswith("weight") else None
             fit = layer.fitted(held, centred=bias is not None or name in recording.absorbing)
             new[name].copy_(fit.weight)
             absorbers.take(name, bias, fit)
