@@ -74,6 +74,17 @@ from tests.provoking import (
     written,
 )
 
+
+def measured() -> hp.Statistics:
+    """Return statistics of the default method, with input moments."""
+    return hp.measure(NET, X[:1], BATCHES, compensate=True)
+
+
+def bare() -> hp.Statistics:
+    """Return statistics without input moments."""
+    return hp.measure(NET, X[:1], BATCHES, method="hap", compensate=False)
+
+
 DIGITS = NamedModel(name="digits-resnet", shape=(1, 8, 8))
 
 
@@ -91,6 +102,21 @@ class Row:
 
 
 ROWS = (
+    # Statistics
+    Row("`method` must name a method at least", lambda: hp.measure(NET, X[:1], BATCHES, method=()),
+        lambda _: hp.measure(NET, X[:1], BATCHES, method="joint"), 'Write method="joint"'),
+    Row("`stats` must be Statistics", lambda: prune(stats={}),
+        lambda _: prune(stats=hp.measure(NET, X[:1], BATCHES)), r"Pass hp.measure\(model, example_inputs, batches\)"),
+    Row("`stats` must be measured on the same", lambda: prune(stats=hp.measure(NET, X[:1], BATCHES, seed=1)),
+        lambda _: prune(stats=hp.measure(NET, X[:1], BATCHES)), "with the arguments of hp.prune"),
+    Row("`stats` must hold saliencies of the method", lambda: prune(method="hap", stats=measured()),
+        lambda text: prune(method="hap", stats=hp.measure(NET, X[:1], BATCHES, method=advised(text, "='(\\w+)'"))),
+        r"Call hp.measure\(.*method='hap'\)"),
+    Row("`stats` must hold input moments", lambda: prune(method="hap", compensate=True, stats=bare()),
+        lambda _: (prune(method="hap", stats=bare(), compensate=False), measured()),
+        "compensate=True, or hp.prune with compensate=False"),
+    Row("must hold statistics, got", lambda: hp.Statistics.load(folder() + "/absent"),
+        lambda _: hp.measure(NET, X[:1], BATCHES).save(folder() + "/stats"), r"hp.measure\(…\).save\(path\)"),
     # Budgets and plans
     Row("`Budget` must name exactly one of", hp.Budget, lambda _: hp.Budget(macs=0.5), r"Write Budget\(macs=0.5\)"),
     Row("`target` must be a LatencyTarget or", lambda: hp.Budget(latency_ms=1, target=3),
@@ -503,6 +529,7 @@ NO_ROW = {
     "planning.inputs": "",
     "planning.packing": "",
     "planning.plan_file": "",
+    "pruning.statistics": "has format",
     "planning.reading": "",
     "bottlenecks.values": "",
     "planning.widening_file": "",
@@ -528,10 +555,13 @@ NO_ROW = {
     "foundation.processes": "must be the same on all processes|but the processes differ",  # tests/test_processes.py
     "surgery.apply": "`plan` must be a Plan",  # as hp.verify says
     "surgery.verify": "must equal the masked|must cost what|must run on the example|must return tensors with numbers",
+    "curvature.room": "must hold statistics for which",  # a full disk: tests/curvature/test_room.py
     "curvature.precision": "curvature must be finite",
     # Worded by a row above, or too long to provoke here.
     "deploy.export": "must have an ONNX counterpart|must run a batch|_no_kernels",
-    "methods.scoring": "must depend on a group at least",
+    "methods.scoring": "must depend on a group at least|where fully_shard spreads the model",
+    "foundation.arrival": "that fully_shard spreads over processes",  # several processes: tests/test_sharded.py
+    "curvature.problem": "must be that of a sharded model",
     "bottlenecks.reallocate": "must leave room",
     "objectives.any_loss": "must depend on the model's outputs",
     "objectives.outputs": "with an axis of samples",

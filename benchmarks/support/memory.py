@@ -35,17 +35,22 @@ def _answer(sender: Connection, function: Callable[..., Any], *arguments: Any) -
 
 
 class Peak:
-    """Watches the resident set from a thread, since the system's own high-water mark also counts start-up."""
+    """Watches the resident set from a thread, since the system's own high-water mark also counts start-up.
 
-    def __init__(self) -> None:
-        self._before = self._highest = resident()
+    Args:
+        own: Leave out pages of files, which the system can write back and take away.
+    """
+
+    def __init__(self, *, own: bool = False) -> None:
+        self._resident = resident_own if own else resident
+        self._before = self._highest = self._resident()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._stopped.is_set():
-            self._highest = max(self._highest, resident())
+            self._highest = max(self._highest, self._resident())
             time.sleep(0.001)
 
     def stop(self) -> int:
@@ -59,3 +64,9 @@ def resident() -> int:
     """Return the resident set in bytes."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize()
+
+
+def resident_own() -> int:
+    """Return the resident set without pages of files, in bytes."""
+    pages = [int(value) for value in Path("/proc/self/statm").read_text(encoding="ascii").split()]
+    return (pages[1] - pages[2]) * resource.getpagesize()

@@ -16,7 +16,16 @@ __version__ = "0.2.0"
 _STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text("utf-8"))
 _IMPORTS = [node for node in _STUB.body if isinstance(node, ast.ImportFrom) and node.module != "hessprune"]
 _HOMES = {alias.name: node.module for node in _IMPORTS for alias in node.names}
-_RETURNED = {"Bottlenecks", "Comparison", "LatencyTable", "PruneResult", "Saliency", "TraceResult", "Widening"}
+_RETURNED = {
+    "Bottlenecks",
+    "Comparison",
+    "LatencyTable",
+    "PruneResult",
+    "Saliency",
+    "Statistics",
+    "TraceResult",
+    "Widening",
+}
 """Types of returned values: there for annotations, and not among the names that one calls."""
 __all__ = [name for name in _HOMES if name not in _RETURNED]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -4,6 +4,8 @@
 # one call
 from hessprune.pruning.prune import prune as prune
 from hessprune.pruning.prune import PruneResult as PruneResult
+from hessprune.pruning.measuring import measure as measure
+from hessprune.pruning.statistics import Statistics as Statistics
 from hessprune.pruning.callback import PruneCallback as PruneCallback
 
 # structure

@@ -1,6 +1,14 @@
 import pytest
 
-from hessprune.foundation.formatting import bytes_text, count_text, html_table, shortened, shown, text_table
+from hessprune.foundation.formatting import (
+    bytes_text,
+    count_text,
+    duration_text,
+    html_table,
+    shortened,
+    shown,
+    text_table,
+)
 
 
 @pytest.mark.parametrize(
@@ -15,6 +23,11 @@ def test_counts(value: float, text: str) -> None:
 @pytest.mark.parametrize(("value", "text"), [(220, "220 B"), (7_824, "7.8 kB"), (4_800_000, "4.8 MB")])
 def test_bytes(value: float, text: str) -> None:
     assert bytes_text(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "1 s"), (98, "98 s"), (150, "2 min"), (6000, "1.7 h")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
 
 
 def test_tables() -> None:

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DAMPING = 1e-3
-"""Ridge added to the covariance, relative to its mean diagonal."""
-FLOOR = 1e-10
-"""Least ridge, relative to the mean square of the inputs: the variance of constant inputs is rounding noise."""
+from hessprune.foundation.shelf import Shelf
+from hessprune.layers.input_moments import DAMPING, FLOOR
+
+PANEL = 256
+"""Rows of a table that are filled at once."""
 BLOCKS = 32
 """Divisor of the units that are left: a block removes so many of them, at least one.
 
@@ -44,13 +45,22 @@ class Elimination:
         precision: Inverse covariance of the inputs, `(g, K, K)`, from `inverse`.
         curvature: Loss curvature in the outputs, `(g, O, O)`; None for the identity.
         columns: Indices of the inputs of each unit, `(U, m)`. Inputs of no unit stay.
+        shelf: Holds the table.
 
     References:
         Hassibi & Stork (1992), Second order derivatives for network pruning: Optimal Brain Surgeon; Kurtić et al.
         (2023), ZipLM, arXiv 2302.04089, for structures.
     """
 
-    def __init__(self, weight: Tensor, precision: Tensor, curvature: Tensor | None, columns: Tensor) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        precision: Tensor,
+        curvature: Tensor | None,
+        columns: Tensor,
+        *,
+        shelf: Shelf | None = None,
+    ) -> None:
         self.num_units, self._size = columns.shape
         stay = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
         stay[columns] = False
@@ -58,10 +68,12 @@ class Elimination:
         self._inputs = torch.cat([stay.nonzero().squeeze(1), columns.flatten()])
         self._old, self._outputs = weight, weight.shape[2]
         product = weight if curvature is None else weight @ curvature
-        if self._stay or not torch.equal(self._inputs, torch.arange(weight.shape[1], device=weight.device)):
-            weight, product = weight[:, self._inputs], product[:, self._inputs]
-            precision = precision[:, self._inputs[:, None], columns.flatten()]
-        self._table = torch.cat([weight, product, precision], 2)
+        width = 2 * self._outputs + columns.numel()
+        self._table = (shelf or Shelf()).zeros(*weight.shape[:2], width, device=weight.device)
+        for start in range(0, weight.shape[1], PANEL):
+            part, rows = slice(start, start + PANEL), self._inputs[start : start + PANEL]
+            pieces = weight[:, rows], product[:, rows], precision[:, rows[:, None], columns.flatten()]
+            self._table[:, part] = torch.cat(pieces, 2)
 
     def losses(self) -> Tensor:
         """Return the loss of removing each unit that is left next, by place, `(num_units,)`."""
@@ -247,9 +259,16 @@ def _moves(places: Tensor, number: int) -> tuple[Tensor, Tensor]:
     return left + stays[left:].nonzero().squeeze(1), (~stays[:left]).nonzero().squeeze(1)
 
 
-def inverse(covariance: Tensor, mean: Tensor) -> Tensor:
-    """Return the inverse of damped covariances `(g, K, K)`, for inputs with the mean `(g, K)`."""
+def inverse(covariance: Tensor, mean: Tensor, shelf: Shelf | None = None) -> Tensor:
+    """Return the inverse of damped covariances `(g, K, K)`, for inputs with the mean `(g, K)`; the argument is damped.
+
+    Two further matrices are held at a time, on the shelf.
+    """
     scale = DAMPING * covariance.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
     scale = torch.maximum(scale, FLOOR * mean.square().mean(1))
-    damped = covariance + torch.diag_embed(scale[:, None].expand(-1, covariance.shape[1]))
-    return torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    covariance.diagonal(dim1=1, dim2=2).add_(scale[:, None])
+    shelf = shelf or Shelf()
+    root, result = (shelf.zeros(*covariance.shape, device=covariance.device) for _ in range(2))
+    torch.linalg.cholesky(covariance, out=root.mT)  # by columns, so that LAPACK works in place
+    torch.cholesky_inverse(root.mT, out=result.mT)
+    return result

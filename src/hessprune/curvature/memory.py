@@ -55,4 +55,4 @@ def chunk_size(per_sample: int, layer: int, options: TraceOptions, *, device: to
     cached = min(_CACHE_BYTES[estimator] // max(per_sample, 1), _LAYER_BYTES // max(layer, 1))
     fitting = max(4, cached) if device.type == "cpu" else 1 << 20
     chunk = options.chunk_size or fitting
-    return chunk if limit is None else min(chunk, limit // per_sample)
+    return chunk if limit is None else min(chunk, max(1, int(limit * options.activations) // per_sample))

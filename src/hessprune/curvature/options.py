@@ -21,6 +21,8 @@ class TraceOptions:
     """Share of the loss curvature in the logits that may be left out; None: 0 in fp64, else `DEFAULT_TOLERANCE`."""
     memory_limit: int | None = None
     """Bytes for activations and gradients; samples run in chunks that fit."""
+    activations: float = 1.0
+    """Share of `memory_limit` that is for activations and gradients; the rest is for statistics."""
     chunk_size: int | None = None
     """Samples in a chunk; None: as many as fit into the processor's cache."""
     interaction_rows: int | None = None

@@ -1,6 +1,7 @@
 """The scoring problem of every estimator: folded model, readout, data, loss and device."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from hessprune.curvature.options import DEFAULT_TOLERANCE, TraceOptions
 from hessprune.curvature.precision import Precision, resolve
 from hessprune.curvature.readout import Readout, read_out
 from hessprune.curvature.results import Kind, Slices
-from hessprune.errors import NumericalError
+from hessprune.errors import ArgumentError, NumericalError
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters
 from hessprune.foundation.modules import call_model, device_of, forward
 from hessprune.foundation.processes import is_own
 from hessprune.foundation.progress import track
+from hessprune.foundation.sharded import is_sharded
 from hessprune.foundation.trees import leading_size, sample_rows, to_device
 from hessprune.layers.folding import Folded, fold_batchnorm
 from hessprune.objectives.choice import choose_objective
@@ -60,6 +62,20 @@ class Problem:
     chunk_size: int
     peak_bytes: int
     """Estimate for one chunk of the first batch."""
+    seconds_per_sample: float
+    """Of a forward pass."""
+    note: str
+    """What stands beside the progress of a pass, such as an estimate of its memory."""
+
+    @property
+    def num_samples(self) -> int | None:
+        """Samples in all batches, as far as the first batch and their number tell."""
+        if self.batches.num_samples:
+            return self.batches.num_samples
+        try:
+            return len(self.batches.batches) * leading_size(next(iter(self.batches))[0])
+        except TypeError:  # a number that is not known
+            return None
 
     @property
     def kind(self) -> Kind:
@@ -74,10 +90,9 @@ class Problem:
 
         While `everywhere` is true, the batches of other processes come, too.
         """
-        note = f"about {self.peak_bytes / 1e6:.0f} MB"
-        _log.info("%s: %s", label, note)
+        _log.info("%s: %s", label, self.note)
         position = 0
-        for number, (inputs, targets) in enumerate(track(self.batches, label, note=note)):
+        for number, (inputs, targets) in enumerate(track(self.batches, label, note=self.note)):
             place, position = Place(number, position), position + leading_size(inputs)
             if not is_own(number) and not everywhere():
                 continue
@@ -140,22 +155,40 @@ def check_finite(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def check_repeats(model: nn.Module, objective: Objective, inputs: Any) -> None:
+def check_repeats(model: nn.Module, objective: Objective, inputs: Any) -> float:
     """Raise unless a model computes the same values for a sample alone and beside another sample.
+
+    Returns:
+        Seconds of the forward pass of one sample.
 
     Raises:
         NumericalError: The values differ: the model is random, or its samples influence each other.
     """
-    pair, alone = (
-        objective.read(call_model(model, sample_rows(inputs, torch.tensor(rows))), len(rows))[:1]
-        for rows in ([0, -1], [0])
-    )
+    pair = objective.read(call_model(model, sample_rows(inputs, torch.tensor([0, -1]))), 2)[:1]
+    started = time.perf_counter()
+    alone = objective.read(call_model(model, sample_rows(inputs, torch.tensor([0]))), 1)[:1]
+    seconds = time.perf_counter() - started
     check_finite(pair)
     if not torch.allclose(pair, alone, rtol=1e-2, atol=1e-2 * float(pair.abs().max())):
         raise NumericalError(
             "the model must repeat its outputs in evaluation mode, got different ones for the same samples. Likely "
             "causes: (a) it draws random numbers in `forward`, (b) its samples influence each other. Do so only if "
             "self.training."
+        )
+    return seconds
+
+
+def _check_dtype(model: nn.Module, precision: Precision) -> None:
+    """Raise unless a sharded model has the number format of a scoring problem.
+
+    Raises:
+        ArgumentError: It has another one.
+    """
+    other = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != precision.dtype), None)
+    if other is not None:
+        raise ArgumentError(
+            f"`precision` must be that of a sharded model's weights, got {precision.name!r} for {other}. "
+            "Convert the model before fully_shard, or leave `precision` out."
         )
 
 
@@ -169,8 +202,11 @@ def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: Any, effort
     inputs = to_device(next(iter(batches))[0], device)
     objective = choose_objective(model, batches, loss_fn, prefer="labels")
     folded = fold_batchnorm(model, inputs)
-    check_repeats(folded.model, objective, inputs)
-    folded.model.to(precision.dtype)
+    seconds = check_repeats(folded.model, objective, inputs)
+    if is_sharded(model):
+        _check_dtype(model, precision)
+    else:
+        folded.model.to(precision.dtype)
     readout = read_out(model, slices, folded)
     per_sample = bytes_per_sample(folded, readout, effort.estimator, precision)
     layer = largest_layer(folded, precision)
@@ -185,5 +221,7 @@ def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: Any, effort
         tolerance=default if effort.options.tolerance is None else effort.options.tolerance,
         device=device,
         chunk_size=chunk,
-        peak_bytes=min(chunk, leading_size(inputs)) * per_sample,
+        peak_bytes=(peak := min(chunk, leading_size(inputs)) * per_sample),
+        seconds_per_sample=seconds,
+        note=f"about {peak / 1e6:.0f} MB",
     )

@@ -5,24 +5,31 @@ data alone, so that the statistics do not depend on batches or chunks beyond rou
 """
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hessprune.curvature.draws import positions, signs
 from hessprune.curvature.elimination import inverse
 from hessprune.curvature.ggn import TapMode
-from hessprune.curvature.problem import Problem, check_finite
+from hessprune.curvature.options import TraceOptions
+from hessprune.curvature.problem import Effort, Problem, check_finite, pose
+from hessprune.curvature.results import Slices
 from hessprune.foundation.processes import check_agreement, is_own, num_processes, summed, summed_numbers
+from hessprune.foundation.shelf import Shelf
 from hessprune.foundation.trees import sample_rows
+from hessprune.layers.input_moments import InputMoments
 from hessprune.layers.regression import columns_of, design, rows_by_sample, rows_of
 from hessprune.objectives.objective import check_weight
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
 ROWS_PER_SAMPLE = 256
 """Most positions of each sample that enter the covariance of a layer's inputs."""
+PANEL = 256
+"""Columns of a symmetric product that are computed at once, without those that are known by symmetry."""
 
 
 @dataclass(kw_only=True)
@@ -38,6 +45,8 @@ class ReadingLayer:
     total: Tensor | float = 0.0  # (g, K): sum of the inputs, about the origin
     squares: Tensor | float = 0.0  # (g, K, K): sum of their outer products
     rows: int = 0
+    shelf: Shelf = field(default_factory=Shelf, repr=False)
+    """Holds the squares and the curvature."""
 
     @property
     def regression(self) -> bool:
@@ -59,21 +68,45 @@ class ReadingLayer:
         return whole.double()
 
     def statistics(self) -> tuple[Tensor, Tensor | None]:
-        """Return the inverse covariance and the curvature; the identity and None where the layer is no regression."""
+        """Return the inverse covariance and the curvature; the identity and None where the layer is no regression.
+
+        The sums are used up: the inverse is computed in their place.
+        """
         if not self.regression:
             return torch.eye(len(self.weight), dtype=torch.float64, device=self.weight.device)[None], None
+        covariance, mean = self.squares, self._mean()
+        assert isinstance(covariance, Tensor)
+        for part, rows in self._covariance():
+            covariance[:, part] = rows if self.centred else rows + mean[:, part] * mean.mT
+        self.squares = 0.0
+        return inverse(covariance, mean.squeeze(2), self.shelf), self._full_curvature()
+
+    def moments(self) -> InputMoments:
+        """Return the moments of the inputs, in single precision on the CPU."""
+        mean = self._mean().squeeze(2)
+        covariance = torch.empty(*mean.shape, mean.shape[1])
+        for part, rows in self._covariance():
+            covariance[:, part] = rows.float().cpu()
+        return InputMoments(mean=mean.float().cpu(), covariance=covariance, rows=self.rows, biased=self.centred)
+
+    def _mean(self) -> Tensor:
+        """Return the mean input, `(g, K, 1)`."""
+        return (self.origin + self.total / self.rows)[:, :, None]  # type: ignore[operator, index]
+
+    def _covariance(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the covariance in panels, each from its own rows of the sums."""
+        assert isinstance(self.squares, Tensor)
         offset = (self.total / self.rows)[:, :, None]  # type: ignore[index]
-        covariance = self.squares / self.rows - offset * offset.mT  # type: ignore[operator]
-        mean = self.origin[:, :, None] + offset  # type: ignore[index]
-        if not self.centred:
-            covariance = covariance + mean * mean.mT
-        return inverse(covariance, mean.squeeze(2)), self._full_curvature()
+        for start in range(0, self.squares.shape[1], PANEL):
+            part = slice(start, start + PANEL)
+            yield part, self.squares[:, part] / self.rows - offset[:, part] * offset.mT
 
     def forget(self) -> None:
         """Start the sums anew, about the same origin."""
-        if self.origin is not None:
-            self.total, self.squares, self.rows = torch.zeros_like(self.total), torch.zeros_like(self.squares), 0  # type: ignore[arg-type]
-        self.curvature = 0.0
+        for sums in (self.total, self.squares, self.curvature):
+            if isinstance(sums, Tensor):
+                sums.zero_()
+        self.rows = 0
 
     def over_processes(self, weight: float) -> None:
         """Add up the sums of all processes, and divide the curvature by the weight of all samples."""
@@ -81,14 +114,14 @@ class ReadingLayer:
             self.total, self.squares = summed(self.total), summed(self.squares)  # type: ignore[arg-type]
             self.curvature = summed(self._full_curvature())
             self.rows = round(summed_numbers(self.rows)[0])
-        self.curvature = self.curvature / weight
+        self.curvature /= weight
 
     def _full_curvature(self) -> Tensor:
         """Return the curvature; zeros where nothing that counts depends on the layer."""
         if isinstance(self.curvature, Tensor):
             return self.curvature
         groups, _, outputs = columns_of(self.call, self.weight).shape
-        return self.weight.new_zeros(groups, outputs, outputs, dtype=torch.float64)
+        return self.shelf.zeros(groups, outputs, outputs, device=self.weight.device)
 
     def places(self, positions: Tensor) -> Tensor:
         """Return the rows of `columns` for positions `(U, m)` along the input axis, `(U, m')`."""
@@ -101,9 +134,11 @@ class ReadingLayer:
 class _StatisticsMode(TapMode):
     """Adds up moments of inputs and curvatures of outputs for one chunk of samples."""
 
-    def __init__(self, problem: Problem, layers: dict[str, ReadingLayer], seed: int, places: Tensor) -> None:
+    def __init__(
+        self, problem: Problem, layers: dict[str, ReadingLayer], seed: int, places: Tensor, shelf: Shelf
+    ) -> None:
         super().__init__(problem.folded, problem.readout, 1, problem.objective.read)
-        self._layers = layers
+        self._layers, self._shelf = layers, shelf
         self._seed, self._places = seed, places  # of the samples in the whole data
 
     def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
@@ -111,7 +146,8 @@ class _StatisticsMode(TapMode):
         x, weight, bias = (None if tensor is None else tensor.detach() for tensor in arguments)
         assert x is not None
         assert weight is not None
-        layer = self._layers.setdefault(name, ReadingLayer(call=call, weight=weight, centred=bias is not None))
+        new = ReadingLayer(call=call, weight=weight, centred=bias is not None, shelf=self._shelf)
+        layer = self._layers.setdefault(name, new)
         out = super().on_call(name, call, arguments)
         if not (isinstance(call, Convolution) and call.transposed):
             keep = self._sampled(name, rows_by_sample(call, out, self.samples))
@@ -120,7 +156,7 @@ class _StatisticsMode(TapMode):
                 layer.origin = rows.double().mean(1)
             rows = rows - layer.origin[:, None].to(rows.dtype)
             layer.total = layer.total + rows.sum(1).double()
-            layer.squares = with_squares(layer.squares, rows)
+            layer.squares = with_squares(layer.squares, rows, self._shelf)
             layer.rows += len(keep)
         return out
 
@@ -138,18 +174,14 @@ class _StatisticsMode(TapMode):
         if layer.regression:
             groups = columns_of(site.call, weight).shape[0]
             rows = rows_of(site.call, delta).unflatten(1, (groups, -1)).transpose(0, 1)
-            layer.curvature = with_squares(layer.curvature, rows)
+            layer.curvature = with_squares(layer.curvature, rows, self._shelf)
 
 
-PANEL = 256
-"""Columns of a symmetric product that are computed at once, without those that are known by symmetry."""
-
-
-def with_squares(total: Tensor | float, rows: Tensor) -> Tensor:
+def with_squares(total: Tensor | float, rows: Tensor, shelf: Shelf) -> Tensor:
     """Add `rowsᵀ rows` of rows `(g, R, K)` to a total in float64, in place where there is one; return the total."""
     size = rows.shape[2]
     if not isinstance(total, Tensor):
-        total = torch.zeros(len(rows), size, size, dtype=torch.float64, device=rows.device)
+        total = shelf.zeros(len(rows), size, size, device=rows.device)
     for start in range(0, size, PANEL):
         end = min(start + PANEL, size)
         product = rows[:, :, start:end].mT @ rows[:, :, start:]
@@ -158,22 +190,65 @@ def with_squares(total: Tensor | float, rows: Tensor) -> Tensor:
     return total
 
 
-def measure_reading_layers(problem: Problem, seed: int) -> tuple[dict[str, ReadingLayer], list[int]]:
+def input_moments(
+    model: nn.Module,
+    slices: Slices,
+    batches: Any,
+    *,
+    loss_fn: Any = None,
+    seed: int = 0,
+    options: TraceOptions | None = None,
+) -> dict[str, InputMoments]:
+    """Return the moments of the inputs of each layer that reads units, by weight: one forward pass over all samples.
+
+    Args:
+        model: Any module; it is left as it was.
+        slices: For each key the weights that read its units: slices along their input axis.
+        batches: Re-iterable of `(inputs, targets)`.
+        loss_fn: Tells which samples count; None means cross-entropy.
+        seed: For the positions at which inputs are sampled.
+        options: Memory limit.
+
+    Example:
+        >>> import torch
+        >>> from hessprune.curvature import ParamSlice
+        >>> from hessprune.curvature.reading_layers import input_moments
+        >>> inputs = {"x": [ParamSlice(param="weight", dim=1, index=torch.arange(3)[:, None])]}
+        >>> x = torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
+        >>> input_moments(torch.nn.Linear(3, 2), inputs, [(x, torch.tensor([0, 1]))])["weight"].mean
+        tensor([[2., 2., 2.]])
+    """
+    effort = Effort(estimator="rademacher", precision="fp32", options=options or TraceOptions())
+    problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
+    layers, _ = measure_reading_layers(problem, seed, curvature=False)
+    return moments_of(layers)
+
+
+def moments_of(layers: Mapping[str, ReadingLayer]) -> dict[str, InputMoments]:
+    """Return the moments of the layers that are regressions."""
+    return {name: layer.moments() for name, layer in layers.items() if layer.regression}
+
+
+def measure_reading_layers(
+    problem: Problem, seed: int, *, curvature: bool = True, shelf: Shelf | None = None
+) -> tuple[dict[str, ReadingLayer], list[int]]:
     """Return the layers by weight, and for each batch the number of samples with weight in the loss.
 
-    Takes one pass over the data. All processes see the first batch that counts, which gives the origins.
+    Takes one pass over the data, without gradients if no `curvature` is asked for. All processes see the first batch
+    that counts, which gives the origins.
     """
     layers: dict[str, ReadingLayer] = {}
-    total, counted = 0.0, {}
+    total, counted, shelf = 0.0, {}, shelf or Shelf()
     for place, inputs, loss in problem.each_batch("inputs", everywhere=lambda: not layers):
         samples, own = loss.counted(), is_own(place.number)
         for rows in problem.split(samples)[: None if own else 1]:
-            mode = _StatisticsMode(problem, layers, seed, place.position + rows)
+            mode = _StatisticsMode(problem, layers, seed, place.position + rows, shelf)
             with problem.precision.casting(problem.device):
                 mode.forward(sample_rows(inputs, rows))
             factor = loss.factor(check_finite(mode.values), rows)
-            noise = signs(seed, 0, place.position + rows, factor.mass.shape[1])
-            mode.push_back(factor.draw(torch.arange(len(rows), device=rows.device), noise))
+            if curvature:
+                noise = signs(seed, 0, place.position + rows, factor.mass.shape[1])
+                mode.push_back(factor.draw(torch.arange(len(rows), device=rows.device), noise))
             total += factor.weight * own
             mode.close()
         if own:

@@ -22,6 +22,7 @@ from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.modules import device_of, forward
 from hessprune.foundation.parametrised import check_no_masks, naming_computed_weights
 from hessprune.foundation.quiet import quiet
+from hessprune.foundation.sharded import is_sharded
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import tensors_in, to_device
 
@@ -53,10 +54,15 @@ def arrived(model: nn.Module) -> nn.Module:
     Raises:
         ArgumentError: The argument is no module.
         UnsupportedModelError: Lazy layers have seen no data, some attribute of the model cannot be copied, or it holds
-            TorchScript.
+            TorchScript, or is spread over processes.
     """
     _check_module(model)
     _check_initialised(model)
+    if is_sharded(model):
+        raise UnsupportedModelError(
+            "`model` must be whole here, got parameters that fully_shard spreads over processes. Find groups, plan and "
+            "cut before fully_shard; hp.saliency scores the sharded model."
+        )
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedModelError(

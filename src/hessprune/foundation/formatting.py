@@ -35,6 +35,19 @@ def bytes_text(value: float) -> str:
     return f"{text}B" if text[-1].isalpha() else f"{text} B"
 
 
+def duration_text(seconds: float) -> str:
+    """Write a time in its largest unit, without false precision.
+
+    Example:
+        >>> from hessprune.foundation.formatting import duration_text
+        >>> duration_text(0.3), duration_text(59), duration_text(250), duration_text(9000)
+        ('1 s', '59 s', '4 min', '2.5 h')
+    """
+    if seconds < 99:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def counted(number: int, noun: str) -> str:
     """Write a number with its noun.
 

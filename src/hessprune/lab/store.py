@@ -20,8 +20,8 @@ from hessprune.foundation.files import read_json, replacing, sha256, writable_fo
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.hashing import file_sha256
 from hessprune.foundation.progress import progress_bar
-from hessprune.foundation.symmetric import as_symmetric, symmetric_from
 from hessprune.lab.together import one_writes, told
+from hessprune.methods.tensors import saliency_from, saliency_tensors
 from hessprune.methods.values import Saliency
 
 VERSIONS: Mapping[str, int] = {
@@ -156,12 +156,9 @@ def load_state(model: nn.Module, folder: Path) -> nn.Module:
 
 def save_saliency(values: Saliency, folder: Path) -> None:
     """Write the numbers as tensors, and how they came about as JSON."""
-    tensors = {f"value:{name}": value for name, value in values.items()}
-    tensors |= {f"error:{name}": value for name, value in (values.standard_error or {}).items()}
-    tensors |= {} if values.interactions is None else as_symmetric(values.interactions).tensors("interactions")
+    tensors, facts = saliency_tensors(values)
     with replacing(folder / "saliency.safetensors") as path:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
-    facts = {"provenance": values.provenance, "per_cost": values.per_cost, "groups": list(values)}
+        save_file(tensors, path)
     write_json(folder / "saliency.json", facts)
 
 
@@ -173,14 +170,7 @@ def load_saliency(folder: Path) -> Saliency:
     """
     with _damage_named(folder):
         tensors, facts = load_file(folder / "saliency.safetensors"), read_json(folder / "saliency.json")
-        errors = {name: tensors[f"error:{name}"] for name in facts["groups"] if f"error:{name}" in tensors}
-        return Saliency(
-            {name: tensors[f"value:{name}"] for name in facts["groups"]},
-            provenance=facts["provenance"],
-            per_cost=facts["per_cost"],
-            standard_error=errors or None,
-            interactions=symmetric_from(tensors, "interactions"),
-        )
+        return saliency_from(tensors, facts)
 
 
 @contextmanager

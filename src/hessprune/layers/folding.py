@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.foundation.modules import call_model, logits_of, split_name
+from hessprune.foundation.sharded import is_sharded
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import sample_rows
 from hessprune.layers.recording import Recording, record
@@ -36,7 +37,8 @@ def fold_batchnorm(model: nn.Module, inputs: Any) -> Folded:
     """Return a copy of `model` whose BatchNorm layers are folded into the layers in front of them.
 
     The model runs on `inputs` to find the pairs. A pair is folded if the BatchNorm is the only use of the layer's
-    output, and both are plain modules that the model calls once. All other pairs stay as they are.
+    output, and both are plain modules that the model calls once. All other pairs stay as they are, and all
+    pairs of a sharded model, which comes back itself.
 
     Args:
         model: Any module; it is not changed.
@@ -54,8 +56,10 @@ def fold_batchnorm(model: nn.Module, inputs: Any) -> Folded:
         >>> torch.allclose(fold_batchnorm(model, x).model(x), model(x), atol=1e-5)
         True
     """
-    clone = copy.deepcopy(model).requires_grad_(False).eval()
     inputs = sample_rows(inputs, torch.tensor([0, -1]))
+    if is_sharded(model):  # it cannot be copied, and nobody holds a whole weight to fold into
+        return Folded(model=model, scale={}, recording=record(model, inputs))
+    clone = copy.deepcopy(model).requires_grad_(False).eval()
     recording = record(clone, inputs)
     norms = {id(m.running_mean): name for name, m in clone.named_modules() if type(m) in _NORMS}
     uses = {use.weight: use for use in recording.uses}

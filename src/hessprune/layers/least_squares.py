@@ -34,7 +34,9 @@ def solve(sums: Sums, strength: float, old: Tensor, size: Tensor | None = None) 
     """
     scale = strength * sums.xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
     scale = (scale if size is None else torch.maximum(scale, FLOOR * size))[:, None]
-    factor = torch.linalg.cholesky(sums.xx + torch.diag_embed(scale.expand(-1, sums.xx.shape[1])))
+    damped = sums.xx.clone()
+    damped.diagonal(dim1=1, dim2=2).add_(scale)
+    factor = torch.linalg.cholesky(damped)
     return old + torch.cholesky_solve(sums.xy - sums.xx @ old, factor)
 
 

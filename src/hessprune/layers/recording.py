@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from hessprune.errors import HessPruneError, UnsupportedModelError
 from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.modules import failing_module, forward
+from hessprune.foundation.sharded import running_parameters
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import sample_rows, tensors_in
 from hessprune.operators.maps import Arguments, LinearMap, SampleLayout
@@ -197,14 +198,14 @@ class _Recorder(CallMode):
         """Note the inputs that one function consumes, the weights behind its outputs, and its derivative."""
         inputs = list(tensors_in(list(inputs)))
         outputs = list(tensors_in(output))
-        self._alive += [*inputs, *outputs]
-        self.consumed.update(id(tensor) for tensor in inputs)
         sources = [self._depends.get(id(tensor), frozenset()) for tensor in inputs]
         if not operator.is_piecewise_linear([place for place, source in enumerate(sources) if source]):
             self.recording.smooth.update(*sources)
         union = weights.union(*sources)
-        for tensor in outputs + (inputs[:1] if overwrites else []):
-            self._depends[id(tensor)] = union
+        if union:  # what depends on no weight may go, such as the buffers in which sharded weights are gathered
+            self._alive += [*inputs, *outputs]
+            self.consumed.update(id(tensor) for tensor in inputs)
+            self._depends |= dict.fromkeys(map(id, outputs + (inputs[:1] if overwrites else [])), union)
         fresh = [tensor for tensor in outputs if tensor._base is None and all(tensor is not i for i in inputs)]
         self.recording.bytes_per_sample += sum(tensor.nbytes for tensor in fresh) // self.samples
 
@@ -263,7 +264,7 @@ def _run(model: nn.Module, inputs: Any, samples: int) -> _Recorder:
 
 def weight_names(model: nn.Module) -> dict[int, str]:
     """Return the first name of every parameter of at least two axes, by identity."""
-    return {id(value): name for name, value in model.named_parameters() if value.dim() >= 2}
+    return {id(value): name for name, value in running_parameters(model).items() if value.dim() >= 2}
 
 
 class slow_attention:  # noqa: N801 - a context manager reads like a function

@@ -40,7 +40,7 @@ class Sums:
             sum_x += inputs.sum(-2)
             sum_y += outputs.sum(-2)
             squares += outputs.square().sum(-2)
-        return cls(count=len(x), x=sum_x, y=sum_y, xx=xx.triu() + xx.triu(1).mT, xy=xy, yy=squares)
+        return cls(count=len(x), x=sum_x, y=sum_y, xx=_mirrored(xx), xy=xy, yy=squares)
 
     def __add__(self, other: "Sums") -> "Sums":
         """Return the sums over both sets of rows."""
@@ -71,6 +71,16 @@ class Sums:
     def error(self, weight: Tensor) -> Tensor:
         """Return the squared error of each output, `Σ (y − x W)²`, `(*, O)`."""
         return self.yy - 2 * (weight * self.xy).sum(-2) + (weight * (self.xx @ weight)).sum(-2)
+
+
+def _mirrored(upper: Tensor) -> Tensor:
+    """Fill the lower half of matrices from the upper one, in place."""
+    for start in range(0, upper.shape[-1], BLOCK):
+        end = start + BLOCK
+        block = upper[..., start:end, start:end]
+        block.copy_(block.triu() + block.triu(1).mT)
+        upper[..., end:, start:end] = upper[..., start:end, end:].mT
+    return upper
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:

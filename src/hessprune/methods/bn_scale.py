@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError
+from hessprune.foundation.sharded import whole_tensor
 from hessprune.methods.method import Method, Scores, Scoring, register
 from hessprune.structure.groups import Group
 
@@ -29,6 +30,10 @@ class BNScale(Method):
     name = "bn_scale"
     needs = None
 
+    def needs_whole(self) -> str | None:
+        """Return None: one weight after another is gathered."""
+        return None
+
     def score(self, scoring: Scoring) -> Scores:
         """Read the scales."""
         norms = nn.modules.batchnorm._BatchNorm
@@ -48,5 +53,7 @@ def _scales(model: nn.Module, group: Group, names: set[str]) -> Tensor:
             f"method 'bn_scale' must find a BatchNorm in every group, got none in {group.name!r}. "
             f"Use another method, or leave the group out with find_groups(…, ignore=({group.name!r},))."
         )
-    scales = [model.get_parameter(p.param).detach().double().abs().cpu()[p.positions()].sum(1) for p in pieces]
+    scales = [
+        whole_tensor(model.get_parameter(p.param).detach()).double().abs().cpu()[p.positions()].sum(1) for p in pieces
+    ]
     return torch.stack(scales).sum(0)

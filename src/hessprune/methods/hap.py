@@ -59,6 +59,10 @@ class HAP(Method):
                 "Use estimator='rademacher' or 'hutchinson'."
             )
 
+    def needs_whole(self) -> str | None:
+        """Return None for estimators of ordinary backward passes."""
+        return "takes second derivatives" if self.estimator == "hutchinson" else None
+
     def score(self, scoring: Scoring) -> Scores:
         """Estimate the traces."""
         trace = traces_by_group(

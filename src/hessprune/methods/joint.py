@@ -31,7 +31,8 @@ class Joint(Method):
             of the samples it was trained on and these have none at 1.
         refit: Whether the survivors will be refitted; None follows `compensate` of `hp.prune`, and is True elsewhere.
         precision: Number format of the passes.
-        memory_limit: Bytes for activations and gradients; samples are pushed through in chunks that fit.
+        memory_limit: Bytes for activations, gradients and, with a refit, statistics of layers; half of what is free if
+            None. Samples are pushed through in chunks that fit; statistics beyond the limit lie in files.
         interaction_rows: Most rows of a factor of `Q`, from 2; None holds the matrix whole up to 4 096 units.
 
     Example:
@@ -57,6 +58,10 @@ class Joint(Method):
     def with_refit(self, refit: bool) -> "Joint":
         """Fill in whether the survivors will be refitted, where that was left open."""
         return replace(self, refit=refit) if self.refit is None else self
+
+    def needs_whole(self) -> str | None:
+        """Return None without a refit: ordinary backward passes."""
+        return None if self.refit is False else "refits whole layers"
 
     def score(self, scoring: Scoring) -> Scores:
         """Eliminate units one after another, or add up the interactions of their gates."""
@@ -93,6 +98,7 @@ class Joint(Method):
             precision=self.precision,
             seed=scoring.seed,
             options=self._options(),
+            moments=scoring.moments,
         )
         for name, path in paths.items():
             values[name] = torch.empty_like(path.loss)

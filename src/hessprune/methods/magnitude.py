@@ -29,6 +29,10 @@ class Magnitude(Method):
     name = "magnitude"
     needs = None
 
+    def needs_whole(self) -> str | None:
+        """Return None: one weight after another is gathered."""
+        return None
+
     def score(self, scoring: Scoring) -> Scores:
         """Read the weights."""
         return Scores(values={group.name: _mean_squares(scoring.model, group) for group in scoring.groups})

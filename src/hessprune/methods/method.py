@@ -12,6 +12,7 @@ from hessprune.foundation.checks import check_choice
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.options import check_options
 from hessprune.foundation.symmetric import SymmetricMatrix
+from hessprune.layers.input_moments import InputMoments
 from hessprune.objectives.choice import Prefer
 from hessprune.structure.belonging import check_groups
 from hessprune.structure.groups import Group
@@ -32,6 +33,8 @@ class Scoring:
     loss_fn: Any = None
     """The objective that judges outputs, from `choose_objective`; None for a method that needs none."""
     seed: int = 0
+    moments: dict[str, InputMoments] | None = None
+    """Receives the moments of layer inputs from a method that measures them, by weight; None where nobody asks."""
 
     def __post_init__(self) -> None:
         check_groups(self.model, self.groups)
@@ -97,6 +100,10 @@ class Method(ABC):
     def with_refit(self, refit: bool) -> "Method":  # noqa: ARG002 - for subclasses
         """Return the method as it scores where the survivors will be refitted, or will not: most do not care."""
         return self
+
+    def needs_whole(self) -> str | None:
+        """Return what keeps a method from models whose parameters are spread over processes; None if nothing does."""
+        return "needs whole weights"
 
     def options(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, by name."""

@@ -34,6 +34,10 @@ class NViT(Method):
     precision: Precision = "fp32"
     memory_limit: int | None = None
 
+    def needs_whole(self) -> str | None:
+        """Return None: one ordinary backward pass."""
+        return None
+
     def score(self, scoring: Scoring) -> Scores:
         """Take the gradient in gates on producers and consumers alike."""
         emitting, reading = (role_slices(scoring.groups, role) for role in ("producer", "consumer"))

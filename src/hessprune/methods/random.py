@@ -29,6 +29,10 @@ class Random(Method):
     per_cost = False
     seed: int | None = None
 
+    def needs_whole(self) -> str | None:
+        """Return None: nothing is read."""
+        return None
+
     def score(self, scoring: Scoring) -> Scores:
         """Draw one permutation for each group."""
         generator = torch.Generator().manual_seed(scoring.seed if self.seed is None else self.seed)

@@ -12,7 +12,9 @@ from hessprune.foundation.arrival import watched
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters, check_range
 from hessprune.foundation.processes import check_same
+from hessprune.foundation.sharded import is_sharded, lent_as_sharded
 from hessprune.foundation.symmetric import as_symmetric
+from hessprune.layers.input_moments import InputMoments
 from hessprune.methods.method import Method, Scores, Scoring
 from hessprune.methods.reach import unseen_groups
 from hessprune.methods.text import as_method
@@ -65,12 +67,14 @@ def saliency(
     """
     method = as_method(method)
     check_seed(seed, method)
-    with watched(model) as plain:
+    if is_sharded(model):
+        _check_sharded(method)
+    with lent_as_sharded(model) if is_sharded(model) else watched(model) as plain:
         batches = Rereadable.of(batches, plain)
-        return _scored(plain, groups, batches, method, loss_fn=loss_fn, outputs=outputs, seed=seed)
+        return scored(plain, groups, batches, method, loss_fn=loss_fn, outputs=outputs, seed=seed)
 
 
-def _scored(
+def scored(
     model: nn.Module,
     groups: Sequence[Group],
     batches: Rereadable,
@@ -79,8 +83,9 @@ def _scored(
     loss_fn: Any,
     outputs: Chosen,
     seed: int,
+    moments: dict[str, InputMoments] | None = None,
 ) -> Saliency:
-    """Score the units of a plain model.
+    """Score the units of a plain model; `moments` receives those that a method measures anyway.
 
     Raises:
         DataError: `batches` is a one-shot generator or empty.
@@ -95,14 +100,16 @@ def _scored(
         objective = choose_objective(
             model, batches, loss_fn, outputs=outputs, prefer=method.needs, asker=f"{method.name!r}"
         )
-    unseen = [] if objective is None else unseen_groups(model, groups, batches, objective)
+    unseen = [] if objective is None or is_sharded(model) else unseen_groups(model, groups, batches, objective)
     if len(unseen) == len(groups):
         raise NumericalError(
             f"the loss must depend on a group at least, got none that a gradient reaches: {', '.join(unseen[:5])}. "
             "Take `no_grad` and `detach` out of the forward, or use method='magnitude'."
         )
     seen = [group for group in groups if group.name not in unseen]
-    scores = method.score(Scoring(model=model, groups=seen, batches=batches, loss_fn=objective, seed=seed))
+    scores = method.score(
+        Scoring(model=model, groups=seen, batches=batches, loss_fn=objective, seed=seed, moments=moments)
+    )
     if unseen:
         scores = _with_unseen(scores, groups, seen)
     check_not_all_zero(scores.values, method)
@@ -119,6 +126,20 @@ def _scored(
         standard_error=scores.standard_error,
         interactions=scores.interactions,
     )
+
+
+def _check_sharded(method: Method) -> None:
+    """Raise if a method cannot score models whose parameters are spread over processes.
+
+    Raises:
+        ArgumentError: It cannot.
+    """
+    reason = method.needs_whole()
+    if reason is not None:
+        raise ArgumentError(
+            f"`method` must score with ordinary backward passes where fully_shard spreads the model, got {method}, "
+            f"which {reason}. Use method='taylor', 'hap' or 'sosp-i'."
+        )
 
 
 def _with_unseen(scores: Scores, groups: Sequence[Group], seen: Sequence[Group]) -> Scores:

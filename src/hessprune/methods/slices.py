@@ -6,12 +6,13 @@ from torch import Tensor, nn
 
 from hessprune.curvature.results import ParamSlice
 from hessprune.errors import ArgumentError
+from hessprune.foundation.sharded import whole_tensor
 from hessprune.structure.groups import Group, Slice, producers
 
 
 def weight_rows(model: nn.Module, piece: Slice) -> Tensor:
     """Return the weights of each unit in one slice, flattened: `(U, numel)` in float64."""
-    weight = parameter(model, piece.param).detach().double().movedim(piece.dim, 0).flatten(1)
+    weight = whole_tensor(parameter(model, piece.param).detach()).double().movedim(piece.dim, 0).flatten(1)
     return weight[piece.positions().to(weight.device)].flatten(1)
 
 

@@ -38,6 +38,10 @@ class SOSPI(Method):
         Method.__post_init__(self)
         TraceOptions(interaction_rows=self.interaction_rows, memory_limit=self.memory_limit)
 
+    def needs_whole(self) -> str | None:
+        """Return None: ordinary backward passes."""
+        return None
+
     def score(self, scoring: Scoring) -> Scores:
         """Add up the absolute interactions of the producers' gates."""
         options = TraceOptions(memory_limit=self.memory_limit, interaction_rows=self.interaction_rows)

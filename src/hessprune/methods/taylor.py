@@ -33,6 +33,10 @@ class Taylor(Method):
     precision: Precision = "fp32"
     memory_limit: int | None = None
 
+    def needs_whole(self) -> str | None:
+        """Return None: one ordinary backward pass."""
+        return None
+
     def score(self, scoring: Scoring) -> Scores:
         """Take the gradient in the gates sample by sample."""
         options = gradient_options(self.memory_limit)

@@ -20,7 +20,9 @@ from hessprune.objectives.choice import Chosen
 from hessprune.planning.implants import Implant, as_implant
 from hessprune.planning.plan import Plan
 from hessprune.planning.ranking import Ranking
+from hessprune.pruning.measuring import with_statistics
 from hessprune.pruning.recovery import cut_and_recover
+from hessprune.pruning.statistics import Statistics
 from hessprune.pruning.steps import plan_in_steps
 from hessprune.pruning.task import Task
 from hessprune.pruning.timing import with_latency_table
@@ -58,6 +60,7 @@ def prune(
     compensate: bool = True,
     ranking: Ranking | None = None,
     seed: int = 0,
+    stats: Statistics | None = None,
 ) -> PruneResult:
     """Make a smaller model in one call: groups, saliency, plan, surgery, compensation.
 
@@ -76,6 +79,8 @@ def prune(
             lowers the loss on calibration samples. No labels are trained on; seconds, not epochs.
         ranking: Floors, `round_to`, layers that stay (`ignore`), and steps between which saliencies are measured anew.
         seed: For whatever the method draws at random.
+        stats: From `hp.measure` with the same arguments: no pass over the data is needed then, and survivors are
+            refitted by the moments of the dense model's inputs.
 
     Returns:
         The new model in the mode of the old one, the plan, the saliencies, and the cost before and after.
@@ -107,7 +112,8 @@ def prune(
         seed=seed,
     )
     with torch.inference_mode(False), plain_forwards(), naming_computed_weights(model):
-        return carry_out(task.ready())
+        task = task.ready()
+        return carry_out(task if stats is None else with_statistics(task, stats))
 
 
 def carry_out(task: Task) -> PruneResult:

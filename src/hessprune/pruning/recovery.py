@@ -12,6 +12,7 @@ from hessprune.pruning.task import Task
 from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.compensation import compensate
 from hessprune.surgery.implants.fitting import fit_stand_ins
+from hessprune.surgery.takeover import take_over
 from hessprune.training.batchnorm import has_batchnorm, reestimate_batchnorm
 
 
@@ -27,9 +28,11 @@ def pruned_by(task: Task, plan: Plan) -> nn.Module:
     pruned = apply_plan(task.model, plan, example_inputs=task.example_inputs, start=start)
     if plan.implanted and task.implant.start == "fitted":
         pruned = fit_stand_ins(task.model, pruned, plan, task.batches)
-    return (
-        pruned if not task.compensate else recovered(task.model, pruned, plan, task.batches, task.loss_fn, task.outputs)
-    )
+    if not task.compensate:
+        return pruned
+    if task.moments is not None and not plan.implanted:
+        return take_over(task.model, pruned, plan, task.moments, task.example_inputs)
+    return recovered(task.model, pruned, plan, task.batches, task.loss_fn, task.outputs)
 
 
 def recovered(

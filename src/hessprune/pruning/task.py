@@ -12,6 +12,7 @@ from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters
 from hessprune.foundation.losses import loss_name
 from hessprune.foundation.options import check_flag, check_type
+from hessprune.layers.input_moments import InputMoments
 from hessprune.methods.method import Method
 from hessprune.methods.scoring import check_seed
 from hessprune.objectives.choice import Chosen
@@ -42,6 +43,8 @@ class Task:
     """The groups of the model, without ignored layers; `ready` finds them."""
     memory: Memory = field(default_factory=NoMemory)
     """Keeps the finished stages; `hp.prune` keeps none."""
+    moments: Mapping[str, InputMoments] | None = None
+    """Moments of layer inputs by weight, from which survivors are refitted without data."""
 
     def __post_init__(self) -> None:
         check_budget(self.budget)

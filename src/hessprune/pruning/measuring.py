@@ -1,0 +1,197 @@
+"""`hp.measure`: all that budgets have in common, in one pass over the data or two."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from hessprune.costs.budget import Budget
+from hessprune.curvature.reading_layers import input_moments
+from hessprune.errors import ArgumentError
+from hessprune.foundation.arrival import watched
+from hessprune.foundation.batches import Rereadable
+from hessprune.foundation.bypass import plain_forwards
+from hessprune.foundation.files import sha256
+from hessprune.foundation.hashing import tensors_sha256
+from hessprune.foundation.options import check_flag
+from hessprune.foundation.parametrised import naming_computed_weights
+from hessprune.foundation.trees import tensors_in
+from hessprune.layers.input_moments import InputMoments
+from hessprune.methods.gates import role_slices
+from hessprune.methods.method import Method
+from hessprune.methods.scoring import scored
+from hessprune.methods.text import as_method
+from hessprune.methods.values import Saliency
+from hessprune.objectives.choice import Chosen, choose_objective
+from hessprune.planning.packing import digest
+from hessprune.planning.planner import fingerprint
+from hessprune.planning.ranking import Ranking
+from hessprune.pruning.memory import NoMemory, Settings
+from hessprune.pruning.statistics import Origin, Statistics
+from hessprune.pruning.task import Task
+
+
+def measure(
+    model: nn.Module,
+    example_inputs: Any,
+    batches: Any,
+    *,
+    method: str | Method | Sequence[str | Method] = "joint",
+    loss_fn: Any = None,
+    outputs: Chosen = None,
+    compensate: bool = True,
+    ranking: Ranking | None = None,
+    seed: int = 0,
+) -> Statistics:
+    """Measure once what `hp.prune(…, stats=stats)` needs for any budget.
+
+    Saliencies, and the mean and covariance of what each layer that loses units reads. With these, a further budget
+    costs no pass over the data: `hp.prune` plans, cuts, and refits each layer by the moments of the dense model's
+    inputs. That is quick and does not correct the errors of earlier layers; `hp.compensate` does, with passes. Steps
+    (`hp.Ranking(step=…)`) and implants still take passes.
+
+    Args:
+        model: The trained model; left untouched.
+        example_inputs: One batch as the model takes it.
+        batches: Calibration data, as for `hp.prune`.
+        method: One method, or several that budgets may choose among. Methods that need no data (`magnitude`, `random`,
+            `bn_scale`) are always there.
+        loss_fn: As for `hp.prune`.
+        outputs: As for `hp.prune`.
+        compensate: Whether to keep moments: `4 K²` bytes for a layer of `K` inputs.
+        ranking: Its `ignore`, `units` and `gqa` decide which units there are.
+        seed: For whatever the methods draw at random.
+
+    Returns:
+        The statistics: print them, `.save(path)` them, read them by `hp.Statistics.load(path)`.
+
+    Raises:
+        ArgumentError: `method` names none.
+        HessPruneError: As `hp.prune` raises.
+
+    Example:
+        >>> import torch, hessprune as hp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> batches = [torch.randn(16, 4, generator=torch.Generator().manual_seed(0))]
+        >>> stats = hp.measure(net, torch.zeros(1, 4), batches)
+        >>> for share in (0.75, 0.5):
+        ...     hp.prune(net, torch.zeros(1, 4), batches, budget=hp.Budget(macs=share), stats=stats).plan.num_removed
+        2
+        4
+    """
+    started = time.perf_counter()
+    check_flag("compensate", compensate)
+    asked = [method] if isinstance(method, str | Method) else [*method]
+    methods = [as_method(each).with_refit(compensate) for each in asked]
+    if not methods:
+        raise ArgumentError('`method` must name a method at least, got none. Write method="joint".')
+    task = Task(
+        model=model,
+        example_inputs=example_inputs,
+        batches=Rereadable.of(batches, model),
+        budget=Budget(macs=1.0),
+        method=methods[0],
+        loss_fn=loss_fn,
+        outputs=outputs,
+        compensate=compensate,
+        ranking=Ranking() if ranking is None else ranking,
+        seed=seed,
+    )
+    with torch.inference_mode(False), plain_forwards(), naming_computed_weights(model):
+        task = task.ready()
+        moments: dict[str, InputMoments] = {}
+        saliencies = {str(each): _scored(replace(task, method=each), moments) for each in methods}
+        if compensate and not moments:
+            moments |= _moments(task)
+    return Statistics(
+        saliencies=saliencies,
+        moments=moments if compensate else None,
+        origin=origin_of(task),
+        num_samples=task.batches.num_samples,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _scored(task: Task, moments: dict[str, InputMoments]) -> Saliency:
+    with watched(task.model) as plain:
+        return scored(
+            plain,
+            task.groups,
+            task.batches,
+            task.method,
+            loss_fn=task.loss_fn,
+            outputs=task.outputs,
+            seed=task.seed,
+            moments=moments if task.compensate else None,
+        )
+
+
+def _moments(task: Task) -> dict[str, InputMoments]:
+    """Measure the moments of all layers that read units, in one forward pass over the data."""
+    slices = role_slices(task.groups, "consumer")
+    if not slices:
+        return {}
+    with watched(task.model) as plain:
+        objective = choose_objective(plain, task.batches, task.loss_fn, outputs=task.outputs)
+        return input_moments(plain, slices, task.batches, loss_fn=objective, seed=task.seed)
+
+
+def origin_of(task: Task) -> Origin:
+    """Return what the statistics of a task depend on, besides the method."""
+    inputs = {str(number): tensor for number, tensor in enumerate(tensors_in(next(iter(task.batches))))}
+    try:
+        number = len(task.batches.batches)
+    except TypeError:  # batches of unknown number
+        number = None
+    settings = task.scoring_settings()
+    return Origin(
+        model=fingerprint(task.model),
+        groups=digest(task.groups),
+        data=sha256(f"{tensors_sha256(inputs)} {number}"),
+        loss=settings["loss"],
+        outputs=settings.get("outputs"),
+        seed=task.seed,
+    )
+
+
+class Measured(NoMemory):
+    """Returns the saliencies of statistics; makes everything else now."""
+
+    def __init__(self, stats: Statistics, method: Method) -> None:
+        self._stats, self._method = stats, method
+
+    def saliency(self, settings: Settings, make: Any) -> Saliency:
+        """Return the saliencies that were measured; those of a method without data are made.
+
+        Raises:
+            ArgumentError: The statistics hold none of this method.
+        """
+        values = self._stats.saliencies.get(settings["method"])
+        if values is None and self._method.needs is not None:
+            raise ArgumentError(
+                f"`stats` must hold saliencies of the method, got those of {', '.join(self._stats.saliencies)} for "
+                f"{settings['method']}. Call hp.measure(model, example_inputs, batches, method={settings['method']!r})."
+            )
+        return make() if values is None else values
+
+
+def with_statistics(task: Task, stats: Statistics) -> Task:
+    """Return a task that takes saliencies and moments from statistics.
+
+    Raises:
+        ArgumentError: They are no statistics, or were measured for other arguments.
+    """
+    if not isinstance(stats, Statistics):
+        raise ArgumentError(
+            f"`stats` must be Statistics, got {type(stats).__name__}. Pass hp.measure(model, example_inputs, batches)."
+        )
+    stats.check(origin_of(task))
+    if task.compensate and stats.moments is None:
+        raise ArgumentError(
+            "`stats` must hold input moments to compensate by, got none. Call hp.measure with compensate=True, or "
+            "hp.prune with compensate=False."
+        )
+    return replace(task, memory=Measured(stats, task.method), moments=stats.moments)

@@ -1,0 +1,178 @@
+"""Statistics of a model on its data, measured once: any number of budgets is planned and compensated from them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hessprune.errors import ArgumentError, CheckpointError
+from hessprune.foundation.files import replacing
+from hessprune.foundation.formatting import bytes_text, counted, shown
+from hessprune.layers.input_moments import InputMoments
+from hessprune.methods.tensors import saliency_from, saliency_tensors
+from hessprune.methods.values import Saliency
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """What statistics were measured on: they serve no other model, units or data."""
+
+    model: str
+    """SHA-256 of the weights."""
+    groups: str
+    """SHA-256 of the groups."""
+    data: str
+    """SHA-256 of the first batch, and the number of batches where it is known."""
+    loss: str
+    outputs: Mapping[str, float] | None
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Statistics:
+    """Saliencies, and the moments of layer inputs from which survivors are refitted; from `hp.measure`.
+
+    Example:
+        >>> import tempfile, torch, hessprune as hp
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+        >>> stats = hp.measure(net, x[:1], [x])
+        >>> file = stats.save(tempfile.mkdtemp() + "/stats.safetensors")
+        >>> same = hp.Statistics.load(file)
+        >>> hp.prune(net, x[:1], [x], budget=hp.Budget(macs=0.5), stats=same).plan.num_removed
+        4
+    """
+
+    saliencies: Mapping[str, Saliency]
+    """By method, as text."""
+    moments: Mapping[str, InputMoments] | None
+    """By weight; None if there will be no compensation."""
+    origin: Origin
+    num_samples: int
+    seconds: float
+    """Wall time of the measurement."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the moments in memory."""
+        return sum(held.covariance.nbytes + held.mean.nbytes for held in (self.moments or {}).values())
+
+    def check(self, origin: Origin) -> None:
+        """Raise unless they were measured on the same model, units, data and loss.
+
+        Raises:
+            ArgumentError: They were not; the message says what differs.
+        """
+        ours, asked = asdict(self.origin), asdict(origin)
+        differing = next((name for name in ours if ours[name] != asked[name]), None)
+        if differing is not None:
+            own, other = (_short(values[differing]) for values in (ours, asked))
+            raise ArgumentError(
+                f"`stats` must be measured on the same {differing}, got {own} instead of {other}. "
+                "Call hp.measure(model, example_inputs, batches) with the arguments of hp.prune."
+            )
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything into one file, without pickle.
+
+        Args:
+            path: Of a safetensors file.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        tensors: dict[str, Tensor] = {}
+        saliencies = {}
+        for number, (method, values) in enumerate(self.saliencies.items()):
+            own, saliencies[method] = saliency_tensors(values, f"{number}:")
+            tensors |= own
+        for name, held in (self.moments or {}).items():
+            tensors |= {f"mean:{name}": held.mean, f"covariance:{name}": held.covariance}
+        facts = {
+            "format": FORMAT,
+            "origin": asdict(self.origin),
+            "saliencies": saliencies,
+            "moments": None
+            if self.moments is None
+            else {name: (held.rows, held.biased) for name, held in self.moments.items()},
+            "num_samples": self.num_samples,
+            "seconds": self.seconds,
+        }
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"hessprune_statistics": json.dumps(facts)})
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Statistics":
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, or holds no statistics.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads((file.metadata() or {})["hessprune_statistics"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            if facts["format"] > FORMAT:
+                raise CheckpointError(
+                    f"file '{path}' has format {shown(facts['format'])}, this version reads {FORMAT}. "
+                    "Upgrade hessprune."
+                )
+            return cls(
+                saliencies={
+                    method: saliency_from(tensors, own, f"{number}:")
+                    for number, (method, own) in enumerate(facts["saliencies"].items())
+                },
+                moments=_moments(tensors, facts["moments"]),
+                origin=Origin(**facts["origin"]),
+                num_samples=facts["num_samples"],
+                seconds=facts["seconds"],
+            )
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise CheckpointError(
+                f"file '{path}' must hold statistics, got {type(error).__name__}: {reason}. "
+                "Write it anew: hp.measure(…).save(path)."
+            ) from error
+
+    def __str__(self) -> str:
+        """Return five lines: what, from which data, for which model, how large, how long."""
+        methods, first = ", ".join(self.saliencies), next(iter(self.saliencies.values()))
+        units = counted(sum(map(len, first.values())), "unit")
+        origin = self.origin
+        return "\n".join([
+            f"saliencies by {methods}: {units} in {counted(len(first), 'group')}",
+            f"input moments of {counted(len(self.moments or {}), 'layer')}, {bytes_text(self.num_bytes)}",
+            f"{counted(self.num_samples, 'sample')}, loss: {origin.loss}, seed {origin.seed}",
+            f"model {origin.model[:8]}, groups {origin.groups[:8]}, data {origin.data[:8]}",
+            f"measured in {self.seconds:.1f} s",
+        ])  # fmt: skip
+
+    def __repr__(self) -> str:
+        """Return the same."""
+        return str(self)
+
+
+def _moments(
+    tensors: Mapping[str, Tensor], facts: Mapping[str, tuple[int, bool]] | None
+) -> dict[str, InputMoments] | None:
+    """Return the moments of each layer, from tensors of a file, the number of rows, and whether there is a bias."""
+    if facts is None:
+        return None
+    return {
+        name: InputMoments(
+            mean=tensors[f"mean:{name}"], covariance=tensors[f"covariance:{name}"], rows=rows, biased=biased
+        )
+        for name, (rows, biased) in facts.items()
+    }
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) and len(value) == 64 else shown(value)
