@@ -43,10 +43,8 @@ LEVELS = 24
 CHANGES_BYTES = 2 << 30
 """Memory for changed weights; there are fewer levels where 24 would take more."""
 COLUMNS = 10
-"""Most values of each sample that are pushed back, with one backward pass each, or random directions instead."""
-LIKELIEST = 3
-"""So many of the highest logits are pushed back where there are more classes than `COLUMNS`. On CIFAR-10, three of ten
-plan for a ResNet-20 as well as all ten, to within the spread over samples; a quarter of the samples does not."""
+"""Most values of each sample that are pushed back, with one backward pass each, or random directions instead; of many
+logits the highest."""
 SEED = 1 << 40
 """Seed of the random directions in which many values are measured; that of the curvature is another."""
 BACKWARDS = 2560
@@ -77,9 +75,9 @@ def eliminated_losses(
     """Eliminate the units of each key from least to most needed; return the loss increase after each removal.
 
     The increase refers to the mean loss over samples. Costs one forward and backward pass over all samples, up to ten
-    backward passes (nine for classes, two for more than ten of them) over 256 samples (all of up to 256, each second
-    one of 512), and `O(K³)` operations for each layer that reads `K` inputs. The result depends on the order of the
-    samples, but not on batches or chunks.
+    backward passes (nine for classes) over 256 samples (all of up to 256, each second one of 512), and `O(K³)`
+    operations for each layer that reads `K` inputs. The result depends on the order of the samples, but not on batches
+    or chunks.
 
     Args:
         model: Any module; it is left as it was.
@@ -273,7 +271,7 @@ def _shifts(mode: _ShiftMode, one_softmax: bool) -> dict[str, Tensor]:
     their probabilities. A softmax sees differences alone: all shifts are then less that of the likeliest class.
     """
     values = mode.values.reshape(len(mode.values), -1)
-    chosen = values.topk(values.shape[1] if values.shape[1] <= COLUMNS else LIKELIEST).indices
+    chosen = values.topk(min(COLUMNS, values.shape[1])).indices
     held = one_softmax and chosen.shape[1] > 1
     by_value: dict[str, list[Tensor]] = {}
     for column in chosen[:, held:].unbind(1):
