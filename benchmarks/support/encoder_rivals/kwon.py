@@ -105,7 +105,8 @@ def tune(setting: Setting, kept: Kept, teacher: Kept) -> Weights:
         goals = [whole for _, whole, _ in seen(setting, sublayer, teacher)]
         rows = [torch.arange(len(goal)) for goal in goals]
         if number == len(setting.sublayers) - 1 and not sublayer.is_attention:
-            rows = [first_positions(inputs) for inputs, _ in setting.batches]
+            pairs = zip(setting.batches, goals, strict=True)
+            rows = [first_positions(inputs, len(labels), len(goal)) for (inputs, labels), goal in pairs]
         with reweighted(setting, weights):
             found = scales(setting, sublayer, kept, goals, rows)
         if bool(found.abs().max() > LARGEST):
@@ -115,9 +116,10 @@ def tune(setting: Setting, kept: Kept, teacher: Kept) -> Weights:
     return weights
 
 
-def first_positions(inputs: dict[str, Tensor]) -> Tensor:
-    """Return the row of each sample's first position, among the rows that are no padding."""
-    lengths = inputs["attention_mask"].sum(1)
+def first_positions(inputs: dict[str, Tensor], samples: int, number: int) -> Tensor:
+    """Return the row of each sample's first position, among a number of rows that are no padding."""
+    mask = inputs.get("attention_mask")
+    lengths = torch.full((samples,), number // samples) if mask is None else mask.sum(1)
     return lengths.cumsum(0) - lengths
 
 

@@ -77,7 +77,10 @@ def eliminate(layer: Layer, number: int) -> Tensor:
         stays, leaves = order[some:].sort().values, order[:some]
         left, out = layer.columns(stays), layer.columns(leaves)
         share = torch.linalg.solve(inverse[out[:, None], out], inverse[out][:, left]).T
-        weight, inverse = weight[left] - share @ weight[out], inverse[left[:, None], left] - share @ inverse[out][:, left]
+        weight, inverse = (
+            weight[left] - share @ weight[out],
+            inverse[left[:, None], left] - share @ inverse[out][:, left],
+        )
         kept = kept[stays]
     return kept
 

@@ -190,7 +190,8 @@ def reweighted(setting: Setting, weights: Mapping[str, tuple[Tensor, Tensor]]) -
     old = {name: (reader.weight.data, reader.bias.data) for name, reader in readers.items()}  # type: ignore[union-attr]
     try:
         for name, (weight, bias) in weights.items():
-            readers[name].weight.data, readers[name].bias.data = weight, bias  # type: ignore[union-attr]
+            like = old[name][0]
+            readers[name].weight.data, readers[name].bias.data = weight.to(like), bias.to(like)  # type: ignore[union-attr]
         yield
     finally:
         for name, (weight, bias) in old.items():
@@ -223,7 +224,7 @@ def gate_gradients(
         yield found
 
 
-class _Enough(Exception):
+class _EnoughError(Exception):
     """Ends a forward pass whose rest is not needed."""
 
 
@@ -240,12 +241,12 @@ def seen(setting: Setting, sublayer: Sublayer, kept: Kept | None = None) -> Iter
 
             def add(_: nn.Module, args: tuple[Tensor, ...], heard: dict = heard) -> None:
                 heard["sum"] = args[0].flatten(0, -2)
-                raise _Enough
+                raise _EnoughError
 
             first, second = reader.register_forward_hook(listen), total.register_forward_pre_hook(add)
             try:
                 setting.logits(inputs)
-            except _Enough:
+            except _EnoughError:
                 pass
             finally:
                 first.remove()
