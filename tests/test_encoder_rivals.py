@@ -210,7 +210,7 @@ def test_osscar_knows_what_units_cost_and_gain() -> None:
 def test_variance_pruning_keeps_the_mean_output_and_refits_the_rest(case: Any) -> None:
     s = case.sublayers[1]
     x = torch.cat([x for x, _, _ in gates.seen(case, s)])
-    mean, covariance = variance.statistics(case, s)
+    mean, covariance = squares.spread(case, s)
     assert torch.allclose(covariance, torch.cov(x.T, correction=0), atol=1e-7)
     assert torch.allclose(mean, x.mean(0))
     kept, weight = torch.tensor([True, False, True, True, False]), case.reader(s).weight

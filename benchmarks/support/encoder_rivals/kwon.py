@@ -104,7 +104,7 @@ def tune(setting: Setting, kept: Kept, teacher: Kept) -> Weights:
             continue
         goals = [whole for _, whole, _ in seen(setting, sublayer, teacher)]
         rows = [torch.arange(len(goal)) for goal in goals]
-        if number == len(setting.sublayers) - 1 and not sublayer.is_attention:
+        if setting.reads_first and number == len(setting.sublayers) - 1 and not sublayer.is_attention:
             pairs = zip(setting.batches, goals, strict=True)
             rows = [first_positions(inputs, len(labels), len(goal)) for (inputs, labels), goal in pairs]
         with reweighted(setting, weights):

@@ -29,6 +29,16 @@ def moments(pairs: Iterable[tuple[Tensor, Tensor]]) -> Moments:
     return Moments(xx=xx, xy=xy, rows=rows)
 
 
+def spread(setting: Setting, sublayer: Sublayer, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
+    """Return mean `(K,)` and covariance `(K, K)` of a reader's inputs, of the pruned model if units are gone."""
+    size, rows = sublayer.units * sublayer.width, 0
+    total, squares = (torch.zeros(shape, dtype=torch.float64) for shape in ((size,), (size, size)))
+    for x, _, _ in seen(setting, sublayer, kept):
+        total, squares, rows = total + x.double().sum(0), squares + x.T @ x, rows + len(x)
+    mean = total / rows
+    return mean, squares / rows - mean[:, None] * mean
+
+
 def fitted(sums: Moments, kept: Tensor, damping: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Return weights `(O, K)` and bias `(O,)` of the regression on the kept inputs; zeros at the others."""
     index = torch.cat([kept.nonzero().flatten(), torch.tensor([len(kept)])])

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from support.encoder_rivals.kwon import Weights
-from support.encoder_rivals.setting import Kept, Setting, Sublayer, cut, reweighted, seen
+from support.encoder_rivals.least_squares import spread
+from support.encoder_rivals.setting import Kept, Setting, Sublayer, cut, reweighted
 
 DAMPING, SWAPS, ROUNDS = 1e-2, 0.05, 10
 
@@ -110,12 +111,9 @@ def swapped(layer: Layer, kept: Tensor) -> Tensor:
 def prune_layer(setting: Setting, sublayer: Sublayer, kept: Kept, number: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Return which units of a sub-layer stay, and the reader's weight and bias."""
     reader = setting.reader(sublayer)
-    squares, total, rows = 0.0, 0.0, 0
-    for x, _, _ in seen(setting, sublayer, kept):
-        squares, total, rows = squares + (x.T @ x).double(), total + x.double().sum(0), rows + len(x)
-    mean = total / rows
+    mean, covariance = spread(setting, sublayer, kept)
     old = reader.weight.double().T
-    layer = Layer(squares / rows - mean[:, None] * mean, old, sublayer.width)
+    layer = Layer(covariance, old, sublayer.width)
     stays = swapped(layer, eliminate(layer, number))
     new, (weight, _) = torch.zeros_like(old), layer.solve(stays)
     new[layer.columns(stays)] = weight

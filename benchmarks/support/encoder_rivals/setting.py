@@ -8,7 +8,8 @@ if it refits, other weights of the readers; the surgery is that of hessprune for
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -75,16 +76,19 @@ class Setting:
     budget: Any = None
     groups: Any = None
     example: Any = None
-    dense_logits: list[Tensor] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        with torch.no_grad():
-            self.dense_logits.extend(self.logits(inputs) for inputs, _ in self.batches)
+    reads_first: bool = True
+    """Whether the last layer counts at the first position alone."""
 
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the model's outputs."""
         found = self.model(**inputs)
         return found if isinstance(found, Tensor) else found.logits
+
+    @cached_property
+    def dense_logits(self) -> list[Tensor]:
+        """The dense model's outputs for each batch."""
+        with torch.no_grad():
+            return [self.logits(inputs) for inputs, _ in self.batches]
 
     @property
     def samples(self) -> int:

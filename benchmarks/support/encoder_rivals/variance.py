@@ -12,20 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from support.encoder_rivals.kwon import Weights
+from support.encoder_rivals.least_squares import spread
 from support.encoder_rivals.osscar import uniform
-from support.encoder_rivals.setting import Kept, Setting, Sublayer, cheapest, cut, seen
+from support.encoder_rivals.setting import Kept, Setting, cheapest, cut
 
 MIXTURE, DAMPING = 0.5, 1e-4
-
-
-def statistics(setting: Setting, sublayer: Sublayer) -> tuple[Tensor, Tensor]:
-    """Return mean `(K,)` and covariance `(K, K)` of a reader's inputs in the dense model."""
-    squares, total, rows = 0.0, 0.0, 0
-    for x, _, _ in seen(setting, sublayer):
-        squares, total, rows = squares + (x.T @ x).double(), total + x.double().sum(0), rows + len(x)
-    assert isinstance(squares, Tensor)
-    mean = total / rows
-    return mean, squares / rows - mean[:, None] * mean
 
 
 def spiked(covariance: Tensor, samples: int) -> Tensor:
@@ -59,7 +50,7 @@ def pruned(setting: Setting, kept: Kept, stats: dict[str, tuple[Tensor, Tensor]]
 @torch.no_grad()
 def vbp(setting: Setting) -> nn.Module:
     """Prune by variance, and absorb means."""
-    stats = {s.name: statistics(setting, s) for s in setting.sublayers}
+    stats = {s.name: spread(setting, s) for s in setting.sublayers}
     kept = cheapest(setting, {name: covariance.diagonal() for name, (_, covariance) in stats.items()})
     return pruned(setting, kept, stats, refit=False)
 
@@ -67,7 +58,7 @@ def vbp(setting: Setting) -> nn.Module:
 @torch.no_grad()
 def dvbp(setting: Setting) -> nn.Module:
     """Prune by denoised variance, and compress."""
-    stats = {s.name: statistics(setting, s) for s in setting.sublayers}
+    stats = {s.name: spread(setting, s) for s in setting.sublayers}
     scores = {
         name: (1 - MIXTURE) * covariance.diagonal() + MIXTURE * spiked(covariance, setting.samples)
         for name, (_, covariance) in stats.items()
@@ -78,7 +69,7 @@ def dvbp(setting: Setting) -> nn.Module:
 @torch.no_grad()
 def corp(setting: Setting) -> nn.Module:
     """Prune each layer by the same share of energy, and let the kept predict the rest."""
-    stats = {s.name: statistics(setting, s) for s in setting.sublayers}
+    stats = {s.name: spread(setting, s) for s in setting.sublayers}
     kept, gone = {}, uniform(setting)
     for s in setting.sublayers:
         mean, covariance = stats[s.name]
