@@ -21,6 +21,7 @@ kwon = importlib.import_module("support.encoder_rivals.kwon")
 kprune = importlib.import_module("support.encoder_rivals.kprune")
 osscar = importlib.import_module("support.encoder_rivals.osscar")
 variance = importlib.import_module("support.encoder_rivals.variance")
+study = importlib.import_module("support.encoder_study")
 squares = importlib.import_module("support.encoder_rivals.least_squares")
 
 WIDTH, HEADS, NEURONS = 12, 3, 5
@@ -226,3 +227,31 @@ def test_the_marchenko_pastur_part_drops_noise() -> None:
     quiet, loud = (variance.spiked(torch.cov(x.T), 400) for x in (noise, noise + spike))
     assert quiet.sum() < 0.2 * 40
     assert loud[:4].min() > 10 * loud[4:].max()
+
+
+def test_a_study_measures_each_cell_once(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in the file is not measured again; every new cell is saved before the next one."""
+    wanted, saved, asked = list(study.cells(2, 1)), [], []
+    assert len(wanted) == len(set(wanted))
+    assert {method for _, kind, _, method in wanted if kind == "heads"} >= {"michel", "kwon", "k-prune", "osscar"}
+
+    def pruned(draw: Any, method: str, kind: str, share: float) -> nn.Module:
+        asked.append((draw.number, kind, share, method))
+        return case.model
+
+    monkeypatch.setattr(study.Draw, "pruned", pruned)
+    given = study.Study(
+        model=case.model,
+        example=case.example,
+        calibration=lambda draw: draw,
+        judge=lambda _: (0.5, 1.0),
+        tune=lambda model: model,
+        behind=behind,
+    )
+    rows: list[dict[str, Any]] = []
+    study.measure(given, rows, wanted[:3], lambda: saved.append(len(rows)))
+    study.measure(given, rows, wanted[:5], lambda: saved.append(len(rows)))
+    assert asked == wanted[:5]
+    assert saved == [1, 2, 3, 4, 5]
+    assert study.mean(rows, wanted[0][3], *wanted[0][1:3]) == 50
+    assert study.mean(rows, "unheard of", "both", 0.5) is None
