@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -173,7 +174,53 @@ def comparison_tables(kind: str) -> str:
     return "\n\n".join(parts) or "None is committed yet."
 
 
+ENCODERS = {
+    "both": ("Heads and neurons", "MACs"),
+    "heads": ("Heads alone", "heads"),
+    "neurons": ("Neurons alone", "neurons"),
+    "both, one epoch": ("Heads and neurons, then an epoch of training", "MACs"),
+}
+"""Titles of the studies of encoders, and what is removed."""
+
+
+def encoder_tables() -> str:
+    """Return a table for each kind of units: mean accuracy ± spread over the draws, by method and share removed."""
+    content = _record(ROOT / "benchmarks" / "results" / "encoders.json")
+    parts = []
+    for kind, (title, removed) in ENCODERS.items():
+        rows = [row for row in content["rows"] if row["kind"] == kind]
+        if not rows:
+            continue
+        shares = sorted({row["share"] for row in rows}, reverse=True)
+        found = {(row["method"], row["share"]): [] for row in rows}
+        for row in rows:
+            found[row["method"], row["share"]].append(100 * row["accuracy"])
+        best = {max((key for key in found if key[1] == share), key=lambda k: _mean(found[k])) for share in shares}
+        lines = [f"### {title}", "", f"{removed} removed:", "", f"| | {' | '.join(f'{1 - s:.0%}' for s in shares)} |"]
+        lines.append("|---" * (len(shares) + 1) + "|")
+        for method in dict.fromkeys(method for method, _ in found):
+            keys = [(method, share) for share in shares]
+            shown = [_spread(found[k]) if k in found else "–" for k in keys]
+            shown = [f"**{text}**" if k in best else text for k, text in zip(keys, shown, strict=True)]
+            lines.append(f"| `{method}` | {' | '.join(shown)} |")
+        parts.append("\n".join(lines))
+    draws = 1 + max(row["draw"] for row in content["rows"])
+    head = f"Dense: {100 * content['dense'][0]:.1f} %. Draws of calibration sentences: {draws}."
+    return "\n\n".join([head, *parts])
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _spread(values: list[float]) -> str:
+    """Return `84.1 ± 0.6`; of a single draw the value alone."""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{_mean(values):.1f}{spread}"
+
+
 BUILT = {
+    ("encoders.md", "tables"): encoder_tables,
     ("oneshot.md", "oneshot"): partial(comparison_tables, "oneshot"),
     ("oneshot.md", "finetuned"): partial(comparison_tables, "finetuned"),
     ("recipes.md", "keys"): recipe_tables,

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import hessprune as hp
 from hessprune.errors import ArgumentError
 from hessprune.lab.models import available_models, build_model
 from hessprune.lab.models.densenet import DenseNet
@@ -13,6 +14,7 @@ from hessprune.lab.models.mobilenet import InvertedResidual, MobileNetTiny, Sque
 from hessprune.lab.models.preresnet import PreResNet
 from hessprune.lab.models.resnet import ResNet, Subsample
 from hessprune.lab.models.vgg import VGG
+from hessprune.lab.models.vit import VisionTransformer
 from hessprune.lab.models.wide_resnet import WideResNet
 
 # Millions of parameters as printed in the papers, to the printed digit.
@@ -82,6 +84,14 @@ def test_small_models_take_the_digits(name):
     output.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert count(model) < 100_000
+
+
+def test_compact_transformer_has_heads_and_neurons_to_prune():
+    model, x = VisionTransformer(10, depth=2), torch.rand(1, 3, 8, 8)
+    units = [(group.kind, group.num_units) for group in hp.find_groups(model, x) if group.name.startswith("blocks")]
+    assert units == [("heads", 6), ("neurons", 384)] * 2
+    smaller = hp.prune(model, x, [x], budget=hp.Budget(macs=0.5), method="magnitude", compensate=False).model
+    assert smaller(torch.rand(2, 3, 12, 12)).shape == (2, 10)
 
 
 def test_option_a_shortcut_subsamples_and_pads_zeros_on_both_sides():

@@ -20,6 +20,7 @@ from hessprune.lab.models.mobilenet import MobileNetTiny
 from hessprune.lab.models.preresnet import PreResNet
 from hessprune.lab.models.resnet import ResNet
 from hessprune.lab.models.vgg import VGG
+from hessprune.lab.models.vit import VisionTransformer
 from hessprune.lab.models.wide_resnet import WideResNet
 from hessprune.lab.models.zoos import ZooName
 
@@ -41,6 +42,7 @@ MODELS: dict[str, Factory] = {
     "digits-resnet-wide": partial(ResNet, 8, option="B", width=32),
     "digits-resnet-narrow": partial(ResNet, 8, option="B", width=4),
     "mobilenet-tiny": MobileNetTiny,
+    "vit-compact": VisionTransformer,
 }
 
 

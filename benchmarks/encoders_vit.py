@@ -1,0 +1,94 @@
+"""`joint` with compensation loses least on a vision transformer, too, pruned without training.
+
+The compact ViT of `recipes/cifar10-vit.yaml` (64 patches, width 96, 6 blocks of 6 heads and 384 neurons), trained once
+on the JPEG images of CIFAR-10 and kept below `--work`, which takes hours on one core; no training after pruning. Kinds
+of units, methods and draws as in `encoders.py`, with 512 training images; accuracy on the n = 10 000 test images. A
+quick run takes untrained weights and noise.
+"""
+
+import argparse
+import copy
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import hessprune as hp
+from hessprune.lab.context import open_run
+from hessprune.lab.models.vit import VisionTransformer
+from hessprune.lab.recipe import load_recipe
+from hessprune.lab.stages import dense_model, trained
+from support.claims import arguments
+from support.encoder_study import Study, more_arguments, run_study
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "cifar10-vit.yaml"
+
+
+def behind(reader: str, blocks: int = 6) -> str:
+    """Return the layer norm that takes the residual sum behind a reader."""
+    block, _, layer = reader.removeprefix("blocks.").partition(".")
+    if layer.startswith("attention"):
+        return f"blocks.{block}.norm2"
+    return f"blocks.{int(block) + 1}.norm1" if int(block) + 1 < blocks else "norm"
+
+
+def pictures(options: argparse.Namespace) -> Study:
+    """Return the trained ViT, with draws of calibration images."""
+    run = open_run(load_recipe(RECIPE), options.work, options.data_root)
+    dense = dense_model(run)
+
+    def judge(model: nn.Module) -> tuple[float, float]:
+        found = hp.evaluate(model, run.batches("test"))
+        assert found.accuracy is not None
+        return found.accuracy, found.loss
+
+    def tune(model: nn.Module) -> nn.Module:
+        config = run.settings.finetune
+        return trained(
+            run, "5-finetuned-study", lambda: copy.deepcopy(model).requires_grad_(True), config, inputs=[]
+        ).model
+
+    return Study(
+        model=dense.model.requires_grad_(False).eval(),
+        example=run.example,
+        calibration=lambda draw: run.data.with_calibration(draw).batches("calibration", 64, shuffle=False),
+        judge=judge,
+        tune=tune,
+        behind=behind,
+        ignore=("conv1",),
+        reads_first=False,
+    )
+
+
+def noise() -> Study:
+    """Return an untrained ViT that is judged by its own answers."""
+    model = VisionTransformer(4, depth=3, width=64).eval().requires_grad_(False)
+    data = [torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    with torch.no_grad():
+        batches = [(x, model(x).argmax(1)) for x in data]
+
+    def judge(pruned: nn.Module) -> tuple[float, float]:
+        found = hp.evaluate(pruned, batches[2:])
+        assert found.accuracy is not None
+        return found.accuracy, found.loss
+
+    return Study(
+        model=model,
+        example=data[0][:1],
+        calibration=lambda _: batches[:2],
+        judge=judge,
+        tune=copy.deepcopy,
+        behind=partial(behind, blocks=3),
+        ignore=("conv1",),
+        reads_first=False,
+    )
+
+
+def main() -> None:
+    options = arguments(__doc__, more_arguments)
+    run_study(options, noise if options.quick else lambda: pictures(options))
+
+
+if __name__ == "__main__":
+    main()
