@@ -8,7 +8,7 @@ remaining one. A size that does not fit the tensor stays as it is written.
 import math
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, wraps
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from hessprune.foundation.gathering import GATHERING, gathered, share_singly
 
 _FORM = re.compile(
-    r"(view|split|slice|expand|queries)(?:\((\d+):(\d+) of (\d+) to (\d+):(\d+)\))?\[(\d+) of (\d+)\]=(\d+)"
+    r"(view|width|split|slice|expand|queries)(?:\((\d+):(\d+) of (\d+) to (\d+):(\d+)\))?\[(\d+) of (\d+)\]=(\d+)"
 )
 _active = threading.local()
 
@@ -30,13 +30,16 @@ _active = threading.local()
 class WrittenSize:
     """A size in the calls of one kind in one forward: where it stands, and its value in the source code."""
 
-    kind: Literal["view", "split", "slice", "expand", "queries"]
+    kind: Literal["view", "width", "split", "slice", "expand", "queries"]
     axis: int
     """The axis of the result; of queries, the head of keys and values that they share."""
     rank: int
     """The number of axes of the result; of queries, that of the heads of keys and values."""
     size: int
-    """Of a slice, the whole size of the axis, or the numbers in front of one of its ends."""
+    """Of a slice, the whole size of the axis, or the numbers in front of one of its ends.
+
+    Of a width, what the forward computed from the embedding while that was whole: `c // heads`. It stays.
+    """
     run: tuple[int, int, int, int, int] | None = None
     """Of a view, the axes that hold the same numbers before and after: `first:end` of how many, `first:end`."""
 
@@ -165,6 +168,10 @@ class _Lowered(TorchFunctionMode):
         """Return all sizes of an axis, each with what remains."""
         return [(w, left) for w, left in self._sizes if (w.kind, w.axis, w.rank) == (kind, axis, rank)]
 
+    def widths(self, rank: int) -> Iterator[WrittenSize]:
+        """Yield the sizes that stay although they are computed from the embedding."""
+        yield from (written for written, _ in self._sizes if (written.kind, written.rank) == ("width", rank))
+
     def note(self, written: WrittenSize) -> None:
         """Note that a lowered size took the place of a written one."""
         if (named := getattr(_active, "named", None)) is not None:
@@ -201,9 +208,19 @@ def _unflattened(lowered: _Lowered, x: Tensor, dim: int, parts: Sequence[int]) -
 
 
 def _as_viewed(lowered: _Lowered, x: Tensor, given: list[Any]) -> list[Any]:
+    """Return the shape for a view: with sizes that stay as they were, and with those that fell as they are now."""
+    whole, stayed = _restored(lowered, x, given)
+    for named, taken in ((whole, stayed), (given, [])) if stayed else ((given, []),):
+        if _fills(named, x.numel()):
+            return _noted(lowered, named, taken)
+        shape, fallen = _fallen(lowered, x, named)
+        if _fills(shape, x.numel(), opens=True):
+            return _noted(lowered, shape, [*taken, *fallen])
+    return given
+
+
+def _fallen(lowered: _Lowered, x: Tensor, given: list[Any]) -> tuple[list[Any], list[WrittenSize]]:
     """Lower the sizes of every run of axes that fits the tensor with what remains, and not as it is written."""
-    if _fills(given, x.numel()):
-        return given
     shape, least, runs, taken = [*given], [*given], {}, []
     for written, left in lowered.at("view", given):
         if written.run is not None and written.run[2] == x.dim():
@@ -222,10 +239,25 @@ def _as_viewed(lowered: _Lowered, x: Tensor, given: list[Any]) -> list[Any]:
         )
         if is_here and not _fills(shape[start:stop], numel) and _fills(new[start:stop], numel, opens=True):
             shape = new
-            taken += sizes
-    if not _fills(shape, x.numel(), opens=True):
-        return given
-    for written, _ in taken:
+            taken += [written for written, _ in sizes]
+    return shape, taken
+
+
+def _restored(lowered: _Lowered, x: Tensor, given: list[Any]) -> tuple[list[Any], list[WrittenSize]]:
+    """Restore the sizes of heads that were computed from the embedding; with an open size, if the shape cannot fit."""
+    shape, taken = [*given], []
+    can_fit = any(map(_is_open, given)) and _fills(given, x.numel(), opens=True)
+    for written in () if can_fit else lowered.widths(len(given)):
+        is_here = written.run is not None and written.run[2] == x.dim() and type(given[written.axis]) is int
+        if is_here and given[written.axis] not in (-1, written.size):
+            shape[written.axis] = written.size
+            taken.append(written)
+    return shape, taken
+
+
+def _noted(lowered: _Lowered, shape: list[Any], taken: Iterable[WrittenSize]) -> list[Any]:
+    """Return a shape, and note the sizes that it took the place of."""
+    for written in taken:
         lowered.note(written)
     return shape
 

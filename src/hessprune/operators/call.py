@@ -24,6 +24,10 @@ class Conditions(Protocol):
     def pin(self, labels: Tensor, dim: int, reason: str, *, spares_heads: bool = False, cuts: bool = False) -> None:
         """Require that an axis keeps its size; with `spares_heads`, unless all units along it are heads."""
 
+    def normalise(self, labels: Tensor, dim: int) -> bool:
+        """Return whether channels that are normalised together may go: on request, if units lie along `dim` alone."""
+        ...
+
     def meet(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
         """Tie two label tensors that broadcast against each other; return the labels of the result."""
         ...
@@ -176,6 +180,16 @@ class Call:
         An axis that the operator `cuts` into unequal parts stays as a whole, whatever it meets.
         """
         self.walk.closure.pin(labels, dim, f"{reason}{self.where}", spares_heads=spares_heads, cuts=cuts)
+
+    def normalise(self, labels: Tensor, dim: int) -> bool:
+        """Return whether channels may go from a norm, which then normalises those that stay.
+
+        The call must be made by a module that has one number per channel, or several, and nothing else.
+        """
+        module = self.walk.modules.get(self.module)
+        tensors = [] if module is None else [*module.parameters(), *module.buffers()]
+        is_norm = bool(tensors) and all(tensor.numel() == labels.shape[dim] for tensor in tensors)
+        return is_norm and self.walk.closure.normalise(labels, dim)
 
     def note_size(self, written: WrittenSize, out: Tensor, *, is_open: bool = False) -> None:
         """Note the size of an axis along which units lie; an open one varies, since the axis holds the batch, too."""

@@ -16,8 +16,8 @@ from hessprune.errors import ArgumentError, BudgetError
 from hessprune.foundation.checks import check_range, nearest
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.options import check_flag
-from hessprune.structure.groups import KINDS, Group, Groups, Ignored, Kind
-from hessprune.structure.kinds import only
+from hessprune.structure.groups import Group, Groups, Ignored, Kind
+from hessprune.structure.kinds import check_kinds, only
 from hessprune.structure.queries import check_mode
 
 
@@ -75,10 +75,7 @@ class Ranking:
                 f"`ignore` must be a tuple of name patterns, modules or types of modules, got {shown(self.ignore)}. "
                 'Write ignore=("layer1.*",).'
             )
-        if self.units is not None and not (_is_sequence(self.units) and self.units and {*self.units} <= {*KINDS}):
-            raise ArgumentError(
-                f"`units` must be a tuple of kinds of units, got {shown(self.units)}. Pass some of {KINDS}, or None."
-            )
+        check_kinds(self.units)
         if not _is_sequence(self.min_kept_units) or not all(map(_is_floor, self.min_kept_units)):
             raise ArgumentError(
                 "`min_kept_units` must be pairs of a group's name and its number of units, got "

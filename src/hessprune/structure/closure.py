@@ -60,10 +60,13 @@ class Meeting:
 class Closure:
     """Collects conditions; settles them by ties, and by freezing where ties cannot."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Labels, *, frees_norms: bool = False) -> None:
         self._labels = labels
+        self._frees_norms = frees_norms
         self.heads: list[Tensor] = []
         """Labels of heads of attention, or tied to some."""
+        self.normalised: list[Tensor] = []
+        """Labels of channels that a norm normalises together, and that may go all the same."""
         self._splits: list[Split] = []
         self._pins: list[Pin] = []
         self._meetings: list[Meeting] = []
@@ -77,6 +80,13 @@ class Closure:
         """Require that an axis keeps its size; with `spares_heads`, unless all units along it are heads."""
         if varies(labels, dim):
             self._pins.append(Pin(labels, dim % labels.dim(), reason, spares_heads, cuts))
+
+    def normalise(self, labels: Tensor, dim: int) -> bool:
+        """Return whether channels that are normalised together may go: on request, if units lie along `dim` alone."""
+        if not self._frees_norms or self._labels.varying(labels) != (dim % labels.dim(),):
+            return False
+        self.normalised.append(compact(labels)[0].unique())
+        return True
 
     def meet(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
         """Tie two label tensors of one rank that broadcast against each other; return the labels of the result."""

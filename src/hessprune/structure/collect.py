@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from hessprune.foundation.modules import split_name
+from hessprune.operators.labels import CONSTANT
 from hessprune.operators.leaves import Axis, Role
 from hessprune.structure.groups import Frozen, Group, Literal, Slice
 from hessprune.structure.kinds import kind_of
@@ -14,6 +15,7 @@ from hessprune.structure.walk import GraphWalk
 
 NamedAxis = tuple[str, int, Axis]
 LONELY = "all of its channels depend on each other"
+TOGETHER = "a norm normalises its heads together"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,21 +48,29 @@ def collect(walk: GraphWalk) -> tuple[list[Group], list[Frozen], dict[str, tuple
     ]
     groups: list[Group] = []
     written: dict[str, tuple[Literal, ...]] = {}
-    heads = np.unique(
-        roots[np.concatenate([np.empty(0, np.int64), *(labels.numpy() for labels in walk.closure.heads)])]
-    )
+    heads, normalised = (_roots(roots, labels) for labels in (walk.closure.heads, walk.closure.normalised))
     names: dict[str, int] = {}
     units = _units(axes, roots, numbers)
     for rows in _alike(units):
         group = _named(_build(walk, roots, axes, units, rows), names)
-        if group.num_units > 1:
-            members = units.root[rows[:, 0]]
-            is_head = bool(np.isin(members, heads).any())
-            groups.append(replace(group, kind=kind_of(walk.modules[""], group.slices, is_head=is_head)))
-            written[group.name] = _written(walk, roots, members) if is_head else ()
-        else:
-            frozen += [Frozen(param=piece.param, dim=piece.dim, reason=LONELY) for piece in group.slices]
+        members = units.root[rows[:, 0]]
+        is_head, is_normalised = (bool(np.isin(members, known).any()) for known in (heads, normalised))
+        if group.num_units == 1 or (is_head and is_normalised):
+            reason = LONELY if group.num_units == 1 else TOGETHER
+            frozen += [Frozen(param=piece.param, dim=piece.dim, reason=reason) for piece in group.slices]
+            continue
+        kind = kind_of(walk.modules[""], group.slices, is_head=is_head, is_normalised=is_normalised)
+        groups.append(replace(group, kind=kind))
+        written[group.name] = _written(walk, roots, members) if is_head or is_normalised else ()
+        if is_normalised:
+            written[group.name] += _widths(walk, roots, heads, group.num_units)
     return groups, frozen, written
+
+
+def _roots(roots: np.ndarray, parts: list[Tensor]) -> np.ndarray:
+    """Return the roots of some labels, each once; fixed labels have none."""
+    labels = np.concatenate([np.empty(0, np.int64), *(labels.numpy() for labels in parts)])
+    return np.unique(roots[labels[labels > CONSTANT]])
 
 
 def _all_axes(walk: GraphWalk) -> list[NamedAxis]:
@@ -134,6 +144,16 @@ def _written(walk: GraphWalk, roots: np.ndarray, members: np.ndarray) -> tuple[L
     if any(any(found[key].counts) for key in other):
         return ()
     return tuple(literal for literal in found.values() if any(literal.counts))
+
+
+def _widths(walk: GraphWalk, roots: np.ndarray, heads: np.ndarray, num_units: int) -> tuple[Literal, ...]:
+    """Return the sizes of heads, which a forward may compute from the width of the embedding; none falls with it."""
+    names = {
+        (use.module, use.name.replace("view", "width"))
+        for use in walk.sizes
+        if use.name.startswith("view") and np.isin(roots[use.labels.numpy()], heads).all()
+    }
+    return tuple(Literal(module=module, attribute=name, counts=(0,) * num_units) for module, name in sorted(names))
 
 
 def _counts(labels: Tensor, roots: np.ndarray, members: np.ndarray) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Find the groups of coupled units of any model: capture its graph, run it on labels, collect groups, try them out."""
 
 import fnmatch
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,8 @@ from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.structure.advice import ON_REQUEST, advice
 from hessprune.structure.capture import capture, capture_training
 from hessprune.structure.collect import collect
-from hessprune.structure.groups import Frozen, Group, Groups, Ignored
+from hessprune.structure.groups import Frozen, Group, Groups, Ignored, Kind
+from hessprune.structure.kinds import check_kinds, only
 from hessprune.structure.queries import by_queries, check_mode
 from hessprune.structure.sizes import without_failures
 from hessprune.structure.walk import GraphWalk
@@ -27,6 +28,7 @@ def find_groups(
     *,
     compare: bool = False,
     gqa: str = "kv-group",
+    units: Collection[Kind] | None = None,
 ) -> Groups:
     """Find all removable units (channels, neurons, heads), each with all slices that must go with it.
 
@@ -46,13 +48,16 @@ def find_groups(
         compare: Make the second trial; without it `hp.apply_plan` refuses where slicing is not masking.
         gqa: What leaves attention whose queries share keys and values: `"kv-group"`, a head of keys and values with its
             queries; `"even-queries"`, as many queries of every such head; `"free-queries"`, any query.
+        units: Kinds of units to find; None for all that zeros in weights can mask. With `"embedding"`, channels that a
+            LayerNorm or RMSNorm normalises may go, too; the norm then normalises the channels that stay.
 
     Returns:
         The groups in the order of use; `.frozen` lists every axis that cannot shrink, with the reason.
 
     Raises:
         UnsupportedModelError: The model cannot be captured, or nothing in it can be pruned.
-        ArgumentError: An entry of `ignore` matches no module of the model, or `gqa` is no such mode.
+        ArgumentError: An entry of `ignore` matches no module of the model, `gqa` is no such mode, or the model has no
+            units of the kinds in `units`.
 
     Example:
         >>> import torch, hessprune as hp
@@ -69,17 +74,21 @@ def find_groups(
           consumer 3.weight dim 1
     """
     check_mode(gqa)
+    check_kinds(units)
     with watched(model) as plain:
+        ignored = _ignored_modules(model, ignore)
         try:
-            return _found(plain, example_inputs, _ignored_modules(model, ignore), compare=compare, gqa=gqa)
+            return only(_found(plain, example_inputs, ignored, compare=compare, gqa=gqa, kinds=units or ()), units)
         except UnsupportedModelError:
             check_plain_weights(model)  # a likely cause, with its remedy
             raise
 
 
-def _found(model: nn.Module, example_inputs: Any, ignored: set[str], *, compare: bool, gqa: str) -> Groups:
+def _found(
+    model: nn.Module, example_inputs: Any, ignored: set[str], *, compare: bool, gqa: str, kinds: Collection[Kind]
+) -> Groups:
     """Find the groups of a plain model, without those of the ignored modules."""
-    groups, frozen, written = collect(_walk(model, example_inputs))
+    groups, frozen, written = collect(_walk(model, example_inputs, frees_norms="embedding" in kinds))
     kept = [group for group in groups if not _is_ignored(group, ignored)]
     frozen += _freeze([group for group in groups if _is_ignored(group, ignored)], ON_REQUEST)
     if gqa != "kv-group":
@@ -97,16 +106,16 @@ def _found(model: nn.Module, example_inputs: Any, ignored: set[str], *, compare:
     return Groups(working, dict.fromkeys(frozen))
 
 
-def _walk(model: nn.Module, example_inputs: Any) -> GraphWalk:
+def _walk(model: nn.Module, example_inputs: Any, *, frees_norms: bool) -> GraphWalk:
     """Walk the graph of evaluation; if it skips parameters (auxiliary heads), walk the graph of training, too."""
     program = capture(model, example_inputs)
     signature = program.graph_signature
     unused = [name for name in signature.inputs_to_parameters if not _is_used(program, name)]
     training = capture_training(model, example_inputs) if unused else None
     programs = [program] if training is None else [program, training]
-    walk = GraphWalk(model, programs)
+    walk = GraphWalk(model, programs, frees_norms=frees_norms)
     stuck = walk.stuck()
-    return GraphWalk(model, programs, stuck) if stuck else walk
+    return GraphWalk(model, programs, stuck, frees_norms=frees_norms) if stuck else walk
 
 
 def _is_used(program: ExportedProgram, name: str) -> bool:

@@ -26,11 +26,16 @@ class GraphWalk:
     """All labels of one model, of parameter axes and (where needed) of single elements, and the ties between them."""
 
     def __init__(
-        self, model: nn.Module, programs: Sequence[ExportedProgram], stuck: Mapping[tuple[str, int], str] | None = None
+        self,
+        model: nn.Module,
+        programs: Sequence[ExportedProgram],
+        stuck: Mapping[tuple[str, int], str] | None = None,
+        *,
+        frees_norms: bool = False,
     ) -> None:
         self.labels = Labels()
         self._stuck = stuck or {}
-        self.closure = Closure(self.labels)
+        self.closure = Closure(self.labels, frees_norms=frees_norms)
         self.axes: dict[tuple[str, int], Axis] = {}
         self.elements: dict[str, Tensor] = {}
         self.sizes: list[SizeUse] = []
