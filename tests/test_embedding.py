@@ -166,3 +166,83 @@ def test_embeddings_are_sliced_as_they_are_masked(case: Case) -> None:
             assert difference(call_model(expected, each), call_model(pruned, each)) < 1e-10
     torch.backends.mha.set_fastpath_enabled(fast)
     assert hp.cost(pruned, inputs) == plan.cost_after
+
+
+def trained(model: nn.Module, inputs: Any, labels: Tensor, epochs: int, rate: float) -> nn.Module:
+    """Train on all samples but the last half."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(labels) // 2).split(64):
+            optimizer.zero_grad()
+            output = call_model(model.train(), taken(inputs, rows))
+            nn.functional.cross_entropy(getattr(output, "logits", output), labels[rows]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def taken(inputs: Any, rows: Tensor) -> Any:
+    return {name: value[rows] for name, value in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
+
+
+def seen_patterns() -> tuple[nn.Module, Any, Tensor]:
+    """A ViT that tells ten noisy patterns apart."""
+    labels = torch.randint(10, (4096,))
+    images = torch.randn(10, 3, 16, 16)[labels] * torch.rand(4096, 1, 1, 1) + torch.randn(4096, 3, 16, 16)
+    sizes = {**BLOCKS, "img_size": 16, "patch_size": 4, "depth": 3, "num_classes": 10}
+    model = of_timm("vision_transformer", "VisionTransformer", **sizes)()
+    return trained(model, images, labels, 4, 3e-3), images, labels
+
+
+def read_balances() -> tuple[nn.Module, Any, Tensor]:
+    """A BERT that weighs the words and the pairs of words of a sentence."""
+    lengths = torch.randint(8, 25, (5000, 1))
+    mask = (torch.arange(24) < lengths).long()
+    ids = torch.randint(4, 44, (5000, 24)) * mask
+    words = 2 * ((ids % 5 == 0).long() - (ids % 5 == 1).long()) + (ids % 7 == 0).long() - (ids % 7 == 1).long()
+    left, right, is_word = ids[:, :-1] % 4, ids[:, 1:] % 4, mask[:, 1:]
+    pairs = (((left == 0) & (right == 1)).long() - ((left == 1) & (right == 0)).long()) * is_word
+    labels = (((words * mask).sum(1) + 3 * pairs.sum(1)) > 0).long()
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    package("transformers")
+    name, settings = "BertForSequenceClassification", {**sizes, "vocab_size": 44, "max_position_embeddings": 40}
+    transformers = importlib.import_module("transformers")
+    model = getattr(transformers, name)(
+        transformers.BertConfig(**settings, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    )
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    return trained(model, inputs, labels, 6, 2e-3), inputs, labels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [seen_patterns, read_balances], ids=["ViT", "BERT"])
+def test_three_quarters_of_the_width_after_compensation(task: Callable[[], Any], tmp_path: Any) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model, inputs, labels = task()
+    example, first = taken(inputs, torch.arange(2)), torch.arange(256)
+    batches = [(taken(inputs, first), labels[first])]
+
+    def accuracy(found: nn.Module) -> float:
+        rows = torch.arange(len(labels) // 2, len(labels))
+        with torch.no_grad():
+            output = call_model(found, taken(inputs, rows))
+        return float((getattr(output, "logits", output).argmax(1) == labels[rows]).double().mean())
+
+    def pruned(kept: float, method: str, *, compensate: bool) -> hp.PruneResult:
+        budget, ranking = hp.Budget(units=kept), hp.Ranking(units=("embedding",))
+        return hp.prune(
+            model, example, batches, budget=budget, method=method, compensate=compensate, ranking=ranking
+        )  # fmt: skip
+
+    for kept, gain in ((0.75, 0.0), (0.5, 0.02)):
+        ours, plain = pruned(kept, "joint", compensate=True), pruned(kept, "magnitude", compensate=False)
+        assert {group.kind for group in ours.plan.groups if ours.plan.removed[group.name]} == {"embedding"}
+        assert accuracy(ours.model) > accuracy(plain.model) + gain
+        assert accuracy(ours.model) > accuracy(model) - 0.03
+    path = hp.export_onnx(ours.model, example, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(path)
+    values = example.values() if isinstance(example, dict) else [example]
+    fed = {node.name: value.numpy() for node, value in zip(session.get_inputs(), values, strict=True)}
+    with torch.no_grad():
+        output = call_model(ours.model, example)
+    assert difference(getattr(output, "logits", output), torch.from_numpy(session.run(None, fed)[0])) < 1e-4
