@@ -234,7 +234,7 @@ def test_three_quarters_of_the_width_after_compensation(task: Callable[[], Any],
             model, example, batches, budget=budget, method=method, compensate=compensate, ranking=ranking
         )  # fmt: skip
 
-    for kept, gain in ((0.75, 0.0), (0.5, 0.02)):
+    for kept, gain in ((0.5, 0.02), (0.75, 0.0)):
         ours, plain = pruned(kept, "joint", compensate=True), pruned(kept, "magnitude", compensate=False)
         assert {group.kind for group in ours.plan.groups if ours.plan.removed[group.name]} == {"embedding"}
         assert accuracy(ours.model) > accuracy(plain.model) + gain

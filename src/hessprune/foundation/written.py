@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from hessprune.foundation.gathering import GATHERING, gathered, share_singly
 
 _FORM = re.compile(
-    r"(view|width|split|slice|expand|queries)(?:\((\d+):(\d+) of (\d+) to (\d+):(\d+)\))?\[(\d+) of (\d+)\]=(\d+)"
+    r"(view|width|scale|split|slice|expand|queries)(?:\((\d+):(\d+) of (\d+) to (\d+):(\d+)\))?\[(\d+) of (\d+)\]=(\d+)"
 )
 _active = threading.local()
 
@@ -30,7 +30,7 @@ _active = threading.local()
 class WrittenSize:
     """A size in the calls of one kind in one forward: where it stands, and its value in the source code."""
 
-    kind: Literal["view", "width", "split", "slice", "expand", "queries"]
+    kind: Literal["view", "width", "scale", "split", "slice", "expand", "queries"]
     axis: int
     """The axis of the result; of queries, the head of keys and values that they share."""
     rank: int
@@ -38,7 +38,8 @@ class WrittenSize:
     size: int
     """Of a slice, the whole size of the axis, or the numbers in front of one of its ends.
 
-    Of a width, what the forward computed from the embedding while that was whole: `c // heads`. It stays.
+    Of a width, what the forward computed from the embedding while that was whole: `c // heads`. Of a scale, the width
+    of queries and keys whose root torch divides by. Both stay.
     """
     run: tuple[int, int, int, int, int] | None = None
     """Of a view, the axes that hold the same numbers before and after: `first:end` of how many, `first:end`."""
@@ -136,6 +137,7 @@ class _Lowered(TorchFunctionMode):
         super().__init__()
         self._module = module
         self._sizes = [(_read(name), size) for name, size in module.written_sizes.items()]
+        self._scales = [each for each in self._sizes if each[0].kind == "scale"]
         self._queries = sorted((each for each in self._sizes if each[0].kind == "queries"), key=lambda q: q[0].axis)
 
     def __enter__(self) -> Any:
@@ -150,6 +152,10 @@ class _Lowered(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "") if _active.mode is self else ""
+        for written, _ in self._scales if name == "scaled_dot_product_attention" else ():
+            if kwargs.get("scale") is None:
+                kwargs = {**kwargs, "scale": written.size**-0.5}
+                self.note(written)
         if self._queries and name in GATHERING:
             for written, _ in self._queries:
                 self.note(written)

@@ -28,6 +28,16 @@ class Conditions(Protocol):
         """Return whether channels that are normalised together may go: on request, if units lie along `dim` alone."""
         ...
 
+    @property
+    def frees_widths(self) -> bool:
+        """Whether units of attention are widths within heads, and not heads."""
+        ...
+
+    @property
+    def widths(self) -> list[tuple[str, str, Tensor]]:
+        """The widths within heads that were found: kind, module and labels."""
+        ...
+
     def meet(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
         """Tie two label tensors that broadcast against each other; return the labels of the result."""
         ...
@@ -190,6 +200,10 @@ class Call:
         tensors = [] if module is None else [*module.parameters(), *module.buffers()]
         is_norm = bool(tensors) and all(tensor.numel() == labels.shape[dim] for tensor in tensors)
         return is_norm and self.walk.closure.normalise(labels, dim)
+
+    def note_width(self, kind: str, labels: Tensor, dim: int) -> None:
+        """Note that units along an axis are widths within heads: of queries and keys, or of values."""
+        self.walk.closure.widths.append((kind, self.module, self.channels(labels, dim)))
 
     def note_size(self, written: WrittenSize, out: Tensor, *, is_open: bool = False) -> None:
         """Note the size of an axis along which units lie; an open one varies, since the axis holds the batch, too."""

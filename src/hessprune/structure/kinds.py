@@ -13,19 +13,17 @@ from hessprune.structure.groups import KINDS, Frozen, Groups, Kind, Slice
 NOT_ASKED = "units of its kind stay, on request"
 
 
-def kind_of(model: nn.Module, pieces: Iterable[Slice], *, is_head: bool, is_normalised: bool = False) -> Kind:
+def kind_of(model: nn.Module, pieces: Iterable[Slice], known: Kind | None = None) -> Kind:
     """Return the kind of the units that some slices hold.
 
     Args:
         model: The model of the slices.
         pieces: All slices of a group.
-        is_head: Whether the units meet in a product of queries with keys, or of its result with values.
-        is_normalised: Whether a norm computes its statistics over the units.
+        known: What operators say: that a norm computes its statistics over the units, or that the units meet in a
+            product of queries with keys, or of its result with values.
     """
-    if is_normalised:
-        return "embedding"
-    if is_head:
-        return "heads"
+    if known:
+        return known
     names = [piece.param for piece in pieces if piece.role == "producer"]
     owners = [model.get_submodule(split_name(name)[0]) for name in names]
     if owners and all(isinstance(owner, nn.Embedding) for owner in owners):

@@ -3,7 +3,7 @@
 An operator without a rule freezes the labels of its arguments; the reason names the operator.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,11 @@ class GraphWalk:
         programs: Sequence[ExportedProgram],
         stuck: Mapping[tuple[str, int], str] | None = None,
         *,
-        frees_norms: bool = False,
+        asked: Collection[str] = (),
     ) -> None:
         self.labels = Labels()
         self._stuck = stuck or {}
-        self.closure = Closure(self.labels, frees_norms=frees_norms)
+        self.closure = Closure(self.labels, asked)
         self.axes: dict[tuple[str, int], Axis] = {}
         self.elements: dict[str, Tensor] = {}
         self.sizes: list[SizeUse] = []
@@ -163,7 +163,7 @@ class GraphWalk:
 
     def _count_heads(self) -> None:
         """Note the heads of torch's multi-head attention: those of the queries stand first."""
-        for name, module in self.modules.items():
+        for name, module in () if self.closure.frees_widths else self.modules.items():
             if not isinstance(module, nn.MultiheadAttention):
                 continue
             packed = module.in_proj_weight is not None
