@@ -81,7 +81,9 @@ def sentences(batch: int) -> dict[str, Tensor]:
 
 def encoder(**options: Any) -> nn.Module:
     layer = nn.TransformerEncoderLayer(24, 4, 32, batch_first=True, **options)
-    return nn.Sequential(nn.Linear(7, 24), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(24, 5))
+    return nn.Sequential(
+        nn.Linear(7, 24), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(24, 5)
+    )
 
 
 def of_transformers(auto: str, name: str, **settings: Any) -> Callable[[], nn.Module]:
@@ -116,10 +118,10 @@ WINDOWS = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depths": (2, 2), "
 QUICK = {
     "encoder": Case(encoder, sequences, (24,)),
     "BERT, tied": Case(bert("BertForMaskedLM", tie_word_embeddings=True), sentences, (16,)),
-    "Llama": Case(llama, sentences),
     "ViT of timm": Case(of_timm("vision_transformer", "VisionTransformer", **BLOCKS), pictures),
 }
 MANY = {
+    "Llama": Case(llama, sentences),
     "encoder, norm first": Case(lambda: encoder(norm_first=True), sequences, (24,)),
     "BERT": Case(bert("BertForSequenceClassification"), sentences, (16,)),
     "GPT-2": Case(of_transformers("AutoModelForCausalLM", "GPT2", **GPT), sentences),

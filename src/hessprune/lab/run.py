@@ -49,9 +49,7 @@ def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
     job = open_run(settings, out, data_root)
     dense = stages.dense_model(job)
     ranking = settings.prune.ranking
-    groups = find_groups(
-        dense.model, job.example, ranking.ignore, compare=True, gqa=ranking.gqa, units=ranking.units
-    )
+    groups = find_groups(dense.model, job.example, ranking.ignore, compare=True, gqa=ranking.gqa, units=ranking.units)
 
     own = settings.prune.method
     pruned = {method: prune_by(job, dense, groups, method) for method in (own, *job.baselines)}

@@ -67,7 +67,7 @@ def collect(walk: GraphWalk) -> Collected:
     for rows in _alike(units):
         group = _named(_build(walk, roots, axes, units, rows), names)
         members = units.root[rows[:, 0]]
-        known = [kind for kind, roots_of in marked.items() if np.isin(members, roots_of).any()]
+        known: list[Kind] = [kind for kind, roots_of in marked.items() if np.isin(members, roots_of).any()]
         if reason := LONELY if group.num_units == 1 else _obstacle(known, walk.closure.asked):
             frozen += [Frozen(param=piece.param, dim=piece.dim, reason=reason) for piece in group.slices]
             continue
@@ -117,7 +117,12 @@ def _marked(walk: GraphWalk, roots: np.ndarray) -> dict[Kind, np.ndarray]:
     """Return the roots of units whose kind operators say; where one unit has several, the first counts."""
     closure = walk.closure
     of_kind = {kind: [labels for known, _, labels in closure.widths if known == kind] for kind in ("qk", "v")}
-    marked = {"heads": closure.heads, **of_kind, "embedding": closure.normalised}
+    marked: dict[Kind, list[Tensor]] = {
+        "heads": closure.heads,
+        "qk": of_kind["qk"],
+        "v": of_kind["v"],
+        "embedding": closure.normalised,
+    }
     return {kind: _roots(roots, labels) for kind, labels in marked.items()}
 
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.foundation.experts import let_experts_fit
-from hessprune.foundation.modules import split_name
 from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.state import drop_caches
 from hessprune.foundation.tensors import named_tensors, replace_tensors

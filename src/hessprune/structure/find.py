@@ -15,7 +15,7 @@ from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.structure.advice import ON_REQUEST, advice
 from hessprune.structure.capture import capture, capture_training
 from hessprune.structure.collect import Collected, collect
-from hessprune.structure.groups import Frozen, Group, Groups, Ignored, Kind
+from hessprune.structure.groups import KINDS, Frozen, Group, Groups, Ignored, Kind
 from hessprune.structure.kinds import check_kinds, only
 from hessprune.structure.queries import by_queries, check_mode
 from hessprune.structure.sizes import without_failures
@@ -93,7 +93,7 @@ def _of_kinds(
 ) -> Groups:
     """Find the groups of a plain model; where heads may go, the widths within them stay."""
     find = partial(_found, model, example_inputs, ignored, compare=compare, gqa=gqa)
-    widths = [kind for kind in ("qk", "v") if kind in kinds]
+    widths: list[Kind] = [kind for kind in KINDS if kind in {"qk", "v"} & {*kinds}]
     if not widths or "heads" not in kinds:
         return find(kinds=kinds)
     groups, inner = find(kinds=[kind for kind in kinds if kind not in widths]), find(kinds=widths)
@@ -132,9 +132,7 @@ def _found(
     return Groups(working, dict.fromkeys(frozen))
 
 
-def _failed_pairs(
-    collected: Collected, failures: Iterable[tuple[Group, str]]
-) -> list[tuple[Group, Group, Group]]:
+def _failed_pairs(collected: Collected, failures: Iterable[tuple[Group, str]]) -> list[tuple[Group, Group, Group]]:
     """Return the widths of queries and keys, and of values, that the forward does not let go one without the other."""
     failed = {group.name for group, _ in failures}
     return [pair for pair in collected.pairs if {pair[0].name, pair[1].name} <= failed]

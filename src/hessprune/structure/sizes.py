@@ -1,5 +1,6 @@
 """Sizes that the source code fixes: groups that fail on trial, and module attributes that free them."""
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -42,9 +43,10 @@ def without_failures(
                 continue
             choices = [sized[group.name]] if group.name in freed else _choices(model, group, module, sized[group.name])
             call = calls.get(module) if _lies_in(group, module) else None
+            if group.kind == "embedding" and group.name not in freed:
+                followed = mended(trial, beside, group, _all_choices(model, sized[group.name]))
+                choices = itertools.chain(followed, [sized[group.name]])
             better = _working(trial, beside, choices, call=call)
-            if better is None and group.kind == "embedding":
-                better = next(mended(trial, beside, group, _all_choices(model, sized[group.name])), None)
             if better and better != group:
                 working[group.name], freed[group.name] = better, reason
             else:
@@ -72,7 +74,7 @@ def _silent(trial: Trial, working: Mapping[str, Group], sized: Mapping[str, Grou
     """
     heads = {name: group for name, group in working.items() if group.kind != "embedding"}
     everything = {name: _sized(group, sized[name].literals) for name, group in heads.items()}
-    named = trial.named_sizes([*(working | everything).values()])
+    named = trial.named_sizes([*{**working, **everything}.values()])
     homes = {
         name: _home(sized[name]) for name, group in heads.items() if _names(trial, _more(group, sized[name]), named)
     }

@@ -101,7 +101,9 @@ class Trial:
         leaving = [*self._leaving(groups)]
         try:
             sliced = copy.deepcopy(model)
-            remove_slices(sliced, [(cut, units) for group, units in leaving for cut in (*group.slices, *group.literals)])
+            remove_slices(
+                sliced, [(cut, units) for group, units in leaving for cut in (*group.slices, *group.literals)]
+            )
             mask = partial(_masked, model, leaving)
             found, dtype = compare(mask, sliced, inputs, awake=self._awake)
         except Exception as error:  # any error of the user's forward is the answer

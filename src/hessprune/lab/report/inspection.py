@@ -44,8 +44,8 @@ class Inspection:
 
     def by_kind(self) -> dict[Kind, tuple[GroupRow, ...]]:
         """Return the groups of each kind that the model has."""
-        kinds = {kind: tuple(row for row in self.groups if row.kind == kind) for kind in KINDS}
-        return {kind: rows for kind, rows in kinds.items() if rows}
+        kinds: list[Kind] = [kind for kind in KINDS if any(row.kind == kind for row in self.groups)]
+        return {kind: tuple(row for row in self.groups if row.kind == kind) for kind in kinds}
 
     @property
     def units(self) -> int:
