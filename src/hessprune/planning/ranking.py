@@ -31,7 +31,8 @@ class Ranking:
         min_kept_fraction: Every group keeps at least this share of its units (and always one).
         round_to: Layers keep a multiple of this many channels, which suits the kernels of most hardware.
         ignore: Layers whose units stay: name patterns; for `prune` also modules and types of modules.
-        units: Kinds of units that may go: `"heads"`, `"neurons"`, `"channels"`, `"embedding"`; None for all.
+        units: Kinds of units that may go, of `"heads"`, `"neurons"`, `"channels"`, `"embedding"`, `"qk"` and `"v"`;
+            None for all that zeros in weights can mask; see `find_groups`.
         min_kept_units: Floors of single groups, `(name, units)`, in place of the fraction.
         step: Share of the budgeted quantity to remove before saliencies are measured anew; 1 decides at once.
         gqa: For `prune`, what leaves attention whose queries share keys and values; see `find_groups`.
