@@ -18,9 +18,14 @@ from hessprune.structure.groups import Group
 Slices = Mapping[str, Sequence[ParamSlice]]
 
 
-def role_slices(model: nn.Module, groups: Sequence[Group], role: Role) -> dict[str, list[ParamSlice]]:
-    """Return the slices of one role by group, as curvature reads them; groups without any are left out."""
-    pieces = {group.name: without_tables(model, group.slices_with_role(role)) for group in groups}
+def role_slices(groups: Sequence[Group], role: Role, model: nn.Module | None = None) -> dict[str, list[ParamSlice]]:
+    """Return the slices of one role by group, as curvature reads them; groups without any are left out.
+
+    With a model, tables of embeddings are left out, too, where layers emit the same units.
+    """
+    pieces = {group.name: group.slices_with_role(role) for group in groups}
+    if model is not None:
+        pieces = {name: tuple(without_tables(model, of_group)) for name, of_group in pieces.items()}
     slices = {
         name: [ParamSlice(param=p.param, dim=p.dim, index=p.positions()) for p in of_group]
         for name, of_group in pieces.items()
@@ -31,7 +36,7 @@ def role_slices(model: nn.Module, groups: Sequence[Group], role: Role) -> dict[s
 def gate_slices(model: nn.Module, groups: Sequence[Group], role: Role) -> dict[str, list[ParamSlice]]:
     """Return the slices of one role by group; those of the other role for a group without any, as of tied weights."""
     other: Role = "producer" if role == "consumer" else "consumer"
-    wanted, others = (role_slices(model, groups, each) for each in (role, other))
+    wanted, others = (role_slices(groups, each, model) for each in (role, other))
     both = {group.name: wanted.get(group.name) or others.get(group.name, []) for group in groups}
     return {name: pieces for name, pieces in both.items() if pieces}
 

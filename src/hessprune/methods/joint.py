@@ -85,7 +85,7 @@ class Joint(Method):
 
     def _after_elimination(self, scoring: Scoring, loss_fn: Any) -> Scores:
         """Score by the steps of the loss along the order of elimination."""
-        slices = role_slices(scoring.model, scoring.groups, "consumer")
+        slices = role_slices(scoring.groups, "consumer")
         unread = [group for group in scoring.groups if group.name not in slices]
         values = self._alone(replace(scoring, groups=unread), loss_fn) if unread else {}
         if not slices:
