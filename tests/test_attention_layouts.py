@@ -282,6 +282,20 @@ def test_heads_are_found_and_slicing_is_masking(name: str) -> None:
     assert sum(parameter.numel() for parameter in pruned.parameters()) == plan.cost_after.params
 
 
+def test_a_pruned_encoder_is_its_mask_with_the_fast_path_on_and_off() -> None:
+    layout = LAYOUTS["encoder"]
+    model = build(layout)
+    groups, plan, pruned = halved(model, layout)
+    expected, outputs = masked(model, groups, plan.removed), []
+    for fast in (True, False):
+        torch.backends.mha.set_fastpath_enabled(fast)
+        with torch.no_grad():
+            outputs += [expected(*layout.inputs), pruned(*layout.inputs)]
+    assert sum(len(plan.removed[group.name]) for group in heads_of(groups)) == HEADS
+    assert not torch.equal(outputs[0], outputs[2])  # other kernels
+    assert all(difference(outputs[0], output) < 1e-10 for output in outputs[1:])
+
+
 @pytest.mark.parametrize("name", EXPORTED)
 def test_pruned_layouts_run_in_onnx_runtime(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

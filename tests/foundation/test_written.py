@@ -184,3 +184,44 @@ def test_exported_graphs_hold_the_remaining_sizes() -> None:
     axes = ({0: torch.export.Dim.DYNAMIC}, None)
     program = torch.export.export(model, (x, 1.0), dynamic_shapes=axes)
     assert program.module()(torch.zeros(5, 9), 1.0).shape == (5, 3, 3)
+
+
+class Computed(nn.Module):
+    """Attention whose sizes are computed from the width of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, 2, c // 2).permute(2, 0, 3, 1, 4)
+        return self.proj(torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
+
+
+def test_sizes_of_heads_stay_where_they_are_computed_from_a_narrower_embedding() -> None:
+    torch.manual_seed(0)
+    net, x = Computed().eval(), torch.randn(1, 5, 8)
+    expected, lowered = net(x), copy.deepcopy(net)
+    with torch.no_grad():
+        lowered.qkv.weight = nn.Parameter(net.qkv.weight[:, :6])
+        expected = net(torch.cat([x[..., :6], torch.zeros(1, 5, 2)], -1))
+    with pytest.raises(RuntimeError, match="invalid for input"):
+        lowered(x[..., :6])
+    for name in ("width(2:3 of 3 to 2:5)[4 of 5]=4", "width(2:4 of 4 to 2:3)[2 of 3]=8"):
+        lower(lowered, name, 0)
+    with noting_sizes() as named:
+        assert torch.allclose(lowered(x[..., :6]), expected, atol=1e-6)
+    assert {name for _, name in named} == {*lowered.written_sizes}
+
+
+def test_scores_stay_divided_by_the_root_of_the_dense_width() -> None:
+    q, k, v = torch.randn(3, 1, 2, 5, 4)
+
+    class Scores(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    net = Scores()
+    lower(net, "scale[3 of 4]=16", 0)
+    assert torch.allclose(net(q, k, v), (q @ k.mT / 4).softmax(-1) @ v, atol=1e-6)

@@ -289,3 +289,19 @@ def test_hostile_recipes_end_in_one_line_and_write_nothing_outside(recipe, setti
     assert result.stderr.startswith("error: ")
     assert len(result.stderr) <= 320
     assert {path.name for path in tmp_path.iterdir()} <= {"r.yaml", "out"}
+
+
+def test_inspect_groups_by_kind_and_finds_what_is_asked_for(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\ndef make():\n"
+        "    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)\n"
+        "    return nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 2))\n"
+    )
+    arguments = ["inspect", f"{tmp_path / 'net.py'}:make", "--input-shape", "5,3"]
+    text = re.sub(" +", " ", runner.invoke(app, arguments).stdout)
+    assert re.search(r"\nneurons 12 *\n1.linear1 12 .*\nheads 2 *\n1.self_attn 2 ", text), text
+    found = json.loads(runner.invoke(app, [*arguments, "--units", "embedding,qk,v", "--json"]).stdout)
+    assert {group["kind"]: group["units"] for group in found["groups"]} == {"embedding": 8, "qk": 4}
+    result = runner.invoke(app, [*arguments, "--units", "tails"])
+    assert result.exit_code == 2
+    assert "`units` must be a tuple of kinds of units, got ('tails',)" in result.stderr + result.stdout

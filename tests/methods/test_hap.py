@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import hessprune as hp
 from tests.cases import Residual, image, make
@@ -39,3 +40,28 @@ def test_options_that_do_not_fit_are_refused_when_the_value_is_made(options: dic
         hp.HAP(**options)
     with pytest.raises(TypeError, match="temperature"):
         hp.HAP(temperature=2)  # type: ignore[call-arg]
+
+
+class Stream(nn.Module):
+    """A residual stream that a table and a layer write, and a norm reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.inner = nn.Embedding(20, 6), nn.Linear(6, 6)
+        self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids)
+        return self.head(self.norm(x + self.inner(x)).mean(1))
+
+
+@pytest.mark.parametrize("method", ["hap", "sosp-h", "sosp-i", "nvit", "taylor", "joint"])
+def test_layers_speak_for_units_that_a_table_emits_too(method: str) -> None:
+    torch.manual_seed(0)
+    net, ids = Stream().eval(), torch.randint(20, (12, 5))
+    (group,) = hp.find_groups(net, ids, units=("embedding",))
+    assert [piece.param for piece in group.slices_with_role("producer")] == ["table.weight", "inner.weight"]
+    values = hp.saliency(net, [group], [(ids, torch.arange(12) % 3)], method)[group.name]
+    assert values.shape == (6,)
+    assert float(values.abs().min()) >= 0
+    assert float(values.abs().max()) > 0

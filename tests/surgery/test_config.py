@@ -103,3 +103,16 @@ def test_a_configuration_that_cannot_say_it_stays(name: str) -> None:
     before = model.config.to_dict()
     fit_config(result.model, result.plan)
     assert result.model.config.to_dict() == before
+
+
+@pytest.mark.slow
+def test_a_narrower_embedding_is_said_too(tmp_path: Path) -> None:
+    model, inputs = language_model("Llama"), inputs_of("Llama")
+    width = model.config.hidden_size
+    ranking = hp.Ranking(units=("embedding",), uniform=True, round_to=width // 3)
+    result = hp.prune(model, inputs, [inputs], budget=hp.Budget(units=0.7), method="magnitude", ranking=ranking)
+    assert (model.config.hidden_size, result.model.config.hidden_size) == (width, 2 * width // 3)
+    result.model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.allclose(again(**inputs).logits.float(), result.model(**inputs).logits.float(), atol=1e-5)

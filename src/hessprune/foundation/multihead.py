@@ -11,7 +11,7 @@ from torch.nn.modules import transformer as torch_transformer
 
 
 class MultiheadAttention(nn.MultiheadAttention):
-    """`nn.MultiheadAttention` whose `num_heads · head_dim` need not be `embed_dim`; parameters keep their names.
+    """`nn.MultiheadAttention` whose heads need not fill `embed_dim`; parameters keep their names.
 
     Stands in for torch's class where heads are removed. `free_heads` turns one into the other. Calls, masks and results
     are those of torch's class, except for nested tensors. The fused kernels of torch take the embedding for the width
@@ -53,15 +53,16 @@ class MultiheadAttention(nn.MultiheadAttention):
             k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
         is_causal = is_causal and key_padding_mask is None and not need_weights
         mask = None if is_causal else self._mask(q, k, attn_mask, key_padding_mask)
-        q, k, v = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (q, k, v))
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         dropout, weights = self.dropout if self.training else 0.0, None
+        scale = self.head_dim**-0.5  # of the dense heads: those of fewer numbers keep it
         if need_weights:
-            scores = (q * self.head_dim**-0.5) @ k.transpose(-1, -2)
+            scores = (q * scale) @ k.transpose(-1, -2)
             weights = (scores if mask is None else scores + mask).softmax(-1)
             weights = F.dropout(weights, dropout, self.training)
             context = weights @ v
         else:
-            context = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
+            context = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=scale)
         output = self.out_proj(context.transpose(1, 2).flatten(2))
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)

@@ -5,70 +5,21 @@ loses units of such an axis becomes a `Resized` one: the same forward, in which 
 remaining one. A size that does not fit the tensor stays as it is written.
 """
 
-import math
-import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache, wraps
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hessprune.foundation.gathering import GATHERING, gathered, share_singly
+from hessprune.foundation.views import fitting_view
+from hessprune.foundation.written_size import WrittenSize
 
-_FORM = re.compile(
-    r"(view|split|slice|expand|queries)(?:\((\d+):(\d+) of (\d+) to (\d+):(\d+)\))?\[(\d+) of (\d+)\]=(\d+)"
-)
 _active = threading.local()
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenSize:
-    """A size in the calls of one kind in one forward: where it stands, and its value in the source code."""
-
-    kind: Literal["view", "split", "slice", "expand", "queries"]
-    axis: int
-    """The axis of the result; of queries, the head of keys and values that they share."""
-    rank: int
-    """The number of axes of the result; of queries, that of the heads of keys and values."""
-    size: int
-    """Of a slice, the whole size of the axis, or the numbers in front of one of its ends."""
-    run: tuple[int, int, int, int, int] | None = None
-    """Of a view, the axes that hold the same numbers before and after: `first:end` of how many, `first:end`."""
-
-    @classmethod
-    def parse(cls, name: str) -> "WrittenSize | None":
-        """Read a name; return None for that of an attribute.
-
-        Example:
-            >>> WrittenSize.parse("split[2 of 3]=48")
-            WrittenSize(kind='split', axis=2, rank=3, size=48, run=None)
-        """
-        if (form := _FORM.fullmatch(name)) is None:
-            return None
-        kind, *run, axis, rank, size = form.groups()
-        numbers = None if run[0] is None else tuple(map(int, run))
-        return cls(kind, int(axis), int(rank), int(size), numbers)  # type: ignore[arg-type]
-
-    @property
-    def place(self) -> str:
-        """The name without the size."""
-        run = "({}:{} of {} to {}:{})".format(*self.run) if self.run else ""
-        return f"{self.kind}{run}[{self.axis} of {self.rank}]="
-
-    def name_in(self, module: nn.Module | None) -> str:
-        """Return the name; where the module's sizes were lowered before, that of the size in its source code."""
-        for name, now in {} if module is None else vars(module).get("written_sizes", {}).items():
-            if now == self.size and name.startswith(self.place):
-                return name
-        return str(self)
-
-    def __str__(self) -> str:
-        return f"{self.place}{self.size}"
 
 
 class Resized(nn.Module):
@@ -133,6 +84,7 @@ class _Lowered(TorchFunctionMode):
         super().__init__()
         self._module = module
         self._sizes = [(_read(name), size) for name, size in module.written_sizes.items()]
+        self._scales = [each for each in self._sizes if each[0].kind == "scale"]
         self._queries = sorted((each for each in self._sizes if each[0].kind == "queries"), key=lambda q: q[0].axis)
 
     def __enter__(self) -> Any:
@@ -147,6 +99,10 @@ class _Lowered(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "") if _active.mode is self else ""
+        for written, _ in self._scales if name == "scaled_dot_product_attention" else ():
+            if kwargs.get("scale") is None:
+                kwargs = {**kwargs, "scale": written.size**-0.5}
+                self.note(written)
         if self._queries and name in GATHERING:
             for written, _ in self._queries:
                 self.note(written)
@@ -164,6 +120,10 @@ class _Lowered(TorchFunctionMode):
     def of_kind(self, kind: str, axis: int, rank: int) -> list[tuple[WrittenSize, int]]:
         """Return all sizes of an axis, each with what remains."""
         return [(w, left) for w, left in self._sizes if (w.kind, w.axis, w.rank) == (kind, axis, rank)]
+
+    def widths(self, rank: int) -> Iterator[WrittenSize]:
+        """Yield the sizes that stay although they are computed from the embedding."""
+        yield from (written for written, _ in self._sizes if (written.kind, written.rank) == ("width", rank))
 
     def note(self, written: WrittenSize) -> None:
         """Note that a lowered size took the place of a written one."""
@@ -190,50 +150,14 @@ def noting_sizes() -> Iterator[set[tuple[int, str]]]:
 def _viewed(lowered: _Lowered, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
     """Return the shape for `view` and `reshape`."""
     given = _shape(args, kwargs)
-    return (*args, *kwargs.values()) if given is None else (_as_viewed(lowered, x, given),)
+    return (*args, *kwargs.values()) if given is None else (fitting_view(lowered, x, given),)
 
 
 def _unflattened(lowered: _Lowered, x: Tensor, dim: int, parts: Sequence[int]) -> tuple[Any, ...]:
     """Return axis and sizes for `unflatten`."""
     dim %= x.dim()
-    shape = _as_viewed(lowered, x, [*x.shape[:dim], *parts, *x.shape[dim + 1 :]])
+    shape = fitting_view(lowered, x, [*x.shape[:dim], *parts, *x.shape[dim + 1 :]])
     return dim, shape[dim:][: len(parts)]
-
-
-def _as_viewed(lowered: _Lowered, x: Tensor, given: list[Any]) -> list[Any]:
-    """Lower the sizes of every run of axes that fits the tensor with what remains, and not as it is written."""
-    if _fills(given, x.numel()):
-        return given
-    shape, least, runs, taken = [*given], [*given], {}, []
-    for written, left in lowered.at("view", given):
-        if written.run is not None and written.run[2] == x.dim():
-            runs.setdefault(written.run, []).append((written, left))
-            least[written.axis] = left
-    for (first, end, _, start, stop), sizes in runs.items():
-        new = [*shape]
-        for written, left in sizes:
-            new[written.axis] = left
-        numel = math.prod(x.shape[first:end])
-        # The same size may stand in another call: there, the axes around do not hold what is around the run.
-        beside = ((x.shape[:first], slice(start)), (x.shape[end:], slice(stop, None)))
-        is_here = all(
-            any(_fills(choice[part], math.prod(sizes_in), opens=True) for choice in (given, least))
-            for sizes_in, part in beside
-        )
-        if is_here and not _fills(shape[start:stop], numel) and _fills(new[start:stop], numel, opens=True):
-            shape = new
-            taken += sizes
-    if not _fills(shape, x.numel(), opens=True):
-        return given
-    for written, _ in taken:
-        lowered.note(written)
-    return shape
-
-
-def _fills(sizes: Sequence[Any], numel: Any, *, opens: bool = False) -> bool:
-    """Return whether axes hold so many numbers; with `opens`, also if an open size could make them fit."""
-    known = math.prod(size for size in sizes if not _is_open(size))
-    return bool(opens and numel % max(known, 1) == 0) if any(map(_is_open, sizes)) else bool(known == numel)
 
 
 def _expanded(lowered: _Lowered, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -300,7 +224,3 @@ def _shape(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any] | None
     if not first or isinstance(first[0], torch.dtype):
         return None
     return [*first[0]] if isinstance(first[0], tuple | list) else [*args]
-
-
-def _is_open(size: Any) -> bool:
-    return type(size) is int and size == -1

@@ -129,6 +129,7 @@ def inspect(
     num_classes: NumClasses = None,
     weights: Weights = None,
     ignore: Ignore = None,
+    units: Annotated[str | None, typer.Option(help="Kinds of units, such as embedding,qk,v")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what can be pruned in a model, what one unit costs, and what is frozen and why."""
@@ -137,7 +138,12 @@ def inspect(
 
     with terminal.session(brief=True):
         found = inspect_model(
-            model, input_shape=input_shape, num_classes=num_classes, weights=weights, ignore=tuple(ignore or ())
+            model,
+            input_shape=input_shape,
+            num_classes=num_classes,
+            weights=weights,
+            ignore=tuple(ignore or ()),
+            units=None if units is None else tuple(units.split(",")),  # type: ignore[arg-type]  # checked there
         )
     _show_json(found.to_json()) if as_json else terminal.print_inspection(found)
 

@@ -67,6 +67,7 @@ def reasons_of(
     density = {name: float(saliency[name].mean()) / max(saved[name], 1) for name in plan.kept}
     typical = median(density.values()) if density else 0.0
     shared = Counter(width.group for width in widths)
+    kinds = {group.name: group.kind for group in groups}
     found = {}
     for item in groups.frozen:
         layer, _, attribute = item.param.rpartition(".")
@@ -83,7 +84,8 @@ def reasons_of(
             parts.append(f"a multiple of {ranking.round_to}")
         if shared[width.group] > 1:
             parts.append(f"one width with {shared[width.group] - 1} more")
-        found[width.name] = ", ".join(parts)
+        kind = kinds.get(width.group, "channels")
+        found[width.name] = ("" if kind == "channels" else f"{kind}: ") + ", ".join(parts)
     return found
 
 

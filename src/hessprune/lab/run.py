@@ -19,7 +19,6 @@ from hessprune.lab.settings import RunSettings
 from hessprune.lab.together import process_group
 from hessprune.quantize.backend import find_backend
 from hessprune.structure.find import find_groups
-from hessprune.structure.kinds import only
 from hessprune.surgery import checkpoint
 
 
@@ -50,7 +49,7 @@ def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
     job = open_run(settings, out, data_root)
     dense = stages.dense_model(job)
     ranking = settings.prune.ranking
-    groups = only(find_groups(dense.model, job.example, ranking.ignore, compare=True, gqa=ranking.gqa), ranking.units)
+    groups = find_groups(dense.model, job.example, ranking.ignore, compare=True, gqa=ranking.gqa, units=ranking.units)
 
     own = settings.prune.method
     pruned = {method: prune_by(job, dense, groups, method) for method in (own, *job.baselines)}

@@ -15,7 +15,6 @@ from hessprune.methods.text import as_method
 from hessprune.methods.values import Saliency
 from hessprune.pruning.prune import score
 from hessprune.structure.find import find_groups
-from hessprune.structure.kinds import only
 
 
 def measure_saliency(
@@ -49,7 +48,8 @@ def measure_saliency(
         run = open_run(settings, out, Path(data_root))
         dense = dense_model(run)
         ranking = settings.prune.ranking
-        groups = only(find_groups(dense.model, run.example, (*ranking.ignore, *ignore), gqa=ranking.gqa), ranking.units)
+        patterns = (*ranking.ignore, *ignore)
+        groups = find_groups(dense.model, run.example, patterns, gqa=ranking.gqa, units=ranking.units)
         task = task_of(run, dense, groups, name, settings.prune.budget, StageMemory(run, dense, groups, name))
         values = task.memory.saliency(task.scoring_settings(), lambda: score(task, dense.model, groups))
     number, noun = len(run.data.calibration), run.data.noun

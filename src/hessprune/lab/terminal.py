@@ -166,10 +166,14 @@ def print_inspection(inspection: Inspection) -> None:
     for name in ("units", "MACs/unit", "params/unit"):
         table.add_column(name, justify="right")
     table.add_column("read by", overflow="fold")
-    for row in inspection.groups:
-        numbers = str(row.units), format_count(row.macs), format_count(row.params)
-        readers = _and_more(row.consumers[0], row.consumers) if row.consumers else "nothing"
-        table.add_row(_and_more(row.name, row.producers), *numbers, readers)
+    kinds = inspection.by_kind()
+    for kind, rows in kinds.items():
+        if len(kinds) > 1:
+            table.add_row(f"[bold]{kind}[/]", str(sum(row.units for row in rows)))
+        for row in rows:
+            numbers = str(row.units), format_count(row.macs), format_count(row.params)
+            readers = _and_more(row.consumers[0], row.consumers) if row.consumers else "nothing"
+            table.add_row(_and_more(row.name, row.producers), *numbers, readers)
     console = _console()
     size = f"{len(inspection.groups)} groups, {inspection.units} units"
     console.print(f"[bold]{inspection.model}[/] on {inspection.inputs}: {inspection.cost}\n{size}\n", soft_wrap=True)

@@ -4,31 +4,39 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hessprune.curvature.gate_interactions import GateDerivatives, gate_interactions
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.results import ParamSlice
 from hessprune.foundation.symmetric import Factor, SymmetricMatrix
 from hessprune.methods.method import Scores, Scoring
+from hessprune.methods.slices import without_tables
 from hessprune.operators.leaves import Role
 from hessprune.structure.groups import Group
 
 Slices = Mapping[str, Sequence[ParamSlice]]
 
 
-def role_slices(groups: Sequence[Group], role: Role) -> dict[str, list[ParamSlice]]:
-    """Return the slices of one role by group, as curvature reads them; groups without any are left out."""
+def role_slices(groups: Sequence[Group], role: Role, model: nn.Module | None = None) -> dict[str, list[ParamSlice]]:
+    """Return the slices of one role by group, as curvature reads them; groups without any are left out.
+
+    With a model, tables of embeddings are left out, too, where layers emit the same units.
+    """
+    pieces = {group.name: group.slices_with_role(role) for group in groups}
+    if model is not None:
+        pieces = {name: tuple(without_tables(model, of_group)) for name, of_group in pieces.items()}
     slices = {
-        group.name: [ParamSlice(param=p.param, dim=p.dim, index=p.positions()) for p in group.slices_with_role(role)]
-        for group in groups
+        name: [ParamSlice(param=p.param, dim=p.dim, index=p.positions()) for p in of_group]
+        for name, of_group in pieces.items()
     }
     return {name: pieces for name, pieces in slices.items() if pieces}
 
 
-def gate_slices(groups: Sequence[Group], role: Role) -> dict[str, list[ParamSlice]]:
+def gate_slices(model: nn.Module, groups: Sequence[Group], role: Role) -> dict[str, list[ParamSlice]]:
     """Return the slices of one role by group; those of the other role for a group without any, as of tied weights."""
-    wanted, others = (role_slices(groups, each) for each in (role, "producer" if role == "consumer" else "consumer"))
+    other: Role = "producer" if role == "consumer" else "consumer"
+    wanted, others = (role_slices(groups, each, model) for each in (role, other))
     both = {group.name: wanted.get(group.name) or others.get(group.name, []) for group in groups}
     return {name: pieces for name, pieces in both.items() if pieces}
 
@@ -37,7 +45,7 @@ def gate_derivatives(
     scoring: Scoring, role: Role, *, precision: str, options: TraceOptions, loss_fn: Any = None
 ) -> tuple[GateDerivatives, Slices]:
     """Return the derivatives of the loss in gates on all slices of one role, and these slices."""
-    slices = gate_slices(scoring.groups, role)
+    slices = gate_slices(scoring.model, scoring.groups, role)
     loss_fn = scoring.loss_fn if loss_fn is None else loss_fn
     return (
         gate_interactions(

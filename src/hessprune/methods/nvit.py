@@ -40,7 +40,7 @@ class NViT(Method):
 
     def score(self, scoring: Scoring) -> Scores:
         """Take the gradient in gates on producers and consumers alike."""
-        emitting, reading = (role_slices(scoring.groups, role) for role in ("producer", "consumer"))
+        emitting, reading = (role_slices(scoring.groups, role, scoring.model) for role in ("producer", "consumer"))
         slices = {
             group.name: [*emitting.get(group.name, []), *reading.get(group.name, [])]
             for group in scoring.groups

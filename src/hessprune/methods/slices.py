@@ -10,6 +10,19 @@ from hessprune.foundation.sharded import whole_tensor
 from hessprune.structure.groups import Group, Slice, producers
 
 
+def without_tables(model: nn.Module, pieces: Sequence[Slice]) -> list[Slice]:
+    """Return the slices of layers: tables of embeddings are looked up, and no gradient of a product reaches them.
+
+    A table that a linear layer shares is a layer; units that tables alone emit keep them.
+    """
+    owners: dict[int, set[bool]] = {}
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            owners.setdefault(id(weight), set()).add(isinstance(module, nn.Embedding))
+    layers = [piece for piece in pieces if owners.get(id(parameter(model, piece.param))) != {True}]
+    return layers or [*pieces]
+
+
 def weight_rows(model: nn.Module, piece: Slice) -> Tensor:
     """Return the weights of each unit in one slice, flattened: `(U, numel)` in float64."""
     weight = whole_tensor(parameter(model, piece.param).detach()).double().movedim(piece.dim, 0).flatten(1)
@@ -24,7 +37,7 @@ def producer_slices(model: nn.Module, groups: Sequence[Group], *, hap_scale: boo
     """
     slices: dict[str, list[ParamSlice]] = {}
     for group in groups:
-        for piece in producers(group):
+        for piece in without_tables(model, [*producers(group)]):
             rows = weight_rows(model, piece)
             scale = rows.square().sum(1) / (2 * rows.shape[1]) if hap_scale else None
             entry = ParamSlice(param=piece.param, dim=piece.dim, index=piece.positions(), scale=scale)

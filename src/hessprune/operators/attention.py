@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hessprune.foundation.written import WrittenSize
 from hessprune.operators.call import Call
 from hessprune.operators.labels import constant, removable, varies
 from hessprune.operators.leaves import Leaf
@@ -34,7 +35,9 @@ register("rmatmul", derivative="product")
 def product(call: Call, left: Tensor, right: Tensor) -> Tensor:
     """Tie the contracted channels of `(…, M, K) @ (…, K, P)`; units along batch axes are whole matrices (heads)."""
     if any(varies(labels, dim) for labels in (left, right) for dim in range(labels.dim() - 2)):
-        return one_unit_per_matrix(call, [left, right])
+        if not call.walk.closure.frees_widths:
+            return one_unit_per_matrix(call, [left, right])
+        return product_of_widths(call, left, right)
     if varies(left, -1) and varies(left, -2) and not removable(right):  # the axis that both share stays as it is
         call.labels.tie_along(left, -1)
         left = left.narrow(-1, 0, 1).expand(left.shape)
@@ -54,10 +57,49 @@ def attention(call: Call) -> Tensor:
         shares = [tensors[0].shape[-3] // labels.shape[-3] for labels in tensors[1:3]]
         pairs = zip(tensors[1:3], shares, strict=True)
         tensors[1:3] = [labels.repeat_interleave(share, -3) if share > 1 else labels for labels, share in pairs]
+    if call.walk.closure.frees_widths:
+        return widths(call, tensors)
     return one_unit_per_matrix(call, tensors).expand(call.shape)
 
 
 register("scaled_dot_product_attention", labels=attention)
+
+
+def product_of_widths(call: Call, left: Tensor, right: Tensor) -> Tensor:
+    """Tie the widths of queries and keys that are multiplied within heads, or pass on those of values."""
+    if varies(left, -2):  # weights of attention, with numbers for every pair of positions
+        call.labels.freeze(left, f"it belongs to pairs of positions{call.where}")
+        left = constant(left.shape)
+    rows, columns = (like_every_head(call, labels) for labels in (left, right))
+    if varies(rows, -1) or varies(columns, -2):
+        call.labels.tie(call.channels(rows, -1), call.channels(columns, -2))
+        call.note_width("qk", rows, -1)
+        return constant(call.shape)
+    call.note_width("v", columns, -1)
+    return right.narrow(-2, 0, 1).expand(call.shape)
+
+
+def widths(call: Call, tensors: list[Tensor]) -> Tensor:
+    """Tie queries and keys along the width that they are multiplied over; what is added to their products stays."""
+    query, key, value = (like_every_head(call, labels) for labels in tensors[:3])
+    for labels in tensors[3:]:
+        call.labels.freeze(labels, f"it is added for each head{call.where}")
+    for labels in (query, key, value):
+        call.labels.tie_along(labels, -2)
+    call.labels.tie(call.channels(query, -1), call.channels(key, -1))
+    call.note_width("qk", query, -1)
+    call.note_width("v", value, -1)
+    if call.get("scale") is None:
+        call.note_size(WrittenSize("scale", query.dim() - 1, query.dim(), query.shape[-1]), query)
+    return tensors[2].narrow(-2, 0, 1).expand(call.shape)
+
+
+def like_every_head(call: Call, labels: Tensor) -> Tensor:
+    """Tie all heads, position by position; return labels that are those of the first head for each."""
+    for dim in range(labels.dim() - 2):
+        call.labels.tie_along(labels, dim)
+        labels = labels.narrow(dim, 0, 1).expand(labels.shape)
+    return labels
 
 
 def one_unit_per_matrix(call: Call, tensors: list[Tensor]) -> Tensor:

@@ -24,6 +24,20 @@ class Conditions(Protocol):
     def pin(self, labels: Tensor, dim: int, reason: str, *, spares_heads: bool = False, cuts: bool = False) -> None:
         """Require that an axis keeps its size; with `spares_heads`, unless all units along it are heads."""
 
+    def normalise(self, labels: Tensor, dim: int) -> bool:
+        """Return whether channels that are normalised together may go: on request, if units lie along `dim` alone."""
+        ...
+
+    @property
+    def frees_widths(self) -> bool:
+        """Whether units of attention are widths within heads, and not heads."""
+        ...
+
+    @property
+    def widths(self) -> list[tuple[str, str, Tensor]]:
+        """The widths within heads that were found: kind, module and labels."""
+        ...
+
     def meet(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
         """Tie two label tensors that broadcast against each other; return the labels of the result."""
         ...
@@ -176,6 +190,20 @@ class Call:
         An axis that the operator `cuts` into unequal parts stays as a whole, whatever it meets.
         """
         self.walk.closure.pin(labels, dim, f"{reason}{self.where}", spares_heads=spares_heads, cuts=cuts)
+
+    def normalise(self, labels: Tensor, dim: int) -> bool:
+        """Return whether channels may go from a norm, which then normalises those that stay.
+
+        The call must be made by a module that has one number per channel, or several, and nothing else.
+        """
+        module = self.walk.modules.get(self.module)
+        tensors = [] if module is None else [*module.parameters(), *module.buffers()]
+        is_norm = bool(tensors) and all(tensor.numel() == labels.shape[dim] for tensor in tensors)
+        return is_norm and self.walk.closure.normalise(labels, dim)
+
+    def note_width(self, kind: str, labels: Tensor, dim: int) -> None:
+        """Note that units along an axis are widths within heads: of queries and keys, or of values."""
+        self.walk.closure.widths.append((kind, self.module, self.channels(labels, dim)))
 
     def note_size(self, written: WrittenSize, out: Tensor, *, is_open: bool = False) -> None:
         """Note the size of an axis along which units lie; an open one varies, since the axis holds the batch, too."""

@@ -47,9 +47,10 @@ register("group_norm", labels=group_norm)
 
 
 def layer_norm(call: Call) -> Any:
-    """Pin the normalised axes: removing a channel changes the mean and variance of all others."""
-    labels = call.walk.as_labels(call["input"])
-    for offset in range(1, len(call["normalized_shape"]) + 1):
+    """Pin the normalised axes, unless asked not to: removing a channel changes the mean and variance of all others."""
+    labels, num_axes = call.walk.as_labels(call["input"]), len(call["normalized_shape"])
+    is_free = num_axes == 1 and call.normalise(labels, -1)
+    for offset in () if is_free else range(1, num_axes + 1):
         call.pin(labels, -offset, "its channels are normalised together")
     affine = [call.walk.as_labels(call[name]) for name in ("weight", "bias") if call.get(name) is not None]
     return call.meet([labels, *affine]).expand(call.shape)

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from hessprune.operators.call import Call
+from hessprune.operators.labels import constant
 from hessprune.operators.table import register
 
 
@@ -15,6 +16,9 @@ def reduction(call: Call) -> Any:
         return call.refuse(f"operator '{call.operator}'{call.where} has no rule for two tensors")
     dims = _reduced(call, labels.dim())
     keepdim = bool(call.get("keepdim"))
+    if len(dims) == 1 and keepdim and call.operator in _STATISTICS and call.normalise(labels, dims[0]):
+        shape = labels.narrow(dims[0], 0, 1).shape
+        return [constant(shape) for _ in call.produced] if isinstance(call.produced, tuple | list) else constant(shape)
     for dim in dims:
         call.pin(labels, dim, f"'{call.operator}' reduces over its channels")
         labels = labels.narrow(dim, 0, 1)
@@ -22,6 +26,9 @@ def reduction(call: Call) -> Any:
         labels = labels.squeeze(dim)
     return [labels] * len(call.produced) if isinstance(call.produced, tuple | list) else labels
 
+
+_STATISTICS = {"mean", "var", "std", "var_mean"}
+"""What norms that people write themselves compute of their channels."""
 
 register(
     "mean", "sum", "amax", "amin", "max", "min", "any", "all", "argmax", "argmin", "median",

@@ -16,8 +16,8 @@ from hessprune.errors import ArgumentError, BudgetError
 from hessprune.foundation.checks import check_range, nearest
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.options import check_flag
-from hessprune.structure.groups import KINDS, Group, Groups, Ignored, Kind
-from hessprune.structure.kinds import only
+from hessprune.structure.groups import Group, Groups, Ignored, Kind
+from hessprune.structure.kinds import check_kinds, only
 from hessprune.structure.queries import check_mode
 
 
@@ -31,7 +31,8 @@ class Ranking:
         min_kept_fraction: Every group keeps at least this share of its units (and always one).
         round_to: Layers keep a multiple of this many channels, which suits the kernels of most hardware.
         ignore: Layers whose units stay: name patterns; for `prune` also modules and types of modules.
-        units: Kinds of units that may go: `"heads"`, `"neurons"`, `"channels"`, `"embedding"`; None for all.
+        units: Kinds of units that may go, of `"heads"`, `"neurons"`, `"channels"`, `"embedding"`, `"qk"` and `"v"`;
+            None for all that zeros in weights can mask; see `find_groups`.
         min_kept_units: Floors of single groups, `(name, units)`, in place of the fraction.
         step: Share of the budgeted quantity to remove before saliencies are measured anew; 1 decides at once.
         gqa: For `prune`, what leaves attention whose queries share keys and values; see `find_groups`.
@@ -75,10 +76,7 @@ class Ranking:
                 f"`ignore` must be a tuple of name patterns, modules or types of modules, got {shown(self.ignore)}. "
                 'Write ignore=("layer1.*",).'
             )
-        if self.units is not None and not (_is_sequence(self.units) and self.units and {*self.units} <= {*KINDS}):
-            raise ArgumentError(
-                f"`units` must be a tuple of kinds of units, got {shown(self.units)}. Pass some of {KINDS}, or None."
-            )
+        check_kinds(self.units)
         if not _is_sequence(self.min_kept_units) or not all(map(_is_floor, self.min_kept_units)):
             raise ArgumentError(
                 "`min_kept_units` must be pairs of a group's name and its number of units, got "

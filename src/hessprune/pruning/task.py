@@ -21,7 +21,6 @@ from hessprune.planning.ranking import Ranking
 from hessprune.pruning.memory import Memory, NoMemory
 from hessprune.structure.find import find_groups
 from hessprune.structure.groups import Group
-from hessprune.structure.kinds import only
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,8 +64,15 @@ class Task:
         check_batches(self.batches)
         model = arrived(self.model)
         check_finite_parameters(model)
-        groups = find_groups(self.model, self.example_inputs, self.ranking.ignore, compare=True, gqa=self.ranking.gqa)
-        return replace(self, model=model, groups=only(groups, self.ranking.units))
+        groups = find_groups(
+            self.model,
+            self.example_inputs,
+            self.ranking.ignore,
+            compare=True,
+            gqa=self.ranking.gqa,
+            units=self.ranking.units,
+        )
+        return replace(self, model=model, groups=groups)
 
     def scoring_settings(self) -> dict[str, Any]:
         """Return what decides the saliencies, besides model and data; JSON values."""

@@ -1,5 +1,6 @@
 """Conditions on labels that only the whole graph can settle: collected during the walk, settled after it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,10 +61,16 @@ class Meeting:
 class Closure:
     """Collects conditions; settles them by ties, and by freezing where ties cannot."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Labels, asked: Collection[str] = ()) -> None:
         self._labels = labels
+        self.asked = {*asked}
+        """Kinds of units that need other rules."""
         self.heads: list[Tensor] = []
         """Labels of heads of attention, or tied to some."""
+        self.normalised: list[Tensor] = []
+        """Labels of channels that a norm normalises together, and that may go all the same."""
+        self.widths: list[tuple[str, str, Tensor]] = []
+        """Widths within heads: `"qk"` or `"v"`, the module that computes the attention, and labels."""
         self._splits: list[Split] = []
         self._pins: list[Pin] = []
         self._meetings: list[Meeting] = []
@@ -77,6 +84,18 @@ class Closure:
         """Require that an axis keeps its size; with `spares_heads`, unless all units along it are heads."""
         if varies(labels, dim):
             self._pins.append(Pin(labels, dim % labels.dim(), reason, spares_heads, cuts))
+
+    def normalise(self, labels: Tensor, dim: int) -> bool:
+        """Return whether channels that are normalised together may go: on request, if units lie along `dim` alone."""
+        if "embedding" not in self.asked or self._labels.varying(labels) != (dim % labels.dim(),):
+            return False
+        self.normalised.append(compact(labels)[0].unique())
+        return True
+
+    @property
+    def frees_widths(self) -> bool:
+        """Whether units of attention are widths within heads, and not heads."""
+        return bool({"qk", "v"} & self.asked)
 
     def meet(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
         """Tie two label tensors of one rank that broadcast against each other; return the labels of the result."""

@@ -1,19 +1,22 @@
 """Turn labels into groups: tied labels are one unit, and units with the same slices form a group."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
 from hessprune.foundation.modules import split_name
+from hessprune.operators.labels import CONSTANT
 from hessprune.operators.leaves import Axis, Role
-from hessprune.structure.groups import Frozen, Group, Literal, Slice
+from hessprune.structure.groups import Frozen, Group, Kind, Literal, Slice
 from hessprune.structure.kinds import kind_of
 from hessprune.structure.walk import GraphWalk
 
 NamedAxis = tuple[str, int, Axis]
 LONELY = "all of its channels depend on each other"
+TOGETHER = "a norm normalises its heads together"
+ONE_WIDTH = "queries, keys and values have one width here: ask for 'qk' and 'v'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,11 +35,22 @@ class _Units:
     """Positions on the axes, one run after another."""
 
 
-def collect(walk: GraphWalk) -> tuple[list[Group], list[Frozen], dict[str, tuple[Literal, ...]]]:
-    """Return the groups in the order of use, all frozen axes with their reasons, and sizes that count heads.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collected:
+    """What a walk found."""
 
-    Those sizes may be written down in a forward. A group without an entry has none that could be lowered.
-    """
+    groups: list[Group]
+    """In the order of use."""
+    frozen: list[Frozen]
+    """All axes that stay, with the reasons."""
+    written: dict[str, tuple[Literal, ...]]
+    """By group, sizes that may be written down in a forward and could be lowered."""
+    pairs: list[tuple[Group, Group, Group]]
+    """Widths of queries and keys, those of values, and both as one group, for code that gives them one size."""
+
+
+def collect(walk: GraphWalk) -> Collected:
+    """Return groups, frozen axes, and sizes that may be written down."""
     axes = _all_axes(walk)
     roots, (numbers, reasons) = walk.labels.roots(), walk.labels.frozen()
     frozen = [
@@ -46,21 +60,76 @@ def collect(walk: GraphWalk) -> tuple[list[Group], list[Frozen], dict[str, tuple
     ]
     groups: list[Group] = []
     written: dict[str, tuple[Literal, ...]] = {}
-    heads = np.unique(
-        roots[np.concatenate([np.empty(0, np.int64), *(labels.numpy() for labels in walk.closure.heads)])]
-    )
+    of_units: dict[str, np.ndarray] = {}
+    marked = _marked(walk, roots)
     names: dict[str, int] = {}
     units = _units(axes, roots, numbers)
     for rows in _alike(units):
         group = _named(_build(walk, roots, axes, units, rows), names)
-        if group.num_units > 1:
-            members = units.root[rows[:, 0]]
-            is_head = bool(np.isin(members, heads).any())
-            groups.append(replace(group, kind=kind_of(walk.modules[""], group.slices, is_head=is_head)))
-            written[group.name] = _written(walk, roots, members) if is_head else ()
-        else:
-            frozen += [Frozen(param=piece.param, dim=piece.dim, reason=LONELY) for piece in group.slices]
-    return groups, frozen, written
+        members = units.root[rows[:, 0]]
+        known: list[Kind] = [kind for kind, roots_of in marked.items() if np.isin(members, roots_of).any()]
+        if reason := LONELY if group.num_units == 1 else _obstacle(known, walk.closure.asked):
+            frozen += [Frozen(param=piece.param, dim=piece.dim, reason=reason) for piece in group.slices]
+            continue
+        kind = kind_of(walk.modules[""], group.slices, known[0] if known else None)
+        groups.append(replace(group, kind=kind))
+        of_units[group.name] = members
+        written[group.name] = _written(walk, roots, members) if known else ()
+        if kind == "embedding":
+            written[group.name] += _widths(walk, roots, marked["heads"], group.num_units)
+        elif kind in ("qk", "v"):
+            written[group.name] += _scales(walk, roots, members)
+    pairs = []
+    for first, second in _pairs(walk, roots, groups, of_units):
+        both = replace(first, name=f"{first.name}+v", slices=(*first.slices, *second.slices))
+        one = roots.copy()
+        for own, other in zip(of_units[first.name], of_units[second.name], strict=True):
+            one[one == other] = own
+        members = of_units[first.name]
+        written[both.name] = _written(walk, one, members) + _scales(walk, one, members)
+        pairs.append((first, second, both))
+    return Collected(groups=groups, frozen=frozen, written=written, pairs=pairs)
+
+
+def _pairs(
+    walk: GraphWalk, roots: np.ndarray, groups: list[Group], of_units: dict[str, np.ndarray]
+) -> Iterator[tuple[Group, Group]]:
+    """Yield the widths of queries and keys with those of values in the same module, if there are as many."""
+    found: dict[str, dict[str, Group]] = {}
+    for kind, module, labels in walk.closure.widths:
+        places = _roots(roots, [labels])
+        for group in groups:
+            if group.kind == kind and np.isin(of_units[group.name], places).all():
+                found.setdefault(module, {})[kind] = group
+    for parts in found.values():
+        if len(parts) == 2 and parts["qk"].num_units == parts["v"].num_units:
+            yield parts["qk"], parts["v"]
+
+
+def _obstacle(known: Sequence[Kind], asked: Collection[str]) -> str:
+    """Return the reason for which units of several kinds stay, if they do."""
+    if "embedding" in known and len(known) > 1:
+        return TOGETHER
+    return ONE_WIDTH if {"qk", "v"} <= {*known} and not {"qk", "v"} <= {*asked} else ""
+
+
+def _marked(walk: GraphWalk, roots: np.ndarray) -> dict[Kind, np.ndarray]:
+    """Return the roots of units whose kind operators say; where one unit has several, the first counts."""
+    closure = walk.closure
+    of_kind = {kind: [labels for known, _, labels in closure.widths if known == kind] for kind in ("qk", "v")}
+    marked: dict[Kind, list[Tensor]] = {
+        "heads": closure.heads,
+        "qk": of_kind["qk"],
+        "v": of_kind["v"],
+        "embedding": closure.normalised,
+    }
+    return {kind: _roots(roots, labels) for kind, labels in marked.items()}
+
+
+def _roots(roots: np.ndarray, parts: list[Tensor]) -> np.ndarray:
+    """Return the roots of some labels, each once; fixed labels have none."""
+    labels = np.concatenate([np.empty(0, np.int64), *(labels.numpy() for labels in parts)])
+    return np.unique(roots[labels[labels > CONSTANT]])
 
 
 def _all_axes(walk: GraphWalk) -> list[NamedAxis]:
@@ -125,7 +194,7 @@ def _written(walk: GraphWalk, roots: np.ndarray, members: np.ndarray) -> tuple[L
     """Return the sizes that count these units; none if one of them varies, or means different axes."""
     found: dict[tuple[int, str], Literal] = {}
     other: set[tuple[int, str]] = set()
-    for use in walk.sizes:
+    for use in (use for use in walk.sizes if not use.name.startswith("scale")):
         if len(use.labels) > 1 and len(np.unique(roots[use.labels.numpy()])) == 1:
             continue  # it is the size of each unit
         key, counts = (id(walk.modules[use.module]), use.name), _counts(use.labels, roots, members)
@@ -134,6 +203,23 @@ def _written(walk: GraphWalk, roots: np.ndarray, members: np.ndarray) -> tuple[L
     if any(any(found[key].counts) for key in other):
         return ()
     return tuple(literal for literal in found.values() if any(literal.counts))
+
+
+def _widths(walk: GraphWalk, roots: np.ndarray, heads: np.ndarray, num_units: int) -> tuple[Literal, ...]:
+    """Return the sizes of heads, which a forward may compute from the width of the embedding; none falls with it."""
+    names = {
+        (use.module, use.name.replace("view", "width"))
+        for use in walk.sizes
+        if use.name.startswith("view") and np.isin(roots[use.labels.numpy()], heads).all()
+    }
+    return tuple(Literal(module=module, attribute=name, counts=(0,) * num_units) for module, name in sorted(names))
+
+
+def _scales(walk: GraphWalk, roots: np.ndarray, members: np.ndarray) -> tuple[Literal, ...]:
+    """Return the scales that torch computes from these units; none falls with them."""
+    uses = [use for use in walk.sizes if use.name.startswith("scale") and any(_counts(use.labels, roots, members))]
+    names = dict.fromkeys((use.module, use.name) for use in uses)
+    return tuple(Literal(module=module, attribute=name, counts=(0,) * len(members)) for module, name in names)
 
 
 def _counts(labels: Tensor, roots: np.ndarray, members: np.ndarray) -> tuple[int, ...]:

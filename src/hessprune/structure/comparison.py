@@ -14,7 +14,7 @@ from hessprune.foundation.randomness import without_chance
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import to_device
 from hessprune.layers.recording import CallMode
-from hessprune.structure.cutting import Followers
+from hessprune.structure.masking import Followers
 from hessprune.structure.outputs import difference
 
 # Largest accepted difference, relative to the largest output. Both models run in float64 where the model allows it;

@@ -1,13 +1,11 @@
-"""Cut units out of a model: delete slices of its tensors and lower the attributes that count units, or mask them."""
+"""Cut units out of a model: delete slices of its tensors, and lower the attributes that count units."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal as Choice
 
 import torch
 from torch import Tensor, nn
 
 from hessprune.foundation.experts import let_experts_fit
-from hessprune.foundation.modules import split_name
 from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.state import drop_caches
 from hessprune.foundation.tensors import named_tensors, replace_tensors
@@ -15,9 +13,6 @@ from hessprune.foundation.written import lower
 from hessprune.structure.groups import Literal, Slice
 
 Cut = Slice | Literal
-
-Followers = Choice["kept", "layers", "all"]
-"""The followers that a mask sets to zero: none; weights and biases of torch's own layers; all, with buffers."""
 
 
 def remove_slices(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]]) -> None:
@@ -42,29 +37,6 @@ def remove_slices(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]]) -
     replace_tensors(model, {name: _select(state[name], dims) for name, dims in keep.items()})
     let_experts_fit(model)
     drop_caches(model)
-
-
-def mask_slices(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]], followers: Followers) -> None:
-    """Set slices of units to zero in place: those of producers and consumers, and the chosen followers.
-
-    Nothing reads a masked unit, so its followers may be kept, unless another activation multiplies it.
-    """
-    state = dict(named_tensors(model))
-    with torch.no_grad():
-        for cut, units in cuts:
-            if isinstance(cut, Slice) and units and _is_masked(model, cut, followers):
-                tensor = state[cut.param]
-                tensor.index_fill_(cut.dim, cut.positions(units).reshape(-1).to(tensor.device), 0)
-    drop_caches(model)
-
-
-def _is_masked(model: nn.Module, piece: Slice, followers: Followers) -> bool:
-    """Return whether a mask sets a slice to zero."""
-    if piece.role != "follower" or followers == "all":
-        return True
-    module, attribute = split_name(piece.param)
-    is_layer = type(model.get_submodule(module)).__module__.startswith("torch.nn.")
-    return followers == "layers" and is_layer and attribute in {"weight", "bias"}
 
 
 def _select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:

@@ -1,7 +1,8 @@
 """Find the groups of coupled units of any model: capture its graph, run it on labels, collect groups, try them out."""
 
 import fnmatch
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,8 +14,9 @@ from hessprune.foundation.modules import split_name
 from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.structure.advice import ON_REQUEST, advice
 from hessprune.structure.capture import capture, capture_training
-from hessprune.structure.collect import collect
-from hessprune.structure.groups import Frozen, Group, Groups, Ignored
+from hessprune.structure.collect import Collected, collect
+from hessprune.structure.groups import KINDS, Frozen, Group, Groups, Ignored, Kind
+from hessprune.structure.kinds import check_kinds, only
 from hessprune.structure.queries import by_queries, check_mode
 from hessprune.structure.sizes import without_failures
 from hessprune.structure.walk import GraphWalk
@@ -27,6 +29,7 @@ def find_groups(
     *,
     compare: bool = False,
     gqa: str = "kv-group",
+    units: Collection[Kind] | None = None,
 ) -> Groups:
     """Find all removable units (channels, neurons, heads), each with all slices that must go with it.
 
@@ -46,13 +49,19 @@ def find_groups(
         compare: Make the second trial; without it `hp.apply_plan` refuses where slicing is not masking.
         gqa: What leaves attention whose queries share keys and values: `"kv-group"`, a head of keys and values with its
             queries; `"even-queries"`, as many queries of every such head; `"free-queries"`, any query.
+        units: Kinds of units to find; None for heads, neurons, channels, and embeddings that no norm reads. With
+            `"embedding"`, channels that a LayerNorm or RMSNorm normalises may go, too; the norm then normalises the
+            channels that stay. With `"qk"` and `"v"`, the same widths go from all heads of a layer: from queries and
+            keys together, from values, or from all three where the source code gives them one size. Scores stay
+            divided by the root of the dense width. Where `"heads"` are asked for, too, and may go, their widths stay.
 
     Returns:
         The groups in the order of use; `.frozen` lists every axis that cannot shrink, with the reason.
 
     Raises:
         UnsupportedModelError: The model cannot be captured, or nothing in it can be pruned.
-        ArgumentError: An entry of `ignore` matches no module of the model, or `gqa` is no such mode.
+        ArgumentError: An entry of `ignore` matches no module of the model, `gqa` is no such mode, or the model has no
+            units of the kinds in `units`.
 
     Example:
         >>> import torch, hessprune as hp
@@ -69,17 +78,37 @@ def find_groups(
           consumer 3.weight dim 1
     """
     check_mode(gqa)
+    check_kinds(units)
     with watched(model) as plain:
+        ignored = _ignored_modules(model, ignore)
         try:
-            return _found(plain, example_inputs, _ignored_modules(model, ignore), compare=compare, gqa=gqa)
+            return only(_of_kinds(plain, example_inputs, ignored, compare=compare, gqa=gqa, kinds=units or ()), units)
         except UnsupportedModelError:
             check_plain_weights(model)  # a likely cause, with its remedy
             raise
 
 
-def _found(model: nn.Module, example_inputs: Any, ignored: set[str], *, compare: bool, gqa: str) -> Groups:
+def _of_kinds(
+    model: nn.Module, example_inputs: Any, ignored: set[str], *, compare: bool, gqa: str, kinds: Collection[Kind]
+) -> Groups:
+    """Find the groups of a plain model; where heads may go, the widths within them stay."""
+    find = partial(_found, model, example_inputs, ignored, compare=compare, gqa=gqa)
+    widths: list[Kind] = [kind for kind in KINDS if kind in {"qk", "v"} & {*kinds}]
+    if not widths or "heads" not in kinds:
+        return find(kinds=kinds)
+    groups, inner = find(kinds=[kind for kind in kinds if kind not in widths]), find(kinds=widths)
+    taken = {(piece.param, piece.dim) for group in groups for piece in group.slices}
+    found = [group for group in inner if group.kind in widths]
+    free = [group for group in found if not any((piece.param, piece.dim) in taken for piece in group.slices)]
+    return Groups((*groups, *free), groups.frozen)
+
+
+def _found(
+    model: nn.Module, example_inputs: Any, ignored: set[str], *, compare: bool, gqa: str, kinds: Collection[Kind]
+) -> Groups:
     """Find the groups of a plain model, without those of the ignored modules."""
-    groups, frozen, written = collect(_walk(model, example_inputs))
+    collected = collect(_walk(model, example_inputs, kinds))
+    groups, frozen, written = collected.groups, collected.frozen, collected.written
     kept = [group for group in groups if not _is_ignored(group, ignored)]
     frozen += _freeze([group for group in groups if _is_ignored(group, ignored)], ON_REQUEST)
     if gqa != "kv-group":
@@ -87,6 +116,12 @@ def _found(model: nn.Module, example_inputs: Any, ignored: set[str], *, compare:
         frozen += staying
         written = {group.name: written[group.name] for group in kept if group in before}
     working, failures = without_failures(model, example_inputs, kept, written, compare=compare)
+    if pairs := _failed_pairs(collected, failures) if {"qk", "v"} <= {*kinds} else []:
+        apart = {part.name for first, second, _ in pairs for part in (first, second)}
+        failures = [(group, reason) for group, reason in failures if group.name not in apart]
+        together = [both for _, _, both in pairs]
+        working, more = without_failures(model, example_inputs, [*working, *together], written, compare=compare)
+        failures += more
     for group, reason in failures:
         frozen += _freeze([group], reason)
     if not working:
@@ -97,16 +132,22 @@ def _found(model: nn.Module, example_inputs: Any, ignored: set[str], *, compare:
     return Groups(working, dict.fromkeys(frozen))
 
 
-def _walk(model: nn.Module, example_inputs: Any) -> GraphWalk:
+def _failed_pairs(collected: Collected, failures: Iterable[tuple[Group, str]]) -> list[tuple[Group, Group, Group]]:
+    """Return the widths of queries and keys, and of values, that the forward does not let go one without the other."""
+    failed = {group.name for group, _ in failures}
+    return [pair for pair in collected.pairs if {pair[0].name, pair[1].name} <= failed]
+
+
+def _walk(model: nn.Module, example_inputs: Any, kinds: Collection[Kind]) -> GraphWalk:
     """Walk the graph of evaluation; if it skips parameters (auxiliary heads), walk the graph of training, too."""
     program = capture(model, example_inputs)
     signature = program.graph_signature
     unused = [name for name in signature.inputs_to_parameters if not _is_used(program, name)]
     training = capture_training(model, example_inputs) if unused else None
     programs = [program] if training is None else [program, training]
-    walk = GraphWalk(model, programs)
+    walk = GraphWalk(model, programs, asked=kinds)
     stuck = walk.stuck()
-    return GraphWalk(model, programs, stuck) if stuck else walk
+    return GraphWalk(model, programs, stuck, asked=kinds) if stuck else walk
 
 
 def _is_used(program: ExportedProgram, name: str) -> bool:

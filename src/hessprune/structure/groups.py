@@ -14,7 +14,7 @@ from hessprune.operators.leaves import Role
 
 T = TypeVar("T")
 
-Kind = typing.Literal["channels", "neurons", "heads", "embedding"]
+Kind = typing.Literal["channels", "neurons", "heads", "qk", "v", "embedding"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 
 Ignored = nn.Module | type[nn.Module] | str
@@ -83,7 +83,8 @@ class Group:
     slices: tuple[Slice, ...]
     literals: tuple[Literal, ...] = ()
     kind: Kind = "channels"
-    """Channels of a convolution, neurons of a linear layer, heads of attention, or the width of an embedding table."""
+    """Channels of a convolution, neurons of a linear layer, heads of attention, widths of queries and keys (`"qk"`) or
+    of values (`"v"`) within all heads of a layer, or the width of the embedding."""
 
     def slices_with_role(self, role: Role) -> tuple[Slice, ...]:
         """Return the slices of one role, in the model's order."""

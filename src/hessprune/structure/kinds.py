@@ -1,6 +1,7 @@
 """Kinds of units: heads of attention, neurons of linear layers, channels of convolutions, embedding widths."""
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from torch import nn
 
@@ -12,21 +13,34 @@ from hessprune.structure.groups import KINDS, Frozen, Groups, Kind, Slice
 NOT_ASKED = "units of its kind stay, on request"
 
 
-def kind_of(model: nn.Module, pieces: Iterable[Slice], *, is_head: bool) -> Kind:
+def kind_of(model: nn.Module, pieces: Iterable[Slice], known: Kind | None = None) -> Kind:
     """Return the kind of the units that some slices hold.
 
     Args:
         model: The model of the slices.
         pieces: All slices of a group.
-        is_head: Whether the units meet in a product of queries with keys, or of its result with values.
+        known: What operators say: that a norm computes its statistics over the units, or that the units meet in a
+            product of queries with keys, or of its result with values.
     """
-    if is_head:
-        return "heads"
+    if known:
+        return known
     names = [piece.param for piece in pieces if piece.role == "producer"]
     owners = [model.get_submodule(split_name(name)[0]) for name in names]
     if owners and all(isinstance(owner, nn.Embedding) for owner in owners):
         return "embedding"
     return "neurons" if names and all(_rank(model, name) == 2 for name in names) else "channels"
+
+
+def check_kinds(units: Any) -> None:
+    """Raise unless this is None or names kinds of units.
+
+    Raises:
+        ArgumentError: It does not.
+    """
+    if units is not None and not (isinstance(units, tuple | list) and units and {*units} <= {*KINDS}):
+        raise ArgumentError(
+            f"`units` must be a tuple of kinds of units, got {shown(units)}. Pass some of {KINDS}, or None."
+        )
 
 
 def only(groups: Groups, kinds: Collection[Kind] | None) -> Groups:

@@ -34,7 +34,7 @@ def by_queries(model: nn.Module, groups: Sequence[Group], gqa: str) -> tuple[lis
     """
     found, frozen = [], []
     for group in groups:
-        sizes = None if gqa == "kv-group" else _sizes(group)
+        sizes = None if gqa == "kv-group" or group.kind != "heads" else _sizes(group)
         if sizes is None:
             found.append(group)
             continue

@@ -1,5 +1,6 @@
 """Sizes that the source code fixes: groups that fail on trial, and module attributes that free them."""
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from torch import nn
 from hessprune.foundation.modules import split_name
 from hessprune.foundation.written import is_written
 from hessprune.structure.groups import Group, Literal
+from hessprune.structure.mending import mended
 from hessprune.structure.trial import Failure, Rerun, Trial
 
 
@@ -41,6 +43,9 @@ def without_failures(
                 continue
             choices = [sized[group.name]] if group.name in freed else _choices(model, group, module, sized[group.name])
             call = calls.get(module) if _lies_in(group, module) else None
+            if group.kind == "embedding" and group.name not in freed:
+                followed = mended(trial, beside, group, _all_choices(model, sized[group.name]))
+                choices = itertools.chain(followed, [sized[group.name]])
             better = _working(trial, beside, choices, call=call)
             if better and better != group:
                 working[group.name], freed[group.name] = better, reason
@@ -67,10 +72,11 @@ def _silent(trial: Trial, working: Mapping[str, Group], sized: Mapping[str, Grou
 
     Each gets attributes after which no call names a written size, or else the sizes that are named.
     """
-    everything = {name: _sized(group, sized[name].literals) for name, group in working.items()}
-    named = trial.named_sizes([*everything.values()])
+    heads = {name: group for name, group in working.items() if group.kind != "embedding"}
+    everything = {name: _sized(group, sized[name].literals) for name, group in heads.items()}
+    named = trial.named_sizes([*{**working, **everything}.values()])
     homes = {
-        name: _home(sized[name]) for name, group in working.items() if _names(trial, _more(group, sized[name]), named)
+        name: _home(sized[name]) for name, group in heads.items() if _names(trial, _more(group, sized[name]), named)
     }
     calls = trial.calls({*homes.values()} - {""})
     for name in homes:
@@ -161,6 +167,14 @@ def _named(trial: Trial, group: Group, beside: Sequence[Group], call: Rerun | No
     pairs = zip(group.literals, keys, strict=True)
     literals = tuple(item for item, key in pairs if key in named or not is_written(item.attribute))
     return replace(group, literals=literals)
+
+
+def _all_choices(model: nn.Module, sized: Group) -> list[Literal]:
+    """Return all attributes that may count the units of a group, and all sizes that stay or go with them."""
+    owners = (split_name(piece.param)[0] for piece in sized.slices)
+    around = dict.fromkeys(outer for name in owners for outer in _outwards(name))
+    counting = (literal for name in around for literal in _counting(model.get_submodule(name), name, sized))
+    return [*counting, *sized.literals]
 
 
 def _choices(model: nn.Module, group: Group, module: str, sized: Group) -> Iterator[Group]:

@@ -20,8 +20,9 @@ from hessprune.foundation.trees import sample_rows, tensors_in, to_device
 from hessprune.foundation.written import noting_sizes
 from hessprune.structure.capture import first_line
 from hessprune.structure.comparison import TOLERANCE, compare, positive
-from hessprune.structure.cutting import Cut, Followers, mask_slices, remove_slices
+from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
+from hessprune.structure.masking import Followers, Leaving, mask_groups
 
 Rerun = Callable[[], Any]
 """Repeats one call of a module with the same arguments."""
@@ -97,11 +98,14 @@ class Trial:
         Every group loses another number of units, at random positions. Costs two forwards with numbers if they agree.
         """
         model, inputs = self._original[0], self._numeric_inputs
-        cuts = [(piece, units) for group, units in self._leaving(groups) for piece in (*group.slices, *group.literals)]
+        leaving = [*self._leaving(groups)]
         try:
             sliced = copy.deepcopy(model)
-            remove_slices(sliced, cuts)
-            found, dtype = compare(lambda followers: _masked(model, cuts, followers), sliced, inputs, awake=self._awake)
+            remove_slices(
+                sliced, [(cut, units) for group, units in leaving for cut in (*group.slices, *group.literals)]
+            )
+            mask = partial(_masked, model, leaving)
+            found, dtype = compare(mask, sliced, inputs, awake=self._awake)
         except Exception as error:  # any error of the user's forward is the answer
             return first_line(error)
         return "" if found <= TOLERANCE[dtype] else f"without some units the output differs by {found:.1e}"
@@ -127,9 +131,9 @@ class Trial:
             yield group, sorted(random.Random(place).sample(range(group.num_units), count))
 
 
-def _masked(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]], followers: Followers) -> nn.Module:
+def _masked(model: nn.Module, leaving: Sequence[Leaving], followers: Followers) -> nn.Module:
     masked = copy.deepcopy(model)
-    mask_slices(masked, cuts, followers)
+    mask_groups(masked, leaving, followers)
     return masked
 
 

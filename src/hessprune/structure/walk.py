@@ -3,7 +3,7 @@
 An operator without a rule freezes the labels of its arguments; the reason names the operator.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,16 @@ class GraphWalk:
     """All labels of one model, of parameter axes and (where needed) of single elements, and the ties between them."""
 
     def __init__(
-        self, model: nn.Module, programs: Sequence[ExportedProgram], stuck: Mapping[tuple[str, int], str] | None = None
+        self,
+        model: nn.Module,
+        programs: Sequence[ExportedProgram],
+        stuck: Mapping[tuple[str, int], str] | None = None,
+        *,
+        asked: Collection[str] = (),
     ) -> None:
         self.labels = Labels()
         self._stuck = stuck or {}
-        self.closure = Closure(self.labels)
+        self.closure = Closure(self.labels, asked)
         self.axes: dict[tuple[str, int], Axis] = {}
         self.elements: dict[str, Tensor] = {}
         self.sizes: list[SizeUse] = []
@@ -158,7 +163,7 @@ class GraphWalk:
 
     def _count_heads(self) -> None:
         """Note the heads of torch's multi-head attention: those of the queries stand first."""
-        for name, module in self.modules.items():
+        for name, module in () if self.closure.frees_widths else self.modules.items():
             if not isinstance(module, nn.MultiheadAttention):
                 continue
             packed = module.in_proj_weight is not None

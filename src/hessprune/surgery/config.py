@@ -15,6 +15,7 @@ from hessprune.structure.groups import Group
 from hessprune.surgery.pretrained import DENSE, config_of
 
 _HEADS, _KEYS, _WIDTH = ("num_attention_heads", "num_heads", "n_head"), "num_key_value_heads", "head_dim"
+_HIDDEN = ("hidden_size", "d_model", "n_embd", "dim")
 _NEURONS = ("intermediate_size", "ffn_dim", "d_ff", "n_inner")
 
 
@@ -56,6 +57,11 @@ def _sizes(config: Any, plan: Plan) -> dict[str, int] | None:
 def _named(config: Any, group: Group, left: int) -> Iterator[tuple[str, int]]:
     """Yield the numbers that change with the units of a group."""
     units = group.num_units
+    if group.kind == "embedding":
+        yield from ((name, left) for name in _HIDDEN if getattr(config, name, None) == units)
+        return
+    if group.kind in {"qk", "v"}:
+        return
     if all(len(piece.index[0]) == 1 for piece in group.slices_with_role("consumer")):
         inner = 4 * getattr(config, "n_embd", 0)  # what GPT-2 takes for `n_inner` where nothing is said
         values = {name: getattr(config, name, None) or inner for name in _NEURONS if hasattr(config, name)}

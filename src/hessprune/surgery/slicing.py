@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
-from hessprune.structure.cutting import Followers, mask_slices, remove_slices
+from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group, Literal, Slice
+from hessprune.structure.masking import Followers, mask_groups
 
 
 def slice_units(model: nn.Module, groups: Sequence[Group], removed: Mapping[str, Sequence[int]]) -> None:
@@ -18,7 +19,8 @@ def mask_units(
 ) -> None:
     """Set slices of the removed units to zero, in place; the model keeps its shape.
 
-    Consumers multiply the unit by zero, so this is exact also for activations with f(0) ≠ 0.
+    Consumers multiply the unit by zero, so this is exact also for activations with f(0) ≠ 0. Norms over the embedding
+    see the channels that stay alone.
 
     Args:
         model: The dense model.
@@ -27,7 +29,7 @@ def mask_units(
         followers: Which biases, normalisations and stored deviations become zero, too; they must not where the model
             divides by one of them.
     """
-    mask_slices(model, list(_cuts(groups, removed)), followers)
+    mask_groups(model, [(group, removed.get(group.name, ())) for group in groups], followers)
 
 
 def _cuts(

@@ -15,7 +15,7 @@ from hessprune.foundation.trees import tensors_in
 from hessprune.planning.plan import Plan
 from hessprune.structure.capture import first_line
 from hessprune.structure.comparison import TOLERANCE, compare, outputs_of, positive
-from hessprune.structure.cutting import Followers
+from hessprune.structure.masking import Followers
 from hessprune.structure.outputs import has_numbers, is_finite_somewhere
 from hessprune.surgery.fits import check_pair
 from hessprune.surgery.implants.module import embed_stand_ins

@@ -15,7 +15,7 @@ from hessprune.foundation.trees import describe
 from hessprune.lab.models import build_model, load_weights
 from hessprune.lab.models.zoos import ZooName, example_of
 from hessprune.structure.find import find_groups
-from hessprune.structure.groups import Group
+from hessprune.structure.groups import KINDS, Group, Kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +28,7 @@ class GroupRow:
     params: int
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    kind: Kind = "channels"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,11 @@ class Inspection:
     cost: Cost
     groups: tuple[GroupRow, ...]
     frozen: Mapping[str, tuple[str, ...]]
+
+    def by_kind(self) -> dict[Kind, tuple[GroupRow, ...]]:
+        """Return the groups of each kind that the model has."""
+        kinds: list[Kind] = [kind for kind in KINDS if any(row.kind == kind for row in self.groups)]
+        return {kind: tuple(row for row in self.groups if row.kind == kind) for kind in kinds}
 
     @property
     def units(self) -> int:
@@ -58,6 +64,7 @@ def inspect_model(
     num_classes: int | None = None,
     weights: Path | str | None = None,
     ignore: tuple[str, ...] = (),
+    units: tuple[Kind, ...] | None = None,
 ) -> Inspection:
     """Build a model by name and look into it.
 
@@ -68,6 +75,7 @@ def inspect_model(
         num_classes: Outputs, for factories that take it; as in the package, or 10, by default.
         weights: A checkpoint that must fit.
         ignore: Modules or parameters to leave alone.
+        units: Kinds of units; see `find_groups`.
 
     Raises:
         ArgumentError: The shape cannot be read, or the name is unknown.
@@ -81,12 +89,19 @@ def inspect_model(
     if weights is not None:
         load_weights(model, weights)
     example = example_of(model, shape) if is_foreign else torch.zeros(1, *(shape or ()))
-    return inspection_of(name, model, example, ignore)
+    return inspection_of(name, model, example, ignore, units=units)
 
 
-def inspection_of(name: str, model: nn.Module, example_inputs: Any, ignore: tuple[str, ...] = ()) -> Inspection:
+def inspection_of(
+    name: str,
+    model: nn.Module,
+    example_inputs: Any,
+    ignore: tuple[str, ...] = (),
+    *,
+    units: tuple[Kind, ...] | None = None,
+) -> Inspection:
     """Find the groups of a model and price one unit of each."""
-    groups = find_groups(model, example_inputs, ignore, compare=True)
+    groups = find_groups(model, example_inputs, ignore, compare=True, units=units)
     costs = CostModel(model, example_inputs, groups)
     macs, params = costs.saved_next("macs"), costs.saved_next("params")
     frozen: dict[str, list[str]] = {}
@@ -105,7 +120,13 @@ def _row(group: Group, macs: int, params: int) -> GroupRow:
     emitting = tuple(piece.param.removesuffix(".weight") for piece in group.slices_with_role("producer"))
     reading = tuple(piece.param.removesuffix(".weight") for piece in group.slices_with_role("consumer"))
     return GroupRow(
-        name=group.name, units=group.num_units, macs=macs, params=params, producers=emitting, consumers=reading
+        name=group.name,
+        units=group.num_units,
+        macs=macs,
+        params=params,
+        producers=emitting,
+        consumers=reading,
+        kind=group.kind,
     )
 
 
