@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.networks.check import check
 from tests.networks.network import Network
 
-NETWORKS, DRAWS = 60, 5
+NETWORKS, DRAWS = 40, 5
 """Together 300 draws of units that leave; `benchmarks/random_networks.py` draws more."""
 
 

@@ -106,6 +106,7 @@ def together(tmp_path_factory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{number}.pt") for number in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sharded_model_has_the_saliencies_of_the_whole_one(together, method: str) -> None:
     for found in together:
@@ -114,6 +115,7 @@ def test_a_sharded_model_has_the_saliencies_of_the_whole_one(together, method: s
     assert torch.equal(together[0][method], together[1][method])
 
 
+@pytest.mark.slow
 def test_it_stays_sharded_and_trains_on(together) -> None:
     whole = sum(parameter.numel() for parameter in Net().parameters())
     assert sum(found["held"] for found in together) == whole
@@ -124,6 +126,7 @@ def test_it_stays_sharded_and_trains_on(together) -> None:
         assert not found["gradients"]
 
 
+@pytest.mark.slow
 def test_what_needs_whole_weights_is_refused_in_one_line(together) -> None:
     for found in together:
         for method, message in found["refused"].items():
