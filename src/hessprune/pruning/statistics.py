@@ -13,6 +13,7 @@ from torch import Tensor
 from hessprune.errors import ArgumentError, CheckpointError
 from hessprune.foundation.files import replacing
 from hessprune.foundation.formatting import bytes_text, counted, shown
+from hessprune.foundation.hashing import tensors_sha256
 from hessprune.layers.input_moments import InputMoments
 from hessprune.methods.tensors import saliency_from, saliency_tensors
 from hessprune.methods.values import Saliency
@@ -97,6 +98,7 @@ class Statistics:
             tensors |= {f"mean:{name}": held.mean, f"covariance:{name}": held.covariance}
         facts = {
             "format": FORMAT,
+            "sha256": tensors_sha256(tensors),
             "origin": asdict(self.origin),
             "saliencies": saliencies,
             "moments": None
@@ -125,6 +127,11 @@ class Statistics:
                     f"file '{path}' has format {shown(facts['format'])}, this version reads {FORMAT}. "
                     "Upgrade hessprune."
                 )
+            if facts["sha256"] != tensors_sha256(tensors):
+                raise CheckpointError(
+                    f"file '{path}' must hold statistics, got other numbers than were written. "
+                    "Write it anew: hp.measure(…).save(path)."
+                )
             return cls(
                 saliencies={
                     method: saliency_from(tensors, own, f"{number}:")
@@ -135,6 +142,8 @@ class Statistics:
                 num_samples=facts["num_samples"],
                 seconds=facts["seconds"],
             )
+        except CheckpointError:
+            raise
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:120]
             raise CheckpointError(
