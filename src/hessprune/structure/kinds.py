@@ -54,8 +54,10 @@ def only(groups: Groups, kinds: Collection[Kind] | None) -> Groups:
     kept = [group for group in groups if group.kind in kinds]
     if not kept:
         there = tuple(kind for kind in KINDS if any(group.kind == kind for group in groups))
+        reasons = "; ".join([*dict.fromkeys(item.reason for item in groups.frozen)][:3])
+        others = f"; other axes stay because: {reasons}" if reasons else ""
         raise ArgumentError(f"`units` must name kinds of units that the model has, got {shown(tuple(kinds))}. "
-                            f"Pass some of {there}.")  # fmt: skip
+                            f"Pass some of {there}{others}.")  # fmt: skip
     others = [piece for group in groups if group.kind not in kinds for piece in group.slices]
     return Groups(kept, (*groups.frozen, *(Frozen(param=p.param, dim=p.dim, reason=NOT_ASKED) for p in others)))
 
