@@ -65,7 +65,7 @@ class Problem:
     seconds_per_sample: float
     """Of a forward pass."""
     note: str
-    """What stands beside the progress of a pass, such as an estimate of its memory."""
+    """Text beside the progress of a pass, such as an estimate of its memory."""
 
     @property
     def num_samples(self) -> int | None:

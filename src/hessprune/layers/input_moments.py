@@ -22,7 +22,7 @@ class InputMoments:
     rows: int
     """Inputs that were averaged."""
     biased: bool = True
-    """Whether the layer adds a bias."""
+    """True for a layer that adds a bias."""
 
     def about(self, *, centred: bool) -> Tensor:
         """Return the second moments about the mean, or about zero, in float64, `(g, K, K)`."""

@@ -30,7 +30,7 @@ class Conditions(Protocol):
 
     @property
     def frees_widths(self) -> bool:
-        """Whether units of attention are widths within heads, and not heads."""
+        """True where units of attention are widths within heads, and not heads."""
         ...
 
     @property

@@ -28,7 +28,7 @@ def reduction(call: Call) -> Any:
 
 
 _STATISTICS = {"mean", "var", "std", "var_mean"}
-"""What norms that people write themselves compute of their channels."""
+"""The operators by which norms that people write themselves reduce their channels."""
 
 register(
     "mean", "sum", "amax", "amin", "max", "min", "any", "all", "argmax", "argmin", "median",

@@ -23,7 +23,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """What statistics were measured on: they serve no other model, units or data."""
+    """The model, units, data and loss of a measurement: its statistics serve no others."""
 
     model: str
     """SHA-256 of the weights."""

@@ -94,7 +94,7 @@ class Closure:
 
     @property
     def frees_widths(self) -> bool:
-        """Whether units of attention are widths within heads, and not heads."""
+        """True where units of attention are widths within heads, and not heads."""
         return bool({"qk", "v"} & self.asked)
 
     def meet(self, a: Tensor, b: Tensor, reason: str) -> Tensor:

@@ -37,7 +37,7 @@ class _Units:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Collected:
-    """What a walk found."""
+    """The findings of a walk."""
 
     groups: list[Group]
     """In the order of use."""
