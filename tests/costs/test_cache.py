@@ -70,6 +70,21 @@ def test_models_without_a_cache_have_none() -> None:
     assert hp.cost(nn.Linear(8, 2), X).kv_cache == 0
 
 
+def test_an_encoder_that_refuses_a_cache_has_none() -> None:
+    class Encoder(nn.Linear):
+        config: SimpleNamespace
+
+        def forward(self, input: Tensor) -> Tensor:
+            if self.config.use_cache:
+                raise ValueError("`use_cache` can only be set to `True` if this is used as a decoder")
+            return super().forward(input)
+
+    model = Encoder(3, 2)
+    model.config = SimpleNamespace(use_cache=False)
+    assert cache_bytes(model, torch.zeros(1, 3), [])[0] == 0
+    assert hp.cost(model, torch.zeros(1, 3)).kv_cache == 0
+
+
 def test_each_group_takes_its_part_of_the_cache() -> None:
     model = decoder()
     groups = hp.find_groups(model, X)
