@@ -41,6 +41,12 @@ def test_what_does_not_fit_is_refused(layer):
         layer.to("meta")(torch.zeros(2, 4, device="meta"))
 
 
+def test_bounds_of_another_shape_are_refused():
+    channels, bound = torch.zeros(2, 4, device="meta"), torch.zeros(5, device="meta")
+    with QuickSizes(), pytest.raises(RuntimeError):
+        channels.clamp(min=bound)
+
+
 def test_tensors_with_numbers_are_computed():
     values = torch.randn(2, 3)
     with QuickSizes():

@@ -8,7 +8,7 @@ from torch import nn
 
 from hessprune.costs.products import changes_by_group
 from hessprune.foundation.bypass import plain_forwards
-from hessprune.foundation.caches import cached_tensors, may_cache
+from hessprune.foundation.caches import cached_tensors, keeps_cache, may_cache
 from hessprune.foundation.modules import call_with_cache, dry_run
 from hessprune.foundation.multihead import free_heads
 from hessprune.structure.cutting import remove_slices
@@ -32,8 +32,10 @@ def _measured(model: nn.Module, inputs: Any, removed: Sequence[Group]) -> np.nda
     with plain_forwards():
         try:
             kept = cached_tensors(call_with_cache(model, inputs))
-        except ValueError:  # an encoder without its decoder, as of T5, refuses a cache
-            return np.zeros(0)
+        except ValueError:
+            if keeps_cache(model):
+                raise
+            return np.zeros(0)  # an encoder without its decoder, as of T5, refuses what its configuration switches off
     return np.array([tensor.shape[1] * tensor.shape[3] * tensor.element_size() for tensor in kept], dtype=float)
 
 

@@ -51,6 +51,11 @@ def with_cache(model: nn.Module) -> Iterator[None]:
         setattr(config, _FLAG, before)
 
 
+def keeps_cache(model: nn.Module) -> bool:
+    """Return whether the configuration of the model asks for a cache."""
+    return getattr(vars(model).get("config"), _FLAG, None) is True
+
+
 def may_cache(model: nn.Module) -> bool:
     """Return whether the configuration of the model says whether it keeps a cache."""
     return isinstance(getattr(vars(model).get("config"), _FLAG, None), bool)

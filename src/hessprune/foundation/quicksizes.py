@@ -49,8 +49,9 @@ class QuickSizes(TorchFunctionMode):
         given = dict(kwargs or {})
         value = args[0] if args else None
         if isinstance(value, Tensor) and value.is_meta:
-            if func in _ELEMENTWISE and not given.get("dtype"):
-                return torch.empty_like(value)
+            beside = (*args[1:], *given.values())
+            if func in _ELEMENTWISE and not any(isinstance(other, Tensor | torch.dtype) for other in beside):
+                return torch.empty_like(value)  # bounds of `clamp` that are tensors have shapes of their own
             if func is functional.layer_norm and _fits(value, *args[1:], **given):
                 return torch.empty_like(value)
             if func is functional.linear and (shape := _mapped(value, *args[1:], **given)):
