@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from hessprune.foundation.modules import split_name
 from hessprune.operators.call import Call
 from hessprune.operators.leaves import Leaf
-from hessprune.operators.linear import contract, emit
+from hessprune.operators.linear import contract, emit, rows_of
 from hessprune.operators.maps import read_convolution, read_transposed_convolution
 from hessprune.operators.table import register
 
@@ -23,7 +23,7 @@ def convolution(call: Call) -> Any:
     channels = call.channels(x, -1 - rank)
     if groups == 1:
         contract(call, channels, weight, 0 if transposed else 1)
-        out = call.walk.axis(weight, 1 if transposed else 0, "producer")
+        out = rows_of(call, weight, 1 if transposed else 0)
     elif _whole_groups(call, weight, groups, len(channels)):
         out = _by_group(call, channels, weight, transposed)
     else:
@@ -64,7 +64,10 @@ def _counting_module(call: Call, weight: Leaf) -> str | None:
 
 
 def _by_group(call: Call, x: Tensor, weight: Leaf, transposed: bool) -> Tensor:
-    """Tie the inputs and outputs of each group of the convolution: `groups` falls by one with every unit."""
+    """Tie the inputs and outputs of each group of the convolution: `groups` falls by one with every unit.
+
+    A buffer of filters, as one that blurs, follows its inputs.
+    """
     groups = call["groups"]
     rows = call.walk.axis(weight, 0, "producer").view(groups, -1)
     call.labels.tie(rows, rows[:, :1])
@@ -83,9 +86,9 @@ def _by_position(call: Call, x: Tensor, weight: Leaf, transposed: bool) -> Tenso
     call.labels.tie(x, x[:1])
     if transposed:
         call.labels.tie(call.walk.axis(weight, 0, "consumer").view(groups, -1), x)
-        return call.walk.axis(weight, 1, "producer").repeat(groups)
+        return rows_of(call, weight, 1).repeat(groups)
     contract(call, x[0], weight, 1)
-    rows = call.walk.axis(weight, 0, "producer").view(groups, -1)
+    rows = rows_of(call, weight, 0).view(groups, -1)
     call.labels.tie(rows, rows[:1])
     return rows.reshape(-1)
 

@@ -17,15 +17,29 @@ def linear(call: Call) -> Any:
     if not isinstance(weight, Leaf):
         return call.refuse(f"the linear layer's weight{call.where} is computed, not a parameter")
     contract(call, call.channels(x, -1), weight, 1)
-    return emit(call, x, call.walk.axis(weight, 0, "producer"), -1)
+    return emit(call, x, rows_of(call, weight, 0), -1)
 
 
 register("linear", labels=linear, linear_map=read_linear, derivative="product", integer="layer")
 
 
 def contract(call: Call, channels: Tensor, weight: Leaf, dim: int) -> None:
-    """Tie input labels `(C,)` to the axis of the weight that reads them."""
-    call.labels.tie(channels, call.walk.axis(weight, dim, "consumer"))
+    """Tie input labels `(C,)` to the axis of the weight that reads them; they stay where a buffer holds the weight."""
+    columns = call.walk.axis(weight, dim, "consumer")
+    call.labels.tie(channels, columns)
+    if call.walk.is_buffer(weight):
+        call.labels.freeze(columns, f"fixed weights read it, the buffer '{weight.name}'")
+
+
+def rows_of(call: Call, weight: Leaf, dim: int) -> Tensor:
+    """Return the labels of the axis of a weight that emits units; they stay where a buffer holds the weight.
+
+    No gradient reaches a buffer and no refit may change one, so nothing could score or mend its units.
+    """
+    rows = call.walk.axis(weight, dim, "producer")
+    if call.walk.is_buffer(weight):
+        call.labels.freeze(rows, f"fixed weights emit it, the buffer '{weight.name}'")
+    return rows
 
 
 def emit(call: Call, x: Tensor, rows: Tensor, dim: int, bias_name: str = "bias") -> Tensor:
@@ -46,7 +60,7 @@ def emit(call: Call, x: Tensor, rows: Tensor, dim: int, bias_name: str = "bias")
 def product_with_parameter(call: Call, x: Tensor, weight: Leaf, dim: int, *, inner: int) -> Tensor:
     """Contract axis `dim` of an activation with axis `inner` of a bare matrix of parameters."""
     contract(call, call.channels(x, dim), weight, inner)
-    return emit(call, x, call.walk.axis(weight, 1 - inner, "producer"), dim)
+    return emit(call, x, rows_of(call, weight, 1 - inner), dim)
 
 
 def grouped(call: Call) -> Any:
@@ -61,7 +75,7 @@ def grouped(call: Call) -> Any:
     call.labels.freeze(call.walk.axis(weight, 0, "consumer"), reason)
     labels = call.walk.as_labels(x)
     contract(call, call.channels(labels, -1), weight, 1)
-    return emit(call, labels, call.walk.axis(weight, 2, "producer"), -1)
+    return emit(call, labels, rows_of(call, weight, 2), -1)
 
 
 register(

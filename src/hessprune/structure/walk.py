@@ -43,6 +43,7 @@ class GraphWalk:
         self._literals: dict[tuple[int, str], LiteralUse] = {}
         self._state: dict[str, Leaf | Value] = {}
         self._shapes: dict[str, torch.Size] = {}
+        self._buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
         leaves: dict[int, Leaf | Value] = {}
         for named in (model.named_parameters, model.named_buffers):
             for name, tensor in named(remove_duplicate=False):
@@ -58,7 +59,10 @@ class GraphWalk:
         self.closure.close()
 
     def axis(self, leaf: Leaf, dim: int, role: Role) -> Tensor:
-        """Return the labels of one axis of a parameter, `(size,)`; the first call makes them."""
+        """Return the labels of one axis of a parameter, `(size,)`; the first call makes them.
+
+        A buffer emits no units of its own: it follows.
+        """
         parameter_dim = leaf.dims[dim]
         if parameter_dim is None:
             return constant((1,))
@@ -67,10 +71,14 @@ class GraphWalk:
             self.axes[key] = Axis(self.labels.new(self._shapes[leaf.name][parameter_dim]))
             if key in self._stuck:
                 self.labels.freeze(self.axes[key].labels, self._stuck[key])
-        self.axes[key].roles.add(role)
+        self.axes[key].roles.add("follower" if role == "producer" and self.is_buffer(leaf) else role)
         if key in self._stuck:
             return self.labels.fixed((leaf.shape[dim],), self._stuck[key])
         return self.axes[key].labels[leaf.starts[dim] :][: leaf.shape[dim]]
+
+    def is_buffer(self, leaf: Leaf) -> bool:
+        """Return whether no training changes a leaf."""
+        return leaf.name in self._buffers
 
     def as_labels(self, value: Any) -> Tensor:
         """Return labels for the value of a graph node; a parameter used element-wise gets one per element."""
