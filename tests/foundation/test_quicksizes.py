@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 from hessprune.foundation.quicksizes import _ELEMENTWISE, QuickSizes
 
@@ -33,6 +34,34 @@ def test_the_shapes_are_those_of_torch():
     ]
     plain, quick = same_shapes(*calls)
     assert quick == plain
+
+
+RECURRENT = [
+    nn.LSTM(4, 6, num_layers=2, bidirectional=True, batch_first=True),
+    nn.LSTM(4, 6, proj_size=3, bias=False),
+    nn.GRU(4, 5, bidirectional=True),
+    nn.RNN(4, 5, nonlinearity="relu", batch_first=True),
+]
+
+
+@pytest.mark.parametrize("layer", RECURRENT, ids=str)
+def test_recurrent_layers_have_the_shapes_of_torch(layer):
+    steps, layer = torch.zeros(2, 7, 4, device="meta"), layer.to("meta")
+
+    def shapes():
+        return [tuple(each.shape) for each in tree_leaves(layer(steps))]
+
+    plain = shapes()
+    with QuickSizes():
+        assert shapes() == plain
+
+
+def test_a_recurrent_layer_whose_weights_do_not_fit_is_refused():
+    layer = nn.LSTM(4, 6, device="meta")
+    layer.weight_hh_l0 = nn.Parameter(torch.zeros(24, 5, device="meta"))
+    layer._flat_weights[1] = layer.weight_hh_l0
+    with QuickSizes(), pytest.raises(RuntimeError):
+        layer(torch.zeros(2, 7, 4, device="meta"))
 
 
 @pytest.mark.parametrize("layer", [nn.LayerNorm(5), nn.Linear(5, 2)])

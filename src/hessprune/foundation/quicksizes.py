@@ -29,13 +29,16 @@ _ELEMENTWISE = {
     Tensor.softmax,
 }
 """Functions whose result has the shape of their first argument, whatever that is."""
+_GATES = {torch.lstm: 4, torch.gru: 3, torch.rnn_tanh: 1, torch.rnn_relu: 1}
+"""Recurrent layers, which torch unrolls step by step, with the number of rows of a weight for each hidden unit."""
 
 
 class QuickSizes(TorchFunctionMode):
     """Give tensors without numbers the shapes that torch would, but not through torch's slow decompositions.
 
     Images are resized as by nearest neighbours, which costs a thousandth; a function of single elements, a
-    normalisation over the last axes or a linear map that fits its input returns an empty tensor. The rest runs as is.
+    normalisation over the last axes, a linear map or a recurrent layer that fits its input returns an empty tensor.
+    The rest runs as is.
     """
 
     def __torch_function__(
@@ -56,6 +59,8 @@ class QuickSizes(TorchFunctionMode):
                 return torch.empty_like(value)
             if func is functional.linear and (shape := _mapped(value, *args[1:], **given)):
                 return value.new_empty(shape)
+            if func in _GATES and (found := _recurred(_GATES[func], value, *args[1:], **given)):
+                return found
             if func is functional.interpolate:
                 given |= _NEAREST
         return func(*args, **given)
@@ -80,3 +85,37 @@ def _mapped(value: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[
     fits = value.dim() > 0 and weight.dim() == 2 and value.shape[-1] == weight.shape[1]
     fits = fits and (bias is None or bias.shape == weight.shape[:1])
     return (*value.shape[:-1], weight.shape[0]) if fits else None
+
+
+def _recurred(
+    gates: int,
+    value: Tensor,
+    state: Any,
+    weights: Any,
+    has_biases: bool = False,
+    num_layers: int = 1,
+    _dropout: float = 0.0,
+    _train: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+) -> tuple[Tensor, ...] | None:
+    """Return what a recurrent layer does: its outputs and its last states; None where something does not fit."""
+    states = (state,) if isinstance(state, Tensor) else state
+    if not isinstance(has_biases, bool) or not isinstance(states, tuple):
+        return None  # a packed sequence
+    directions = 2 if bidirectional else 1
+    hidden, width = states[-1].shape[-1], states[0].shape[-1]  # apart where an LSTM projects its outputs
+    begun = (num_layers * directions, value.shape[0 if batch_first else 1]) if value.dim() == 3 else ()
+    if any(each.shape[:-1] != begun for each in states):
+        return None
+    inputs, shapes = value.shape[-1], []
+    for _layer in range(num_layers):
+        one = [(gates * hidden, inputs), (gates * hidden, width)]
+        one += [(gates * hidden,)] * 2 if has_biases else []
+        one += [(width, hidden)] if width != hidden else []
+        shapes += one * directions
+        inputs = width * directions
+    if [tuple(weight.shape) for weight in weights] != shapes:
+        return None
+    output = value.new_empty((*value.shape[:-1], width * directions))
+    return output, *(torch.empty_like(each) for each in states)
