@@ -47,7 +47,7 @@ TIMM = """
     vit_srelpos_small_patch16_224 samvit_base_patch16_224 vitamin_small_224 volo_d1_224 ese_vovnet19b_slim_dw
     legacy_xception xception41p xcit_nano_12_p8_224
     """.split()  # noqa: SIM905
-# Their own images have 546 or 768 pixels, of which a forward costs several seconds; the layers are the same on small ones.
+# Their own images have 546 or 768 pixels, and a forward costs several seconds; on small ones the layers are the same.
 SMALLER = {"deepseek_vit_412m", "gemma4_vit_167m", "qwen3_vit_88m"}
 SOURCES = {"torchvision": TORCHVISION, "timm": TIMM, "transformers": [*huggingface.ARCHITECTURES]}
 
