@@ -34,6 +34,7 @@ def without_failures(
     sized = {group.name: _sized(group, (written or {}).get(group.name, ())) for group in groups}
     working, reasons = {group.name: group for group in groups}, {}
     freed: dict[str, str] = {}
+    added: set[tuple[str, ...]] = set()
     while working and (failure := trial.failure([*working.values()])):
         reason = f"the source code fixes its size ({failure.message})"
         beside, culprits = _culprits(trial, [*working.values()], failure)
@@ -41,13 +42,15 @@ def without_failures(
         for group, module in culprits:
             if group.name not in working:  # it lies in several modules of a class
                 continue
-            choices = [sized[group.name]] if group.name in freed else _choices(model, group, module, sized[group.name])
+            choices = _as_before(_choices(model, group, module, sized[group.name]), group, added)
+            choices = [sized[group.name]] if group.name in freed else choices
             call = calls.get(module) if _lies_in(group, module) else None
             if group.kind == "embedding" and group.name not in freed:
                 followed = mended(trial, beside, group, _all_choices(model, sized[group.name]))
                 choices = itertools.chain(followed, [sized[group.name]])
             better = _working(trial, beside, choices, call=call)
             if better and better != group:
+                added.add(_attributes(group, better))
                 working[group.name], freed[group.name] = better, reason
             else:
                 reasons[group.name] = reason
@@ -143,6 +146,16 @@ def _likewise(trial: Trial, groups: Sequence[Group], culprit: Group, module: str
             for group in groups:
                 if _within(group, name) == within and trial.failure_of([group], call):
                     yield group, name
+
+
+def _attributes(group: Group, better: Group) -> tuple[str, ...]:
+    """Return the names of the attributes that a group got, without those of the modules that hold them."""
+    return tuple(item.attribute for item in _more(group, better).literals)
+
+
+def _as_before(choices: Iterable[Group], group: Group, added: Collection[tuple[str, ...]]) -> list[Group]:
+    """Return choices for a group, those first that helped another one: layers of a class are mostly alike."""
+    return sorted(choices, key=lambda choice: _attributes(group, choice) not in added)
 
 
 def _lies_in(group: Group, module: str) -> bool:
