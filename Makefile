@@ -69,5 +69,9 @@ reproduce-finetuned: $(STAMP)  ## the tables of docs/oneshot.md after two epochs
 	$(FINETUNED) --compensate --methods 'joint,joint; implant=0.1,joint; implant=0.1; start=zero' --out out/finetuned/resnet20-compensated
 	$(BIN)/python docs/build.py --comparisons out/finetuned
 
+SCALE ?= smoke
+study-%: $(STAMP)  ## one published experiment again: study-hap, study-ehap, …; SCALE=smoke, cpu or full
+	$(BIN)/python studies/study.py $* --scale $(SCALE) --data-root $(DATA)
+
 clean:
 	rm -rf .venv out build dist

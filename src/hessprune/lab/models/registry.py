@@ -32,6 +32,7 @@ RESNET_DEPTHS = (20, 32, 44, 56, 110)
 MODELS: dict[str, Factory] = {
     **{f"resnet{depth}": partial(ResNet, depth, option="A") for depth in RESNET_DEPTHS},
     **{f"resnet{depth}-b": partial(ResNet, depth, option="B") for depth in RESNET_DEPTHS},
+    "resnet20-narrow": partial(ResNet, 20, option="B", width=8),
     "preresnet29": partial(PreResNet, 29),
     "wrn28-8": partial(WideResNet, 28, widen=8),
     "wrn28-10": partial(WideResNet, 28, widen=10),
