@@ -99,6 +99,32 @@ def test_minmax_takes_the_observed_range_and_any_batch_size_runs():
         assert int8(images(number)).shape == (number, 5)
 
 
+class Residual(nn.Module):
+    """A feed-forward layer of a transformer, with the norm after the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm, self.last = (
+            nn.Linear(16, 32),
+            nn.Linear(32, 16),
+            nn.LayerNorm(16),
+            nn.Linear(16, 4),
+        )
+
+    def forward(self, x):
+        return self.last(self.norm(x + self.second(torch.relu(self.first(x)))))
+
+
+def test_sums_and_norms_are_not_fused_to_a_slower_kernel(tmp_path):
+    torch.manual_seed(0)
+    model, x = Residual().eval(), torch.randn(8, 5, 16)
+    ready = hp.calibrate(hp.prepare_qat(model, x), [x])
+    fused = operators(hp.export_onnx(model, x, tmp_path / "fp32.onnx"))
+    apart = operators(hp.export_onnx(hp.convert_qat(ready), x, tmp_path / "int8.onnx"))
+    assert fused["SkipLayerNormalization"] == 1
+    assert (apart["SkipLayerNormalization"], apart["Sum"], apart["LayerNormalization"]) == (0, 1, 1)
+
+
 class Mixed(nn.Module):
     def __init__(self) -> None:
         super().__init__()

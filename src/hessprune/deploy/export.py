@@ -138,7 +138,10 @@ def write_onnx(model: nn.Module, example: Any, path: Path, *, axes: Axes, remedy
         # torch.export takes an axis of length 1 for a constant
         traced = resized(example, 2) if axes.batch and leading_size(example) == 1 else example
         captured = capture(model, traced, axes.of(traced), remedy=remedy)
-        _translate(captured, axes.of(traced, names=True), path, external_data=_size_bytes(model) > MAX_INLINE_BYTES)
+        program = _translated(captured, axes.of(traced, names=True))
+        if getattr(model, "target", None) == "onnxruntime":
+            _keep_sums(program.model.graph)
+        program.save(path, external_data=_size_bytes(model) > MAX_INLINE_BYTES)
 
 
 def _size_bytes(model: nn.Module) -> int:
@@ -168,7 +171,7 @@ def capture(model: nn.Module, example: Any, axes: Any, *, remedy: str) -> torch.
         ) from error
 
 
-def _translate(captured: torch.export.ExportedProgram, axes: Any, path: Path, *, external_data: bool) -> None:
+def _translated(captured: torch.export.ExportedProgram, axes: Any) -> torch.onnx.ONNXProgram:
     """Translate a captured graph to ONNX, without the exporter's metadata about source files."""
     outputs = [spec for spec in captured.graph_signature.output_specs if spec.kind.name == "USER_OUTPUT"]
     try:
@@ -192,7 +195,19 @@ def _translate(captured: torch.export.ExportedProgram, axes: Any, path: Path, *,
     for node in graph.all_nodes():
         for value in node.outputs:
             value.metadata_props.clear()
-    program.save(path, external_data=external_data)
+    return program
+
+
+def _keep_sums(graph: Any) -> None:
+    """Write each sum in front of a layer norm as `Sum`, which computes the same.
+
+    ONNX Runtime fuses an `Add` there with the norm. On the CPU the fused kernel, SkipLayerNormalization, takes five
+    times as long as the two that it replaces: 0.15 ms for 64 positions of 384 channels, a fifth of a small encoder in
+    integers.
+    """
+    for node in graph.all_nodes():
+        if node.op_type == "Add" and any(use.node.op_type == "LayerNormalization" for use in node.outputs[0].uses()):
+            node.op_type = "Sum"
 
 
 def _compare(model: nn.Module, path: Path, example: Any, axes: Axes, tolerance: float) -> None:
