@@ -66,6 +66,10 @@ class Walk(Protocol):
         """Return the labels of one axis of a parameter, `(size,)`."""
         ...
 
+    def is_buffer(self, leaf: Leaf) -> bool:
+        """Return whether no training changes a leaf."""
+        ...
+
     def channels(self, activation: Any, dim: int, reason: str) -> Tensor:
         """Tie all that shares an index along `dim`; return one label per index."""
         ...
