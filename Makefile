@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 BENCH = $(BIN)/python $$script --data-root $(DATA) --out out/bench/$$(basename $$script .py).json
 
-.PHONY: demo test check bench bench-gpu docs reproduce-oneshot oneshot-inner reproduce-finetuned clean
+.PHONY: $(STUDIES) demo test check bench bench-gpu docs reproduce-oneshot oneshot-inner reproduce-finetuned clean
 
 # torch first and alone, so that nothing else gets to choose its build.
 $(STAMP): pyproject.toml constraints.txt
@@ -70,7 +70,8 @@ reproduce-finetuned: $(STAMP)  ## the tables of docs/oneshot.md after two epochs
 	$(BIN)/python docs/build.py --comparisons out/finetuned
 
 SCALE ?= smoke
-study-%: $(STAMP)  ## one published experiment again: study-hap, study-ehap, …; SCALE=smoke, cpu or full
+STUDIES := study-hap study-ehap study-sosp study-sosp-widen
+$(STUDIES): study-%: $(STAMP)  ## one published experiment again: study-hap, study-ehap, …; SCALE=smoke, cpu or full
 	$(BIN)/python studies/study.py $* --scale $(SCALE) --data-root $(DATA)
 
 clean:

@@ -50,6 +50,9 @@ def page(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
+STUDIES = [path.stem for path in (ROOT / "studies").glob("*.yaml")]
+
+
 def test_python_blocks_run_and_print_what_is_shown(page, tmp_path, monkeypatch):
     """All blocks of a page share one namespace; a `text` block is what the Python block before it prints."""
     monkeypatch.chdir(tmp_path)
@@ -84,8 +87,14 @@ def test_recipes_exist_and_overrides_fit(page):
             assert load_recipe(ROOT / recipe, overrides).prune.budget.value > 0
 
 
+def test_every_study_has_a_target():
+    (named,) = re.findall(r"^STUDIES := (.*)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert set(named.split()) == {f"study-{name}" for name in STUDIES}
+
+
 def test_make_targets_exist(page):
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE)) | {f"study-{name}" for name in STUDIES}
     text = page.read_text("utf-8")
     named = set(re.findall(r"`make ([\w-]+)[^`]*`|^make ([\w-]+)", text, re.MULTILINE))
     assert {a or b for a, b in named} <= targets
