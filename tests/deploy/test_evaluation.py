@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hessprune.deploy.evaluation import evaluate
-from hessprune.errors import DataError, NumericalError
+from hessprune.errors import ArgumentError, DataError, NumericalError
 
 
 def _net() -> nn.Sequential:
@@ -149,3 +149,54 @@ def test_numbers_that_are_no_probabilities_are_not_taken_for_them():
     with pytest.raises(DataError, match=r"must be class probabilities for cross-entropy.*loss_fn"):
         evaluate(nn.Identity(), [(torch.eye(2), torch.eye(2) * 3)])
     assert evaluate(nn.Identity(), [(torch.eye(2), torch.eye(2) * 3)], loss_fn=nn.MSELoss()).loss == 2
+
+
+def test_perplexity_counts_words_not_batches():
+    torch.manual_seed(0)
+    model = nn.Embedding(6, 6)
+    batches = [{"input_ids": torch.randint(0, 6, (n, t))} for n, t in ((2, 5), (1, 3))]
+    found = evaluate(model_of(model), batches, metric="perplexity")
+    guesses = torch.cat([model(b["input_ids"])[:, :-1].flatten(0, 1) for b in batches])
+    words = torch.cat([b["input_ids"][:, 1:].flatten() for b in batches])
+    mean = F.cross_entropy(guesses, words).item()
+    assert found.metric == pytest.approx(math.exp(mean), rel=1e-5)
+    assert found.loss == pytest.approx(mean, rel=1e-6)
+    assert found.accuracy == pytest.approx((guesses.argmax(-1) == words).double().mean().item())
+    assert (found.num_samples, found.lower_is_better) == (3, True)
+
+
+def model_of(table):
+    """Return a language model that knows one word of the past."""
+
+    class Bigrams(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = table
+
+        def forward(self, input_ids):
+            return {"logits": self.table(input_ids)}
+
+    return Bigrams()
+
+
+def test_the_lower_perplexity_ranks_higher():
+    words = [{"input_ids": torch.tensor([[0, 1, 2]])}]
+    sure = nn.Embedding.from_pretrained(9.0 * torch.eye(3).roll(1, 1))
+    better, worse = (evaluate(model_of(t), words, metric="perplexity") for t in (sure, nn.Embedding(3, 3)))
+    assert better.metric < worse.metric
+    assert better.rank > worse.rank
+
+
+def test_another_loss_beside_perplexity_is_the_loss():
+    words = [{"input_ids": torch.tensor([[0, 1, 2]])}]
+    found = evaluate(model_of(nn.Embedding(3, 3)), words, metric="perplexity", loss_fn=lambda *_: torch.tensor(7.0))
+    assert found.loss == 7.0
+    assert found.metric is not None
+
+
+def test_texts_without_a_next_word_and_unknown_metrics_are_refused():
+    model = model_of(nn.Embedding(3, 3))
+    with pytest.raises(DataError, match=r"at least one word that counts.*two words or more"):
+        evaluate(model, [{"input_ids": torch.tensor([[0]])}], metric="perplexity")
+    with pytest.raises(ArgumentError, match=r"`metric` must be a function.*metric='perplexity'"):
+        evaluate(model, [{"input_ids": torch.tensor([[0, 1]])}], metric="bleu")

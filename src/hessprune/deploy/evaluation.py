@@ -1,26 +1,33 @@
 """Accuracy, loss and metric of a model, or of an ONNX file."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hessprune.deploy.onnx_model import OnnxModel
-from hessprune.errors import DataError, NumericalError
+from hessprune.errors import ArgumentError, DataError, NumericalError
 from hessprune.foundation.arrival import observed
 from hessprune.foundation.batches import Pairs
 from hessprune.foundation.checks import check_batches
+from hessprune.foundation.formatting import shown
 from hessprune.foundation.losses import LossFn, as_cross_entropy, count_labelled, entropy_of, labels_for
 from hessprune.foundation.modules import device_of, forward, logits_of
 from hessprune.foundation.progress import track
+from hessprune.foundation.ranks import rank_of
 from hessprune.foundation.state import evaluation_mode, seeded
 from hessprune.foundation.trees import leading_size, tensors_in, to_device
+from hessprune.foundation.words import NextWords, is_next_word, next_words
 
-Metric = Callable[[Any, Any], float]
-"""From a model's whole output and the targets of a batch to a number, the higher the better."""
+Metric = Callable[[Any, Any], float] | Literal["perplexity"]
+"""From a model's whole output and the targets of a batch to a number, the higher the better; or perplexity."""
+PERPLEXITY = "perplexity"
+LARGEST = 700.0
+"""Nats of a word, of which `exp` is still a number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,19 +39,20 @@ class Evaluation:
             of the outputs.
         loss: Mean loss: over labelled positions for cross-entropy, over samples for another loss.
         num_samples: Samples read (a dense target counts once, whatever its number of positions).
-        metric: Mean of the metric over samples; None without one.
+        metric: Mean of the metric over samples, or the perplexity; None without one.
+        lower_is_better: True if the metric is the perplexity.
     """
 
     accuracy: float | None
     loss: float
     num_samples: int
     metric: float | None = None
+    lower_is_better: bool = False
 
     @property
     def rank(self) -> tuple[float, float]:
-        """The order of models: by metric or accuracy, the lower loss first among equals."""
-        best = self.accuracy if self.metric is None else self.metric
-        return (0.0 if best is None else best), -self.loss
+        """The order of models, the best highest: by metric or accuracy, then by loss."""
+        return rank_of(self.accuracy, self.metric, self.loss, lower_is_better=self.lower_is_better)
 
 
 def evaluate(
@@ -62,17 +70,22 @@ def evaluate(
     model's whole output and the targets as they are, and its means over batches are averaged by samples. Mode and
     random state stay as they were.
 
+    The metric `"perplexity"` is for language models: `exp(−1/M Σ log p(word | words before))` over the M words of all
+    batches but the first of each text. Words are the labels, or `input_ids` where there are none; those with the label
+    −100 or under an `attention_mask` of 0 are not counted. Accuracy and loss are then those of the next word, too,
+    unless `loss_fn` says otherwise. Encoder–decoder pairs need labels, the words in the places of their predictions.
+
     Args:
         model: The model, on any device, or the path of an ONNX file.
         batches: Re-iterable of (inputs, targets).
         loss_fn: `(output, targets) → mean loss of the batch`; cross-entropy if None.
-        metric: `(output, targets) → mean of the batch`, the higher the better.
+        metric: `(output, targets) → mean of the batch`, the higher the better; or `"perplexity"`, the lower the better.
 
     Returns:
         Accuracy, loss, metric and the number of samples.
 
     Raises:
-        ArgumentError: The path is not that of an ONNX file.
+        ArgumentError: The path is not that of an ONNX file, or `metric` is no function and no known name.
         DataError: The batches are empty or one-shot, do not fit the model, or hold labels out of range.
         MissingDependencyError: A path is given and ONNX Runtime is not installed.
         NumericalError: Some outputs are NaN or infinite.
@@ -83,29 +96,46 @@ def evaluate(
         >>> hp.evaluate(torch.nn.Identity(), batches).accuracy
         0.75
     """
-    totals = _Totals(loss_fn, metric)
+    _check_metric(metric)
     model = OnnxModel(model) if isinstance(model, str | Path) else observed(model)
-    device = device_of(model)
+    device, totals = device_of(model), _totals(model, loss_fn, metric)
     with seeded(0), evaluation_mode(model), torch.no_grad():
         check_batches(batches)
         for inputs, targets in track(Pairs(batches, model), "evaluating"):
             output = forward(model, to_device(inputs, device))
             _check_finite(output)
-            totals.add(output, to_device(targets, device), leading_size(inputs))
+            totals.add(output, to_device(targets, device), inputs)
     return totals.result()
+
+
+def _check_metric(metric: Any) -> None:
+    if metric is not None and metric != PERPLEXITY and not callable(metric):
+        raise ArgumentError(
+            f"`metric` must be a function of (output, targets) or {PERPLEXITY!r}, got {shown(metric)}. Write "
+            f"metric={PERPLEXITY!r} for a language model."
+        )
+
+
+def _totals(model: nn.Module, loss_fn: LossFn | None, metric: Metric | None) -> "_Totals":
+    """Return empty sums for a model and its metric; words alone where nothing else is asked for."""
+    if metric != PERPLEXITY:
+        return _Totals(loss_fn, metric)
+    pair = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return _Words(None if is_next_word(loss_fn) else loss_fn, shift=not pair)
 
 
 class _Totals:
     """Sums over batches."""
 
-    def __init__(self, loss_fn: LossFn | None, metric: Metric | None) -> None:
+    def __init__(self, loss_fn: LossFn | None, metric: Callable[[Any, Any], float] | None) -> None:
         self.loss_fn, self.metric, self.entropy = loss_fn, metric, as_cross_entropy(loss_fn)
         self.correct = self.labelled = self.samples = 0
         self.loss = self.weight = self.score = 0.0
         self.has_labels = True
 
-    def add(self, output: Any, targets: Any, samples: int) -> None:
+    def add(self, output: Any, targets: Any, inputs: Any) -> None:
         """Add one batch."""
+        samples = leading_size(inputs)
         self.samples += samples
         if self.metric is not None:
             self.score += float(self.metric(output, targets)) * samples
@@ -149,6 +179,49 @@ class _Totals:
         self.has_labels &= is_label and targets.shape == (*logits.shape[:1], *logits.shape[2:])
         if self.has_labels:
             self._count(logits, targets, -100)
+
+
+class _Words(_Totals):
+    """Sums over batches of texts.
+
+    Args:
+        loss_fn: Another loss than that of the next word.
+        shift: True where the output at a position is the prediction of the next one.
+    """
+
+    def __init__(self, loss_fn: LossFn | None, *, shift: bool) -> None:
+        super().__init__(loss_fn, None)
+        self._shift, self._surprise, self._words, self._right = shift, 0.0, 0, 0
+
+    def add(self, output: Any, targets: Any, inputs: Any) -> None:
+        """Add one batch."""
+        found: NextWords = next_words(logits_of(output), inputs, targets, shift=self._shift)
+        self._surprise, self._words = self._surprise + found.surprise, self._words + found.number
+        self._right += found.right
+        if self.loss_fn is not None:
+            super().add(output, targets, inputs)
+        else:
+            self.samples += leading_size(inputs)
+
+    def result(self) -> Evaluation:
+        """Return the means, and the perplexity.
+
+        Raises:
+            DataError: No word counts.
+        """
+        if not self._words:
+            raise DataError(
+                "`batches` must hold at least one word that counts, got none. Give texts of two words or more."
+            )
+        mean = self._surprise / self._words
+        other = super().result() if self.loss_fn is not None else None
+        return Evaluation(
+            accuracy=self._right / self._words,
+            loss=mean if other is None else other.loss,
+            num_samples=self.samples,
+            metric=math.exp(min(mean, LARGEST)),
+            lower_is_better=True,
+        )
 
 
 def _check_finite(output: Any) -> None:

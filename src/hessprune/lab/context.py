@@ -15,6 +15,7 @@ from hessprune.lab.data.dataset import Dataset, Split
 from hessprune.lab.data.sentences import TextReading
 from hessprune.lab.data.sources import load_dataset
 from hessprune.lab.losses import loss_by_name
+from hessprune.lab.models.folders import folder_of
 from hessprune.lab.models.registry import build_model, file_of
 from hessprune.lab.models.zoos import ZooName
 from hessprune.lab.settings import RunSettings
@@ -56,7 +57,7 @@ class Run:
         data, settings = self.data, self.settings
         return build_model(
             settings.model.name,
-            num_classes=data.num_classes,
+            num_classes=data.num_classes if data.has_classes else None,
             in_channels=data.in_channels,
             seed=settings.seed,
             root=self.data_root,
@@ -98,6 +99,7 @@ def open_run(settings: RunSettings, out: Path, data_root: Path) -> Run:
         seed=settings.seed,
         validation_size=section.validation_size,
         calibration_size=section.calibration_size,
+        test_size=section.test_size,
         text=_text_reading(settings, data_root),
     )
     if section.mean is not None and section.std is not None:
@@ -112,7 +114,7 @@ def _text_reading(settings: RunSettings, data_root: Path) -> TextReading | None:
     place = section.tokenizer or own
     if place is None:
         return None
-    return TextReading(tokenizer=data_root / place, max_length=section.max_length, sort=section.sort)
+    return TextReading(tokenizer=folder_of(place, data_root), max_length=section.max_length, sort=section.sort)
 
 
 def device_for(name: str) -> torch.device:

@@ -9,11 +9,13 @@ from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import nearest
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.imports import callable_at
+from hessprune.foundation.words import next_word
 
 LOSSES: dict[str, Callable[..., Any]] = {
     "cross_entropy": F.cross_entropy,
     "mse": F.mse_loss,
     "bce_with_logits": F.binary_cross_entropy_with_logits,
+    "next_word": next_word,
 }
 
 

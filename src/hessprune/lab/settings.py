@@ -31,11 +31,13 @@ class DataSettings:
         std: As `mean`.
         validation_size: Training samples held out for choices; a tenth by default.
         calibration_size: Training samples, without augmentation, on which saliency is estimated.
+        test_size: Test samples that the report looks at, the first ones; all of them by default.
         batch_size: Samples in a batch, for training and evaluation.
         augment: Crop and flip the training images, as far as that suits the data.
         tokenizer: For sentences: a `tokenizer.json`, or a folder with one, relative to the data root; that of the
             model in `hf:FOLDER` by default.
-        max_length: For sentences: tokens, special ones included; what is longer is cut.
+        max_length: For sentences: tokens, special ones included; what is longer is cut. For running text: tokens of
+            a sequence.
         sort: For sentences: batches of sentences of about one length, which need less padding.
     """
 
@@ -45,6 +47,7 @@ class DataSettings:
     std: tuple[float, ...] | None = None
     validation_size: int | None = None
     calibration_size: int = 512
+    test_size: int | None = None
     batch_size: int = 128
     augment: bool = True
     tokenizer: str | None = None
@@ -64,7 +67,7 @@ class ModelSettings:
 
     Attributes:
         name: A name of the registry; `timm:NAME` or `torchvision:NAME`; `hf:FOLDER`, a Hugging Face model with its
-            weights, relative to the data root; `package.module:factory`; or `path/to/file.py:factory`.
+            weights, relative to the data root or in an installed package; `package.module:factory`; or `path/to/file.py:factory`.
         weights: A checkpoint, relative to the data root.
         pretrain: How to train the dense network, instead of `weights`: from scratch, or from the weights in a FOLDER.
     """
@@ -193,7 +196,9 @@ class RunSettings:
     Attributes:
         model: The network.
         prune: Which units go.
-        loss: `cross_entropy`, `mse`, `bce_with_logits`, or `package.module:function`: the loss of every stage.
+        loss: `cross_entropy`, `mse`, `bce_with_logits`, `next_word`, or `package.module:function`: the loss of every
+            stage. With `next_word`, for language models, pruning is judged by the dense model, and all else by
+            perplexity.
         seed: Decides splits, initial weights and probes; added to the seeds of the training stages.
         threads: CPU threads of torch; its own choice by default. Small networks are fastest on one.
         device: Where the work is done; `"auto"` takes an accelerator where torch sees one.

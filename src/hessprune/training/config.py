@@ -8,6 +8,7 @@ from torch import nn
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_choice, check_range
 from hessprune.foundation.formatting import shown
+from hessprune.foundation.ranks import rank_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +90,8 @@ class EpochRecord:
         validation_accuracy: In [0, 1]; None where targets are no labels of the outputs.
         lr: Learning rate of the epoch's last step.
         seconds: Wall-clock time of the epoch, validation included.
-        validation_metric: Mean of the metric, if one was given.
+        validation_metric: The metric, if one was given.
+        lower_is_better: True if the metric is the perplexity.
     """
 
     epoch: int
@@ -99,12 +101,17 @@ class EpochRecord:
     lr: float
     seconds: float
     validation_metric: float | None = None
+    lower_is_better: bool = False
 
     @property
     def rank(self) -> tuple[float, float]:
         """The order of epochs: by metric or accuracy, then by loss, as small validation sets are soon all correct."""
-        best = self.validation_accuracy if self.validation_metric is None else self.validation_metric
-        return (0.0 if best is None else best), -self.validation_loss
+        return rank_of(
+            self.validation_accuracy,
+            self.validation_metric,
+            self.validation_loss,
+            lower_is_better=self.lower_is_better,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

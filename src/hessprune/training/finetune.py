@@ -63,7 +63,8 @@ def finetune(
         validation: Re-iterable of (inputs, targets), held out from both training and testing.
         config: Settings.
         loss_fn: `(output, targets) → mean loss of the batch`, for training and validation; cross-entropy if None.
-        metric: `(output, targets) → mean of the batch`, the higher the better: chooses the best epoch.
+        metric: `(output, targets) → mean of the batch`, the higher the better, or `"perplexity"`; it chooses the best
+            epoch.
         teacher: The dense model, needed when `config.distill_weight` is above 0.
         checkpoint_dir: Folder to continue from and to keep the run in; None keeps nothing.
 
@@ -243,6 +244,7 @@ def _close_epoch(run: _Run, validation: Evaluation, started: float) -> None:
         validation_loss=validation.loss,
         validation_accuracy=validation.accuracy,
         validation_metric=validation.metric,
+        lower_is_better=validation.lower_is_better,
         lr=run.rate(progress.step - 1) if progress.step else 0.0,
         seconds=progress.seconds + time.perf_counter() - started,
     )

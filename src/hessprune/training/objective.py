@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hessprune.foundation.losses import LossFn, as_cross_entropy, entropy_of
 from hessprune.foundation.modules import logits_of
+from hessprune.foundation.words import next_word
 from hessprune.training.config import FinetuneConfig
 
 
@@ -53,7 +54,10 @@ def objective(
     weight, entropy = config.distill_weight, as_cross_entropy(loss_fn)
     if teacher_output is None:
         return _loss(output, targets, config, entropy, loss_fn)
-    distance = distillation_loss(logits_of(output), logits_of(teacher_output), config.distill_temperature)
+    student, teacher = logits_of(output), logits_of(teacher_output)
+    if loss_fn is next_word:  # (N, T, V): words are last
+        student, teacher = student.movedim(-1, 1), teacher.movedim(-1, 1)
+    distance = distillation_loss(student, teacher, config.distill_temperature)
     if weight == 1:  # 0·CE would still be NaN where no label is known
         return distance
     return (1 - weight) * _loss(output, targets, config, entropy, loss_fn) + weight * distance

@@ -9,6 +9,7 @@ from hessprune.lab.data.image_folder import ImageFiles
 from hessprune.lab.data.sentences import Sentences, TextReading
 from hessprune.lab.data.sources import available_sources, load_dataset
 from hessprune.lab.data.text_dataset import TextBatches, TextDataset
+from hessprune.lab.data.wikitext import RunningText, SequenceBatches
 
 __all__ = [
     "Batches",
@@ -17,7 +18,9 @@ __all__ = [
     "ImageBatches",
     "ImageDataset",
     "ImageFiles",
+    "RunningText",
     "Sentences",
+    "SequenceBatches",
     "TextBatches",
     "TextDataset",
     "TextReading",

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
+import torch
+
 from hessprune.errors import ArgumentError, DataError
 from hessprune.foundation.checks import check_choice, check_labels, check_range
 from hessprune.lab.data.batches import Batches
@@ -39,6 +41,8 @@ class Dataset(ABC, Generic[S]):
     """Channels that a model must take; None where samples have none."""
     has_lengths: ClassVar[bool] = False
     """True if the second axis of a batch is as long as its longest sample."""
+    has_classes: ClassVar[bool] = True
+    """True if labels are classes; False for running text."""
 
     def check_splits(self) -> None:
         """Raise unless all splits hold samples with labels in range.
@@ -77,7 +81,8 @@ class Dataset(ABC, Generic[S]):
     def facts(self) -> dict[str, Any]:
         """Return what a report says about the data."""
         sizes = {split: len(self.part(split)) for split in SPLITS}
-        shape = {"name": self.name, "classes": self.num_classes, "input_shape": list(self.input_shape)}
+        classes = {"classes": self.num_classes} if self.has_classes else {}
+        shape = {"name": self.name, **classes, "input_shape": list(self.input_shape)}
         return shape | {"noun": self.noun} | sizes
 
     def part(self, split: Split) -> S:
@@ -93,6 +98,17 @@ class Dataset(ABC, Generic[S]):
         check_range("seed", seed, low=0, integer=True)
         parts: dict[Any, Any] = {split: self.part(split) for split in SPLITS}
         parts["calibration"] = _calibration(self.train, len(self.calibration), seed)
+        return replace(self, **parts, fingerprint=_fingerprint(parts))
+
+    def with_test(self, size: int) -> Self:
+        """Return the same splits with the first test samples alone.
+
+        Raises:
+            ArgumentError: The size is not positive.
+        """
+        check_range("test_size", size, low=1, integer=True)
+        parts: dict[Any, Any] = {split: self.part(split) for split in SPLITS}
+        parts["test"] = self.test.subset(torch.arange(min(size, len(self.test))))
         return replace(self, **parts, fingerprint=_fingerprint(parts))
 
     def with_normalisation(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:

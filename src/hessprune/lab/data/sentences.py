@@ -14,6 +14,8 @@ from hessprune.errors import ArgumentError, DataError
 from hessprune.foundation.checks import check_range, optional_import
 from hessprune.foundation.files import exists
 from hessprune.foundation.formatting import shown
+from hessprune.foundation.imports import zoo_import
+from hessprune.lab.models.folders import gguf_in, load_gguf_tokenizer
 
 FILE = "tokenizer.json"
 PADS = ("[PAD]", "<pad>", "<|endoftext|>")
@@ -95,6 +97,8 @@ def load_tokenizer(reading: TextReading) -> Any:
         MissingDependencyError: The package is not installed.
     """
     path = reading.tokenizer / FILE if reading.tokenizer.is_dir() else reading.tokenizer
+    if gguf_in(reading.tokenizer) is not None and not exists(path):
+        return load_gguf_tokenizer(str(reading.tokenizer), zoo_import("transformers", "AutoTokenizer"))
     if not exists(path) or not path.is_file():
         raise ArgumentError(
             f"`tokenizer` must be a file {FILE} or a folder that holds one, got {shown(str(reading.tokenizer), 160)}. "

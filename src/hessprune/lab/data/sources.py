@@ -18,6 +18,7 @@ from hessprune.lab.data.parquet import read_parquet
 from hessprune.lab.data.sentences import TextReading
 from hessprune.lab.data.splits import OfficialSplits
 from hessprune.lab.data.tsv import read_tsv
+from hessprune.lab.data.wikitext import read_wikitext
 
 READERS: dict[str, Callable[[Path], OfficialSplits]] = {
     "cifar10": read_cifar10,
@@ -26,12 +27,12 @@ READERS: dict[str, Callable[[Path], OfficialSplits]] = {
     "npz": read_npz,
     "image-folder": read_image_folder,
 }
-TEXT = "tsv"
+TEXTS: dict[str, Callable[..., Dataset[Any]]] = {"tsv": read_tsv, "wikitext": read_wikitext}
 
 
 def available_sources() -> tuple[str, ...]:
     """Return the names that `load_dataset` knows."""
-    return (*SIZES, *READERS, TEXT)
+    return (*SIZES, *READERS, *TEXTS)
 
 
 def load_dataset(
@@ -41,6 +42,7 @@ def load_dataset(
     seed: int = 0,
     validation_size: int | None = None,
     calibration_size: int = 512,
+    test_size: int | None = None,
     text: TextReading | None = None,
 ) -> Dataset[Any]:
     """Load a data set and set validation and calibration samples aside.
@@ -49,12 +51,14 @@ def load_dataset(
         source: `"digits"` or `"digits-16"` (built in, 8 or 16 pixels along each side); `"cifar10"` or `"cifar100"` (the
             original archives, unpacked); `"parquet"` (Hugging Face image layout); `"npz"` (`train_images`,
             `train_labels`, `test_images`, `test_labels`); `"image-folder"` (`train/<class>/*.jpg`,
-            `val/<class>/*.jpg`); `"tsv"` (sentences: `train.tsv`, `test.tsv`).
+            `val/<class>/*.jpg`); `"tsv"` (sentences: `train.tsv`, `test.tsv`); `"wikitext"` (running text:
+            `train.txt` or `valid.txt`, and `test.txt`).
         root: The folder or file to read; not for built-in data.
         seed: Decides which training samples are set aside; the test split never changes.
         validation_size: Training samples held out for choices; a tenth, at most 5 000, by default.
         calibration_size: Training samples to measure saliency on; at most all of them.
-        text: Tokenizer and padding, for `"tsv"`.
+        test_size: The first test samples that are looked at; all of them if None.
+        text: Tokenizer, length and padding, for `"tsv"` and `"wikitext"`.
 
     Returns:
         The data set, with labels checked and a fingerprint over all splits.
@@ -70,23 +74,20 @@ def load_dataset(
     """
     check_choice("source", source, available_sources())
     check_range("seed", seed, low=0, integer=True)
-    if source == TEXT:
-        return read_tsv(
-            _existing(root, source),
-            _given(text),
-            seed=seed,
-            validation_size=validation_size,
-            calibration_size=calibration_size,
-        )
-    official = read_digits(source) if source in SIZES else READERS[source](_existing(root, source))
-    return split_dataset(official, seed=seed, validation_size=validation_size, calibration_size=calibration_size)
+    sizes: Any = {"seed": seed, "validation_size": validation_size, "calibration_size": calibration_size}
+    if source in TEXTS:
+        data = TEXTS[source](_existing(root, source), _given(text, source), **sizes)
+    else:
+        official = read_digits(source) if source in SIZES else READERS[source](_existing(root, source))
+        data = split_dataset(official, **sizes)
+    return data if test_size is None else data.with_test(test_size)
 
 
-def _given(text: TextReading | None) -> TextReading:
+def _given(text: TextReading | None, source: str) -> TextReading:
     """Return how sentences are read."""
     if text is None:
         raise ArgumentError(
-            f"`tokenizer` must be given for source {TEXT!r}, unless the model is hf:FOLDER. Name a tokenizer.json."
+            f"`tokenizer` must be given for source {source!r}, unless the model is hf:FOLDER. Name a tokenizer.json."
         )
     return text
 

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError, CheckpointError, MissingDependencyError
 from hessprune.foundation.checks import nearest
-from hessprune.foundation.files import exists
 from hessprune.foundation.formatting import shortened, shown
 from hessprune.foundation.hashing import file_sha256
 from hessprune.foundation.imports import import_advice, zoo_import
 from hessprune.foundation.quiet import quiet
+from hessprune.lab.models.folders import check_folder, folder_of, gguf_in, load_gguf
 
 FOLDER = "hf"
 HEADS = ("AutoModelForSequenceClassification", "AutoModelForImageClassification", "AutoModelForAudioClassification")
 """Classes of transformers that classify, the first that knows a config is taken."""
 IMAGE = (3, 224, 224)
 TOKENS = 64
-WEIGHTS = ("*.safetensors", "*.bin")
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +48,8 @@ class ZooName:
         return self.zoo == FOLDER
 
     def below(self, root: Path) -> "ZooName":
-        """Return the name with its folder as a path, relative to a root unless it is absolute."""
-        return ZooName(zoo=self.zoo, name=str(root / self.name)) if self.has_weights else self
+        """Return the name with its folder as a path: relative to a root unless it is absolute, or in a package."""
+        return ZooName(zoo=self.zoo, name=str(folder_of(self.name, root))) if self.has_weights else self
 
     def key(self) -> list[str]:
         """Return what decides the model: its name, or the content of its folder."""
@@ -102,11 +102,9 @@ def _image_shape(model: nn.Module) -> tuple[int, ...]:
 def _from_folder(name: str, num_classes: int | None, in_channels: int | None) -> nn.Module:
     """Build a model of transformers, with the weights of its folder."""
     del in_channels
-    if not name or not exists(f"{name}/config.json"):
-        raise ArgumentError(
-            f"`name` must be hf:FOLDER with a config.json and weights in the folder, got {shown(name, 160)}. "
-            "Give the folder that save_pretrained wrote; nothing is downloaded."
-        )
+    check_folder(name)
+    if gguf_in(name) is not None:
+        return load_gguf(name, zoo_import("transformers", "AutoModelForCausalLM"))
     transformers = zoo_import("transformers", "AutoConfig", *HEADS)
     options = {} if num_classes is None else {"num_labels": num_classes}
     try:

@@ -1,0 +1,196 @@
+"""A study of decoders: every way to prune one without training, cell by cell, and what comes of it."""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+import hessprune as hp
+from hessprune.foundation.files import write_json
+from support.claims import Claims
+from support.decoder_rivals import RIVALS, Setting, setting
+
+OURS = "joint, compensated"
+METHODS = (OURS, *RIVALS)
+SHARES = (0.1, 0.2, 0.3, 0.4)
+"""Shares of the parameters of all blocks that go."""
+FIRST = (OURS, "flap", "osscar")
+TURNS = (((0.2, 0.3), FIRST), ((0.2, 0.3), METHODS), ((0.1, 0.4), FIRST), ((0.1, 0.4), METHODS))
+"""The order of cells within a draw: what tells most first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A dense decoder with its data, and how it is judged."""
+
+    model: nn.Module
+    calibration: Callable[[int], Tensor]
+    """From a draw to calibration sequences, `(N, T)`."""
+    judge: Callable[[nn.Module], float]
+    """From a model to its perplexity on test."""
+    work: Path | None = None
+    """Keeps statistics."""
+
+    @cached_property
+    def groups(self) -> hp.Groups:
+        """The heads and neurons of the decoder."""
+        return hp.find_groups(self.model, {"input_ids": self.calibration(0)[:1]})
+
+
+@dataclass
+class Draw:
+    """One draw of calibration sequences, and what is measured on it once."""
+
+    study: Study
+    number: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Processor seconds of what is shared by all budgets, by method."""
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """The sequences."""
+        return self.study.calibration(self.number)
+
+    @cached_property
+    def given(self) -> Setting:
+        """What the rivals are given, without a budget."""
+        return setting(self.study.model, self.study.groups, self.ids, seed=self.number)
+
+    @property
+    def batches(self) -> list[dict[str, Tensor]]:
+        """The sequences, one a batch."""
+        return [{"input_ids": ids} for ids in self.ids.split(1)]
+
+    @cached_property
+    def statistics(self) -> hp.Statistics:
+        """What our budgets have in common: kept in the folder of work."""
+        folder = None if self.study.work is None else self.study.work / f"statistics-{self.number}"
+        if folder is not None and folder.exists():
+            return hp.Statistics.load(folder)
+        found = hp.measure(self.study.model, self.given.example, self.batches, seed=self.number)
+        return found if folder is None else _kept(found, folder)
+
+    def pruned(self, method: str, share: float) -> nn.Module:
+        """Return the pruned model of one cell."""
+        given = self.given.losing(share)
+        if method in RIVALS:
+            return RIVALS[method](given)
+        return hp.prune(
+            self.study.model, given.example, self.batches, budget=given.budget, stats=self.statistics, seed=self.number
+        ).model
+
+
+def _kept(found: hp.Statistics, folder: Path) -> hp.Statistics:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    found.save(folder)
+    return found
+
+
+def cells(draws: int, *, quick: bool = False) -> Iterator[tuple[int, float, str]]:
+    """Yield draw, share and method of all cells; what tells most comes first."""
+    seen = set()
+    for draw, (shares, methods) in itertools.product(range(draws), TURNS[:2] if quick else TURNS):
+        for share, method in itertools.product(shares[: 1 if quick else None], methods):
+            if (draw, share, method) not in seen:
+                seen.add((draw, share, method))
+                yield draw, share, method
+
+
+def measure(
+    study: Study, rows: list[dict[str, Any]], wanted: Iterable[tuple[int, float, str]], save: Callable[[], None]
+) -> None:
+    """Measure the wanted cells that are not in `rows`, and append them one by one."""
+    done, current = {(row["draw"], row["share"], row["method"]) for row in rows}, Draw(study, 0)
+    for draw, share, method in wanted:
+        if (draw, share, method) in done:
+            continue
+        current = current if current.number == draw else Draw(study, draw)
+        started = time.process_time()
+        model = current.pruned(method, share)
+        seconds = time.process_time() - started
+        given = current.given
+        params = [hp.cost(each, given.example).params for each in (study.model, model)]
+        row = {"draw": draw, "share": share, "method": method, "perplexity": round(study.judge(model), 4)}
+        gone = (params[0] - params[1]) / given.total
+        rows.append(row | {"gone": round(gone, 4), "seconds": round(seconds, 1)})
+        print(rows[-1], flush=True)
+        save()
+
+
+def mean(rows: list[dict[str, Any]], method: str, share: float) -> float | None:
+    """Return the mean perplexity of one cell over the draws; None where it was not measured."""
+    found = [row["perplexity"] for row in rows if (row["method"], row["share"]) == (method, share)]
+    return sum(found) / len(found) if found else None
+
+
+def state(claims: Claims, rows: list[dict[str, Any]], dense: float) -> None:
+    """State which method is lowest, and by how much."""
+    for share in SHARES:
+        found = {method: value for method in METHODS if (value := mean(rows, method, share)) is not None}
+        best = min((method for method in found if method != OURS), key=lambda m: found[m], default=None)
+        if OURS in found and best is not None:
+            name = f"{share:.0%} removed: perplexity over that of the best other method"
+            claims.at_most(name, found[OURS] / found[best], 1.0, peer=f"{best} {found[best]:.1f}")
+    increase = {method: mean(rows, method, 0.2) for method in (OURS, "flap")}
+    ours, flap = increase[OURS], increase["flap"]
+    if ours is not None and flap is not None:
+        name = "20% removed: increase of perplexity over that of flap"
+        claims.at_most(name, (ours - dense) / (flap - dense), 0.5, peer=f"{flap:.1f}")
+
+
+def more_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every study takes."""
+    parser.add_argument("--work", type=Path, default=Path("out/decoders"), help="keeps statistics")
+    parser.add_argument("--picture", type=Path, help="PNG to draw of what is measured")
+    parser.add_argument("--draws", type=int, default=2, help="draws of calibration sequences; 0 measures nothing")
+
+
+def run_study(options: argparse.Namespace, build: Callable[[], Study], shown: str = "") -> None:
+    """Measure what `--out` does not hold, state the claims, draw; `shown` are the arguments that tables name."""
+    before = json.loads(options.out.read_text("utf-8")) if options.out and options.out.exists() else {}
+    rows: list[dict[str, Any]] = list(before.get("rows", ()))
+    wanted = list(cells(1 if options.quick else options.draws, quick=options.quick))
+    dense, claims = before.get("dense"), Claims()
+    if wanted:
+        study = build()
+
+        def save() -> None:
+            if options.out is not None:
+                write_json(options.out, {"claims": [], "dense": dense, "rows": rows})
+
+        dense = dense or study.judge(study.model)
+        save()
+        measure(study, rows, wanted, save)
+    if options.quick:
+        claims.at_least("cells of an untrained network that were measured", len(rows), len(wanted))
+    elif dense is not None:
+        state(claims, rows, dense)
+    claims.write(options.out, dense=dense, rows=rows, arguments=shown)
+    if options.picture is not None and dense is not None:
+        draw(rows, dense, options.picture)
+
+
+def draw(rows: list[dict[str, Any]], dense: float, path: Path) -> None:
+    """Draw mean perplexity, on a logarithmic axis, against the share that is removed."""
+    from matplotlib.figure import Figure  # which only drawing needs
+
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, method in enumerate(METHODS):
+        points = [(share, value) for share in SHARES if (value := mean(rows, method, share)) is not None]
+        if points:
+            bold = {"linewidth": 3, "color": "#cc3d8f"} if method == OURS else {"color": f"C{number % 10}"}
+            axes.plot(*zip(*points, strict=True), label=method, marker="os^D"[number % 4], markersize=4, **bold)
+    axes.axhline(dense, color="#8a929c", linestyle="--", linewidth=0.9)
+    axes.set(xlabel="parameters of the blocks removed", ylabel="perplexity", yscale="log")
+    axes.set_xticks(SHARES, [f"{share:.0%}" for share in SHARES])
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
