@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import hessprune as hp
 from hessprune.costs.model import CostModel
+from hessprune.foundation.modules import logits_of
 from hessprune.planning.planner import plan_removing
 
 Kept = dict[str, Tensor]
@@ -127,7 +128,7 @@ class Tokens:
         try:
             for ids in self.ids.split(1):
                 with torch.enable_grad():
-                    logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1]
+                    logits = logits_of(self.model(input_ids=ids, use_cache=False))[0, :-1]
                     loss = F.cross_entropy(logits, ids[0, 1:])
                     for name, gradient in zip(found, torch.autograd.grad(loss, list(weights.values())), strict=True):
                         found[name][0].add_(gradient, alpha=1 / len(self.ids))

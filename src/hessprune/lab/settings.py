@@ -67,7 +67,8 @@ class ModelSettings:
 
     Attributes:
         name: A name of the registry; `timm:NAME` or `torchvision:NAME`; `hf:FOLDER`, a Hugging Face model with its
-            weights, relative to the data root or in an installed package; `package.module:factory`; or `path/to/file.py:factory`.
+            weights, relative to the data root or in an installed package; `package.module:factory`; or
+            `path/to/file.py:factory`.
         weights: A checkpoint, relative to the data root.
         pretrain: How to train the dense network, instead of `weights`: from scratch, or from the weights in a FOLDER.
     """

