@@ -95,3 +95,22 @@ def write_sentences(folder: Path, number: int = 40, seed: int = 0) -> Path:
             lines.append(f"{' '.join(drawn)}\t{int(2 * len(GOOD & set(drawn)) > 1)}")
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def write_text(folder: Path) -> Path:
+    """Write running text of known words as WikiText has it: 30 sequences of 8 words to prune on, 10 to test on."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for name, number in (("valid.txt", 8 * 30 + 3), ("test.txt", 8 * 10 + 5)):
+        drawn = torch.randint(len(WORDS), (number,), generator=generator).tolist()
+        (folder / name).write_text(" ".join(WORDS[word] for word in drawn) + "\n")
+    return folder
+
+
+def write_decoder(folder: Path) -> Path:
+    """Write a tiny Llama with weights, and its tokenizer."""
+    torch.manual_seed(0)
+    sizes = SIZES | {"num_key_value_heads": 2, "vocab_size": 24, "max_position_embeddings": 32, "bos_token_id": 2}
+    transformers = package("transformers")
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, eos_token_id=3)).save_pretrained(folder)
+    return write_tokenizer(folder)

@@ -1,6 +1,7 @@
 """Wanda-sp (An et al. 2024, after Sun et al. 2024, arXiv 2306.11695): weights times norms of inputs.
 
-The score of an input of a reader is `mean_i |W_ij| ‖x_j‖`; each layer loses the same share. The score of a head is the sum over its inputs of the reader. Weights stay as they are.
+The score of an input of a reader is `mean_i |W_ij| ‖x_j‖`, that of a head the sum over its inputs. Each layer loses the
+same share. Weights stay as they are.
 """
 
 import torch

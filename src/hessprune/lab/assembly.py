@@ -65,7 +65,7 @@ def assemble(
         title=settings.report.title or settings.model.name,
         models={name: results[name] for name in models},
         baselines={name: result for name, result in results.items() if name not in models},
-        validation={name: values["validation_accuracy"] for name, values in measured.items()},
+        validation={name: _validated(values) for name, values in measured.items()},
         curve=tuple(CurvePoint(**point) for point in curve),
         layers=widths,
         table=layer_table(dense, models["finetuned"].model, run.example, widths=widths, reasons=reasons),
@@ -173,7 +173,18 @@ def _relative_error(saliency: Saliency) -> float | None:
 def epoch_points(history: Sequence[Mapping[str, Any]]) -> tuple[EpochPoint, ...]:
     """Keep of a training history what is drawn."""
     names = ("epoch", "train_loss", "validation_loss", "validation_accuracy")
-    return tuple(EpochPoint(**{name: record[name] for name in names}) for record in history)
+    return tuple(
+        EpochPoint(
+            **{name: record[name] for name in names},
+            validation_perplexity=record.get("validation_metric") if record.get("lower_is_better") else None,
+        )
+        for record in history
+    )
+
+
+def _validated(values: Mapping[str, Any]) -> float:
+    """Return the perplexity, or the accuracy, on validation samples."""
+    return values.get("validation_perplexity", values["validation_accuracy"])
 
 
 def versions() -> dict[str, str]:
@@ -202,7 +213,7 @@ def _result(values: Mapping[str, Any], latency: Mapping[str, Any] | None) -> Mod
     timing = {}
     if latency:
         timing = {f"latency_{key}": latency[f"{name}_ms"] for key, name in _PERCENTILES.items()}
-    return ModelResult(**{key: value for key, value in values.items() if key != "validation_accuracy"}, **timing)
+    return ModelResult(**{key: value for key, value in values.items() if not key.startswith("validation")}, **timing)
 
 
 def _plan_summary(plan: Plan) -> dict[str, Any]:
@@ -244,7 +255,7 @@ def _notes(run: Run, latency: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...
     else:
         notes = []
     notes += [
-        f"Accuracy and loss: {len(run.data.test)} test {noun}s, looked at once.",
+        f"{_judged(run)} and loss: {len(run.data.test)} test {noun}s, looked at once.",
         f"Latency: {timed} on {first['num_threads']} thread in {first['runtime']}, "
         f"median of {run.settings.report.latency_repeats} (10–90 %).",
     ]
@@ -258,6 +269,10 @@ def _notes(run: Run, latency: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...
             "INT8 is measured as the file runs in ONNX Runtime; its size is that of the file, weights and graph."
         )
     return tuple(notes)
+
+
+def _judged(run: Run) -> str:
+    return "Accuracy" if run.metric is None else "Perplexity of the next word"
 
 
 def _fp32_notes(models: Mapping[str, Model]) -> Iterator[str]:

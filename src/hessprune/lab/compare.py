@@ -192,7 +192,7 @@ def _cell(row: _Row, lr: float | None) -> dict[str, Any]:
             teacher = row.dense.model if config.distill_weight > 0 else None
             tuned = trained(run, f"5-finetuned-{name}", start, config, inputs=shared, teacher=teacher)
             model, best = tuned.model, max(record["validation_accuracy"] for record in tuned.history)
-        found = evaluate(model, run.batches(asked.split), loss_fn=run.loss_fn)
+        found = evaluate(model, run.batches(asked.split), loss_fn=run.loss_fn, metric=run.metric)
         write_json(folder / "cell.json", {"accuracy": found.accuracy, "loss": found.loss, "validation_accuracy": best})
 
     tuning = None if lr is None else [asked.epochs, lr, run.settings.to_json()["finetune"]]
@@ -204,7 +204,7 @@ def _dense(run: Run, asked: CompareSettings, dense: Model, groups: Groups) -> di
     """Return what the model does and costs before pruning."""
 
     def make(folder: Path) -> None:
-        found = evaluate(dense.model, run.batches(asked.split), loss_fn=run.loss_fn)
+        found = evaluate(dense.model, run.batches(asked.split), loss_fn=run.loss_fn, metric=run.metric)
         write_json(folder / "cell.json", {"accuracy": found.accuracy, "loss": found.loss})
 
     stage = run.store.run("6-cell-dense", make, dense.stage, asked.split, *run.data_key)

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from hessprune.errors import ArgumentError
 from hessprune.foundation.hashing import file_sha256
+from hessprune.foundation.words import next_word
 from hessprune.lab.data.batches import Batches
 from hessprune.lab.data.dataset import Dataset, Split
 from hessprune.lab.data.sentences import TextReading
@@ -47,6 +48,16 @@ class Run:
     def loss_fn(self) -> Any:
         """The loss of the recipe."""
         return loss_by_name(self.settings.loss)
+
+    @property
+    def metric(self) -> Literal["perplexity"] | None:
+        """The metric of language models; others are judged by accuracy."""
+        return "perplexity" if self.loss_fn is next_word else None
+
+    @property
+    def pruning_loss(self) -> Any:
+        """The loss that judges what is pruned: the recipe's, or the distance to the dense model for language models."""
+        return None if self.loss_fn is next_word else self.loss_fn
 
     def batches(self, split: Split) -> Batches[Any]:
         """Return a split in its own order, without augmentation."""

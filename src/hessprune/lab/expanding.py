@@ -155,7 +155,7 @@ def _bottlenecks(run: Run, dense: Model, method: str, asked: ExpandSettings) -> 
             run.batches("calibration"),
             levels=asked.levels,
             method=method,
-            loss_fn=run.loss_fn,
+            loss_fn=run.pruning_loss,
             # As published: without division by cost. `joint` weighs costs by itself.
             ranking=Ranking(per_cost=None if method.startswith("joint") else False, min_kept_fraction=0.0),
             seed=run.settings.seed,
@@ -185,7 +185,8 @@ def _widened(run: Run, dense: Model, name: str, widths: dict[str, int], bar: Bar
 
 def _measured(run: Run, name: str, widths: dict[str, int], model: Model) -> Variant:
     def make(folder: Path) -> None:
-        found, counted = evaluate(model.model, run.batches("test"), loss_fn=run.loss_fn), cost(model.model, run.example)
+        found = evaluate(model.model, run.batches("test"), loss_fn=run.loss_fn, metric=run.metric)
+        counted = cost(model.model, run.example)
         write_json(
             folder / "result.json",
             {"accuracy": found.accuracy, "loss": found.loss, "macs": counted.macs, "params": counted.params},

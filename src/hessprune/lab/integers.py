@@ -43,6 +43,7 @@ def quantize(run: Run, parent: Model, settings: QuantizeSettings) -> Model:
             run.batches("validation"),
             config=config,
             loss_fn=run.loss_fn,
+            metric=run.metric,
             teacher=parent.model,
             checkpoint_dir=folder / "partial",
         )
@@ -77,7 +78,8 @@ def measure_file(run: Run, model: Model, parent: Mapping[str, Any]) -> dict[str,
 
     def make(folder: Path) -> None:
         test, validation = (
-            evaluate(model.model, run.batches(part), loss_fn=run.loss_fn) for part in ("test", "validation")
+            evaluate(model.model, run.batches(part), loss_fn=run.loss_fn, metric=run.metric)
+            for part in ("test", "validation")
         )
         found = {"accuracy": test.accuracy, "loss": test.loss, "validation_accuracy": validation.accuracy}
         size = model.stage.file(FILE).stat().st_size

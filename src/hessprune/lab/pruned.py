@@ -44,7 +44,7 @@ def task_of(run: Run, dense: Model, groups: Sequence[Group], method: str, budget
         batches=Rereadable.of(run.batches("calibration")),
         budget=replace(budget, target=budget.target or latency_target(run)) if budget.is_latency else budget,
         method=as_method(method).with_refit(prune.compensate),
-        loss_fn=run.loss_fn,
+        loss_fn=run.pruning_loss,
         implant=prune.implant or Implant(share=0.0),
         compensate=prune.compensate,
         ranking=prune.ranking,

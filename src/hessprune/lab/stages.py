@@ -64,11 +64,12 @@ def tune(run: Run, dense: Model, pruned: Pruned) -> Model:
 
 
 def measure(run: Run, name: str, model: Model) -> dict[str, Any]:
-    """Return accuracy and loss on test, accuracy on validation, and the cost."""
+    """Return accuracy and loss on test, accuracy on validation, both perplexities of language models, and the cost."""
 
     def make(folder: Path) -> None:
         test, validation = (
-            evaluate(model.model, run.batches(part), loss_fn=run.loss_fn) for part in ("test", "validation")
+            evaluate(model.model, run.batches(part), loss_fn=run.loss_fn, metric=run.metric)
+            for part in ("test", "validation")
         )
         counted = cost(model.model, run.example)
         result = {
@@ -80,6 +81,8 @@ def measure(run: Run, name: str, model: Model) -> dict[str, Any]:
             "params": counted.params,
             "size_bytes": counted.bytes,
         }
+        if run.metric is not None:
+            result |= {"perplexity": test.metric, "validation_perplexity": validation.metric}
         write_json(folder / "result.json", result)
 
     stage = run.store.run(f"6-measured-{name}", make, model.stage, *run.data_key)
@@ -124,8 +127,9 @@ def _curve_of_draw(run: Run, dense: Model, groups: Groups, method: str, draw: in
             _, plan = decide(task)
         except BudgetError:  # below the floors: the curve ends before
             return
-        found = evaluate(pruned_by(task, plan), run.batches("validation"), loss_fn=run.loss_fn)
+        found = evaluate(pruned_by(task, plan), run.batches("validation"), loss_fn=run.loss_fn, metric=run.metric)
         facts = {"method": method, "macs_fraction": plan.kept_fraction("macs"), "accuracy": found.accuracy}
+        facts |= {} if found.metric is None else {"perplexity": found.metric}
         yield facts | {"draw": draw, "refitted": refitted}
 
     shares = list(run.settings.report.curve)
@@ -174,6 +178,7 @@ def trained(
             run.batches("validation"),
             config=config,
             loss_fn=run.loss_fn,
+            metric=run.metric,
             teacher=teacher,
             checkpoint_dir=partial,
         )

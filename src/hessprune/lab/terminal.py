@@ -18,7 +18,7 @@ from hessprune.lab.options import Volume, volume
 from hessprune.lab.report.comparison import Comparison, best_in_column, stage_title
 from hessprune.lab.report.expansion import Expansion, verdict
 from hessprune.lab.report.formats import format_count
-from hessprune.lab.report.html import COLUMNS, cells, last_baselines, spoken
+from hessprune.lab.report.html import cells, columns, last_baselines, spoken
 from hessprune.lab.report.inspection import Inspection
 from hessprune.lab.report.kept_epochs import kept_whole
 from hessprune.lab.report.run_report import ModelResult, RunReport, headline, zones
@@ -130,7 +130,7 @@ def print_report(report: RunReport, out: object) -> None:
     """Print the headline, the table of models and where the results are."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     table.add_column("", no_wrap=True)
-    for column in COLUMNS:
+    for column in columns(report):
         table.add_column(column, justify="right")
     for name, result in report.models.items():
         _add_model(table, report, name, result, style="bold" if result is report.final else None)
@@ -242,7 +242,7 @@ def print_saliencies(found: Saliencies, top: int, out: object) -> None:
 
 
 def _add_model(table: Table, report: RunReport, name: str, result: ModelResult, style: str | None) -> None:
-    numbers = [value for value, _ in cells(result, report.models["dense"])]
+    numbers = [value for value, _ in cells(report, result)]
     table.add_row(spoken(name), *numbers, style=style)
 
 

@@ -34,6 +34,7 @@ def test_sources_are_listed():
         "npz",
         "image-folder",
         "tsv",
+        "wikitext",
     )
 
 

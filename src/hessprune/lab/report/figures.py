@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from hessprune.lab.report.curve import SMALLEST_RANGE, accuracy_against_cost
 from hessprune.lab.report.run_report import EpochPoint, GroupSaliency, LayerWidth, RunReport
+from hessprune.lab.report.scores import score_of
 from hessprune.lab.report.style import (
     BLUE,
     GREEN,
@@ -67,19 +68,19 @@ def saliencies(report: RunReport, narrow: bool = False) -> str:
 
 
 def training(report: RunReport, narrow: bool = False) -> str:
-    """Draw loss and validation accuracy of every training stage against the epoch: one column for each stage."""
+    """Draw loss and validation score of every training stage against the epoch: one column for each stage."""
     stages = {name: epochs for name, epochs in report.history.items() if len(epochs) > 1}
     if not stages:
         return ""
     with new_figure(NARROW, 3.6 * len(stages)) if narrow else new_figure(WIDE, 4.2) as figure:
         grid = figure.subplots(2 * len(stages), 1) if narrow else figure.subplots(2, len(stages), squeeze=False).T
-        pairs = grid.reshape(len(stages), 2)  # loss above, accuracy below
+        pairs = grid.reshape(len(stages), 2)  # loss above, score below
         for (name, epochs), (above, below) in zip(stages.items(), pairs, strict=True):
             _draw_losses(above, epochs)
             above.set_title(_spoken(name), color=INK)
-            _draw_accuracy(below, epochs)
+            _draw_scores(below, epochs)
         for pair in pairs if narrow else pairs[:1]:
-            for axes, quantity in zip(pair, ("loss", "validation accuracy"), strict=True):
+            for axes, quantity in zip(pair, ("loss", f"validation {score_of(report).name}"), strict=True):
                 axes.set_ylabel(quantity)
         figure.align_ylabels()
         return as_svg(figure, "Training curves")
@@ -140,12 +141,18 @@ def _draw_losses(axes: Axes, epochs: Sequence[EpochPoint]) -> None:
     axes.legend(frameon=False, fontsize=10, labelcolor="linecolor", handlelength=1.2)
 
 
-def _draw_accuracy(axes: Axes, epochs: Sequence[EpochPoint]) -> None:
+def _draw_scores(axes: Axes, epochs: Sequence[EpochPoint]) -> None:
+    """Draw accuracy, or perplexity where that was measured."""
+    axes.set_xlabel("epoch")
+    words = [epoch.validation_perplexity for epoch in epochs if epoch.validation_perplexity is not None]
+    if len(words) == len(epochs):
+        axes.plot([epoch.epoch for epoch in epochs], words, color=BLUE)
+        _set_ticks(axes)
+        return
     axes.plot([epoch.epoch for epoch in epochs], [epoch.validation_accuracy for epoch in epochs], color=BLUE)
     low, high = axes.get_ylim()
     high = min(high, 1.002)  # no accuracy is higher; a line on the edge should be whole
     axes.set_ylim(min(low, high - SMALLEST_RANGE), high)
-    axes.set_xlabel("epoch")
     _set_ticks(axes)
     axes.yaxis.set_major_formatter(PERCENT)
 

@@ -11,9 +11,10 @@ from hessprune.foundation.files import write_text
 from hessprune.lab.report.formats import format_bytes, format_count, format_latency
 from hessprune.lab.report.kept_epochs import kept_whole
 from hessprune.lab.report.layer_cards import files_card, layer_card
-from hessprune.lab.report.run_report import ModelResult, RunReport, format_points, headline
+from hessprune.lab.report.run_report import ModelResult, RunReport, headline
+from hessprune.lab.report.scores import described, score_of
 
-COLUMNS = ("Accuracy", "Loss", "MACs", "Parameters", "Size", "Latency")
+COLUMNS = ("Loss", "MACs", "Parameters", "Size", "Latency")
 FASTER = 1.05
 """Times as fast below which nobody would notice."""
 SMALL_MS = 0.1
@@ -43,12 +44,18 @@ def _lead(report: RunReport) -> str:
     number = f"{final.num_samples:,}".replace(",", " ")
     tested = f"{number} test {_noun(report)}s of {report.data.get('name', 'the data')}"
     parts = [
-        f"{_percent(dense.accuracy)} → {_percent(final.accuracy)} on {tested}",
+        f"{_before(report)} → {described(report, final)} on {tested}",
         f"{_percent(final.params / dense.params, 0)} of the parameters kept",
     ]
     if dense.latency_ms and final.latency_ms:
         parts.append(_speed(report) + _threads(report))
     return "; ".join(parts) + "."
+
+
+def _before(report: RunReport) -> str:
+    """Return the dense model's score; percent say by themselves that they are accuracy."""
+    text, score = described(report, report.models["dense"]), score_of(report)
+    return f"{score.title} {text}" if score.lower_is_better else text
 
 
 def _speed(report: RunReport) -> str:
@@ -113,40 +120,48 @@ def _curve_card(report: RunReport, curve: str) -> str:
     draws = len({point.draw for point in report.curve})
     if draws > 1:
         note += f" Means over {draws} draws of calibration {_noun(report)}s, bars are standard deviations."
-    return _card("Accuracy against cost", note, curve or "<p class=note>Not drawn: the recipe asks for no curve.</p>")
+    return _card(
+        f"{score_of(report).title} against cost",
+        note,
+        curve or "<p class=note>Not drawn: the recipe asks for no curve.</p>",
+    )
 
 
 def _summary(report: RunReport) -> str:
     """The table of models: this run's, then the baselines."""
-    dense = report.models["dense"]
     remarks = {"pruned": "not yet trained"}
-    rows = [_row(name, result, dense, remarks.get(name, "")) for name, result in report.models.items()]
+    rows = [_row(report, name, result, remarks.get(name, "")) for name, result in report.models.items()]
     rows[-1] = rows[-1].replace("<tr>", '<tr class="final">', 1)
     rows += [
-        _row(name, result, dense, note).replace("<tr>", '<tr class="baseline">', 1)
+        _row(report, name, result, note).replace("<tr>", '<tr class="baseline">', 1)
         for name, result, note in last_baselines(report)
     ]
-    head = "".join(f"<th>{column}</th>" for column in ("", *COLUMNS))
+    head = "".join(f"<th>{column}</th>" for column in ("", *columns(report)))
     notes = f'<p class="note">{" ".join(escape(note) for note in report.notes)}</p>' if report.notes else ""
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<section><div class="scroll">{table}</div>{notes}</section>'
 
 
 def last_baselines(report: RunReport) -> Iterator[tuple[str, ModelResult, str]]:
-    """Yield name, result and note of every baseline; what was also fine-tuned shows its first accuracy in the note."""
+    """Yield name, result and note of every baseline; what was also fine-tuned shows its first score in the note."""
     for name, result in report.baselines.items():
         method, _, stage = name.rpartition("-")
         before = report.baselines.get(f"{method}-pruned")
         if stage == "finetuned" and before:
-            yield name, result, f"{_percent(before.accuracy)} before training"
+            yield name, result, f"{described(report, before)} before training"
         elif f"{method}-finetuned" not in report.baselines:
             yield name, result, ""
 
 
-def _row(name: str, result: ModelResult, dense: ModelResult, remark: str = "") -> str:
+def columns(report: RunReport) -> tuple[str, ...]:
+    """Return the headings of the table of models."""
+    return (score_of(report).title, *COLUMNS)
+
+
+def _row(report: RunReport, name: str, result: ModelResult, remark: str = "") -> str:
     body = "".join(
         f'<td><span class="n">{value}</span><small>{note or "&nbsp;"}</small></td>'
-        for value, note in cells(result, dense)
+        for value, note in cells(report, result)
     )
     return f"<tr><th>{escape(spoken(name))}<small>{escape(remark)}</small></th>{body}</tr>"
 
@@ -162,11 +177,12 @@ def spoken(name: str) -> str:
     return _STAGE_NAMES.get(name, plain[:1].upper() + plain[1:])
 
 
-def cells(result: ModelResult, dense: ModelResult) -> list[tuple[str, str]]:
-    """Return one row of the table: for each of `COLUMNS` the number, and how it compares with the dense model."""
+def cells(report: RunReport, result: ModelResult) -> list[tuple[str, str]]:
+    """Return one row of the table: for each of `columns` the number, and how it compares with the dense model."""
+    dense, score = report.models["dense"], score_of(report)
     latency = "–" if result.latency_ms is None else format_latency(result.latency_ms)
     row = [
-        (_percent(result.accuracy), format_points(100 * (result.accuracy - dense.accuracy))),
+        (score.text(score.of(result)), score.change(score.of(result), score.of(dense))),
         (f"{result.loss:.3f}", f"{result.loss - dense.loss:+.3f}".replace("-", "−")),
         (format_count(result.macs), _percent(result.macs / dense.macs)),
         (format_count(result.params), _percent(result.params / dense.params)),
@@ -175,7 +191,8 @@ def cells(result: ModelResult, dense: ModelResult) -> list[tuple[str, str]]:
     ]
     if result is not dense:
         return row
-    error = f"± {100 * result.accuracy_error:.1f}" if result.num_samples else ""
+    known = result.num_samples and not score.lower_is_better
+    error = f"± {100 * result.accuracy_error:.1f}" if known else ""
     return [(value, note) for (value, _), note in zip(row, (error, "", "", "", "", row[-1][1]), strict=True)]
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+from hessprune.foundation.ranks import rank_of
 from hessprune.lab.report.run_report import EpochPoint, RunReport
 
 
 def kept_epoch(epochs: Sequence[EpochPoint]) -> int | None:
-    """Return the epoch that a training kept: of the best accuracy, then the lowest loss, then the first.
+    """Return the epoch that a training kept: of the best accuracy or perplexity, then of the lowest loss, the first.
 
     Example:
         >>> from hessprune.lab.report.kept_epochs import kept_epoch
@@ -20,7 +21,13 @@ def kept_epoch(epochs: Sequence[EpochPoint]) -> int | None:
     """
     if not epochs:
         return None
-    return max(epochs, key=lambda point: (point.validation_accuracy or 0.0, -point.validation_loss)).epoch
+    return max(epochs, key=_rank).epoch
+
+
+def _rank(point: EpochPoint) -> tuple[float, float]:
+    """Return what the training chose by."""
+    words = point.validation_perplexity
+    return rank_of(point.validation_accuracy, words, point.validation_loss, lower_is_better=words is not None)
 
 
 def kept_whole(report: RunReport) -> tuple[str, ...]:

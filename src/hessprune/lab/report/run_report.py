@@ -32,6 +32,8 @@ class ModelResult:
     latency_p10_ms: float | None = None
     latency_p90_ms: float | None = None
     num_samples: int = 0
+    perplexity: float | None = None
+    """Of the next word, for language models, whose accuracy is the share of next words that are the likeliest."""
 
     @property
     def accuracy_error(self) -> float:
@@ -55,6 +57,8 @@ class CurvePoint:
     """The draw of calibration samples."""
     refitted: bool = True
     """True if the surviving layers were refitted."""
+    perplexity: float | None = None
+    """As `accuracy`, for language models."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +107,8 @@ class EpochPoint:
     train_loss: float | None
     validation_loss: float
     validation_accuracy: float
+    validation_perplexity: float | None = None
+    """For language models, which are chosen by it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +134,7 @@ class RunReport:
     models: Mapping[str, ModelResult]
     """By stage, in order: `dense`, `pruned`, `finetuned`, and whatever stages come later."""
     validation: Mapping[str, float] = field(default_factory=dict)
-    """Validation accuracy by stage."""
+    """Validation accuracy, or perplexity, by stage."""
     baselines: Mapping[str, ModelResult] = field(default_factory=dict)
     """Other methods at the same budget, such as `"magnitude, fine-tuned"`."""
     curve: tuple[CurvePoint, ...] = ()
@@ -220,14 +226,26 @@ def headline(report: RunReport) -> str:
         >>> final = ModelResult(accuracy=0.927, loss=0.3, macs=100, params=5, size_bytes=20)
         >>> headline(RunReport(title="ResNet-56", models={"dense": dense, "finetuned": final}))
         'ResNet-56: half the MACs, −0.3 points'
+        >>> words = {"accuracy": 0.4, "loss": 3.0, "macs": 100, "params": 5, "size_bytes": 20}
+        >>> dense, final = (ModelResult(**words, perplexity=value) for value in (30.41, 33.8))
+        >>> headline(RunReport(title="SmolLM2", models={"dense": dense, "finetuned": final}))
+        'SmolLM2: 100 % of the MACs, perplexity 30.4 → 33.8'
     """
     dense, final = report.models["dense"], report.final
     share, quantity = final.macs / dense.macs, "MACs"
     if "params" in report.settings.get("prune", {}).get("budget", {}):
         share, quantity = final.params / dense.params, "parameters"
     integers = " in INT8" if "int8" in report.models else ""
-    parts = [f"{_share(share)} the {quantity}{integers}", *_milliseconds(dense, final), format_points(report.points)]
+    parts = [f"{_share(share)} the {quantity}{integers}", *_milliseconds(dense, final), _change(report)]
     return f"{report.title}: {', '.join(parts)}"
+
+
+def _change(report: RunReport) -> str:
+    """Return what became of the perplexity, or of the accuracy."""
+    before, after = report.models["dense"].perplexity, report.final.perplexity
+    if before is None or after is None:
+        return format_points(report.points)
+    return f"perplexity {before:.3g} → {after:.3g}"
 
 
 def _milliseconds(dense: ModelResult, final: ModelResult) -> tuple[str, ...]:
@@ -247,6 +265,21 @@ def format_points(points: float) -> str:
     if abs(points) < 0.05:
         return "same accuracy"
     return f"{points:+.1f} points".replace("-", "−")
+
+
+def format_factor(factor: float) -> str:
+    """Return a quotient of perplexities as a change in percent, large ones as a factor.
+
+    Example:
+        >>> format_factor(1.25), format_factor(0.9904), format_factor(1.0001), format_factor(52.3)
+        ('+25 %', '−1.0 %', 'same perplexity', '× 52')
+    """
+    percent = 100 * (factor - 1)
+    if abs(percent) < 0.05:
+        return "same perplexity"
+    if factor >= 10:
+        return f"× {factor:.3g}" if factor < 1000 else f"× {factor:,.0f}".replace(",", " ")
+    return f"{percent:+.{0 if abs(percent) >= 10 else 1}f} %".replace("-", "−")
 
 
 def _share(fraction: float) -> str:
