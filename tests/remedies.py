@@ -85,6 +85,7 @@ def bare() -> hp.Statistics:
     return hp.measure(NET, X[:1], BATCHES, method="hap", compensate=False)
 
 
+BIGRAMS, TEXTS = nn.Embedding(5, 5), [torch.tensor([[0, 1, 4, 2]])]
 DIGITS = NamedModel(name="digits-resnet", shape=(1, 8, 8))
 
 
@@ -117,6 +118,13 @@ ROWS = (
         "compensate=True, or hp.prune with compensate=False"),
     Row("must hold statistics, got", lambda: hp.Statistics.load(folder() + "/absent"),
         lambda _: hp.measure(NET, X[:1], BATCHES).save(folder() + "/stats"), r"hp.measure\(…\).save\(path\)"),
+    # Language models
+    Row("`metric` must be a function of", lambda: hp.evaluate(BIGRAMS, TEXTS, metric="bleu"),  # type: ignore[arg-type]
+        lambda _: hp.evaluate(BIGRAMS, TEXTS, metric="perplexity"), "Write metric='perplexity'"),
+    Row("must hold at least one word that counts", lambda: hp.evaluate(BIGRAMS, [TEXTS[0][:, :1]], metric="perplexity"),
+        lambda _: hp.evaluate(BIGRAMS, TEXTS, metric="perplexity"), "Give texts of two words or more"),
+    Row("perplexity needs logits (N, T, words)", lambda: hp.evaluate(NET, BATCHES, metric="perplexity"),
+        lambda _: hp.evaluate(BIGRAMS, TEXTS, metric="perplexity"), "Give batches of `input_ids`"),
     # Budgets and plans
     Row("`Budget` must name exactly one of", hp.Budget, lambda _: hp.Budget(macs=0.5), r"Write Budget\(macs=0.5\)"),
     Row("`target` must be a LatencyTarget or", lambda: hp.Budget(latency_ms=1, target=3),
@@ -524,6 +532,7 @@ NO_ROW = {
     "lab.run": "must be installed for this recipe",
     "lab.calibration": "must hold image_mean",
     "lab.models.weights": "",
+    "lab.models.folders": "",
     "lab.models.zoos": "",
     "lab.store": "must be whole|must be removable",
     "planning.inputs": "",

@@ -22,7 +22,7 @@ from hessprune.lab.run import run as run_recipe
 from hessprune.lab.store import StageStore
 from hessprune.lab.terminal import print_report
 from hessprune.planning.implants import Implant
-from tests.huggingface import write_model, write_sentences
+from tests.huggingface import write_decoder, write_model, write_sentences, write_text
 
 TINY = {
     "threads": 1,
@@ -313,3 +313,47 @@ def test_a_folder_of_weights_needs_no_training_and_may_end_in_integers(tmp_path)
     assert evaluate(tmp_path / "out" / "int8.onnx", batches).accuracy == report.models["int8"].accuracy
     settings = parse_recipe(SENTENCES | plain | {"data": SENTENCES["data"] | {"tokenizer": "bert/tokenizer.json"}})
     assert open_run(settings, tmp_path / "out", tmp_path).data.fingerprint == report.data_fingerprint
+
+
+@pytest.mark.slow
+def test_a_language_model_goes_from_running_text_to_a_report_of_perplexity(tmp_path, capsys):
+    recipe = {
+        "threads": 1,
+        "loss": "next_word",
+        "data": {
+            "source": "wikitext",
+            "root": "wikitext2",
+            "max_length": 8,
+            "validation_size": 4,
+            "calibration_size": 12,
+            "test_size": 6,
+            "batch_size": 6,
+        },
+        "model": {"name": "hf:llama"},
+        "prune": {"budget": {"params": 0.85}},
+        "finetune": {"epochs": 1, "lr": 0.01, "optimizer": "adamw", "distill_weight": 0.5},
+        "export": {"onnx": False},
+        "report": {"curve": [0.9], "latency_repeats": 2},
+    }
+    write_decoder(tmp_path / "llama")
+    write_text(tmp_path / "wikitext2")
+    out = tmp_path / "out"
+    report = run_recipe(parse_recipe(recipe), out, data_root=tmp_path)
+    words = hp.evaluate(hp.load(out / "model"), words_of(recipe, tmp_path), metric="perplexity")
+    assert report.final.perplexity == pytest.approx(words.metric)
+    assert report.final.loss == pytest.approx(words.loss)
+    history = report.history["finetune"]
+    best = min(history, key=lambda epoch: epoch.validation_perplexity)
+    assert report.validation["finetuned"] == pytest.approx(best.validation_perplexity)
+    page = (out / "report.html").read_text("utf-8")
+    assert "Perplexity against cost" in page
+    assert "6 test texts of wikitext2" in page
+    assert "Accuracy" not in page
+    assert RunReport.load(out / "report.json") == report
+    print_report(report, out)
+    assert "Perplexity" in capsys.readouterr().out
+
+
+def words_of(recipe, root):
+    """Return the test sequences of a recipe."""
+    return open_run(parse_recipe(recipe), root / "unused", root).batches("test")

@@ -14,11 +14,15 @@ from hessprune.lab.data.digits import SIZES
 from hessprune.lab.data.image_dataset import ImageDataset
 from hessprune.lab.data.image_folder import IMAGENET_MEAN, IMAGENET_STD, ImageFiles
 from hessprune.lab.data.sentences import TextReading
-from hessprune.lab.data.sources import TEXT, available_sources, load_dataset
+from hessprune.lab.data.sources import TEXTS, available_sources, load_dataset
+from hessprune.lab.models.folders import folder_of, gguf_in
 from hessprune.lab.models.zoos import ZooName, example_of
 
 BATCH_SIZE = 64
-TOKENS = 128
+TEXTS_AT_ONCE = 2
+"""Sequences in a batch: the logits of one are those of all words at all positions."""
+TOKENS = {"tsv": 128, "wikitext": 512}
+"""Most tokens of a sample, by source."""
 PREPROCESSING = "preprocessor_config.json"
 
 
@@ -98,16 +102,18 @@ def open_calibration(text: str, model_name: str, *, samples: int = 512, seed: in
     """
     source, path = _split(text)
     zoo = ZooName.read(model_name)
-    reading = _reading(Path(zoo.name)) if source == TEXT and zoo and zoo.has_weights else None
+    reading = _reading(folder_of(zoo.name, Path()), source) if source in TEXTS and zoo and zoo.has_weights else None
     data = load_dataset(source, root=path, seed=seed, calibration_size=samples, text=reading)
-    return Calibration(data=data, model_name=model_name)
+    size = BATCH_SIZE if data.has_classes else TEXTS_AT_ONCE
+    return Calibration(data=data, model_name=model_name, batch_size=size)
 
 
-def _reading(folder: Path) -> TextReading:
-    """Return how a model of transformers reads sentences, no longer than its table of positions."""
-    config = read_json(folder / "config.json")
+def _reading(folder: Path, source: str) -> TextReading:
+    """Return how a model of transformers reads texts, no longer than its table of positions."""
+    config = {} if gguf_in(folder) else read_json(folder / "config.json")
     longest = config.get("max_position_embeddings") if isinstance(config, dict) else None
-    return TextReading(tokenizer=folder, max_length=min(TOKENS, longest) if isinstance(longest, int) else TOKENS)
+    usual = TOKENS[source]
+    return TextReading(tokenizer=folder, max_length=min(usual, longest) if isinstance(longest, int) else usual)
 
 
 def _split(text: str) -> tuple[str, Path | None]:
@@ -127,7 +133,7 @@ def _split(text: str) -> tuple[str, Path | None]:
 
 def _kind(path: Path) -> str | None:
     """Tell the kind of a file or folder by the names in it."""
-    names = {".npz": "npz", ".parquet": "parquet", ".tsv": TEXT}
+    names = {".npz": "npz", ".parquet": "parquet", ".tsv": "tsv"}
     if path.is_file():
         return names.get(path.suffix)
     if not path.is_dir():
@@ -135,7 +141,8 @@ def _kind(path: Path) -> str | None:
     if (path / "train").is_dir():
         return "image-folder"
     for pattern, kind in (
-        ("train.tsv", TEXT),
+        ("train.tsv", "tsv"),
+        ("valid.txt", "wikitext"),
         ("data_batch_1", "cifar10"),
         ("*.npz", "npz"),
         ("*.parquet", "parquet"),

@@ -20,12 +20,14 @@ def folder(tmp_path):
 
 
 def load(folder, reading, **options):
-    return load_dataset("wikitext", root=folder, text=reading, **{"validation_size": 4, "calibration_size": 6} | options)
+    return load_dataset(
+        "wikitext", root=folder, text=reading, **{"validation_size": 4, "calibration_size": 6} | options
+    )
 
 
 def test_marks_go_back_where_they_belong():
-    written = 'He did n\'t pay 1 @,@ 000 ( or " so " ) : it \'s well @-@ known ; 3 @.@ 5 % [ of it ] !\n = Title = \n'
-    plain = 'He didn\'t pay 1,000 (or "so"): it\'s well-known; 3.5% [of it]!\n = Title = \n'
+    written = "He did n't pay 1 @,@ 000 ( or \" so \" ) : it 's well @-@ known ; 3 @.@ 5 % [ of it ] !\n = Title = \n"
+    plain = "He didn't pay 1,000 (or \"so\"): it's well-known; 3.5% [of it]!\n = Title = \n"
     assert detokenised(written) == plain
     assert detokenised('a " quote " and " another "') == 'a "quote" and "another"'
 
