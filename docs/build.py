@@ -59,7 +59,7 @@ SECTIONS = {
 }
 FRONT = ("demo", "ehap-vgg16", "sst2-minilm")
 """Records that the front page shows."""
-KEPT = ("accuracy", "loss", "macs", "params", "size_bytes", "latency_ms")
+KEPT = ("accuracy", "perplexity", "loss", "macs", "params", "size_bytes", "latency_ms")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -126,7 +126,7 @@ def summary_rows() -> str:
         record = _record(path)
         dense, final = record["models"]["dense"], record["models"]["finetuned"]
         what = f"{record['title']}, {final['macs'] / dense['macs']:.0%} of the MACs"
-        result = f"accuracy {dense['accuracy']:.1%} → {final['accuracy']:.1%}{_in_integers(record['models'])}"
+        result = f"{_judged(dense, final)}{_in_integers(record['models'])}"
         lines.append(f"| {what} | {result} | `{record['command']}` |")
     for kind in ("oneshot", "finetuned"):
         lines += [_headline(path) for path in sorted((DOCS / "results" / kind).glob("*.json"))]
@@ -209,6 +209,34 @@ def encoder_tables() -> str:
     return "\n\n".join([head, *parts])
 
 
+def decoder_tables() -> str:
+    """Return a table of mean perplexity ± spread over the draws, by method and share removed; and what is open."""
+    content = _record(ROOT / "benchmarks" / "results" / "decoders.json")
+    rows = content["rows"]
+    if content["dense"] is None or not rows:
+        return "Nothing is measured yet."
+    found: dict[tuple[str, float], list[float]] = {}
+    for row in rows:
+        found.setdefault((row["method"], row["share"]), []).append(row["perplexity"])
+    shares = sorted({share for _, share in found})
+    best = {min((key for key in found if key[1] == share), key=lambda k: _mean(found[k])) for share in shares}
+    lines = [f"| | {' | '.join(f'{share:.0%}' for share in shares)} |", "|---" * (len(shares) + 1) + "|"]
+    for method in DECODERS:
+        shown = [_spread(found[method, share]) if (method, share) in found else "–" for share in shares]
+        marked = [f"**{text}**" if (method, share) in best else text for text, share in zip(shown, shares, strict=True)]
+        lines.append(f"| `{method}` | {' | '.join(marked)} |")
+    wanted = 2 * 4 * len(DECODERS)
+    open_cells = f" {wanted - len(rows)} of {wanted} cells are open." if len(rows) < wanted else ""
+    head = f"Perplexity by the share of the blocks' parameters removed; dense: {content['dense']:.1f}.{open_cells}"
+    return "\n\n".join([head, "\n".join(lines)])
+
+
+DECODERS = (
+    "joint, compensated", "flap", "osscar", "wanda-sp", "llm-pruner", "minitron", "magnitude", "random",
+)  # fmt: skip
+"""Methods of the study of decoders."""
+
+
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
@@ -220,6 +248,7 @@ def _spread(values: list[float]) -> str:
 
 
 BUILT = {
+    ("decoders.md", "tables"): decoder_tables,
     ("encoders.md", "tables"): encoder_tables,
     ("oneshot.md", "oneshot"): partial(comparison_tables, "oneshot"),
     ("oneshot.md", "finetuned"): partial(comparison_tables, "finetuned"),
@@ -300,6 +329,13 @@ def take_picture(page: Path, picture: Path) -> None:
         command = [browser, *options, "--window-size=1280,1000", f"--screenshot={picture}", page.resolve().as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
     Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)  # a third of the size
+
+
+def _judged(dense: dict[str, Any], final: dict[str, Any]) -> str:
+    """Say what became of the accuracy, or of the perplexity of a language model."""
+    if dense.get("perplexity") is not None:
+        return f"perplexity {dense['perplexity']:.1f} → {final['perplexity']:.1f}"
+    return f"accuracy {dense['accuracy']:.1%} → {final['accuracy']:.1%}"
 
 
 def _in_integers(models: dict[str, dict[str, float]]) -> str:
