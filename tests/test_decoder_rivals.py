@@ -262,3 +262,29 @@ def test_cells_that_tell_most_come_first() -> None:
     assert len(order) == len(set(order)) == 2 * 4 * len(study.METHODS)
     assert order[:6] == [(0, share, method) for share in (0.2, 0.3) for method in study.FIRST]
     assert {draw for draw, *_ in order[: len(order) // 2]} == {0}
+
+
+def test_cells_are_measured_once_and_kept_one_by_one(case: Any, capsys: Any, monkeypatch: Any) -> None:
+    rows: list[dict[str, Any]] = [{"draw": 0, "share": 0.3, "method": "random", "perplexity": 3.0}]
+    kept: list[int] = []
+    wanted = [(0, 0.3, "random"), (0, 0.3, "magnitude"), (1, 0.3, study.OURS)]
+    whole = study.Study(model=case.model, calibration=lambda _: case.tokens.ids, judge=lambda model: 2.0)
+    monkeypatch.setattr(study.Draw, "given", case)
+    monkeypatch.setattr(study.Draw, "pruned", lambda _, method, share: rivals.RIVALS["random"](case.losing(share)))
+    study.measure(whole, rows, wanted, lambda: kept.append(len(rows)))
+    assert kept == [2, 3]
+    assert [row["method"] for row in rows] == ["random", "magnitude", study.OURS]
+    assert all(0.3 <= row["gone"] < 0.6 for row in rows[1:])
+    assert capsys.readouterr().out.count("\n") == 2
+    assert study.mean(rows, "random", 0.3) == 3.0
+    assert study.mean(rows, "flap", 0.3) is None
+
+
+def test_claims_compare_ours_with_the_lowest_rival(capsys: Any) -> None:
+    found = {study.OURS: 24.0, "flap": 30.0, "osscar": 26.0}
+    rows = [{"draw": 0, "share": 0.2, "method": method, "perplexity": value} for method, value in found.items()]
+    claims = importlib.import_module("support.claims").Claims()
+    study.state(claims, rows, 20.0)
+    assert [(claim["value"], claim["holds"]) for claim in claims.claims] == [(0.9231, True), (0.4, True)]
+    assert claims.claims[0]["peer"] == "osscar 26.0"
+    assert "FAILS" not in capsys.readouterr().out

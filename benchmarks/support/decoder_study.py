@@ -150,13 +150,15 @@ def more_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, default=Path("out/decoders"), help="keeps statistics")
     parser.add_argument("--picture", type=Path, help="PNG to draw of what is measured")
     parser.add_argument("--draws", type=int, default=2, help="draws of calibration sequences; 0 measures nothing")
+    parser.add_argument("--only", nargs="*", default=METHODS, choices=METHODS, help="methods to measure")
 
 
 def run_study(options: argparse.Namespace, build: Callable[[], Study], shown: str = "") -> None:
     """Measure what `--out` does not hold, state the claims, draw; `shown` are the arguments that tables name."""
     before = json.loads(options.out.read_text("utf-8")) if options.out and options.out.exists() else {}
     rows: list[dict[str, Any]] = list(before.get("rows", ()))
-    wanted = list(cells(1 if options.quick else options.draws, quick=options.quick))
+    every = cells(1 if options.quick else options.draws, quick=options.quick)
+    wanted = [cell for cell in every if cell[2] in options.only]
     dense, claims = before.get("dense"), Claims()
     if wanted:
         study = build()
