@@ -219,7 +219,8 @@ def decoder_tables() -> str:
     for row in rows:
         found.setdefault((row["method"], row["share"]), []).append(row["perplexity"])
     shares = sorted({share for _, share in found})
-    best = {min((key for key in found if key[1] == share), key=lambda k: _mean(found[k])) for share in shares}
+    columns = [[key for key in found if key[1] == share] for share in shares]
+    best = {min(keys, key=lambda k: _mean(found[k])) for keys in columns if len(keys) > 1}
     lines = [f"| | {' | '.join(f'{share:.0%}' for share in shares)} |", "|---" * (len(shares) + 1) + "|"]
     for method in DECODERS:
         shown = [_spread(found[method, share]) if (method, share) in found else "–" for share in shares]

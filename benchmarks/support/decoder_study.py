@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import hessprune as hp
 from hessprune.foundation.files import write_json
-from support.claims import Claims
+from support.claims import Claims, environment
 from support.decoder_rivals import RIVALS, Setting, setting
 
 OURS = "joint, compensated"
@@ -132,6 +132,8 @@ def mean(rows: list[dict[str, Any]], method: str, share: float) -> float | None:
 
 def state(claims: Claims, rows: list[dict[str, Any]], dense: float) -> None:
     """State which method is lowest, and by how much."""
+    if not any(row["method"] == OURS for row in rows):
+        claims.add("perplexity over that of the best other method", "not measured yet", "<= 1", holds=None)
     for share in SHARES:
         found = {method: value for method in METHODS if (value := mean(rows, method, share)) is not None}
         best = min((method for method in found if method != OURS), key=lambda m: found[m], default=None)
@@ -165,7 +167,8 @@ def run_study(options: argparse.Namespace, build: Callable[[], Study], shown: st
 
         def save() -> None:
             if options.out is not None:
-                write_json(options.out, {"claims": [], "dense": dense, "rows": rows})
+                found = {"claims": [], "environment": environment(), "dense": dense, "rows": rows, "arguments": shown}
+                write_json(options.out, found)
 
         dense = dense or study.judge(study.model)
         save()
@@ -174,7 +177,9 @@ def run_study(options: argparse.Namespace, build: Callable[[], Study], shown: st
         claims.at_least("cells of an untrained network that were measured", len(rows), len(wanted))
     elif dense is not None:
         state(claims, rows, dense)
-    claims.write(options.out, dense=dense, rows=rows, arguments=shown)
+    missing = len(list(cells(2))) - len(rows)
+    note = {"note": f"Partial: {missing} of {missing + len(rows)} cells are open."} if missing > 0 else {}
+    claims.write(options.out, dense=dense, rows=rows, arguments=shown, **note)
     if options.picture is not None and dense is not None:
         draw(rows, dense, options.picture)
 
