@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hessprune.foundation.words import next_word
 from hessprune.training.config import FinetuneConfig
 from hessprune.training.objective import distillation_loss, objective
 
@@ -49,3 +50,11 @@ def test_without_a_teacher_it_is_cross_entropy():
     student, _ = _logits(4, 3)
     targets = torch.tensor([0, 1, 2, 0])
     assert torch.equal(objective(student, targets, None, FinetuneConfig()), F.cross_entropy(student, targets))
+
+
+def test_the_softmax_of_a_language_model_is_over_words():
+    student, teacher = torch.randn(2, 2, 5, 7, generator=torch.Generator().manual_seed(0))  # (N, T, V)
+    config = FinetuneConfig(distill_weight=1.0, distill_temperature=1.0)
+    found = objective(student, None, teacher, config, next_word)
+    p, q = teacher.log_softmax(-1), student.log_softmax(-1)
+    assert float(found) == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-5)
