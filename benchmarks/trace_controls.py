@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hessprune.curvature import TraceOptions, block_traces
-from support.claims import Claims, arguments, interleaved
+from support.claims import Claims, arguments, interleaved, spearman
 from support.networks import channels, images, pretrained, saliency, weights
 
 SEEDS = 5
@@ -111,12 +111,6 @@ def label_free(model: nn.Module, inputs: Tensor, seed: int) -> Traces:
         for name, gradient in zip(tensors, gradients, strict=True):
             total[name] += gradient.double().flatten(1).square().sum(1) / len(inputs)
     return total
-
-
-def spearman(one: Tensor, other: Tensor) -> float:
-    """Return the correlation of ranks."""
-    ranks = torch.stack([values.argsort().argsort().double() for values in (one, other)])
-    return float(torch.corrcoef(ranks)[0, 1])
 
 
 if __name__ == "__main__":
