@@ -95,7 +95,9 @@ def check_labels(targets: Tensor, num_classes: int, name: str = "batches") -> No
 
 
 def check_finite_parameters(model: nn.Module) -> None:
-    """Raise if any parameter or buffer holds a NaN or an infinity, naming all of them.
+    """Raise if any parameter or statistic holds a NaN or an infinity, or another buffer a NaN, naming all of them.
+
+    Masks of attention and bounds of clamps are buffers that may be infinite.
 
     Raises:
         NumericalError: Some state is not finite.
@@ -106,7 +108,13 @@ def check_finite_parameters(model: nn.Module) -> None:
             f"weights must hold numbers, got {empty[0]!r} on the meta device. "
             "Call model.to_empty(device='cpu') and load weights."
         )
-    bad = [name for name, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    bad = [
+        name
+        for name, value in model.state_dict().items()
+        if not bool(torch.isfinite(value).all())
+        and (name in parameters or name.endswith(("running_mean", "running_var")) or bool(torch.isnan(value).any()))
+    ]
     if bad:
         shown = ", ".join(repr(name) for name in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
         raise NumericalError(
