@@ -1,4 +1,4 @@
-"""Build what README and docs show but nobody should write by hand: the recipe tables, the demo's numbers and picture.
+"""Build what README and docs show but nobody should write by hand: tables, the demo's numbers and picture, notebooks.
 
 Run: python docs/build.py [--check]
      python docs/build.py --record out/demo --command "hessprune demo"
@@ -25,6 +25,7 @@ from typing import Any
 from PIL import Image
 
 import hessprune as hp
+import notebook  # beside this file
 from hessprune.costs.budget import Budget
 from hessprune.costs.target import LatencyTarget
 from hessprune.lab.report.comparison import Comparison, best_in_column, stage_title
@@ -174,6 +175,27 @@ def comparison_tables(kind: str) -> str:
     return "\n\n".join(parts) or "None is committed yet."
 
 
+CHOICES = (
+    ("ResNet-56, cut and left", "oneshot/resnet56-all", (0, False)),
+    ("ResNet-56, refitted", "oneshot/resnet56-all", (0, True)),
+    ("ResNet-20, refitted", "oneshot/resnet20-all", (0, True)),
+    ("ResNet-20, cut, two epochs", "finetuned/resnet20-plain", (2, False)),
+)
+"""Columns of the table of methods: title, comparison, epochs of training and whether the survivors were refitted."""
+
+
+def choice_rows() -> str:
+    """Return a table of all methods at half of the MACs: without the refit, with it, and after training."""
+    found = {name: Comparison.load(DOCS / "results" / f"{name}.json") for _, name, _ in CHOICES}
+    columns = [{m: row for (m, share), row in found[n].rows(*way).items() if share == 0.5} for _, n, way in CHOICES]
+    lines = [f"| method | {' | '.join(title for title, _, _ in CHOICES)} |", "|---" * (len(CHOICES) + 1) + "|"]
+    dense = (f"{100 * found[name].dense['accuracy']:.1f}" for _, name, _ in CHOICES)
+    lines.append(f"| dense | {' | '.join(dense)} |")
+    for method in ("random", "magnitude", "bn_scale", "taylor", "hap", "sosp-h", "sosp-i", "joint"):
+        lines.append(f"| `{method}` | {' | '.join(str(column.get(method, '–')) for column in columns)} |")
+    return "\n".join(lines)
+
+
 ENCODERS = {
     "both": ("Heads and neurons", "MACs"),
     "heads": ("Heads alone", "heads"),
@@ -220,6 +242,7 @@ def _spread(values: list[float]) -> str:
 
 
 BUILT = {
+    ("choosing-a-method.md", "choosing"): choice_rows,
     ("encoders.md", "tables"): encoder_tables,
     ("oneshot.md", "oneshot"): partial(comparison_tables, "oneshot"),
     ("oneshot.md", "finetuned"): partial(comparison_tables, "finetuned"),
@@ -250,14 +273,18 @@ def filled(text: str, marker: str, body: str) -> str:
 def stale(*, write: bool) -> list[str]:
     """Return the pages whose built parts are out of date, and bring them up to date if asked."""
     found = []
-    for (page, marker), build in BUILT.items():
-        path = DOCS / page
-        text = path.read_text("utf-8")
-        new = filled(text, marker, build())
-        if new != text:
+
+    def compare(path: Path, new: str) -> None:
+        if not path.is_file() or path.read_text("utf-8") != new:
             found.append(path.resolve().relative_to(ROOT).as_posix())
             if write:
+                path.parent.mkdir(exist_ok=True)
                 path.write_text(new, "utf-8")
+
+    for (page, marker), build in BUILT.items():
+        compare(DOCS / page, filled((DOCS / page).read_text("utf-8"), marker, build()))
+    for guide in notebook.GUIDES:
+        compare(notebook.path_of(guide), notebook.notebook(guide))
     return found
 
 
