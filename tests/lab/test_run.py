@@ -77,6 +77,8 @@ def test_the_report_is_complete(finished):
     assert len(report.curve) == 3  # the second budget lies below the floors
     assert report.data["test"] == report.final.num_samples == 450
     assert report.models["pruned"].latency_ms > 0
+    assert all(rival.latency_ms > 0 for rival in report.baselines.values())
+    assert all(min(row.ms) > 0 for row in report.table)
     assert report.estimate.relative_error == 0
     assert report.settings["prune"]["budget"] == {"macs": 0.5}
     assert "<svg" in (out / "report.html").read_text("utf-8")
@@ -197,7 +199,9 @@ def test_a_run_with_implants_shows_them_in_the_report(finished, settings, tmp_pa
 def _timeless(report):
     """A report without what is timed."""
     document = json.loads(json.dumps(report.to_json()))
-    for result in (document["dense"], document["pruned"], document["finetuned"]):
+    for row in document["table"]:
+        assert min(row.pop("ms")) > 0
+    for result in (document["dense"], document["pruned"], document["finetuned"], *document["baselines"].values()):
         for key in ("latency_ms", "latency_p10_ms", "latency_p90_ms"):
             assert result.pop(key) > 0
     assert all(seconds >= 0 for seconds in document.pop("seconds").values())
