@@ -304,6 +304,7 @@ def keep(folder: Path, command: str) -> None:
     (DOCS / "results" / f"{folder.name}.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
     if folder.name == "demo":
         take_picture(folder / "report.html", DOCS / "images" / "report.png")
+        take_picture(folder / "report.html", DOCS / "images" / "report-phone.png", phone=True)
 
 
 def keep_comparisons(folder: Path) -> None:
@@ -317,16 +318,31 @@ def keep_comparisons(folder: Path) -> None:
             shutil.copyfile(path.with_suffix(".png"), DOCS / "images" / f"{folder.name}-{name}.png")
 
 
-def take_picture(page: Path, picture: Path) -> None:
-    """Save the first screen of a page, 1280 × 1000."""
+PHONE = 390
+"""Pixels across a telephone."""
+
+
+def take_picture(page: Path, picture: Path, *, phone: bool = False) -> None:
+    """Save the first screen of a page, 1280 × 1000, or two columns of what a telephone shows, 390 × 1000 each."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         raise SystemExit(f"none of {', '.join(BROWSERS)} is installed: the picture stays as it is")
-    with tempfile.TemporaryDirectory() as profile:
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}"]
-        command = [browser, *options, "--window-size=1280,1000", f"--screenshot={picture}", page.resolve().as_uri()]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
-    Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)  # a third of the size
+    with tempfile.TemporaryDirectory() as folder:
+        address, size = page.resolve().as_uri(), "1280,1000"
+        if phone:  # no window is as narrow as a telephone; a frame is
+            frame = f'<body style="margin:0"><iframe src="{address}" style="border:0;width:{PHONE}px;height:2000px">'
+            Path(folder, "frame.html").write_text(frame, "utf-8")
+            address, size = Path(folder, "frame.html").as_uri(), "800,2000"
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
+        options += [f"--user-data-dir={folder}/profile", f"--window-size={size}", f"--screenshot={picture}"]
+        subprocess.run([browser, *options, address], check=True, capture_output=True, timeout=120)
+    image = Image.open(picture).convert("RGB")
+    if phone:
+        both = Image.new("RGB", (2 * PHONE + 20, 1000), "white")
+        for column in range(2):
+            both.paste(image.crop((0, 1000 * column, PHONE, 1000 * (column + 1))), (column * (PHONE + 20), 0))
+        image = both
+    image.quantize(256).save(picture, optimize=True)  # a third of the size
 
 
 def _in_integers(models: dict[str, dict[str, float]]) -> str:
