@@ -102,7 +102,7 @@ def _draw_layers(axes: Axes, layers: Sequence[LayerWidth], *, named: bool) -> No
     for position, layer in enumerate(layers):
         axes.annotate(
             f"{layer.kept} + {layer.implanted}" if layer.implanted else str(layer.kept),
-            (position, layer.kept + layer.implanted),
+            (position, layer.dense),
             xytext=(0, 3),
             textcoords="offset points",
             ha="center",
