@@ -1,4 +1,4 @@
-"""Build what README and docs show but nobody should write by hand: the recipe tables, the demo's numbers and picture.
+"""Build what README and docs show but nobody should write by hand: tables, the demo's numbers and picture, notebooks.
 
 Run: python docs/build.py [--check]
      python docs/build.py --record out/demo --command "hessprune demo"
@@ -25,6 +25,7 @@ from typing import Any
 from PIL import Image
 
 import hessprune as hp
+import notebook  # beside this file
 from hessprune.costs.budget import Budget
 from hessprune.costs.target import LatencyTarget
 from hessprune.lab.report.comparison import Comparison, best_in_column, stage_title
@@ -174,6 +175,27 @@ def comparison_tables(kind: str) -> str:
     return "\n\n".join(parts) or "None is committed yet."
 
 
+CHOICES = (
+    ("ResNet-56, cut and left", "oneshot/resnet56-all", (0, False)),
+    ("ResNet-56, refitted", "oneshot/resnet56-all", (0, True)),
+    ("ResNet-20, refitted", "oneshot/resnet20-all", (0, True)),
+    ("ResNet-20, cut, two epochs", "finetuned/resnet20-plain", (2, False)),
+)
+"""Columns of the table of methods: title, comparison, epochs of training and whether the survivors were refitted."""
+
+
+def choice_rows() -> str:
+    """Return a table of all methods at half of the MACs: without the refit, with it, and after training."""
+    found = {name: Comparison.load(DOCS / "results" / f"{name}.json") for _, name, _ in CHOICES}
+    columns = [{m: row for (m, share), row in found[n].rows(*way).items() if share == 0.5} for _, n, way in CHOICES]
+    lines = [f"| method | {' | '.join(title for title, _, _ in CHOICES)} |", "|---" * (len(CHOICES) + 1) + "|"]
+    dense = (f"{100 * found[name].dense['accuracy']:.1f}" for _, name, _ in CHOICES)
+    lines.append(f"| dense | {' | '.join(dense)} |")
+    for method in ("random", "magnitude", "bn_scale", "taylor", "hap", "sosp-h", "sosp-i", "joint"):
+        lines.append(f"| `{method}` | {' | '.join(str(column.get(method, '–')) for column in columns)} |")
+    return "\n".join(lines)
+
+
 ENCODERS = {
     "both": ("Heads and neurons", "MACs"),
     "heads": ("Heads alone", "heads"),
@@ -250,6 +272,7 @@ def _spread(values: list[float]) -> str:
 
 BUILT = {
     ("decoders.md", "tables"): decoder_tables,
+    ("choosing-a-method.md", "choosing"): choice_rows,
     ("encoders.md", "tables"): encoder_tables,
     ("oneshot.md", "oneshot"): partial(comparison_tables, "oneshot"),
     ("oneshot.md", "finetuned"): partial(comparison_tables, "finetuned"),
@@ -280,14 +303,18 @@ def filled(text: str, marker: str, body: str) -> str:
 def stale(*, write: bool) -> list[str]:
     """Return the pages whose built parts are out of date, and bring them up to date if asked."""
     found = []
-    for (page, marker), build in BUILT.items():
-        path = DOCS / page
-        text = path.read_text("utf-8")
-        new = filled(text, marker, build())
-        if new != text:
+
+    def compare(path: Path, new: str) -> None:
+        if not path.is_file() or path.read_text("utf-8") != new:
             found.append(path.resolve().relative_to(ROOT).as_posix())
             if write:
+                path.parent.mkdir(exist_ok=True)
                 path.write_text(new, "utf-8")
+
+    for (page, marker), build in BUILT.items():
+        compare(DOCS / page, filled((DOCS / page).read_text("utf-8"), marker, build()))
+    for guide in notebook.GUIDES:
+        compare(notebook.path_of(guide), notebook.notebook(guide))
     return found
 
 
@@ -307,6 +334,7 @@ def keep(folder: Path, command: str) -> None:
     (DOCS / "results" / f"{folder.name}.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
     if folder.name == "demo":
         take_picture(folder / "report.html", DOCS / "images" / "report.png")
+        take_picture(folder / "report.html", DOCS / "images" / "report-phone.png", phone=True)
 
 
 def keep_comparisons(folder: Path) -> None:
@@ -320,16 +348,31 @@ def keep_comparisons(folder: Path) -> None:
             shutil.copyfile(path.with_suffix(".png"), DOCS / "images" / f"{folder.name}-{name}.png")
 
 
-def take_picture(page: Path, picture: Path) -> None:
-    """Save the first screen of a page, 1280 × 1000."""
+PHONE = 390
+"""Pixels across a telephone."""
+
+
+def take_picture(page: Path, picture: Path, *, phone: bool = False) -> None:
+    """Save the first screen of a page, 1280 × 1000, or two columns of what a telephone shows, 390 × 1000 each."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         raise SystemExit(f"none of {', '.join(BROWSERS)} is installed: the picture stays as it is")
-    with tempfile.TemporaryDirectory() as profile:
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}"]
-        command = [browser, *options, "--window-size=1280,1000", f"--screenshot={picture}", page.resolve().as_uri()]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
-    Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)  # a third of the size
+    with tempfile.TemporaryDirectory() as folder:
+        address, size = page.resolve().as_uri(), "1280,1000"
+        if phone:  # no window is as narrow as a telephone; a frame is
+            frame = f'<body style="margin:0"><iframe src="{address}" style="border:0;width:{PHONE}px;height:2000px">'
+            Path(folder, "frame.html").write_text(frame, "utf-8")
+            address, size = Path(folder, "frame.html").as_uri(), "800,2000"
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
+        options += [f"--user-data-dir={folder}/profile", f"--window-size={size}", f"--screenshot={picture}"]
+        subprocess.run([browser, *options, address], check=True, capture_output=True, timeout=120)
+    image = Image.open(picture).convert("RGB")
+    if phone:
+        both = Image.new("RGB", (2 * PHONE + 20, 1000), "white")
+        for column in range(2):
+            both.paste(image.crop((0, 1000 * column, PHONE, 1000 * (column + 1))), (column * (PHONE + 20), 0))
+        image = both
+    image.quantize(256).save(picture, optimize=True)  # a third of the size
 
 
 def _judged(dense: dict[str, Any], final: dict[str, Any]) -> str:

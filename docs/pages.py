@@ -7,9 +7,12 @@ from typing import Any
 import griffe
 from mkdocs.structure.files import File, Files
 
-STUB = Path(__file__).parents[1] / "src" / "hessprune" / "__init__.pyi"
+DOCS = Path(__file__).parent.resolve()
+STUB = DOCS.parent / "src" / "hessprune" / "__init__.pyi"
 SOURCE = "https://github.com/hessprune/hessprune/blob/main/"
-OUTSIDE = re.compile(r"\]\((?:\.\./|(?=results/|build\.py))([^)]*)\)")
+LINK = re.compile(r"\]\((?!https?:|#)([^)]*)\)")
+LEFT_OUT = re.compile(r"results/|notebooks/|.*\.py$")
+"""What lies beside the pages and is no part of the site."""
 FENCE = re.compile(r"^```(\w+) \w+$", re.MULTILINE)
 """A block of code that the tests skip where a package is missing says so after its language."""
 
@@ -59,11 +62,17 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Leave to a block of code its language alone, and look for files outside the site where the source lies."""
+    folder = DOCS / Path(page.file.src_uri).parent
 
     def at_source(link: re.Match[str]) -> str:
-        inside = "" if link[0].startswith("](../") else "docs/"
-        return f"]({SOURCE}{inside}{link[1]})"
+        path, hash_, place = link[1].partition("#")
+        target = (folder / path).resolve()
+        if not target.exists() or (
+            target.is_relative_to(DOCS) and not LEFT_OUT.match(target.relative_to(DOCS).as_posix())
+        ):
+            return link[0]
+        return f"]({SOURCE}{target.relative_to(DOCS.parent).as_posix()}{hash_}{place})"
 
-    return OUTSIDE.sub(at_source, FENCE.sub(r"```\1", markdown))
+    return LINK.sub(at_source, FENCE.sub(r"```\1", markdown))

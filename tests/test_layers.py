@@ -48,7 +48,7 @@ ALLOWED = {  # beyond torch, numpy, safetensors and the standard library, at the
     "lab.recipe": {"pydantic", "yaml"},
     "lab.cli": {"typer"},
     "lab.options": {"typer"},
-    "lab.report": {"matplotlib"},
+    "lab.report": {"matplotlib", "jinja2"},
     "lab.terminal": {"rich"},
     "quantize": {"torchao"},  # in the files that are only imported with it
 }

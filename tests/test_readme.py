@@ -3,6 +3,7 @@
 import doctest
 import io
 import itertools
+import json
 import re
 import shlex
 import subprocess
@@ -25,7 +26,8 @@ from tests import huggingface
 ROOT = Path(__file__).parents[1]
 load_methods()
 README = ROOT / "README.md"
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted(ROOT.glob("docs/*.md")) + sorted(ROOT.glob("docs/guides/*.md"))
 BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 """A language, a package that not everyone has, the text."""
 SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -45,6 +47,11 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("hessprune ")]
 
 
+SLOW = {"own-cnn.md", "iterative.md", "int8-runtimes.md"}
+"""Pages whose blocks train or calibrate for seconds."""
+MARKED = [pytest.param(page, marks=pytest.mark.slow) if page.name in SLOW else page for page in PAGES]
+
+
 @pytest.fixture(params=PAGES, ids=lambda page: page.name)
 def page(request: pytest.FixtureRequest) -> Path:
     return request.param
@@ -53,6 +60,7 @@ def page(request: pytest.FixtureRequest) -> Path:
 STUDIES = [path.stem for path in (ROOT / "studies").glob("*.yaml")]
 
 
+@pytest.mark.parametrize("page", MARKED, ids=lambda page: page.name)
 def test_python_blocks_run_and_print_what_is_shown(page, tmp_path, monkeypatch):
     """All blocks of a page share one namespace; a `text` block is what the Python block before it prints."""
     monkeypatch.chdir(tmp_path)
@@ -69,6 +77,39 @@ def test_python_blocks_run_and_print_what_is_shown(page, tmp_path, monkeypatch):
                     exec(compile(body, page.name, "exec"), namespace)
                 printed = out.getvalue()
                 assert isinstance(printed, str)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_run_and_print_what_they_show(path, tmp_path, monkeypatch):
+    """They are made from the guides, which `docs/build.py --check` holds them against."""
+    monkeypatch.chdir(tmp_path)
+    content = json.loads(path.read_text("utf-8"))
+    assert (content["nbformat"], content["cells"][0]["cell_type"]) == (4, "markdown")
+    cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) > 2
+    if any("transformers" in line for line in cells[0]["source"]):
+        huggingface.package("transformers")
+    namespace = {"__name__": "page"}
+    with torch.random.fork_rng():
+        for cell in cells:
+            with redirect_stdout(io.StringIO()) as out:
+                exec(compile("".join(cell["source"]), path.name, "exec"), namespace)
+            shown = "".join(line for output in cell["outputs"] for line in output["text"])
+            assert not shown or doctest.OutputChecker().check_output(shown, out.getvalue(), SAME)
+
+
+def test_there_are_three_notebooks():
+    assert len(list(ROOT.glob("examples/notebooks/*.ipynb"))) == 3
+
+
+def test_recipes_shown_in_full_can_be_read(page, tmp_path):
+    """A block of `yaml recipe` is a whole one."""
+    for number, (language, kind, body) in enumerate(BLOCK.findall(page.read_text("utf-8"))):
+        if (language, kind) == ("yaml", "recipe"):
+            path = tmp_path / f"{number}.yaml"
+            path.write_text(body, "utf-8")
+            assert load_recipe(path, ()).prune.budget.value > 0
 
 
 def test_commands_exist_with_these_options(page):

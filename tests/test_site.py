@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,11 +33,15 @@ def test_every_public_name_is_in_the_reference(pages):
 
 def test_links_out_of_the_site_lead_to_the_source(pages):
     text = "[a](../CONTRIBUTING.md) [b](results/demo.json) [c](faq.md#x) ![d](images/e.png)\n```python timm\nx\n```"
-    shown = pages.on_page_markdown(text)
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    shown = pages.on_page_markdown(text, page)
     assert re.findall(r"\]\((.*?)\)", shown) == [
         f"{pages.SOURCE}CONTRIBUTING.md", f"{pages.SOURCE}docs/results/demo.json", "faq.md#x", "images/e.png"
     ]  # fmt: skip
     assert "```python\n" in shown
+    page.file.src_uri = "guides/x.md"
+    shown = pages.on_page_markdown("[a](../../CONTRIBUTING.md#files) [b](../faq.md) [c](own-cnn.md)", page)
+    assert re.findall(r"\]\((.*?)\)", shown) == [f"{pages.SOURCE}CONTRIBUTING.md#files", "../faq.md", "own-cnn.md"]
 
 
 @pytest.mark.slow

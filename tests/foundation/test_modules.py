@@ -37,6 +37,8 @@ def test_logits_are_found_in_every_kind_of_output():
 
     for output in (Output.logits, Output(), {"logits": Output.logits}, {"scores": Output.logits}, (Output.logits, 0)):
         assert _modules.logits_of(output) is Output.logits
+    for nested in ({"boxes": [Output.logits, 0]}, ([Output.logits], 0), {"logits": (Output.logits,)}):
+        assert _modules.logits_of(nested) is Output.logits
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,18 @@ def test_the_demo_leaves_everything_it_promises(demo):
     assert "error" not in result.stderr
 
 
+@pytest.mark.slow
+def test_the_demo_for_text_prunes_an_encoder(tmp_path):
+    short = ["model.pretrain.epochs=1", "report.curve=[]", "report.baselines=false", "report.latency_repeats=2"]
+    words = [word for value in short for word in ("--set", value)]
+    result = runner.invoke(app, ["demo", "--text", "--out", str(tmp_path), *words])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"Text encoder: \d\d % of the MACs in INT8, [\d.]+ → [\d.]+ ms", result.stdout)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {group["group"].split(".")[-1] for group in report["saliency"]} >= {"up"}
+    assert report["data"]["noun"] == "sentence"
+
+
 def test_run_takes_a_recipe_and_prints_json(demo):
     out, _ = demo
     result = runner.invoke(app, ["run", str(out / "recipe.yaml"), "--out", str(out), "--json"])

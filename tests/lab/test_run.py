@@ -77,6 +77,8 @@ def test_the_report_is_complete(finished):
     assert len(report.curve) == 3  # the second budget lies below the floors
     assert report.data["test"] == report.final.num_samples == 450
     assert report.models["pruned"].latency_ms > 0
+    assert all(rival.latency_ms > 0 for rival in report.baselines.values())
+    assert all(min(row.ms) > 0 for row in report.table)
     assert report.estimate.relative_error == 0
     assert report.settings["prune"]["budget"] == {"macs": 0.5}
     assert "<svg" in (out / "report.html").read_text("utf-8")
@@ -141,9 +143,10 @@ def test_a_changed_recipe_repeats_only_what_depends_on_it(finished, settings, tm
     shutil.copytree(finished[0], tmp_path / "run")
     changed = replace(settings, report=replace(settings.report, curve=()), finetune=replace(settings.finetune, lr=0.01))
     run_recipe(changed, tmp_path / "run")
-    assert made == ["5-finetuned-hap", "6-measured-finetuned", "7-latency", *(f"8-curve-{m}" for m in METHODS)]
+    assert made == ["5-finetuned-hap", "6-measured-finetuned", *TIMED, *(f"8-curve-{m}" for m in METHODS)]
 
 
+TIMED = ("7-latency", "7-latency-layers")
 METHODS = ("hap", "magnitude", "random")
 
 
@@ -197,7 +200,9 @@ def test_a_run_with_implants_shows_them_in_the_report(finished, settings, tmp_pa
 def _timeless(report):
     """A report without what is timed."""
     document = json.loads(json.dumps(report.to_json()))
-    for result in (document["dense"], document["pruned"], document["finetuned"]):
+    for row in document["table"]:
+        assert min(row.pop("ms")) > 0
+    for result in (document["dense"], document["pruned"], document["finetuned"], *document["baselines"].values()):
         for key in ("latency_ms", "latency_p10_ms", "latency_p90_ms"):
             assert result.pop(key) > 0
     assert all(seconds >= 0 for seconds in document.pop("seconds").values())

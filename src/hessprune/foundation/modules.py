@@ -44,12 +44,14 @@ def _call(model: nn.Module, inputs: Any) -> Any:
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits of a model's output: the tensor itself, `.logits`, `["logits"]`, or the first element."""
+    """Return the logits of a model's output: the tensor itself, `.logits`, `["logits"]`, or the first tensor in it."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
-        return output["logits"] if "logits" in output else next(iter(output.values()))
-    return output.logits if hasattr(output, "logits") else output[0]
+        first = output["logits"] if "logits" in output else next(iter(output.values()))
+    else:
+        first = output.logits if hasattr(output, "logits") else output[0]
+    return logits_of(first) if isinstance(first, Mapping | list | tuple) else first
 
 
 def predict(model: nn.Module, inputs: Any, name: str = "batches") -> Tensor:

@@ -13,6 +13,7 @@ from hessprune.foundation.files import read_json
 from hessprune.foundation.machine import cpu_name
 from hessprune.lab.context import Model, Run
 from hessprune.lab.layer_table import layer_table, reasons_of
+from hessprune.lab.layer_times import with_times
 from hessprune.lab.models.zoos import ZooName
 from hessprune.lab.pruned import Pruned
 from hessprune.lab.report.run_report import (
@@ -43,6 +44,7 @@ def assemble(
     groups: Groups,
     measured: Mapping[str, Mapping[str, Any]],
     latency: Mapping[str, Mapping[str, Any]],
+    layer_ms: Mapping[str, tuple[float, float]],
     curve: Sequence[Mapping[str, Any]],
 ) -> RunReport:
     """Gather the results of all stages.
@@ -53,7 +55,8 @@ def assemble(
         models: The models of the report, `dense` first.
         groups: Of the dense model, with what is frozen.
         measured: Accuracy and cost, of these models and of the baselines.
-        latency: Timings, of these models.
+        latency: Timings, of these models and of the last ones of the baselines.
+        layer_ms: Milliseconds of each layer, before and after.
         curve: Points of accuracy against cost.
     """
     results = {name: _result(values, latency.get(name)) for name, values in measured.items()}
@@ -68,7 +71,9 @@ def assemble(
         validation={name: _validated(values) for name, values in measured.items()},
         curve=tuple(CurvePoint(**point) for point in curve),
         layers=widths,
-        table=layer_table(dense, models["finetuned"].model, run.example, widths=widths, reasons=reasons),
+        table=with_times(
+            layer_table(dense, models["finetuned"].model, run.example, widths=widths, reasons=reasons), layer_ms
+        ),
         seconds=_spoken_seconds(run),
         date=datetime.now(tz=UTC).date().isoformat(),
         loading=_loading(run),

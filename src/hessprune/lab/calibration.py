@@ -10,11 +10,10 @@ from hessprune.errors import ArgumentError, DataError
 from hessprune.foundation.files import read_json
 from hessprune.foundation.formatting import shown
 from hessprune.lab.data.dataset import Dataset, Split
-from hessprune.lab.data.digits import SIZES
 from hessprune.lab.data.image_dataset import ImageDataset
 from hessprune.lab.data.image_folder import IMAGENET_MEAN, IMAGENET_STD, ImageFiles
 from hessprune.lab.data.sentences import TextReading
-from hessprune.lab.data.sources import TEXTS, available_sources, load_dataset
+from hessprune.lab.data.sources import BUILT_IN, TEXTS, available_sources, load_dataset
 from hessprune.lab.models.folders import folder_of, gguf_in
 from hessprune.lab.models.zoos import ZooName, example_of
 
@@ -119,7 +118,7 @@ def _reading(folder: Path, source: str) -> TextReading:
 def _split(text: str) -> tuple[str, Path | None]:
     """Return source and path of a text."""
     source, colon, path = text.partition(":")
-    if source in available_sources() and (colon or source in SIZES):
+    if source in available_sources() and (colon or source in BUILT_IN):
         return source, Path(path) if colon else None
     kind = _kind(Path(text))
     if kind is None:

@@ -56,14 +56,18 @@ def top(
 @app.command(epilog="Example: [bold]hessprune demo --out out/demo[/]")
 @with_volume
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results.", show_default="out/demo, or out/demo-text")
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="A small encoder of sentences in place of the ResNet.")] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a small ResNet on handwritten digits, take two thirds of its MACs, turn it into INT8, and report."""
+    """Train a small network on handwritten digits, take two thirds of its MACs, turn it into INT8, and report."""
     from hessprune.lab.recipe import packaged_recipe
 
-    _run(packaged_recipe("digits"), out, Path(), overrides, as_json)
+    name, folder = ("grammar", "out/demo-text") if text else ("digits", "out/demo")
+    _run(packaged_recipe(name), out or Path(folder), Path(), overrides, as_json)
 
 
 @app.command(epilog="Example: [bold]hessprune run recipes/cifar10-resnet56.yaml --data-root DATA --out out/resnet56[/]")

@@ -12,6 +12,7 @@ from hessprune.foundation.state import torch_threads
 from hessprune.lab import integers, stages
 from hessprune.lab.assembly import assemble
 from hessprune.lab.context import open_run
+from hessprune.lab.layer_times import layer_latencies
 from hessprune.lab.pruned import prune_by
 from hessprune.lab.report.html import write_html
 from hessprune.lab.report.run_report import RunReport
@@ -60,10 +61,13 @@ def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
     others = {f"{method}-pruned": pruned[method].model for method in job.baselines}
     others |= {f"{method}-finetuned": tuned[method] for method in job.baselines if method in tuned}
     measured = {name: stages.measure(job, name, model) for name, model in (models | others).items()}
+    last = (f"{method}-{'finetuned' if method in tuned else 'pruned'}" for method in job.baselines)
+    rivals = {name: others[name] for name in last}
     files: dict[str, Path] = {}
     if settings.quantize is not None:
         models["int8"] = int8 = integers.quantize(job, tuned[own], settings.quantize)
         files = integers.onnx_files(job, dense, tuned[own], int8)
+        files |= {name: stages.export(job, name, model) for name, model in rivals.items()}
         measured["int8"] = integers.measure_file(job, int8, measured["finetuned"])
     report = assemble(
         job,
@@ -71,7 +75,8 @@ def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
         models,
         groups=groups,
         measured=measured,
-        latency=stages.latencies(job, models, files),
+        latency=stages.latencies(job, models | rivals, files),
+        layer_ms=layer_latencies(job, dense, tuned[own]),
         curve=[point for item in pruned.values() for point in stages.curve(job, dense, groups, item.method)],
     )
 

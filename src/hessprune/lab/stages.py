@@ -94,12 +94,19 @@ def latencies(run: Run, models: Mapping[str, Model], files: Mapping[str, Path]) 
     repeats, number = run.settings.report.latency_repeats, run.settings.report.latency_batch_size
 
     def make(folder: Path) -> None:
-        inputs, timed_models = run.data.example("test", number), {n: files.get(n, m.model) for n, m in models.items()}
-        timed = compare_latency(timed_models, inputs, repeats=repeats)
-        write_json(folder / "latency.json", {name: asdict(value) for name, value in timed.items()})
+        timed_models = {name: files.get(name, model.model) for name, model in models.items()}
+        same = {name: _first_alike(timed_models, name) for name in models}  # a file is timed once
+        once = {name: timed_models[name] for name in dict.fromkeys(same.values())}
+        timed = compare_latency(once, run.data.example("test", number), repeats=repeats)
+        write_json(folder / "latency.json", {name: asdict(timed[first]) for name, first in same.items()})
 
     stage = run.store.run("7-latency", make, *[item.stage for item in models.values()], sorted(files), repeats, number)
     return read_json(stage.file("latency.json"))
+
+
+def _first_alike(timed: Mapping[str, nn.Module | Path], name: str) -> str:
+    """Return the first name under which the same file or module is timed."""
+    return next(other for other, value in timed.items() if value is timed[name] or value == timed[name])
 
 
 def curve(run: Run, dense: Model, groups: Groups, method: str) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ def test_sources_are_listed():
     assert available_sources() == (
         "digits",
         "digits-16",
+        "grammar",
         "cifar10",
         "cifar100",
         "parquet",

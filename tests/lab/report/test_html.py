@@ -131,27 +131,57 @@ def test_implanted_units_are_counted_and_explained_only_where_there_are_any(page
     assert "mplanted" not in Outline(page).text
 
 
+@pytest.fixture
+def browser(tmp_path):
+    """A function that runs a browser without a screen on an address, and returns what it prints."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next((found for name in names if (found := which(name))), None)
+    if program is None:
+        pytest.skip("no Chromium is installed")
+
+    def run(address: str, *options: str) -> str:
+        common = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+        common += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000"]
+        command = [program, *common, *options, address]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    return run
+
+
+MEASURE = """
+let d = document.getElementById('f').contentDocument;
+let shown = [...d.querySelectorAll('svg text')].filter(t => t.getClientRects().length);
+let sizes = shown.map(t => {
+  let s = t.ownerSVGElement; return parseFloat(getComputedStyle(t).fontSize) * s.clientWidth / s.viewBox.baseVal.width;
+});
+document.title = d.documentElement.scrollWidth + ' ' + shown.length + ' ' + Math.min(...sizes).toFixed(2);
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1400])
-def test_no_screen_has_to_be_scrolled_sideways(width, page, tmp_path):
-    """The page in a frame of that width, which a second page measures, in a browser without a screen."""
-    browser = next(
-        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := which(name))), None
-    )
-    if browser is None:
-        pytest.skip("no Chromium is installed")
+def test_no_screen_has_to_be_scrolled_sideways_and_charts_can_be_read(width, page, tmp_path, browser):
+    """The page in a frame of that width, which a second page measures."""
     (tmp_path / "page.html").write_text(page)
-    frame = f'<iframe id="f" src="page.html" style="border:0;width:{width}px;height:900px" onload="'
-    measure = "let d=document.getElementById('f').contentDocument.documentElement;document.title=d.scrollWidth"
-    (tmp_path / "outer.html").write_text(f'{frame}{measure}"></iframe>')
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000"]
-    command = [browser, *options, (tmp_path / "outer.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert int(re.search(r"<title>(\d+)</title>", done.stdout)[1]) <= width
+    (tmp_path / "measure.js").write_text(f"function measure() {{ {MEASURE} }}")
+    frame = f'<iframe id="f" src="page.html" style="border:0;width:{width}px;height:900px" onload="measure()"></iframe>'
+    (tmp_path / "outer.html").write_text(f'<script src="measure.js"></script>{frame}')
+    found = browser((tmp_path / "outer.html").as_uri(), "--dump-dom")
+    scroll, texts, smallest = re.search(r"<title>(\d+) (\d+) ([\d.]+)</title>", found).groups()
+    assert int(scroll) <= width
+    assert int(texts) > 20
+    assert float(smallest) >= 10
 
 
 @pytest.mark.slow
+def test_the_page_prints(page, tmp_path, browser):
+    (tmp_path / "page.html").write_text(page)
+    browser((tmp_path / "page.html").as_uri(), f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    printed = (tmp_path / "page.pdf").read_bytes()
+    assert printed.startswith(b"%PDF")
+    assert len(printed) > 20_000
+
+
 def test_a_model_that_is_not_faster_says_why():
     report = small_report()
     slow = {"dense": report.models["dense"], "finetuned": replace(report.models["finetuned"], latency_ms=2.1)}

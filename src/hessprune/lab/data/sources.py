@@ -11,6 +11,7 @@ from hessprune.foundation.formatting import shown
 from hessprune.lab.data.cifar import read_cifar10, read_cifar100
 from hessprune.lab.data.dataset import Dataset
 from hessprune.lab.data.digits import SIZES, read_digits
+from hessprune.lab.data.grammar import read_grammar
 from hessprune.lab.data.image_dataset import split_dataset
 from hessprune.lab.data.image_folder import read_image_folder
 from hessprune.lab.data.npz import read_npz
@@ -28,11 +29,14 @@ READERS: dict[str, Callable[[Path], OfficialSplits]] = {
     "image-folder": read_image_folder,
 }
 TEXTS: dict[str, Callable[..., Dataset[Any]]] = {"tsv": read_tsv, "wikitext": read_wikitext}
+GRAMMAR = "grammar"
+BUILT_IN = (*SIZES, GRAMMAR)
+"""Sources that need no folder."""
 
 
 def available_sources() -> tuple[str, ...]:
     """Return the names that `load_dataset` knows."""
-    return (*SIZES, *READERS, *TEXTS)
+    return (*BUILT_IN, *READERS, *TEXTS)
 
 
 def load_dataset(
@@ -48,7 +52,8 @@ def load_dataset(
     """Load a data set and set validation and calibration samples aside.
 
     Args:
-        source: `"digits"` or `"digits-16"` (built in, 8 or 16 pixels along each side); `"cifar10"` or `"cifar100"` (the
+        source: `"digits"` or `"digits-16"` (built in, 8 or 16 pixels along each side); `"grammar"`
+            (built-in sentences); `"cifar10"` or `"cifar100"` (the
             original archives, unpacked); `"parquet"` (Hugging Face image layout); `"npz"` (`train_images`,
             `train_labels`, `test_images`, `test_labels`); `"image-folder"` (`train/<class>/*.jpg`,
             `val/<class>/*.jpg`); `"tsv"` (sentences: `train.tsv`, `test.tsv`); `"wikitext"` (running text:
@@ -77,6 +82,8 @@ def load_dataset(
     sizes: Any = {"seed": seed, "validation_size": validation_size, "calibration_size": calibration_size}
     if source in TEXTS:
         data = TEXTS[source](_existing(root, source), _given(text, source), **sizes)
+    elif source == GRAMMAR:
+        data = read_grammar(**sizes)
     else:
         official = read_digits(source) if source in SIZES else READERS[source](_existing(root, source))
         data = split_dataset(official, **sizes)

@@ -1,16 +1,14 @@
 """A comparison as a picture and as a page: accuracy against what is kept, one panel for each way to recover."""
 
-from collections.abc import Iterator, Sequence
-from html import escape
-from importlib.resources import files
+from collections.abc import Iterator
 from pathlib import Path
-from string import Template
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hessprune.foundation.files import replacing, write_text
-from hessprune.lab.report.comparison import Comparison, Row, best_in_column, stage_title
+from hessprune.lab.report.comparison import Comparison, best_in_column, stage_title
+from hessprune.lab.report.pages import fill
 from hessprune.lab.report.style import MUTED, PERCENT, PRINTED, as_svg, new_figure
 
 COLORS = {
@@ -47,44 +45,26 @@ def accuracy_curves(comparison: Comparison) -> str:
 
 def render(comparison: Comparison) -> str:
     """Return the comparison as an HTML document, a function of `comparison` alone."""
-    template = Template(files("hessprune.lab.report").joinpath("page.html").read_text("utf-8"))
-    title = f"{comparison.title}: {len(comparison.methods)} ways to choose what goes"
-    return template.substitute(
-        title=escape(title),
-        headline=escape(title),
-        lead=escape(f"{comparison.dense['accuracy']:.1%} before pruning. {' '.join(comparison.notes)}"),
-        body="\n".join(_sections(comparison)),
-        footer=escape(
-            f"hessprune {comparison.versions.get('hessprune', '')} · data {comparison.data_fingerprint[:12]}"
-        ),
+    return fill(
+        "comparison.html",
+        headline=f"{comparison.title}: {len(comparison.methods)} ways to choose what goes",
+        lead=f"{comparison.dense['accuracy']:.1%} before pruning. {' '.join(comparison.notes)}",
+        footer=f"hessprune {comparison.versions.get('hessprune', '')} · data {comparison.data_fingerprint[:12]}",
+        curves=accuracy_curves(comparison),
+        kept=f"{QUANTITIES[comparison.quantity]} kept",
+        budgets=[f"{budget:.0%}" for budget in comparison.budgets],
+        tables=[(stage_title(*stage).capitalize(), list(_rows(comparison, stage))) for stage in comparison.stages],
+        unreachable=comparison.unreachable,
     )
 
 
-def _sections(comparison: Comparison) -> Iterator[str]:
-    yield f"<section><h2>Accuracy</h2>{accuracy_curves(comparison)}</section>"
-    for stage in comparison.stages:
-        table = f'<div class="scroll">{_table(comparison, stage)}</div>'
-        yield f"<section><h2>{stage_title(*stage).capitalize()}</h2>{table}</section>"
-    if comparison.unreachable:
-        items = "".join(f"<li>{escape(reason)}</li>" for reason in comparison.unreachable)
-        yield f'<section><h2>Out of reach</h2><ul class="note">{items}</ul></section>'
-
-
-def _table(comparison: Comparison, stage: tuple[int, bool]) -> str:
+def _rows(comparison: Comparison, stage: tuple[int, bool]) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
+    """Yield each method with its cells: the text, and whether it is the best of its column."""
     rows = comparison.rows(*stage)
     best = set(best_in_column(rows))
-    head = "".join(f"<th>{budget:.0%}</th>" for budget in comparison.budgets)
-    body = "".join(_table_row(method, comparison.budgets, rows, best) for method in comparison.methods)
-    kept = f"{QUANTITIES[comparison.quantity]} kept"
-    return f"<table><thead><tr><th>{kept}</th>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _table_row(
-    method: str, budgets: Sequence[float], rows: dict[tuple[str, float], Row], best: set[tuple[str, float]]
-) -> str:
-    shown = [(key, str(rows[key]) if key in rows else "–") for key in ((method, budget) for budget in budgets)]
-    cells = "".join(f"<td>{f'<b>{text}</b>' if key in best else text}</td>" for key, text in shown)
-    return f"<tr><th>{escape(method)}</th>{cells}</tr>"
+    for method in comparison.methods:
+        keys = [(method, budget) for budget in comparison.budgets]
+        yield method, [(str(rows[key]) if key in rows else "–", key in best) for key in keys]
 
 
 def _size(comparison: Comparison) -> tuple[float, float]:

@@ -1,15 +1,11 @@
 """Widened models as a page: accuracy against parameters, the table, and the groups that grew."""
 
-from collections.abc import Iterator
-from html import escape
-from importlib.resources import files
-from string import Template
-
 from matplotlib.axes import Axes
 
 from hessprune.foundation.formatting import counted
 from hessprune.lab.report.expansion import Expansion, VariantRow, verdict
 from hessprune.lab.report.formats import format_count
+from hessprune.lab.report.pages import fill
 from hessprune.lab.report.style import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PERCENT, as_svg, new_figure
 
 COLORS = {"dense": INK, "unchanged": MUTED, "uniform": ORANGE, "random": GREY}
@@ -18,14 +14,16 @@ COLORS = {"dense": INK, "unchanged": MUTED, "uniform": ORANGE, "random": GREY}
 
 def render(expansion: Expansion) -> str:
     """Return the page, a function of `expansion` alone."""
-    template = Template(files("hessprune.lab.report").joinpath("page.html").read_text("utf-8"))
-    title = f"{expansion.title}: widened where it is narrow"
-    return template.substitute(
-        title=escape(title),
-        headline=escape(title),
-        lead=escape(verdict(expansion)),
-        body="\n".join(_sections(expansion)),
-        footer=escape(f"hessprune {expansion.versions.get('hessprune', '')} · data {expansion.data_fingerprint[:12]}"),
+    return fill(
+        "expansion.html",
+        headline=f"{expansion.title}: widened where it is narrow",
+        lead=verdict(expansion),
+        footer=f"hessprune {expansion.versions.get('hessprune', '')} · data {expansion.data_fingerprint[:12]}",
+        curves=accuracy_against_params(expansion),
+        columns=("", "Accuracy", "Over uniform", "Parameters", "MACs"),
+        rows=[_row(expansion, row) for row in expansion.rows],
+        notes=expansion.notes,
+        bottlenecks=expansion.bottlenecks,
     )
 
 
@@ -65,32 +63,11 @@ def _apart(rows: tuple[VariantRow, ...]) -> dict[str, float]:
     return places
 
 
-def _sections(expansion: Expansion) -> Iterator[str]:
-    notes = f'<p class="note">{" ".join(escape(note) for note in expansion.notes)}</p>'
-    beside = '<p class="note">Models of one size are drawn side by side; bars are the spread over the seeds.</p>'
-    yield f"<section><h2>Accuracy</h2>{beside}{accuracy_against_params(expansion)}</section>"
-    yield f'<section><div class="scroll">{_table(expansion)}</div>{notes}</section>'
-    for method, tables in expansion.bottlenecks.items():
-        body = "".join(
-            f'<h3>seed {seed}</h3><div class="scroll"><pre>{escape(chr(10).join(lines))}</pre></div>'
-            for seed, lines in tables.items()
-        )
-        heading = f"<summary>Groups by {escape(method)}, the narrowest first</summary>"
-        yield f"<section><details>{heading}{body}</details></section>"
-
-
-def _table(expansion: Expansion) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("", "Accuracy", "Over uniform", "Parameters", "MACs"))
-    body = "".join(_row(expansion, row) for row in expansion.rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _row(expansion: Expansion, row: VariantRow) -> str:
+def _row(expansion: Expansion, row: VariantRow) -> tuple[str, str, tuple[str, ...]]:
+    """Return the name of a row, what grew, and the numbers."""
     gain = expansion.gains.get(row.name)
     points = "" if gain is None else f"{gain[0]:+.1f}".replace("-", "−")
     points += f" ± {gain[1]:.1f}" if gain and gain[1] is not None else ""
     grown = sorted({name for variant in expansion.variants if variant.name == row.name for name in variant.widths})
     note = f"{counted(len(grown), 'group')} grew" if grown else ""
-    cells = (f"{row} %", points, format_count(row.params), format_count(row.macs))
-    body = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f"<tr><th>{escape(row.name)}<small>{note}</small></th>{body}</tr>"
+    return row.name, note, (f"{row} %", points, format_count(row.params), format_count(row.macs))

@@ -41,3 +41,13 @@ def format_bytes(value: float) -> str:
 
 def _three_digits(value: float) -> str:
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
+
+
+def format_ms(milliseconds: float) -> str:
+    """Return milliseconds without their unit, to a microsecond at most.
+
+    Example:
+        >>> format_ms(0.0312), format_ms(0.5), format_ms(72.13)
+        ('0.031', '0.50', '72.1')
+    """
+    return f"{milliseconds:.{3 if milliseconds < 0.1 else 2 if milliseconds < 10 else 1}f}"

@@ -1,16 +1,22 @@
 """One self-contained page: no script, no request, readable in light and dark."""
 
 from collections.abc import Callable, Iterator, Mapping
-from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from hessprune.foundation.files import write_text
 from hessprune.lab.report.formats import format_bytes, format_count, format_latency
 from hessprune.lab.report.kept_epochs import kept_whole
-from hessprune.lab.report.layer_cards import files_card, layer_card
+from hessprune.lab.report.layer_cards import (
+    OPEN,
+    command,
+    files_beside,
+    layer_columns,
+    layer_note,
+    layer_rows,
+    main_times,
+)
+from hessprune.lab.report.pages import fill
 from hessprune.lab.report.run_report import ModelResult, RunReport, headline
 from hessprune.lab.report.scores import described, score_of
 
@@ -18,6 +24,7 @@ COLUMNS = ("Loss", "MACs", "Parameters", "Size", "Latency")
 FASTER = 1.05
 """Times as fast below which nobody would notice."""
 SMALL_MS = 0.1
+KEPT = "The epoch that is kept is the best one on validation, never on test."
 _STAGE_NAMES = {"finetuned": "Pruned and fine-tuned", "int8": "INT8"}
 
 
@@ -28,15 +35,49 @@ def write_html(report: RunReport, path: Path | str) -> Path:
 
 def render(report: RunReport) -> str:
     """Return the report as an HTML document, a function of `report` alone."""
-    template = Template(files("hessprune.lab.report").joinpath("page.html").read_text("utf-8"))
     version = report.versions.get("hessprune", "")
-    return template.substitute(
-        title=escape(headline(report)),
-        headline=escape(headline(report)),
-        lead=escape(_lead(report)),
-        body="\n".join(section for section in _sections(report) if section),
-        footer=escape(f"hessprune {version} · data {report.data_fingerprint[:12]}"),
+    return fill(
+        "run.html",
+        report=report,
+        headline=headline(report),
+        lead=_lead(report),
+        footer=f"hessprune {version} · data {report.data_fingerprint[:12]}",
+        **_drawings(report),
+        **_models(report),
+        curve_title=f"{score_of(report).title} against cost",
+        curve_note=_curve_note(report),
+        decision=tuple(_decision(report)),
+        layer_columns=layer_columns(report),
+        layer_note=layer_note(report),
+        layer_rows=tuple(layer_rows(report)),
+        open_layers=OPEN,
+        training_note=" ".join([KEPT, *kept_whole(report)]),
+        files=tuple(files_beside(report)),
+        times=tuple(main_times(report)),
+        command=command(report),
+        settings=tuple(_settings(report)),
     )
+
+
+def _drawings(report: RunReport) -> dict[str, Any]:
+    """Return each drawing for screens and for telephones, and what their captions depend on."""
+    # matplotlib, which only drawing needs
+    from hessprune.lab.report import figures
+
+    def drawn(figure: Callable[..., str]) -> tuple[str, str]:
+        return figure(report), figure(report, narrow=True)
+
+    groups = [layer.group for layer in report.layers]
+    return {
+        "curve": drawn(figures.accuracy_against_cost),
+        "curve_is_wide": len({point.refitted for point in report.curve}) > 1,  # two panels need the width of the page
+        "network": drawn(figures.network),
+        "shared": len(set(groups)) < len(groups),
+        "implanted": any(layer.implanted for layer in report.layers),
+        "saliencies": drawn(figures.saliencies),
+        "implanted_units": any(any(group.implanted) for group in report.saliency),
+        "training": drawn(figures.training),
+    }
 
 
 def _lead(report: RunReport) -> str:
@@ -79,67 +120,21 @@ def _threads(report: RunReport) -> str:
     return f" on {threads} CPU thread{'s' if threads != 1 else ''}{batch}" if threads else ""
 
 
-def _sections(report: RunReport) -> Iterator[str]:
-    yield _summary(report)
-    # matplotlib, which only drawing needs
-    from hessprune.lab.report import figures
-    from hessprune.lab.report.style import on_both
-
-    def drawn(figure: Callable[..., str]) -> str:
-        return on_both(figure(report), figure(report, narrow=True))
-
-    cards = _curve_card(report, drawn(figures.accuracy_against_cost)), _decision_card(report)
-    alone = len({point.refitted for point in report.curve}) > 1  # two panels need the width of the page
-    yield "".join(cards) if alone else f'<div class="pair">{"".join(cards)}</div>'
-    yield _card("Kept width per layer", _layer_note(report), drawn(figures.network))
-    yield layer_card(report)
-    yield _card("Saliency of every unit", _saliency_note(report), drawn(figures.saliencies))
-    kept = "The epoch that is kept is the best one on validation, never on test."
-    yield _card("Training", " ".join([kept, *kept_whole(report)]), drawn(figures.training))
-    yield files_card(report)
-    yield _settings(report)
-
-
-def _saliency_note(report: RunReport) -> str:
-    small = '<i class="swatch dot" style="background:var(--green)"></i>implanted '
-    return (
-        '<i class="swatch dot" style="background:var(--blue)"></i>kept '
-        + (small if any(any(group.implanted) for group in report.saliency) else "")
-        + '<i class="swatch ring"></i>removed. A removed unit may lie right of a kept one '
-        "where the ranking divides by the cost that a unit frees, or where a layer had reached its floor."
-    )
-
-
-def _card(title: str, note: str, content: str) -> str:
-    """One titled section; `note` is HTML; nothing at all without content."""
-    return f'<section><h2>{escape(title)}</h2><p class="note">{note}</p>{content}</section>' if content else ""
-
-
-def _curve_card(report: RunReport, curve: str) -> str:
+def _curve_note(report: RunReport) -> str:
     note = "Pruned in one step, without training, on the validation split; the diamond is the model of this run."
     draws = len({point.draw for point in report.curve})
     if draws > 1:
         note += f" Means over {draws} draws of calibration {_noun(report)}s, bars are standard deviations."
-    return _card(
-        f"{score_of(report).title} against cost",
-        note,
-        curve or "<p class=note>Not drawn: the recipe asks for no curve.</p>",
-    )
+    return note
 
 
-def _summary(report: RunReport) -> str:
-    """The table of models: this run's, then the baselines."""
+def _models(report: RunReport) -> dict[str, Any]:
+    """Return the table of models: this run's, then the baselines."""
     remarks = {"pruned": "not yet trained"}
     rows = [_row(report, name, result, remarks.get(name, "")) for name, result in report.models.items()]
-    rows[-1] = rows[-1].replace("<tr>", '<tr class="final">', 1)
-    rows += [
-        _row(report, name, result, note).replace("<tr>", '<tr class="baseline">', 1)
-        for name, result, note in last_baselines(report)
-    ]
-    head = "".join(f"<th>{column}</th>" for column in ("", *columns(report)))
-    notes = f'<p class="note">{" ".join(escape(note) for note in report.notes)}</p>' if report.notes else ""
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<section><div class="scroll">{table}</div>{notes}</section>'
+    rows[-1]["kind"] = "final"
+    rows += [_row(report, name, result, note) | {"kind": "baseline"} for name, result, note in last_baselines(report)]
+    return {"columns": columns(report), "rows": rows}
 
 
 def last_baselines(report: RunReport) -> Iterator[tuple[str, ModelResult, str]]:
@@ -158,12 +153,9 @@ def columns(report: RunReport) -> tuple[str, ...]:
     return (score_of(report).title, *COLUMNS)
 
 
-def _row(report: RunReport, name: str, result: ModelResult, remark: str = "") -> str:
-    body = "".join(
-        f'<td><span class="n">{value}</span><small>{note or "&nbsp;"}</small></td>'
-        for value, note in cells(report, result)
-    )
-    return f"<tr><th>{escape(spoken(name))}<small>{escape(remark)}</small></th>{body}</tr>"
+def _row(report: RunReport, name: str, result: ModelResult, remark: str = "") -> dict[str, Any]:
+    numbers = [(column, *cell) for column, cell in zip(columns(report), cells(report, result), strict=True)]
+    return {"name": spoken(name), "remark": remark, "cells": numbers, "kind": ""}
 
 
 def spoken(name: str) -> str:
@@ -183,7 +175,7 @@ def cells(report: RunReport, result: ModelResult) -> list[tuple[str, str]]:
     latency = "–" if result.latency_ms is None else format_latency(result.latency_ms)
     row = [
         (score.text(score.of(result)), score.change(score.of(result), score.of(dense))),
-        (f"{result.loss:.3f}", f"{result.loss - dense.loss:+.3f}".replace("-", "−")),
+        (f"{result.loss:.3f}", _difference(result.loss - dense.loss)),
         (format_count(result.macs), _percent(result.macs / dense.macs)),
         (format_count(result.params), _percent(result.params / dense.params)),
         (format_bytes(result.size_bytes), _percent(result.size_bytes / dense.size_bytes)),
@@ -194,6 +186,10 @@ def cells(report: RunReport, result: ModelResult) -> list[tuple[str, str]]:
     known = result.num_samples and not score.lower_is_better
     error = f"± {100 * result.accuracy_error:.1f}" if known else ""
     return [(value, note) for (value, _), note in zip(row, (error, "", "", "", "", row[-1][1]), strict=True)]
+
+
+def _difference(loss: float) -> str:
+    return "same loss" if abs(loss) < 0.0005 else f"{loss:+.3f}".replace("-", "−")
 
 
 def _latency_note(result: ModelResult, dense: ModelResult) -> str:
@@ -211,13 +207,8 @@ def _noun(report: RunReport) -> str:
     return report.data.get("noun", "image")
 
 
-def _decision_card(report: RunReport) -> str:
-    """Which estimator, how sure, how many units: a list of facts beside the curve."""
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in _decision(report))
-    return f'<section class="facts"><h2>The decision</h2><dl>{rows}</dl></section>'
-
-
 def _decision(report: RunReport) -> Iterator[tuple[str, str]]:
+    """Yield which estimator, how sure, how many units: facts beside the curve."""
     estimate = report.estimate
     if estimate:
         yield "Saliency", estimate.method
@@ -246,21 +237,8 @@ def _certainty(relative_error: float | None) -> str:
     return "none: exact" if relative_error == 0 else f"{_percent(relative_error)} of a typical unit"
 
 
-def _layer_note(report: RunReport) -> str:
-    groups = [layer.group for layer in report.layers]
-    note = 'Outline: dense. <i class="swatch" style="background:var(--blue)"></i>kept'
-    if len(set(groups)) < len(groups):
-        note += (
-            ' <i class="swatch" style="background:var(--pale)"></i>kept, in layers that share their channels '
-            "and so shrink together"
-        )
-    if any(layer.implanted for layer in report.layers):
-        note += ' <i class="swatch" style="background:var(--green)"></i>implanted: a low-rank stand-in of the filter'
-    return note + "."
-
-
-def _settings(report: RunReport) -> str:
-    """Everything needed to repeat the run, folded away."""
+def _settings(report: RunReport) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+    """Yield everything needed to repeat the run: a title, and names with values."""
     tables = {
         "Recipe": report.settings,
         "Seeds": report.seeds,
@@ -268,13 +246,7 @@ def _settings(report: RunReport) -> str:
         "Environment": report.environment,
         "Versions": report.versions,
     }
-    body = "".join(f"<h3>{name}</h3>{_key_table(table)}" for name, table in tables.items() if table)
-    return f"<section><details><summary>Every setting, seed and version</summary>{body}</details></section>"
-
-
-def _key_table(table: Mapping[str, Any]) -> str:
-    rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(str(value))}</td></tr>" for key, value in _flat(table))
-    return f"<table><tbody>{rows}</tbody></table>"
+    yield from ((name, list(_flat(table))) for name, table in tables.items() if table)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

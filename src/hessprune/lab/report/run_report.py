@@ -85,6 +85,8 @@ class LayerRow:
     params: tuple[int, int]
     why: str = ""
     """The reason for the width: saliency per cost, a floor, rounding, or what freezes it."""
+    ms: tuple[float, float] | None = None
+    """Milliseconds of the layer's own call in torch; None where it was not timed by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -318,7 +320,15 @@ def _from_json(document: Mapping[str, Any]) -> RunReport:
 
 def _layer_row(value: Mapping[str, Any]) -> LayerRow:
     width, macs, params = (tuple(value[key]) for key in ("width", "macs", "params"))
-    return LayerRow(name=value["name"], width=width, macs=macs, params=params, why=value["why"])
+    ms = value.get("ms")
+    return LayerRow(
+        name=value["name"],
+        width=width,
+        macs=macs,
+        params=params,
+        why=value["why"],
+        ms=None if ms is None else tuple(ms),
+    )
 
 
 def _group_saliency(value: Mapping[str, Any]) -> GroupSaliency:

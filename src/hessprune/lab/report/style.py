@@ -76,11 +76,6 @@ def new_figure(width: float, height: float, *, printed: bool = False) -> Iterato
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def on_both(wide: str, narrow: str) -> str:
-    """Return a drawing for screens and paper, and the one that takes its place on telephones."""
-    return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>' if wide else ""
-
-
 def as_svg(figure: Figure, label: str) -> str:
     """Return the figure as an SVG element: no metadata, no fixed size, colours from the page."""
     buffer = io.StringIO()
