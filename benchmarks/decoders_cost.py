@@ -58,11 +58,18 @@ def main() -> None:
         "removed": result.plan.num_removed,
     }
     print(row)
-    whole = options.model is not None and len(texts) >= 64
-    claims.at_most(f"processor seconds of the whole prune, {len(texts)} texts", seconds, 2400 if whole else 1e9)
-    claims.at_most("peak memory, GB", peak / 1e9, 6)
-    claims.at_least("words per second, pruned / dense", speeds[1] / speeds[0], 1.0 if options.model else 0.0)
+    claim(claims, row, real=options.model is not None)
     claims.write(options.out, rows=[row])
+
+
+def claim(claims: Claims, row: dict[str, Any], *, real: bool) -> None:
+    """Claim what a run shows; a small model, or fewer than 64 texts, leave the time open."""
+    whole, seconds, speeds = real and row["texts"] >= 64, row["processor_seconds"], row["words_per_second"]
+    name = f"processor seconds of the whole prune, {row['texts']} texts"
+    claims.add(name, seconds, "<= 2400 for 64 texts", holds=seconds <= 2400 if whole else None)
+    claims.at_most("peak memory, GB", row["peak_bytes"] / 1e9, 6)
+    if real:
+        claims.at_least("words per second of `generate`, pruned / dense", speeds[1] / speeds[0], 1.0)
 
 
 def more(parser: ArgumentParser) -> None:
