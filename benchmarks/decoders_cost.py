@@ -24,7 +24,7 @@ from support.claims import Claims, arguments
 from support.zoo import define_operators
 
 WORDS, NEW = 512, 64
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 4,
