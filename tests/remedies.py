@@ -75,6 +75,15 @@ from tests.provoking import (
 )
 
 
+def prune_blocks(*, shared: bool = False, **options: Any) -> hp.PruneResult:
+    """Prune a stack of two blocks, which may share a weight."""
+    first, second = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(2))
+    if shared:
+        second[2].bias = first[2].bias
+    net = nn.Sequential(first, second, nn.Linear(4, 2))
+    return hp.prune(net, X[:1], BATCHES, **{"budget": hp.Budget(units=0.5), "method": "magnitude"} | options)
+
+
 def measured() -> hp.Statistics:
     """Return statistics of the default method, with input moments."""
     return hp.measure(NET, X[:1], BATCHES, compensate=True)
@@ -113,6 +122,17 @@ ROWS = (
     Row("`stats` must hold saliencies of the method", lambda: prune(method="hap", stats=measured()),
         lambda text: prune(method="hap", stats=hp.measure(NET, X[:1], BATCHES, method=advised(text, "='(\\w+)'"))),
         r"Call hp.measure\(.*method='hap'\)"),
+    Row("`sequential` must be True, False or a folder", lambda: prune(sequential=3),
+        lambda _: prune_blocks(sequential=True), "sequential=True"),
+    Row("`sequential` must come with a refit", lambda: prune_blocks(sequential=True, compensate=False),
+        lambda _: (prune_blocks(sequential=True), prune_blocks(compensate=False)), "Leave one of them out"),
+    Row("`sequential` must come without implants", lambda: prune_blocks(sequential=True, implant=0.5),
+        lambda _: prune_blocks(implant=hp.Implant(share=0.5, rank=1), budget=hp.Budget(macs=0.9)),
+        "Leave one of them out"),
+    Row("the model must be a stack of blocks", lambda: prune(sequential=True, compensate=True), lambda _: prune(),
+        "Leave `sequential` out"),
+    Row("_dependent(", lambda: prune_blocks(shared=True, sequential=True), lambda _: prune_blocks(shared=True),
+        "Leave `sequential` out"),
     Row("`stats` must hold input moments", lambda: prune(method="hap", compensate=True, stats=bare()),
         lambda _: (prune(method="hap", stats=bare(), compensate=False), measured()),
         "compensate=True, or hp.prune with compensate=False"),

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from hessprune.foundation.quicksizes import _ELEMENTWISE, QuickSizes
+from hessprune.foundation.quicksizes import _ELEMENTWISE, KnownSizes, QuickSizes
 
 
 def same_shapes(*calls):
@@ -80,3 +80,31 @@ def test_tensors_with_numbers_are_computed():
     values = torch.randn(2, 3)
     with QuickSizes():
         assert torch.equal(functional.relu(values), values.clamp(min=0))
+
+
+def test_known_shapes_are_those_of_torch():
+    x, y = torch.zeros(2, 5, 4, device="meta"), torch.zeros(4, device="meta", dtype=torch.float16)
+    calls = [
+        lambda: x * y,
+        lambda: x.mean(-1, keepdim=True),
+        lambda: x.mT @ x,
+        lambda: functional.scaled_dot_product_attention(x, x, x),
+        lambda: x.sum(1).max(0).values,
+        lambda: x.to(torch.float64),
+        lambda: x > 1,
+    ]
+    plain = [(r.shape, r.stride(), r.dtype) for r in (call() for call in calls)]
+    for _ in range(2):
+        with KnownSizes() as sizes:
+            known = [(r.shape, r.stride(), r.dtype) for r in (call() for call in [*calls, *calls])]
+        assert known == [*plain, *plain]
+        assert sizes.known
+
+
+def test_views_writes_and_numbers_are_not_remembered():
+    x, numbers = torch.zeros(2, 3, device="meta"), torch.ones(2, 3)
+    with KnownSizes() as sizes:
+        assert x.view(3, 2)._base is x
+        assert x.add_(1) is x
+        assert torch.equal(numbers + 1, 2 * torch.ones(2, 3))
+    assert not sizes.known

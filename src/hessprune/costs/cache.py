@@ -11,6 +11,7 @@ from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.caches import cached_tensors, keeps_cache, may_cache
 from hessprune.foundation.modules import call_with_cache, dry_run
 from hessprune.foundation.multihead import free_heads
+from hessprune.foundation.quicksizes import KnownSizes, QuickSizes
 from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
 
@@ -29,7 +30,7 @@ def token_bytes(model: nn.Module, example_inputs: Any, removed: Sequence[Group] 
 def _measured(model: nn.Module, inputs: Any, removed: Sequence[Group]) -> np.ndarray:
     free_heads(model)
     remove_slices(model, [(piece, [0]) for group in removed for piece in (*group.slices, *group.literals)])
-    with plain_forwards():
+    with plain_forwards(), KnownSizes(), QuickSizes():
         try:
             kept = cached_tensors(call_with_cache(model, inputs))
         except ValueError:

@@ -17,6 +17,7 @@ from hessprune.costs.contractions import attention_flops, contraction_flops, gro
 from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.modules import call_model, dry_run
 from hessprune.foundation.multihead import free_heads
+from hessprune.foundation.quicksizes import KnownSizes
 from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
 
@@ -106,7 +107,7 @@ def _run(model: nn.Module, inputs: Any, removed: Sequence[Group]) -> list[Produc
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel hides its matrix products
     try:
-        with plain_forwards(), recorder, _Einsums(recorder):
+        with plain_forwards(), KnownSizes(), recorder, _Einsums(recorder):
             call_model(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -47,6 +47,9 @@ COLUMNS = 10
 logits the highest."""
 SEED = 1 << 40
 """Seed of the random directions in which many values are measured; that of the curvature is another."""
+DIRECTIONS = 128
+"""Random directions, counted per sample, that suffice where a sample has several positions: each direction mixes all of
+them. A mean of so many squares has a standard error of an eighth."""
 BACKWARDS = 2560
 """Most backward passes, counted per sample, of the second pass; samples are left out where all would take more."""
 
@@ -75,9 +78,9 @@ def eliminated_losses(
     """Eliminate the units of each key from least to most needed; return the loss increase after each removal.
 
     The increase refers to the mean loss over samples. Costs one forward and backward pass over all samples, up to ten
-    backward passes (nine for classes) over 256 samples (all of up to 256, each second one of 512), and `O(K³)`
-    operations for each layer that reads `K` inputs. The result depends on the order of the samples, but not on batches
-    or chunks.
+    backward passes (nine for classes, of texts 128 in all) over 256 samples (all of up to 256, each second one of 512),
+    and `O(K³)` operations for each layer that reads `K` inputs. The result depends on the order of the samples, but not
+    on batches or chunks.
 
     Args:
         model: Any module; it is left as it was.
@@ -218,6 +221,7 @@ def _measure_changes(
     """Return for each key the loss at its levels, measured on every so many samples of those `counted` in batches."""
     losses = {key: torch.zeros(len(path.levels), dtype=torch.float64) for key, path in paths.items()}
     total, stride = 0.0, math.ceil(sum(counted) * COLUMNS / BACKWARDS)
+    draws = min(COLUMNS, math.ceil(DIRECTIONS * stride / max(1, sum(counted))))
     for place, inputs, loss in problem.each_batch("elimination"):
         position, samples = sum(counted[: place.number]), loss.counted()
         for rows in problem.split(samples[-position % stride :: stride]):
@@ -226,7 +230,7 @@ def _measure_changes(
                 mode.forward(sample_rows(inputs, rows))
             factor = loss.factor(mode.values, rows)
             if (weight := loss.weight(rows)) > 0:
-                for key, rises in _rises(mode, loss, factor, rows, position + rows).items():
+                for key, rises in _rises(mode, loss, factor, rows, position + rows, draws).items():
                     losses[key] += weight * rises
             total += weight
             mode.close()
@@ -234,22 +238,27 @@ def _measure_changes(
     return {key: summed(value).clamp(min=0) / total for key, value in losses.items()}
 
 
-def _rises(mode: _ShiftMode, loss: BatchLoss, factor: LogitFactor, rows: Tensor, places: Tensor) -> dict[str, Tensor]:
+def _rises(
+    mode: _ShiftMode, loss: BatchLoss, factor: LogitFactor, rows: Tensor, places: Tensor, draws: int
+) -> dict[str, Tensor]:
     """Return the rise of the mean loss of some samples at each level, less the gradient's part, `{key: (levels,)}`.
 
     The loss itself is measured where the shifts of all values are known, or those of the likeliest classes. Elsewhere
-    it is half of the mean square of the shifts in random directions `S ξ`, which is `½ Δfᵀ S Sᵀ Δf` on average.
+    it is half of the mean square of the shifts in random directions `S ξ`, which is `½ Δfᵀ S Sᵀ Δf` on average; of
+    texts, in `draws` of them.
     """
     size = mode.values[0].numel()
-    one_softmax = isinstance(factor, SoftmaxFactor) and factor.sample_weight.shape[1] == 1
+    is_softmax = isinstance(factor, SoftmaxFactor)
+    one_softmax = is_softmax and factor.sample_weight.shape[1] == 1
     if size <= COLUMNS or one_softmax:
         return {key: loss.rises(mode.values, rows, shifts) for key, shifts in _shifts(mode, one_softmax).items()}
     columns, every = factor.mass.shape[1], torch.arange(len(rows), device=rows.device)
     if columns <= COLUMNS:
         directions = [factor.columns(every, torch.full_like(every, column)) for column in range(columns)]
     else:
-        drawn = (signs(SEED, draw, places, columns) for draw in range(COLUMNS))
-        directions = [factor.draw(every, xi) / COLUMNS**0.5 for xi in drawn]
+        number = draws if is_softmax else COLUMNS
+        drawn = (signs(SEED, draw, places, columns) for draw in range(number))
+        directions = [factor.draw(every, xi) / number**0.5 for xi in drawn]
     squares: dict[str, Tensor] = {}
     for direction in directions:
         for key, effect in _effects(mode, direction).items():

@@ -15,6 +15,8 @@ _CACHE_BYTES = {"exact": 192 << 20, "rademacher": 192 << 20, "hutchinson": 576 <
 """On a CPU the working set of a chunk should have about the size of the last-level cache (24 to 84 CIFAR images)."""
 _LAYER_BYTES = 8 << 20
 """On a CPU the input and output of one layer of a chunk should fit into the last-level cache."""
+_FEW_BYTES = 1 << 30
+"""On a CPU a chunk of up to four samples may take as much; long texts come one by one."""
 _RETAINED = {"exact": 1.0, "rademacher": 1.0, "hutchinson": 3.0}
 """Copies of the activations that an estimator keeps: one for a graph, three for the graph of a gradient."""
 _MARGIN = 1.15
@@ -53,6 +55,6 @@ def chunk_size(per_sample: int, layer: int, options: TraceOptions, *, device: to
             "Raise it, or use smaller inputs."
         )
     cached = min(_CACHE_BYTES[estimator] // max(per_sample, 1), _LAYER_BYTES // max(layer, 1))
-    fitting = max(4, cached) if device.type == "cpu" else 1 << 20
+    fitting = max(min(4, _FEW_BYTES // max(per_sample, 1)), cached, 1) if device.type == "cpu" else 1 << 20
     chunk = options.chunk_size or fitting
     return chunk if limit is None else min(chunk, max(1, int(limit * options.activations) // per_sample))

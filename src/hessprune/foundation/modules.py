@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from hessprune.errors import DataError, HessPruneError
 from hessprune.foundation.caches import with_cache, without_cache, without_cache_argument
 from hessprune.foundation.experts import experts_run_by, put_experts_side_by_side
+from hessprune.foundation.integers import RealIntegers, inputs_with_integers, with_integers
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.tensors import named_tensors
 from hessprune.foundation.trees import describe, tensors_in, to_device
@@ -129,12 +131,14 @@ def dry_run(model: nn.Module, inputs: Any, run: Callable[[nn.Module, Any], T]) -
     """Return `run(copy, inputs)` in evaluation mode: without arithmetic, unless the forward needs real numbers."""
     with torch.no_grad(), evaluation_mode(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
+        refusals = (RuntimeError, NotImplementedError)  # what the meta device answers to questions about values
+        with suppress(*refusals):
             return run(empty_copy(model), to_device(inputs, "meta"))
-        except (RuntimeError, NotImplementedError):  # what the meta device answers to questions about values
-            own = copy.deepcopy(model)
-            put_experts_side_by_side(own)
-            return run(own, inputs)
+        with suppress(*refusals), RealIntegers():
+            return run(with_integers(model), inputs_with_integers(inputs))
+        own = copy.deepcopy(model)
+        put_experts_side_by_side(own)
+        return run(own, inputs)
 
 
 def shared_copy(model: nn.Module) -> nn.Module:

@@ -1,12 +1,16 @@
 """Shapes without numbers at the least cost: torch decomposes some operators in Python, a few milliseconds a call."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 _NEAREST = {"mode": "nearest", "align_corners": None, "antialias": False}
 _ELEMENTWISE = {
@@ -119,3 +123,65 @@ def _recurred(
         return None
     output = value.new_empty((*value.shape[:-1], width * directions))
     return output, *(torch.empty_like(each) for each in states)
+
+
+class KnownSizes(TorchDispatchMode):
+    """Remember the shapes that each operator gave for arguments without numbers: blocks of one shape repeat its calls.
+
+    Operators that write into an argument, return a view of one, or see a tensor with numbers run as they are.
+
+    Example:
+        >>> import torch
+        >>> from hessprune.foundation.quicksizes import KnownSizes
+        >>> x = torch.empty(2, 3, device="meta")
+        >>> with KnownSizes() as sizes:
+        ...     shapes = [torch.exp(x).shape for _ in range(9)]
+        >>> len(sizes.known), shapes[-1]
+        (1, torch.Size([2, 3]))
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: dict[Hashable, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator of torch, or return empty tensors of the shapes that it is known to give."""
+        kwargs = kwargs or {}
+        key = None if isinstance(func, HigherOrderOperator) or not _makes_new(func) else _key(func, args, kwargs)
+        if key is None:
+            return func(*args, **kwargs)
+        if key not in self.known:
+            result = func(*args, **kwargs)
+            leaves, spec = tree_flatten(result)
+            if not all(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves):
+                return result
+            self.known[key] = [(leaf.shape, leaf.stride(), leaf.dtype) for leaf in leaves], spec
+            return result
+        forms, spec = self.known[key]
+        made = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in forms]
+        return tree_unflatten(made, spec)
+
+
+@cache
+def _makes_new(func: Any) -> bool:
+    """Return whether an operator writes into no argument and returns no view of one."""
+    schema = func._schema
+    return not any(part.alias_info is not None for part in (*schema.arguments, *schema.returns))
+
+
+def _key(func: Any, args: Any, kwargs: Any) -> Hashable | None:
+    """Return all that decides the shapes of a result; None where numbers might."""
+    leaves, spec = tree_flatten((args, kwargs))
+    parts: list[Hashable] = [func, str(spec)]
+    tensors = 0
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            parts.append((type(leaf), leaf))
+        elif type(leaf) in {Tensor, nn.Parameter} and leaf.is_meta and leaf.layout is torch.strided:
+            parts.append((leaf.shape, leaf.stride(), leaf.dtype))
+            tensors += 1
+        else:
+            return None
+    return tuple(parts) if tensors else None

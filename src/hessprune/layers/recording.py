@@ -102,6 +102,8 @@ class Recording:
     """Pairs of a weight and the `id` of a running mean that normalises the output of this weight alone."""
     absorbing: dict[str, tuple[int, int]] = field(default_factory=dict)
     """For each weight whose mean output a BatchNorm subtracts: `id` of the running mean and the first channel there."""
+    looked_up: set[str] = field(default_factory=set)
+    """Weights whose rows are looked up by number, such as an embedding that is the last layer, too."""
     layouts: dict[str, SampleLayout] = field(default_factory=dict)
     """For each weight the place of the samples in its input."""
     bytes_per_sample: int = 0
@@ -162,6 +164,8 @@ class _Recorder(CallMode):
         if operator.derivative != "look":
             if operator.name == "batch_norm":
                 self._see_batch_norm(*batch_norm_arguments(func, args), **kwargs)
+            if operator.name == "embedding":
+                self.recording.looked_up |= {self._names[id(arg)] for arg in args if id(arg) in self._names}
             if operator.name == "cat":
                 self._see_concatenation(output, *args, **kwargs)
             self._see(operator, [*args, *kwargs.values()], output, overwrites=is_in_place(func))

@@ -31,8 +31,9 @@ def unseen_groups(model: nn.Module, groups: Sequence[Group], batches: Any, objec
     inputs, targets = to_device(next(iter(batches)), device_of(model))
     samples = leading_size(inputs)
     loss = objective.on(inputs, targets, samples)
-    if not loss.needs_outputs:
+    if not loss.needs_outputs or (loss.compares and targets is None):
         inputs, samples = sample_rows(inputs, torch.tensor([0, -1])), 2
+        loss = objective.on(inputs, targets, samples) if loss.needs_outputs else loss
     with torch.enable_grad(), slow_attention(), CallMode({}, samples):  # which also looks into control flow
         output = forward(other, inputs)
         values = objective.read(output, samples)

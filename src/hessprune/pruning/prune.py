@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from hessprune.objectives.choice import Chosen
 from hessprune.planning.implants import Implant, as_implant
 from hessprune.planning.plan import Plan
 from hessprune.planning.ranking import Ranking
+from hessprune.pruning.kept import with_folder
 from hessprune.pruning.measuring import with_statistics
 from hessprune.pruning.recovery import cut_and_recover
 from hessprune.pruning.statistics import Statistics
@@ -61,6 +63,7 @@ def prune(
     ranking: Ranking | None = None,
     seed: int = 0,
     stats: Statistics | None = None,
+    sequential: bool | str | Path = False,
 ) -> PruneResult:
     """Make a smaller model in one call: groups, saliency, plan, surgery, compensation.
 
@@ -81,6 +84,9 @@ def prune(
         seed: For whatever the method draws at random.
         stats: From `hp.measure` with the same arguments: no pass over the data is needed then, and survivors are
             refitted by the moments of the dense model's inputs.
+        sequential: For a model that is a stack of blocks, such as a language model: refit one block at a time, on many
+            more samples in the same memory. A folder keeps the saliencies and each finished block, so that the same
+            call continues after a kill. The plan is the same as without.
 
     Returns:
         The new model in the mode of the old one, the plan, the saliencies, and the cost before and after.
@@ -109,11 +115,12 @@ def prune(
         implant=as_implant(implant),
         compensate=compensate,
         ranking=Ranking() if ranking is None else ranking,
+        sequential=sequential,
         seed=seed,
     )
     with torch.inference_mode(False), plain_forwards(), naming_computed_weights(model):
         task = task.ready()
-        return carry_out(task if stats is None else with_statistics(task, stats))
+        return carry_out(with_folder(task) if stats is None else with_statistics(task, stats))
 
 
 def carry_out(task: Task) -> PruneResult:

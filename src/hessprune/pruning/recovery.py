@@ -1,5 +1,7 @@
 """Surgery, and recovery without training: implants are fitted, survivors refitted, BatchNorm re-estimated."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -12,6 +14,7 @@ from hessprune.pruning.task import Task
 from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.compensation import compensate
 from hessprune.surgery.implants.fitting import fit_stand_ins
+from hessprune.surgery.sequential import compensate_by_block
 from hessprune.surgery.takeover import take_over
 from hessprune.training.batchnorm import has_batchnorm, reestimate_batchnorm
 
@@ -30,18 +33,26 @@ def pruned_by(task: Task, plan: Plan) -> nn.Module:
         pruned = fit_stand_ins(task.model, pruned, plan, task.batches)
     if not task.compensate:
         return pruned
-    if task.moments is not None and not plan.implanted:
+    if task.moments is not None and not plan.implanted and task.sequential is False:
         return take_over(task.model, pruned, plan, task.moments, task.example_inputs)
-    return recovered(task.model, pruned, plan, task.batches, task.loss_fn, task.outputs)
+    refit = compensate if task.sequential is False else partial(compensate_by_block, folder=task.folder)
+    return recovered(task.model, pruned, plan, task.batches, task.loss_fn, task.outputs, refit=refit)
 
 
 def recovered(
-    dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any, loss_fn: Any = None, outputs: Chosen = None
+    dense: nn.Module,
+    pruned: nn.Module,
+    plan: Plan,
+    batches: Any,
+    loss_fn: Any = None,
+    outputs: Chosen = None,
+    *,
+    refit: Callable[..., nn.Module] = compensate,
 ) -> nn.Module:
     """Refit the surviving layers, then re-estimate BatchNorm; each is kept only where it lowers the loss."""
     batches = Rereadable.of(batches, dense)
     objective = choose_objective(dense, batches, loss_fn, outputs=outputs)
-    fitted = compensate(dense, pruned, plan, batches, loss_fn=objective)
+    fitted = refit(dense, pruned, plan, batches, loss_fn=objective)
     if not has_batchnorm(fitted):
         return fitted
     candidates = (fitted, reestimate_batchnorm(fitted, batches))

@@ -25,6 +25,7 @@ from hessprune.structure.groups import Group
 from hessprune.structure.remaining import remaining_groups
 from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.compensation import refit
+from hessprune.surgery.sequential import refit_by_block
 
 TRUST = 0.25
 """Share of a group's units that one step may remove: estimates hold for small changes."""
@@ -107,7 +108,8 @@ class _Path:
         remaining, model, values = remaining_groups(self.task.groups, removed), self.task.model, self.values
         if plan is not None:
             pruned = apply_plan(self.task.model, plan, check=False)
-            model = refit(self.task.model, pruned, plan, self.task.batches)
+            again = refit if self.task.sequential is False else refit_by_block
+            model = again(self.task.model, pruned, plan, self.task.batches)
             values = self.score(self.task, model, remaining)
         part = self._budget_of(remaining, _at_share(limit, math.floor(1e9 * share / spent) / 1e9))  # of what is left
         if last and self.task.implant:

@@ -2,17 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from hessprune.costs.budget import Budget, check_budget
+from hessprune.errors import ArgumentError
 from hessprune.foundation.arrival import arrived
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters
+from hessprune.foundation.formatting import shown
 from hessprune.foundation.losses import loss_name
 from hessprune.foundation.options import check_flag, check_type
 from hessprune.layers.input_moments import InputMoments
+from hessprune.layers.stack import find_stack
 from hessprune.methods.method import Method
 from hessprune.methods.scoring import check_seed
 from hessprune.objectives.choice import Chosen
@@ -36,6 +40,8 @@ class Task:
     outputs: Chosen = None
     implant: Implant = field(default_factory=lambda: Implant(share=0.0))
     compensate: bool = True
+    sequential: bool | str | Path = False
+    """True, or a folder for what is finished: survivors are refitted block by block."""
     ranking: Ranking = field(default_factory=Ranking)
     seed: int = 0
     groups: Sequence[Group] = ()
@@ -49,8 +55,35 @@ class Task:
         check_budget(self.budget)
         check_type("ranking", self.ranking, Ranking, "hp.Ranking(round_to=8)")
         check_flag("compensate", self.compensate)
+        self._check_sequential()
         check_no_stand_ins(self.implant, self.budget)
         check_seed(self.seed, self.method)
+
+    def _check_sequential(self) -> None:
+        """Raise unless a refit block by block is possible.
+
+        Raises:
+            ArgumentError: `sequential` is no folder, or there will be no refit, or one of implants.
+        """
+        if not isinstance(self.sequential, bool | str | Path):
+            raise ArgumentError(
+                f"`sequential` must be True, False or a folder, got {shown(self.sequential)}. Write sequential=True."
+            )
+        if self.sequential is not False and not self.compensate:
+            raise ArgumentError(
+                "`sequential` must come with a refit, which is what it does block by block, got compensate=False. "
+                "Leave one of them out."
+            )
+        if self.sequential is not False and self.implant:
+            raise ArgumentError(
+                "`sequential` must come without implants, which are fitted to the whole model, got a share of "
+                f"{self.implant.share}. Leave one of them out."
+            )
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder for what is finished, if one is given."""
+        return None if isinstance(self.sequential, bool) else Path(self.sequential)
 
     def ready(self) -> "Task":
         """Check the data and the weights, then return the task with the groups of its model.
@@ -64,6 +97,8 @@ class Task:
         check_batches(self.batches)
         model = arrived(self.model)
         check_finite_parameters(model)
+        if self.sequential is not False:
+            find_stack(model, next(iter(self.batches))[0])
         groups = find_groups(
             self.model,
             self.example_inputs,

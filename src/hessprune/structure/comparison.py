@@ -46,6 +46,7 @@ def compare(
     except Exception:  # the forward insists on its own precision, or fails in that one, too
         dtype = torch.float32
         expected = outputs_of(masked, inputs, dtype, awake)
+    del masked  # two models in double precision at a time would be one too many
     actual = outputs_of(sliced, inputs, dtype, awake)
     least = difference(expected, actual)
     for followers in _WAYS[1:]:

@@ -141,18 +141,22 @@ def _failed_pairs(collected: Collected, failures: Iterable[tuple[Group, str]]) -
 def _walk(model: nn.Module, example_inputs: Any, kinds: Collection[Kind]) -> GraphWalk:
     """Walk the graph of evaluation; if it skips parameters (auxiliary heads), walk the graph of training, too."""
     program = capture(model, example_inputs)
-    signature = program.graph_signature
-    unused = [name for name in signature.inputs_to_parameters if not _is_used(program, name)]
-    training = capture_training(model, example_inputs) if unused else None
+    training = capture_training(model, example_inputs) if _skips_parameters(model, program) else None
     programs = [program] if training is None else [program, training]
     walk = GraphWalk(model, programs, asked=kinds)
     stuck = walk.stuck()
     return GraphWalk(model, programs, stuck, asked=kinds) if stuck else walk
 
 
-def _is_used(program: ExportedProgram, name: str) -> bool:
-    """Return whether a graph reads one of its inputs."""
-    return any(node.users for node in program.graph.find_nodes(op="placeholder") if node.name == name)
+def _skips_parameters(model: nn.Module, program: ExportedProgram) -> bool:
+    """Return whether a graph reads a parameter under none of its names."""
+    read = {node.name for node in program.graph.find_nodes(op="placeholder") if node.users}
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    inputs = {name: node for node, name in program.graph_signature.inputs_to_parameters.items()}
+    known = [[inputs[name] for name in same if name in inputs] for same in names.values()]
+    return any(nodes and read.isdisjoint(nodes) for nodes in known)
 
 
 def _freeze(groups: Iterable[Group], reason: str) -> list[Frozen]:

@@ -3,8 +3,8 @@
 import copy
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from hessprune.foundation.integers import RealIntegers, inputs_with_integers, with_integers
 from hessprune.foundation.modules import call_model, device_of, empty_copy, failing_module
 from hessprune.foundation.multihead import free_heads
-from hessprune.foundation.quicksizes import QuickSizes
+from hessprune.foundation.quicksizes import KnownSizes, QuickSizes
 from hessprune.foundation.trees import sample_rows, tensors_in, to_device
 from hessprune.foundation.written import noting_sizes
 from hessprune.structure.capture import first_line
@@ -24,6 +25,8 @@ from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
 from hessprune.structure.masking import Followers, Leaving, mask_groups
 
+WORDS = 64
+"""Most words of a text on which slicing is compared with masking."""
 Rerun = Callable[[], Any]
 """Repeats one call of a module with the same arguments."""
 
@@ -48,15 +51,18 @@ class Trial:
         free_heads(self.model)
         self._needs_numbers: bool | None = None
         self._all_inputs = _with_numbers(example_inputs)
-        self._numeric_inputs = _first_sample(self._all_inputs)
+        self._numeric_inputs = _few_words(_first_sample(self._all_inputs))
         self._awake = True
+        self._modes: tuple[type[RealIntegers], ...] = ()
         self._places: dict[str, int] = {}
 
     def failure(self, groups: Sequence[Group]) -> Failure | None:
         """Return the failure of the forward without the first unit of each group, or None."""
         failure = self.failure_of(groups)
-        if failure and self._needs_numbers is None and self.failure_of([]):  # it fails for want of numbers
-            self.model, self._inputs = copy.deepcopy(self._original[0]).eval(), self._original[1]
+        for copied in (_with_integers, _with_all_numbers) if failure and self._needs_numbers is None else ():
+            if not self.failure_of([]):
+                break
+            self._modes, (self.model, self._inputs) = copied(*self._original)  # it failed for want of numbers
             free_heads(self.model)
             failure = self.failure_of(groups)
         self._needs_numbers = bool(failure)
@@ -78,7 +84,11 @@ class Trial:
 
     def failure_of(self, groups: Sequence[Group], call: Rerun | None = None) -> Failure | None:
         """Make a call (the whole forward by default) without the first unit of each group; return its failure."""
-        with _without(self.model, groups), torch.no_grad(), warnings.catch_warnings(), QuickSizes():
+        with ExitStack() as modes:
+            for mode in (_without(self.model, groups), torch.no_grad(), warnings.catch_warnings()):
+                modes.enter_context(mode)
+            for mode in (*self._modes, KnownSizes, QuickSizes):
+                modes.enter_context(mode())
             warnings.simplefilter("ignore")
             try:
                 call() if call else call_model(self.model, self._inputs)
@@ -113,11 +123,11 @@ class Trial:
     def can_compare(self) -> bool:
         """Return whether the whole model equals itself: on the inputs, on positive ones, or with dead units asleep.
 
-        One sample is enough, unless the forward wants a whole batch.
+        One sample is enough, and of a text its beginning, unless the forward wants a whole text, or a whole batch.
         """
         if device_of(self._original[0]).type == "meta":
             return False
-        for given in (self._numeric_inputs, self._all_inputs):
+        for given in (self._numeric_inputs, _first_sample(self._all_inputs), self._all_inputs):
             for self._awake, self._numeric_inputs in ((True, given), (False, given), (False, positive(given))):
                 if not self.disagreement([]):
                     return True
@@ -135,6 +145,16 @@ def _masked(model: nn.Module, leaving: Sequence[Leaving], followers: Followers) 
     masked = copy.deepcopy(model)
     mask_groups(masked, leaving, followers)
     return masked
+
+
+def _with_integers(model: nn.Module, inputs: Any) -> tuple[Any, tuple[nn.Module, Any]]:
+    """Return a copy of a model and inputs with integers alone, and the mode in which they run."""
+    return (RealIntegers,), (with_integers(model).eval(), inputs_with_integers(inputs))
+
+
+def _with_all_numbers(model: nn.Module, inputs: Any) -> tuple[Any, tuple[nn.Module, Any]]:
+    """Return a copy of a model with its numbers, the inputs, and no mode."""
+    return (), (copy.deepcopy(model).eval(), inputs)
 
 
 def _with_numbers(inputs: Any) -> Any:
@@ -155,6 +175,15 @@ def _first_sample(inputs: Any) -> Any:
     """Return one sample of a batch; the inputs themselves where their first axes differ."""
     sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors_in(inputs)}
     return sample_rows(inputs, torch.tensor([0])) if len(sizes) == 1 and sizes.pop() > 1 else inputs
+
+
+def _few_words(inputs: Any) -> Any:
+    """Return the beginning of a long text; the inputs themselves where they are no text, or more than its words."""
+    words = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
+    if not isinstance(words, Tensor) or words.dim() != 2 or words.shape[1] <= WORDS:
+        return inputs
+    along = all(isinstance(value, Tensor) and value.shape == words.shape for value in inputs.values())
+    return {name: value[:, :WORDS] for name, value in inputs.items()} if along else inputs
 
 
 @contextmanager

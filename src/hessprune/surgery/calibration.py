@@ -1,7 +1,7 @@
 """Calibration samples in memory: batches of equal shape joined, others side by side."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.modules import device_of
 from hessprune.foundation.trees import describe_shapes, join_inputs, leading_size, sample_rows, tensors_in, to_device
-from hessprune.layers.recording import record
+from hessprune.layers.recording import Recording, record
 
 MEMORY = 2 << 30
 """Bytes of activations that one forward pass may hold; calibration samples beyond that are not read."""
@@ -47,14 +47,21 @@ class Samples:
         return self.targets is None or (bool(tensors) and all(t.dim() and len(t) == len(self) for t in tensors))
 
 
-def gather(batches: Rereadable, model: nn.Module) -> list[Samples]:
-    """Read calibration samples until memory is full, and join batches of equal shape."""
+def gather(batches: Rereadable, model: nn.Module, most: Callable[[nn.Module, Any], int] | None = None) -> list[Samples]:
+    """Read calibration samples until memory is full, and join batches of equal shape.
+
+    Args:
+        batches: The data.
+        model: The model that runs on them.
+        most: Returns how many samples of a batch fit into one forward pass of it; of the whole model if None.
+    """
+    most = most or most_samples
     kinds: dict[str, list[Samples]] = {}
     limit, spent, place, device = 0.0, 0.0, 0, device_of(model)
     for number, (inputs, targets) in enumerate(batches):
         count = leading_size(inputs)
         size = _numbers_of(inputs) / count
-        limit = limit or _most_samples(model, to_device(inputs, device)) * size
+        limit = limit or most(model, to_device(inputs, device)) * size
         samples = Samples(inputs=inputs, targets=targets, places=place + torch.arange(count))
         room = max(2, int((limit - spent) / size))
         if room < count and samples.can_be_split:
@@ -80,8 +87,13 @@ def _numbers_of(inputs: Any) -> int:
     return sum(tensor.numel() for tensor in tensors_in(inputs))
 
 
-def _most_samples(model: nn.Module, inputs: Any) -> int:
+def most_samples(model: nn.Module, inputs: Any) -> int:
     """Return the number of samples that one forward pass can hold, from a run on two samples."""
-    uses = record(model, inputs).uses
+    return samples_in_memory(record(model, inputs))
+
+
+def samples_in_memory(recording: Recording) -> int:
+    """Return the number of samples that one forward pass can hold."""
+    uses = recording.uses
     largest = max((math.prod(use.input_shape) + math.prod(use.output_shape) for use in uses), default=2) // 2
     return max(2, MEMORY // (4 * LIVE * max(1, largest)))

@@ -78,13 +78,13 @@ def compensate(
     if not fitting:
         return copy.deepcopy(pruned)
     trial = refitted(dense, pruned, plan, fitting, TRIAL_ROWS)
-    held_out = [(part.inputs, part.targets) for part in _held_out(samples, test)]
+    held_out = [(part.inputs, part.targets) for part in left_out(samples, test)]
     if mean_loss(objective, dense, trial, held_out) < mean_loss(objective, dense, pruned, held_out):
         return refitted(dense, pruned, plan, samples)
     return copy.deepcopy(pruned)
 
 
-def _held_out(samples: Sequence[Samples], test: Tensor) -> list[Samples]:
+def left_out(samples: Sequence[Samples], test: Tensor) -> list[Samples]:
     """Return the samples that judge; all of a batch whose targets belong to it as a whole."""
     parts = [part.only(test) if part.can_be_split else part for part in samples]
     return [part for part in parts if len(part)]

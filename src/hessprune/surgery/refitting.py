@@ -40,19 +40,46 @@ def refitted(
 ) -> nn.Module:
     """Return a copy of `pruned`, refitted on samples, at a share of the usual number of positions."""
     student = copy.deepcopy(pruned)
+    refit_in_place(dense, student, plan, samples, [part.inputs for part in samples], share)
+    return student
+
+
+@torch.no_grad()
+def refit_in_place(
+    dense: nn.Module,
+    student: nn.Module,
+    plan: Plan,
+    samples: Sequence[Samples],
+    dense_inputs: Sequence[Any],
+    share: float = 1.0,
+) -> list[tuple[Any, Any]]:
+    """Refit a student on samples whose inputs are its own; return the outputs of both models for each part.
+
+    Args:
+        dense: The teacher.
+        student: The pruned model, which changes.
+        plan: The plan between them, or between models of which they are parts.
+        samples: With the inputs of the student.
+        dense_inputs: The inputs of the teacher for the same samples: others where the two are parts of models.
+        share: Of the usual number of positions.
+    """
     recording, total = record(student, samples[0].inputs), sum(map(len, samples))
     with evaluation_mode(dense), evaluation_mode(student), slow_attention():
-        scenes = [_scene(dense, student, plan, part, share * len(part) / total) for part in samples]
+        scenes = [
+            _scene(dense, student, plan, part, own, share * len(part) / total)
+            for part, own in zip(samples, dense_inputs, strict=True)
+        ]
         later = [_listen(student, recording, scene) for scene in scenes]
         refitter = _Refitter(student, recording)
+        answers: list[Any] = [None] * len(scenes)
         with progress_bar("least squares", len(scenes[0].targets)) as bar:
 
             def meet(name: str, brought: list[_Piece]) -> None:
                 refitter.fit(name, [*brought, *(piece for heard in later for piece in heard.get(name, ()))])
                 bar.advance()
 
-            in_lockstep([_run(student, recording, scene) for scene in scenes], meet)
-    return student
+            in_lockstep([_run(student, recording, scene, answers, n) for n, scene in enumerate(scenes)], meet)
+    return [(scene.output, answer) for scene, answer in zip(scenes, answers, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,12 +94,13 @@ class _Target:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Scene:
-    """Samples, the branches of the student on them, and what the dense layers answered, by weight and use."""
+    """Samples, the branches of the student on them, and what the dense model and its layers answered."""
 
     inputs: Any
     samples: int
     branches: Mapping[str, Branch]
     targets: Mapping[str, Sequence[_Target]]
+    output: Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,27 +116,30 @@ class _Piece:
     held_out: Tensor  # (R,)
 
 
-def _scene(dense: nn.Module, student: nn.Module, plan: Plan, samples: Samples, share: float) -> _Scene:
+def _scene(
+    dense: nn.Module, student: nn.Module, plan: Plan, samples: Samples, dense_inputs: Any, share: float
+) -> _Scene:
     """Run the dense model on some samples."""
-    theirs, ours = find_branches(dense, samples.inputs), find_branches(student, samples.inputs)
+    theirs, ours = find_branches(dense, dense_inputs), find_branches(student, samples.inputs)
     both = theirs.keys() & ours.keys()
     teacher = _Teacher(dense, len(samples), {name: theirs[name] for name in both}, share)
     with teacher:
-        call_model(dense, samples.inputs)
+        output = call_model(dense, dense_inputs)
     return _Scene(
         inputs=samples.inputs,
         samples=len(samples),
         branches={name: ours[name] for name in both},
         targets=_targets(teacher.targets, plan, dense, student),
+        output=output,
     )
 
 
-def _run(student: nn.Module, recording: Recording, scene: _Scene) -> Any:
-    """Return a run of the student that pauses in front of each layer to be refitted."""
+def _run(student: nn.Module, recording: Recording, scene: _Scene, answers: list[Any], number: int) -> Any:
+    """Return a run of the student that pauses in front of each layer to be refitted, and then notes its answer."""
 
     def run(pause: Pause) -> None:
         with torch.no_grad(), _Student(student, recording, scene, pause):  # both belong to a thread
-            call_model(student, scene.inputs)
+            answers[number] = call_model(student, scene.inputs)
 
     return run
 
@@ -161,11 +192,13 @@ class _Student(StepMode):
         super().__init__(model, scene.samples, scene.branches, recording.layouts)
         self._targets, self._pause, self._every = scene.targets, pause, every
         self._uses: Counter[str] = Counter()
+        self._stays = recording.looked_up  # other rows than those of outputs would change
 
     def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         number, targets = self._uses[name], self._targets.get(name, ())
         self._uses[name] += 1
         is_regression = not (isinstance(call, Convolution) and call.transposed)
+        is_regression = is_regression and name not in self._stays
         if number < len(targets) and is_regression and (self._every or not number):
             self._pause(name, self._piece(name, call, arguments, targets[number]))
         return call.forward(*arguments)
@@ -231,7 +264,8 @@ class _Refitter:
 def _targets(recorded: Sequence[_Target], plan: Plan, dense: nn.Module, student: nn.Module) -> dict[str, list[_Target]]:
     """Return for each weight of the student its part of the dense outputs, one for each use."""
     shapes = {name: parameter.shape for name, parameter in dense.named_parameters(remove_duplicate=False)}
-    axes = [(p.param, p.dim) for group in plan.groups for p in group.slices_with_role("producer")]
+    slices = (piece for group in plan.groups for piece in group.slices_with_role("producer"))
+    axes = [(piece.param, piece.dim) for piece in slices if piece.param in shapes]  # of a part, its own
     rows = {name: kept for (name, _), kept in origins(plan, {(n, dim): shapes[n][dim] for n, dim in axes}).items()}
     sizes = {name: shapes[name][dim] for name, dim in axes}
     parts_by_weight = {name: [(name, rows.get(name))] for name in shapes}
