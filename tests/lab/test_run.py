@@ -335,7 +335,7 @@ def test_a_language_model_goes_from_running_text_to_a_report_of_perplexity(tmp_p
             "batch_size": 6,
         },
         "model": {"name": "hf:llama"},
-        "prune": {"budget": {"params": 0.85}},
+        "prune": {"budget": {"params": 0.85}, "sequential": True},
         "finetune": {"epochs": 1, "lr": 0.01, "optimizer": "adamw", "distill_weight": 0.5},
         "export": {"onnx": False},
         "report": {"curve": [0.9], "latency_repeats": 2},

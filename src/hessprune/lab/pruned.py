@@ -47,6 +47,7 @@ def task_of(run: Run, dense: Model, groups: Sequence[Group], method: str, budget
         loss_fn=run.pruning_loss,
         implant=prune.implant or Implant(share=0.0),
         compensate=prune.compensate,
+        sequential=prune.sequential and prune.compensate,
         ranking=prune.ranking,
         seed=run.settings.seed,
         groups=groups,

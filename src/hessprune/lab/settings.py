@@ -98,6 +98,7 @@ class PruneSettings:
         ranking: Floors, rounding, layers that stay, and the step after which saliencies are measured anew.
         compensate: Refit the surviving layers to the dense layers' outputs, and re-estimate BatchNorm statistics,
             on the calibration samples, where that lowers the loss.
+        sequential: Refit, if at all, one block of a stack at a time, as `hp.prune(sequential=True)` does.
         implant: The units that keep a low-rank stand-in, and its form; none if left out.
         latency: Where the milliseconds of a budget of time are measured; as in the report if left out.
     """
@@ -106,6 +107,7 @@ class PruneSettings:
     method: str = "joint"
     ranking: Ranking = field(default_factory=Ranking)
     compensate: bool = True
+    sequential: bool = False
     implant: Implant | None = None
     latency: LatencyTarget | None = None
 
