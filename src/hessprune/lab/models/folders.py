@@ -23,8 +23,8 @@ def folder_of(name: str, root: Path) -> Path:
 
     Example:
         >>> from hessprune.lab.models.folders import folder_of
-        >>> folder_of("json/tool", Path("models")).parent.name, folder_of("my-model", Path("models")).parent.name
-        ('models', 'models')
+        >>> folder_of("my-model", Path("models")).as_posix(), folder_of("json/tool", Path("models")).as_posix()
+        ('models/my-model', 'models/json/tool')
     """
     path = root / name
     package, _, inside = name.partition("/")

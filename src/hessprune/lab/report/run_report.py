@@ -274,7 +274,7 @@ def format_factor(factor: float) -> str:
 
     Example:
         >>> format_factor(1.25), format_factor(0.9904), format_factor(1.0001), format_factor(52.3)
-        ('+25 %', '−1.0 %', 'same perplexity', '× 52')
+        ('+25 %', '−1.0 %', 'same perplexity', '× 52.3')
     """
     percent = 100 * (factor - 1)
     if abs(percent) < 0.05:
