@@ -280,6 +280,8 @@ ROWS = (
         lambda _: hp.find_groups(NET, X), "exactly as the model takes it"),
     Row("the dense model must give finite outputs", lambda: hp.apply_plan(Net(lambda h: h.log() * torch.nan), plan()),
         lambda _: hp.apply_plan(NET, plan(), example_inputs=X), "such as a batch of the data"),
+    Row("`{}` must hold labels for cross-entropy", lambda: hp.evaluate(NET, [X]),
+        lambda _: hp.evaluate(NET, BATCHES), "Yield .inputs, labels."),
     Row("inputs in `{}` must fit the model", lambda: hp.evaluate(NET, [(X[:, :3], Y)]),
         lambda _: hp.evaluate(NET, BATCHES), "Check size, channels and dtype"),
     Row("weights must be finite", lambda: score(model=scaled(torch.nan)), lambda _: score(),

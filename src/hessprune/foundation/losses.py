@@ -91,8 +91,12 @@ def as_labels(logits: Tensor, targets: Any, name: str = "batches") -> Tensor:
     """Return targets as a tensor on the device of the logits: labels in int64, `(N, 1)` labels as `(N,)`.
 
     Raises:
-        DataError: The targets are no tensor, and cannot be made one.
+        DataError: There are no targets, or they are no tensor and cannot be made one.
     """
+    if targets is None:
+        raise DataError(
+            f"`{name}` must hold labels for cross-entropy, got inputs alone. Yield (inputs, labels), or pass `loss_fn`."
+        )
     if not isinstance(targets, Tensor):
         targets = _tensor(targets, name)
     targets = targets.to(logits.device)
