@@ -90,13 +90,18 @@ def draw(series: dict[str, list[Row]], path: Path) -> None:
     from matplotlib.figure import Figure  # which only drawing needs
 
     figure = Figure(figsize=(9, 4), layout="constrained")
+    seconds = [row[key] for rows in series.values() for row in rows for key in ("gradient", "sosp_h", "sosp_i")]
     for axes, (name, rows) in zip(figure.subplots(1, 2, sharey=True), series.items(), strict=True):
         for key, label in (("gradient", "one gradient"), ("sosp_h", "SOSP-H"), ("sosp_i", "SOSP-I")):
             value, error = slope(rows, key)
             label = f"{label}, exponent {value:.2f} ± {error:.2f}"
             axes.loglog([row["units"] for row in rows], [row[key] for row in rows], marker="o", label=label)
         axes.set(xlabel=f"units, by {name}", ylabel="seconds" if name == "depth" else None)
-        axes.legend()
+        units = [int(row["units"]) for row in rows]
+        axes.set_xticks(units, map(str, units))
+        axes.set_xticks([], minor=True)
+        axes.legend(loc="upper left")
+        axes.set_ylim(0.7 * min(seconds), 6 * max(seconds))  # room for the legend
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 
