@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hessprune.curvature.elimination_path import COLUMNS, eliminated_losses
+from hessprune.curvature.elimination_losses import COLUMNS
+from hessprune.curvature.elimination_path import eliminated_losses
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.results import ParamSlice
 from hessprune.errors import DataError

@@ -26,6 +26,6 @@ def flap(given: Setting) -> nn.Module:
     kept = cheapest(given, scores(given))
     biases = {}
     for s in given.sublayers:
-        lost = given.tokens.sums[s.reader].mean * ~s.columns(kept[s.name])
+        lost = given.tokens.sums[s.reader].mean * ~s.spread(kept[s.name])
         biases[s.reader] = given.weight(s).double() @ lost
     return cut(given, kept, biases=biases)

@@ -20,46 +20,12 @@ import hessprune as hp
 from hessprune.costs.model import CostModel
 from hessprune.foundation.modules import logits_of
 from hessprune.planning.planner import plan_removing
+from support.sublayers import Sublayer
 
 Kept = dict[str, Tensor]
 """Which units stay, `(U,)` bool for each sub-layer."""
 CHUNK = 2
 """Sequences that run at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sublayer:
-    """One group of units with its reader."""
-
-    group: hp.Group
-    reader: str
-    """The linear layer that reads the units: module name."""
-    cost: float
-    """Parameters of one unit."""
-
-    @property
-    def name(self) -> str:
-        """The group's name."""
-        return self.group.name
-
-    @property
-    def units(self) -> int:
-        """The number of units."""
-        return self.group.num_units
-
-    @property
-    def width(self) -> int:
-        """Inputs of the reader that belong to one unit."""
-        return len(self.group.slices_with_role("consumer")[0].index[0])
-
-    @property
-    def is_attention(self) -> bool:
-        """True for heads."""
-        return self.group.kind == "heads"
-
-    def columns(self, kept: Tensor) -> Tensor:
-        """Return which inputs of the reader belong to units that stay, `(U,)` → `(U m,)`."""
-        return kept.repeat_interleave(self.width)
 
 
 @dataclass(kw_only=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import hessprune as hp
 from hessprune.costs.model import CostModel
 from hessprune.planning.planner import plan_removing
+from support import sublayers
 
 Kept = dict[str, Tensor]
 """Which units stay, `(U,)` bool for each sub-layer."""
@@ -26,40 +27,11 @@ CHUNK = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sublayer:
-    """One group of units with its reader."""
+class Sublayer(sublayers.Sublayer):
+    """One group of units with its reader, and where the residual stream is added."""
 
-    group: hp.Group
-    reader: str
-    """The linear layer that reads the units: module name."""
     total: str
     """The module whose input is the reader's output with the residual stream added."""
-    cost: float
-    """What one unit costs, in the budgeted quantity."""
-
-    @property
-    def name(self) -> str:
-        """The group's name."""
-        return self.group.name
-
-    @property
-    def units(self) -> int:
-        """The number of units."""
-        return self.group.num_units
-
-    @property
-    def width(self) -> int:
-        """Inputs of the reader that belong to one unit."""
-        return len(self.group.slices_with_role("consumer")[0].index[0])
-
-    @property
-    def is_attention(self) -> bool:
-        """True for heads."""
-        return self.group.kind == "heads"
-
-    def spread(self, values: Tensor) -> Tensor:
-        """Return a value for each input of the reader from one for each unit, `(…, U)` → `(…, U m)`."""
-        return values.repeat_interleave(self.width, -1)
 
 
 @dataclass(frozen=True, kw_only=True)

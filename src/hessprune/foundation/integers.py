@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_any, tree_map
 from hessprune.foundation.trees import rebuilt
 
 _EMPTY = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default}
-"""What `torch.tensor` calls, which writes no numbers where it asked for none."""
+"""The operators behind `torch.tensor`, which writes no numbers where it asked for none."""
 
 
 class RealIntegers(TorchDispatchMode):

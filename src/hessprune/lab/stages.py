@@ -142,7 +142,8 @@ def _curve_of_draw(run: Run, dense: Model, groups: Groups, method: str, draw: in
     shares = list(run.settings.report.curve)
     settings = as_json(run.settings.prune) | {"budget": None, "method": method, "curve": shares}
     key = (dense.stage, settings, list(ways), seed, data.fingerprint, *run.data_key)
-    stage = run.store.run(f"8-curve-{folder_name(method)}", make, *key, by_content=True)
+    name = f"8-curve-{folder_name(method)}" + (f"-draw-{draw + 1}" if run.settings.report.draws > 1 else "")
+    stage = run.store.run(name, make, *key, by_content=True)
     return read_json(stage.file("curve.json"))
 
 

@@ -18,10 +18,11 @@ from hessprune.lab.options import Volume, volume
 from hessprune.lab.report.comparison import Comparison, best_in_column, stage_title
 from hessprune.lab.report.expansion import Expansion, verdict
 from hessprune.lab.report.formats import format_count
+from hessprune.lab.report.headline import headline, zones
 from hessprune.lab.report.html import cells, columns, last_baselines, spoken
 from hessprune.lab.report.inspection import Inspection
 from hessprune.lab.report.kept_epochs import kept_whole
-from hessprune.lab.report.run_report import ModelResult, RunReport, headline, zones
+from hessprune.lab.report.run_report import ModelResult, RunReport
 from hessprune.lab.report.saliencies import Saliencies, sparkline
 from hessprune.lab.stage_names import spoken_stage
 

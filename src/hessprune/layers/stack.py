@@ -6,7 +6,7 @@ which no block computes anything, tells.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +54,11 @@ class Stack:
                 last = number == len(self.names) - 1
                 answer = _answering(self.returned[number], calls, last=last)
                 replaced.enter_context(_forward_of(model.get_submodule(name), answer))
-            try:
-                with evaluation_mode(model):
-                    call_model(model, inputs)
-            except _EnoughError:
-                pass
+            with (
+                suppress(_EnoughError),
+                evaluation_mode(model),
+            ):  # raised by the last block: nothing behind it is needed
+                call_model(model, inputs)
         return calls
 
 

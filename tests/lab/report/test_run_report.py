@@ -4,7 +4,7 @@ import pytest
 
 from hessprune.errors import DataError
 from hessprune.lab.report import ModelResult, RunReport, headline
-from hessprune.lab.report.run_report import format_points
+from hessprune.lab.report.formats import format_points
 from tests.lab.report.values import bare_report, result, small_report
 
 

@@ -9,9 +9,9 @@ import pytest
 from hessprune.lab.report import CurvePoint, EpochPoint, RunReport, headline, render
 from hessprune.lab.report.curve import accuracy_against_cost
 from hessprune.lab.report.figures import training
+from hessprune.lab.report.formats import format_factor
 from hessprune.lab.report.html import cells, columns
 from hessprune.lab.report.kept_epochs import kept_epoch, kept_whole
-from hessprune.lab.report.run_report import format_factor
 from hessprune.lab.report.scores import ACCURACY, PERPLEXITY, described, score_of
 from tests.lab.report.values import small_report
 

@@ -109,14 +109,12 @@ class TextDataset(Dataset[Sentences]):
         del augment
         sentences = self.part(split)
         shuffles = split == "train" if shuffle is None else shuffle
-        return TextBatches(
-            sentences,
-            batch_size=batch_size,
-            sort=self.sort,
-            shuffle=shuffles,
-            seed=seed,
-            drop_last=shuffles and len(sentences) > batch_size,
-        )
+        full = shuffles and len(sentences) > batch_size
+        return self._batches(split, batch_size=batch_size, shuffle=shuffles, seed=seed, drop_last=full)
+
+    def _batches(self, split: Split, **how: Any) -> TextBatches:
+        """Return the batches of a split as they are read."""
+        return TextBatches(self.part(split), sort=self.sort, **how)
 
     def example(self, split: Split, batch_size: int) -> dict[str, Tensor]:
         """Return the longest sentences of a split, padded to the most tokens that a sentence may have."""

@@ -52,31 +52,9 @@ class RunningText(TextDataset):
     noun: ClassVar[str] = "text"
     has_classes: ClassVar[bool] = False
 
-    def batches(
-        self, split: Split, batch_size: int, *, augment: Any = False, shuffle: bool | None = None, seed: int = 0
-    ) -> SequenceBatches:
-        """Return the batches of a split; those to train on have labels.
-
-        Args:
-            split: `"train"`, `"validation"`, `"calibration"` or `"test"`.
-            batch_size: Sequences in a batch. When shuffling, a smaller last batch is left out.
-            augment: Not for texts.
-            shuffle: Draw a new order in each epoch; by default for `"train"` only.
-            seed: Decides the order.
-
-        Raises:
-            ArgumentError: The split or another argument is not valid.
-        """
-        del augment
-        part, shuffles = self.part(split), split == "train" if shuffle is None else shuffle
-        return SequenceBatches(
-            part,
-            batch_size=batch_size,
-            shuffle=shuffles,
-            seed=seed,
-            drop_last=shuffles and len(part) > batch_size,
-            labelled=split == "train",
-        )
+    def _batches(self, split: Split, **how: Any) -> SequenceBatches:
+        """Return the batches of a split; those to train on have labels."""
+        return SequenceBatches(self.part(split), labelled=split == "train", **how)
 
     def example(self, split: Split, batch_size: int) -> dict[str, Tensor]:
         """Return the first sequences of a split."""

@@ -3,36 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HEAD = 16
-"""Width of one head."""
-
-
-class Attention(nn.Module):
-    """Self-attention over all patches."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.project = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, T, width)
-        """Mix the patches."""
-        q, k, v = (layer(x).unflatten(2, (-1, HEAD)).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        return self.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class Block(nn.Module):
-    """Attention, then a pair of linear layers, each behind a layer norm and beside a residual connection."""
-
-    def __init__(self, width: int, neurons: int) -> None:
-        super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(width), Attention(width)
-        self.norm2, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, neurons), nn.Linear(neurons, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the block."""
-        x = x + self.attention(self.norm1(x))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+from hessprune.lab.models.attention import Block
 
 
 class VisionTransformer(nn.Module):
@@ -56,7 +27,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width // 2, 3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(width // 2, width, 3, stride=2, padding=1)
-        self.blocks = nn.Sequential(*(Block(width, 4 * width) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(width, 4 * width, F.gelu) for _ in range(depth)))
         self.norm, self.classifier = nn.LayerNorm(width), nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W) → (N, num_classes)

@@ -1,5 +1,6 @@
 """Report: everything a run measured, decided and set, as one value, one JSON file and one page."""
 
+from hessprune.lab.report.headline import headline
 from hessprune.lab.report.html import render, write_html
 from hessprune.lab.report.run_report import (
     CurvePoint,
@@ -10,7 +11,6 @@ from hessprune.lab.report.run_report import (
     LayerWidth,
     ModelResult,
     RunReport,
-    headline,
 )
 
 __all__ = [

@@ -51,3 +51,30 @@ def format_ms(milliseconds: float) -> str:
         ('0.031', '0.50', '72.1')
     """
     return f"{milliseconds:.{3 if milliseconds < 0.1 else 2 if milliseconds < 10 else 1}f}"
+
+
+def format_points(points: float) -> str:
+    """Return a signed difference of accuracies.
+
+    Example:
+        >>> format_points(-0.3), format_points(0.04)
+        ('−0.3 points', 'same accuracy')
+    """
+    if abs(points) < 0.05:
+        return "same accuracy"
+    return f"{points:+.1f} points".replace("-", "−")
+
+
+def format_factor(factor: float) -> str:
+    """Return a quotient of perplexities as a change in percent, large ones as a factor.
+
+    Example:
+        >>> format_factor(1.25), format_factor(0.9904), format_factor(1.0001), format_factor(52.3)
+        ('+25 %', '−1.0 %', 'same perplexity', '× 52.3')
+    """
+    percent = 100 * (factor - 1)
+    if abs(percent) < 0.05:
+        return "same perplexity"
+    if factor >= 10:
+        return f"× {factor:.3g}" if factor < 1000 else f"× {factor:,.0f}".replace(",", " ")
+    return f"{percent:+.{0 if abs(percent) >= 10 else 1}f} %".replace("-", "−")

@@ -6,6 +6,7 @@ from typing import Any
 
 from hessprune.foundation.files import write_text
 from hessprune.lab.report.formats import format_bytes, format_count, format_latency
+from hessprune.lab.report.headline import headline
 from hessprune.lab.report.kept_epochs import kept_whole
 from hessprune.lab.report.layer_cards import (
     OPEN,
@@ -17,7 +18,7 @@ from hessprune.lab.report.layer_cards import (
     main_times,
 )
 from hessprune.lab.report.pages import fill
-from hessprune.lab.report.run_report import ModelResult, RunReport, headline
+from hessprune.lab.report.run_report import ModelResult, RunReport
 from hessprune.lab.report.scores import described, score_of
 
 COLUMNS = ("Loss", "MACs", "Parameters", "Size", "Latency")

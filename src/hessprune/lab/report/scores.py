@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hessprune.lab.report.run_report import ModelResult, RunReport, format_factor, format_points
+from hessprune.lab.report.formats import format_factor, format_points
+from hessprune.lab.report.run_report import ModelResult, RunReport
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
