@@ -87,7 +87,7 @@ def assemble(
         environment=environment() | _latency_setting(latency),
         data=run.data.facts(),
         data_fingerprint=run.data.fingerprint,
-        notes=(*_notes(run, latency), *_fp32_notes(models)),
+        notes=(*_notes(run, latency), *_busy_note(latency), *_fp32_notes(models)),
     )
 
 
@@ -278,6 +278,12 @@ def _notes(run: Run, latency: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...
 
 def _judged(run: Run) -> str:
     return "Accuracy" if run.metric is None else "Perplexity of the next word"
+
+
+def _busy_note(latency: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a warning where a model's times are far apart: ratios of medians are then noise."""
+    if any(each["p90_ms"] > 2 * each["p10_ms"] for each in latency.values()):
+        yield "Other work ran during the timing: some calls took over twice as long as others of the same model."
 
 
 def _fp32_notes(models: Mapping[str, Model]) -> Iterator[str]:

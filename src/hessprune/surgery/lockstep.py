@@ -83,7 +83,7 @@ class _Run:
         try:
             if not self._given_up:
                 run(self._pause)
-        except _Abandoned:
+        except _Abandoned:  # `close` gave up on this run, and nobody waits for what it would return
             pass
         except BaseException as error:  # raised again by `advance`, in the caller's thread
             self._error = error
