@@ -60,3 +60,43 @@ def test_layers_around_a_fixed_projection_stay_and_say_why():
     assert [group.name for group in groups] == ["second"]
     assert reasons["first.weight", 0] == "fixed weights read it, the buffer 'projection'"
     assert reasons["second.weight", 1] == "fixed weights emit it, the buffer 'projection'"
+
+
+class Upsampled(nn.Module):
+    """A fixed transposed convolution in groups, each of several channels, between two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(10, 7, 1), nn.Linear(7, 5)
+        self.register_buffer("filters", torch.randn(8, 5, 2, 2))
+
+    def forward(self, x):
+        x = functional.conv_transpose2d(functional.relu(self.first(x)), self.filters, stride=2, groups=2)
+        return self.head(functional.relu(self.second(x)).mean((2, 3)))
+
+
+class LookedUp(nn.Module):
+    """A fixed table of words before two linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 9), nn.Linear(9, 5)
+        self.register_buffer("table", torch.randn(11, 8))
+
+    def forward(self, words):
+        return self.head(functional.relu(self.first(functional.embedding(words, self.table)))).mean(1)
+
+
+@pytest.mark.parametrize("method", [hp.Taylor(), hp.HAP(), hp.SOSPI(), hp.Joint()], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    ("model", "x", "kept"),
+    [(Upsampled(), torch.randn(16, 3, 6, 6), "second"), (LookedUp(), torch.randint(11, (16, 4)), "first")],
+    ids=["transposed", "table"],
+)
+def test_only_layers_beside_fixed_weights_lose_units(model, x, kept, method):
+    groups = hp.find_groups(model.eval(), x)
+    result = hp.prune(model, x, [(x, torch.arange(16) % 5)], method=method, budget=hp.Budget(units=0.6))
+    assert [group.name for group in groups] == [kept]
+    assert all(
+        torch.equal(after, before) for after, before in zip(result.model.buffers(), model.buffers(), strict=True)
+    )

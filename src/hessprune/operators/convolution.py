@@ -85,7 +85,7 @@ def _by_position(call: Call, x: Tensor, weight: Leaf, transposed: bool) -> Tenso
     x = x.view(groups, -1)
     call.labels.tie(x, x[:1])
     if transposed:
-        call.labels.tie(call.walk.axis(weight, 0, "consumer").view(groups, -1), x)
+        contract(call, x.reshape(-1), weight, 0)
         return rows_of(call, weight, 1).repeat(groups)
     contract(call, x[0], weight, 1)
     rows = rows_of(call, weight, 0).view(groups, -1)

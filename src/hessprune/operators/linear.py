@@ -89,7 +89,7 @@ def embedding(call: Call) -> Any:
     if not isinstance(weight, Leaf):
         return call.refuse(f"the embedding's table{call.where} is computed, not a parameter")
     call.labels.freeze(call.walk.axis(weight, 0, "consumer"), "its rows are looked up by number")
-    return along(call.walk.axis(weight, 1, "producer"), len(call.shape) - 1, call.shape)
+    return along(rows_of(call, weight, 1), len(call.shape) - 1, call.shape)
 
 
 register("embedding", labels=embedding, derivative="piecewise-linear")
