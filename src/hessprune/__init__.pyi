@@ -79,11 +79,13 @@ from hessprune.latency.table import latency_table as latency_table
 from hessprune.costs.latency_table import LatencyTable as LatencyTable
 from hessprune.costs.target import LatencyTarget as LatencyTarget
 
+# progress bars around anything long
+from hessprune.foundation.bars import show_progress as show_progress
+
 # whole runs
 from hessprune.lab.compare import compare as compare
 from hessprune.lab.comparing import CompareSettings as CompareSettings
 from hessprune.lab.report.comparison import Comparison as Comparison
-from hessprune.lab.terminal import show_progress as show_progress
 
 # errors: the others live in `hessprune.errors`
 from hessprune import errors as errors

@@ -41,6 +41,11 @@ def listening(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
+def is_heard() -> bool:
+    """Return whether anything listens."""
+    return _listener.get() is not None
+
+
 class Bar:
     """A handle on one running bar; `note` is a short text beside it, such as the current loss."""
 

@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
+
+from hessprune.foundation.bars import Volume
 
 Out = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="out/<name>")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -26,7 +28,6 @@ ModelName = Annotated[
 Weights = Annotated[Path | None, typer.Option(help="A checkpoint that must fit the model.")]
 NumClasses = Annotated[int | None, typer.Option(help="Outputs of the model.", show_default="those of the data, or 10")]
 
-Volume = Literal["quiet", "normal", "verbose"]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Show results and errors only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Leave a line for every stage, however short.")]
 

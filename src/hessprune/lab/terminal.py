@@ -2,19 +2,17 @@
 
 import gc
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from hessprune.errors import HessPruneError
-from hessprune.foundation.progress import listening
+from hessprune.foundation.bars import bars
 from hessprune.lab.named import NamedResult
-from hessprune.lab.options import Volume, volume
+from hessprune.lab.options import volume
 from hessprune.lab.report.comparison import Comparison, best_in_column, stage_title
 from hessprune.lab.report.expansion import Expansion, verdict
 from hessprune.lab.report.formats import format_count
@@ -25,77 +23,6 @@ from hessprune.lab.report.kept_epochs import kept_whole
 from hessprune.lab.report.run_report import ModelResult, RunReport
 from hessprune.lab.report.saliencies import Saliencies, sparkline
 from hessprune.lab.stage_names import spoken_stage
-
-REPORTED_SECONDS = 0.5
-
-
-class TerminalProgress:
-    """A `Listener` that draws bars on standard error, and leaves one line behind for every stage that took a while.
-
-    Bars nest: the outermost is a stage, those inside are its loops and vanish when they are done.
-    """
-
-    def __init__(self, shows: Volume = "normal") -> None:
-        self.console = Console(stderr=True, highlight=False, quiet=shows == "quiet")
-        self._threshold = 0.0 if shows == "verbose" else REPORTED_SECONDS
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
-        self._open: dict[int, tuple[str, float]] = {}
-
-    def __enter__(self) -> "TerminalProgress":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def start(self, label: str, total: int | None) -> int:
-        """Open a bar."""
-        spoken_label = spoken_stage(label)
-        handle = self._progress.add_task("  " * len(self._open) + spoken_label, total=total, note="")
-        self._open[handle] = (spoken_label, time.monotonic())
-        return handle
-
-    def advance(self, handle: int, steps: int, note: str) -> None:
-        """Move a bar."""
-        if note:
-            self._progress.update(TaskID(handle), advance=steps, note=note)
-        else:
-            self._progress.advance(TaskID(handle), steps)
-
-    def finish(self, handle: int) -> None:
-        """Remove a bar; an outermost one that took a while and ended well leaves a line with its time."""
-        label, started = self._open.pop(handle)
-        self._progress.remove_task(TaskID(handle))
-        seconds = time.monotonic() - started
-        if not self._open and seconds >= self._threshold and sys.exc_info()[0] is None:
-            self.console.print(f"[green]✓[/] {label:<44}[dim]{seconds:7.1f} s[/]")
-
-
-@contextmanager
-def show_progress(shows: Volume = "normal") -> Iterator[None]:
-    """Draw progress bars on standard error for all that this package does in the block.
-
-    Args:
-        shows: `"verbose"` leaves a line for every stage, `"normal"` for those of half a second,
-            `"quiet"` draws nothing.
-
-    Example:
-        >>> import torch, hessprune as hp
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> with hp.show_progress("quiet"):
-        ...     result = hp.prune(net, torch.zeros(1, 4), [torch.randn(16, 4)], budget=hp.Budget(macs=0.5))
-    """
-    with TerminalProgress(shows) as progress, listening(progress):
-        yield
 
 
 @contextmanager
@@ -113,7 +40,7 @@ def session(resumable: bool = False, brief: bool = False) -> Iterator[None]:
     try:
         if brief:
             gc.disable()
-        with TerminalProgress(volume()) as progress, listening(progress):
+        with bars(volume(), spoken=spoken_stage):
             yield
     except HessPruneError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")

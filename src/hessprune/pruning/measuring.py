@@ -12,6 +12,7 @@ from hessprune.costs.budget import Budget
 from hessprune.curvature.reading_layers import input_moments
 from hessprune.errors import ArgumentError
 from hessprune.foundation.arrival import watched
+from hessprune.foundation.bars import shown_progress
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.files import sha256
@@ -45,6 +46,7 @@ def measure(
     compensate: bool = True,
     ranking: Ranking | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> Statistics:
     """Measure once what `hp.prune(…, stats=stats)` needs for any budget.
 
@@ -64,6 +66,7 @@ def measure(
         compensate: Whether to keep moments: `4 K²` bytes for a layer of `K` inputs.
         ranking: Its `ignore`, `units` and `gqa` decide which units there are.
         seed: For whatever the methods draw at random.
+        progress: Draw bars on standard error.
 
     Returns:
         The statistics: print them, `.save(path)` them, read them by `hp.Statistics.load(path)`.
@@ -100,7 +103,7 @@ def measure(
         ranking=Ranking() if ranking is None else ranking,
         seed=seed,
     )
-    with torch.inference_mode(False), plain_forwards(), naming_computed_weights(model):
+    with shown_progress(progress), torch.inference_mode(False), plain_forwards(), naming_computed_weights(model):
         task = task.ready()
         moments: dict[str, InputMoments] = {}
         saliencies = {str(each): _scored(replace(task, method=each), moments) for each in methods}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hessprune.costs.budget import Budget
+from hessprune.foundation.bars import shown_progress
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.options import check_flag
@@ -64,6 +65,7 @@ def prune(
     seed: int = 0,
     stats: Statistics | None = None,
     sequential: bool | str | Path = False,
+    progress: bool = False,
 ) -> PruneResult:
     """Make a smaller model in one call: groups, saliency, plan, surgery, compensation.
 
@@ -87,6 +89,7 @@ def prune(
         sequential: For a model that is a stack of blocks, such as a language model: refit one block at a time, on many
             more samples in the same memory. A folder keeps the saliencies and each finished block, so that the same
             call continues after a kill. The plan is the same as without.
+        progress: Draw bars on standard error.
 
     Returns:
         The new model in the mode of the old one, the plan, the saliencies, and the cost before and after.
@@ -118,7 +121,7 @@ def prune(
         sequential=sequential,
         seed=seed,
     )
-    with torch.inference_mode(False), plain_forwards(), naming_computed_weights(model):
+    with shown_progress(progress), torch.inference_mode(False), plain_forwards(), naming_computed_weights(model):
         task = task.ready()
         return carry_out(with_folder(task) if stats is None else with_statistics(task, stats))
 

@@ -15,6 +15,7 @@ from torch import nn
 from hessprune.deploy.evaluation import Evaluation, Metric, evaluate
 from hessprune.errors import ArgumentError, NumericalError
 from hessprune.foundation.arrival import arrived, received
+from hessprune.foundation.bars import shown_progress
 from hessprune.foundation.batches import as_pair, required_inputs
 from hessprune.foundation.checks import check_batches, check_finite_parameters
 from hessprune.foundation.losses import LossFn
@@ -45,6 +46,7 @@ def finetune(
     metric: Metric | None = None,
     teacher: nn.Module | None = None,
     checkpoint_dir: Path | str | None = None,
+    progress: bool = False,
 ) -> FinetuneResult:
     """Train a copy of `model` and return its best epoch on `validation`.
 
@@ -67,6 +69,7 @@ def finetune(
             epoch.
         teacher: The dense model, needed when `config.distill_weight` is above 0.
         checkpoint_dir: Folder to continue from and to keep the run in; None keeps nothing.
+        progress: Draw a bar on standard error.
 
     Returns:
         The best model in evaluation mode, the history and the best epoch.
@@ -91,7 +94,7 @@ def finetune(
             f"`teacher` must be a model when distill_weight is {config.distill_weight}, got None. Pass the dense "
             "model, or distill_weight=0."
         )
-    with received(model) as plain:
+    with shown_progress(progress), received(model) as plain:
         goal = _Goal(loss_fn=loss_fn, metric=metric, teacher=None if teacher is None else arrived(teacher))
         return _finetuned(plain, train, validation, config, goal, checkpoint_dir)
 
