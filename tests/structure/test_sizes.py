@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hessprune as hp
+from hessprune.structure import trial
 from hessprune.structure.trial import Trial
 
 
@@ -72,6 +73,17 @@ def test_what_disagrees_is_frozen_by_name_with_the_reason() -> None:
     assert [group.name for group in groups] == ["b"]
     (reason,) = {item.reason for item in groups.frozen if item.param == "a.weight" and item.dim == 0}
     assert reason.startswith("the forward depends on the number or the places of its channels (without some units")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_single_precision_finds_the_same_groups_of_a_large_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = Written(*WRITTEN[name]).eval(), torch.randn(16, 3, 6, 6)
+    precise = hp.find_groups(model, x, compare=True)
+    monkeypatch.setattr(trial, "PRECISE_UP_TO", 0)
+    single = hp.find_groups(model, x, compare=True)
+    assert [*single] == [*precise]
+    assert {(item.param, item.dim) for item in single.frozen} == {(item.param, item.dim) for item in precise.frozen}
 
 
 class Coupled(nn.Module):

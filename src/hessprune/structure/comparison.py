@@ -27,7 +27,12 @@ _WAYS: tuple[Followers, ...] = ("kept", "layers", "all")
 
 
 def compare(
-    mask: Callable[[Followers], nn.Module], sliced: nn.Module, inputs: Any, *, awake: bool = False
+    mask: Callable[[Followers], nn.Module],
+    sliced: nn.Module,
+    inputs: Any,
+    *,
+    awake: bool = False,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[float, torch.dtype]:
     """Return the relative difference of a sliced model from the closest masked one, and the precision of both.
 
@@ -39,8 +44,9 @@ def compare(
         inputs: A tensor, a tuple of positional, or a dict of keyword arguments.
         awake: Whether every ReLU lets a part of negative numbers pass, in both models: a difference in front of units
             that are zero on these inputs shows, too.
+        dtype: The precision to try first.
     """
-    dtype, masked = torch.float64, mask("kept")
+    masked = mask("kept")
     try:
         expected = outputs_of(masked, inputs, dtype, awake)
     except Exception:  # the forward insists on its own precision, or fails in that one, too

@@ -27,6 +27,11 @@ from hessprune.structure.masking import Followers, Leaving, mask_groups
 
 WORDS = 64
 """Most words of a text on which slicing is compared with masking."""
+PRECISE_UP_TO = 200_000_000
+"""Parameters up to which two models are compared in double precision at once; others in single precision first."""
+SURELY_EQUAL = 1e-5
+"""Largest difference of equal models in single precision, relative to the largest output; above it, double decides."""
+
 Rerun = Callable[[], Any]
 """Repeats one call of a module with the same arguments."""
 
@@ -110,12 +115,11 @@ class Trial:
         model, inputs = self._original[0], self._numeric_inputs
         leaving = [*self._leaving(groups)]
         try:
-            sliced = copy.deepcopy(model)
-            remove_slices(
-                sliced, [(cut, units) for group, units in leaving for cut in (*group.slices, *group.literals)]
-            )
-            mask = partial(_masked, model, leaving)
-            found, dtype = compare(mask, sliced, inputs, awake=self._awake)
+            if _num_parameters(model) > PRECISE_UP_TO:
+                found, _ = _apart(model, leaving, inputs, awake=self._awake, dtype=torch.float32)
+                if found <= SURELY_EQUAL:
+                    return ""
+            found, dtype = _apart(model, leaving, inputs, awake=self._awake, dtype=torch.float64)
         except Exception as error:  # any error of the user's forward is the answer
             return first_line(error)
         return "" if found <= TOLERANCE[dtype] else f"without some units the output differs by {found:.1e}"
@@ -139,6 +143,19 @@ class Trial:
             place = self._places.setdefault(group.name, len(self._places))
             count = 1 + place % max(1, group.num_units // 2)
             yield group, sorted(random.Random(place).sample(range(group.num_units), count))
+
+
+def _num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _apart(
+    model: nn.Module, leaving: Sequence[Leaving], inputs: Any, *, awake: bool, dtype: torch.dtype
+) -> tuple[float, torch.dtype]:
+    """Return how far a model with some units sliced off is from one with them masked, and the precision of both."""
+    sliced = copy.deepcopy(model)
+    remove_slices(sliced, [(cut, units) for group, units in leaving for cut in (*group.slices, *group.literals)])
+    return compare(partial(_masked, model, leaving), sliced, inputs, awake=awake, dtype=dtype)
 
 
 def _masked(model: nn.Module, leaving: Sequence[Leaving], followers: Followers) -> nn.Module:
