@@ -29,6 +29,7 @@ from hessprune.training.learner import Learner, check_precision
 from hessprune.training.replay import derived_seed, num_steps, replayed
 from hessprune.training.resume import Progress, Vault, identity_of
 from hessprune.training.schedule import learning_rate
+from hessprune.training.team import is_shared, shared_data
 
 __all__ = ["EpochRecord", "FinetuneConfig", "FinetuneResult", "finetune", "reestimate_batchnorm"]
 
@@ -60,7 +61,9 @@ def finetune(
     numbers bit for bit; a finished one returns at once. This covers data that draw from torch's generators.
 
     Args:
-        model: Pruned, dense or fresh, on any device; stays untouched.
+        model: Pruned, dense or fresh, on any device; stays untouched. In `DistributedDataParallel`, it is trained by all
+            processes of the group: call this on every process with the same batches. Each runs its rows of every
+            batch, so that any number of processes takes the same steps; BatchNorm normalises by these rows.
         train: Re-iterable of (inputs, targets); `set_epoch(epoch)` and `iterate(epoch, start_step)` are used if there.
         validation: Re-iterable of (inputs, targets), held out from both training and testing.
         config: Settings.
@@ -94,8 +97,14 @@ def finetune(
             f"`teacher` must be a model when distill_weight is {config.distill_weight}, got None. Pass the dense "
             "model, or distill_weight=0."
         )
-    with shown_progress(progress), received(model) as plain:
-        goal = _Goal(loss_fn=loss_fn, metric=metric, teacher=None if teacher is None else arrived(teacher))
+    together = is_shared(model)
+    with (
+        shown_progress(progress),
+        received(model) as plain,
+        shared_data(together, train=train, validation=validation),
+    ):
+        taught = None if teacher is None else arrived(teacher)
+        goal = _Goal(loss_fn=loss_fn, metric=metric, teacher=taught, together=together)
         return _finetuned(plain, train, validation, config, goal, checkpoint_dir)
 
 
@@ -130,6 +139,8 @@ class _Goal:
     loss_fn: LossFn | None
     metric: Metric | None
     teacher: nn.Module | None
+    together: bool
+    """Whether all processes of the group train this model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,8 +187,10 @@ def _prepare(
         identity_of(config, model, goal.teacher, data, loss_fn=goal.loss_fn) if checkpoint_dir is not None else {}
     )
     vault = Vault(checkpoint_dir, identity)
-    learner = Learner(copy.deepcopy(model), config, goal.teacher, goal.loss_fn)
+    learner = Learner(copy.deepcopy(model), config, goal.teacher, goal.loss_fn, together=goal.together)
+    vault.writes = learner.team.rank == 0
     saved = vault.load(learner)
+    learner.team.wait()  # nobody writes before all have read
     run = _Run(
         train=train,
         validation=validation,
@@ -217,7 +230,7 @@ def _train_epoch(run: _Run, bar: Bar) -> None:
     for batch in replayed(run.train, seed=seed, epoch=progress.epoch, start_step=progress.step):
         inputs, targets = as_pair(batch, required, "train")
         run.learner.freeze(run.taken(progress.step) / run.total_steps)
-        with seeded(derived_seed(seed, "step", progress.epoch, progress.step)):
+        with seeded(derived_seed(seed, "step", progress.epoch, progress.step, *run.learner.team.own)):
             loss = run.learner.step(inputs, targets, run.rate(progress.step))
         if not math.isfinite(loss):
             raise NumericalError(_diagnosis(run, f"loss must be finite, got {loss} at step {progress.step}"))

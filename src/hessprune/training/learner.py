@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from hessprune.errors import ArgumentError
-from hessprune.foundation.losses import LossFn, as_cross_entropy, count_labelled, labels_for
+from hessprune.foundation.losses import LossFn, as_cross_entropy, labels_for
 from hessprune.foundation.modules import device_of, forward, logits_of, predict
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import describe, to_device
 from hessprune.training.config import FinetuneConfig
-from hessprune.training.objective import objective
+from hessprune.training.objective import divisor, objective
+from hessprune.training.team import Share, Team
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,12 +30,20 @@ class Learner:
         config: Optimizer, objective and precision.
         teacher: Read in evaluation mode when `config.distill_weight` is above 0; on any device.
         loss_fn: `(output, targets) → mean loss of the batch`; cross-entropy if None.
+        together: Whether all processes of the group train this model, each on its rows of a batch.
     """
 
     def __init__(
-        self, model: nn.Module, config: FinetuneConfig, teacher: nn.Module | None, loss_fn: LossFn | None = None
+        self,
+        model: nn.Module,
+        config: FinetuneConfig,
+        teacher: nn.Module | None,
+        loss_fn: LossFn | None = None,
+        *,
+        together: bool = False,
     ) -> None:
         self.model = model
+        self.team = Team(model, together)
         self.loss_fn = loss_fn
         self.config = config
         self.teacher = teacher if config.distill_weight > 0 else None
@@ -48,12 +57,14 @@ class Learner:
         A batch without a single label has no loss: it counts as 0 and changes nothing either, unless a teacher
         provides all of the objective.
         """
-        loss = self._loss(to_device(inputs, self.device), targets)
-        if loss is None:
+        targets = to_device(targets, self.device)
+        if self._is_unlabelled(targets):
             return 0.0
-        value = float(loss.detach())
+        loss = self._loss(self.team.share(to_device(inputs, self.device), targets), targets)
+        value = self.team.total(float(loss.detach()))
         if math.isfinite(value):
             self._update(loss, lr)
+            self.team.meet()
         return value
 
     def freeze(self, share: float) -> None:
@@ -89,22 +100,21 @@ class Learner:
                 self.optimizer.state[parameters[name]][entry] = moved
         self.scaler.load_state_dict(dict(scaler))
 
-    def _loss(self, inputs: Any, targets: Any) -> Tensor | None:
-        """Return the objective; None where no label counts and no teacher provides all of it."""
-        entropy, targets = as_cross_entropy(self.loss_fn), to_device(targets, self.device)
-        if self._is_unlabelled(targets, entropy):
-            return None
+    def _loss(self, share: Share, targets: Any) -> Tensor:
+        """Return the objective of a share; its mean over processes is that of the batch."""
+        entropy, own = as_cross_entropy(self.loss_fn), share.targets
         with self._autocast():
-            output = forward(self.model, inputs, "train")
-            taught = self._teach(inputs, logits_of(output))
+            output = forward(self.team.module, share.inputs, "train")
+            taught = self._teach(share.inputs, logits_of(output))
         if entropy is not None and self.config.distill_weight < 1:
-            targets = labels_for(logits_of(output), targets, "train", ignore_index=entropy.ignore_index)
-        return objective(output, targets, taught, self.config, self.loss_fn)
-
-    def _is_unlabelled(self, targets: Any, entropy: nn.CrossEntropyLoss | None) -> bool:
-        if entropy is None or self.config.distill_weight == 1 or not isinstance(targets, Tensor):
-            return False
-        return not targets.is_floating_point() and not count_labelled(targets, entropy.ignore_index)
+            own = labels_for(logits_of(output), own, "train", ignore_index=entropy.ignore_index)
+        if self.team.size == 1:
+            return objective(output, own, taught, self.config, self.loss_fn)
+        count, whole = (divisor(labels, self.loss_fn) for labels in (own, targets))
+        labels = share.rows if count is None or whole is None else self.team.size * count / whole
+        if share.rows == 0:  # a row that stands in for none
+            labels = 0.0
+        return objective(output, own, taught, self.config, self.loss_fn, of_labels=labels, of_rows=share.rows)
 
     def _teach(self, inputs: Any, logits: Tensor) -> Tensor | None:
         """Return the teacher's logits, on the student's device."""
@@ -118,6 +128,10 @@ class Learner:
                 "Pass the dense model that was pruned, or distill_weight=0."
             )
         return taught
+
+    def _is_unlabelled(self, targets: Any) -> bool:
+        """Return whether no label counts, and no teacher provides all of the objective."""
+        return self.config.distill_weight < 1 and divisor(targets, self.loss_fn) == 0
 
     def _update(self, loss: Tensor, lr: float) -> None:
         for group in self.optimizer.param_groups:

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from hessprune.foundation.losses import LossFn, as_cross_entropy, entropy_of
+from hessprune.foundation.losses import LossFn, as_cross_entropy, count_labelled, entropy_of
 from hessprune.foundation.modules import logits_of
-from hessprune.foundation.words import next_word
+from hessprune.foundation.words import IGNORED, next_word
 from hessprune.training.config import FinetuneConfig
 
 
@@ -39,8 +39,35 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     return temperature**2 * divergence.mean()
 
 
+def divisor(targets: Any, loss_fn: LossFn | None) -> float | None:
+    """Return what the mean of a batch divides by: its labels that count, by their weights; None for rows.
+
+    Example:
+        >>> divisor(torch.tensor([1, -100, 0]), None)
+        2.0
+    """
+    if not isinstance(targets, Tensor):
+        return None
+    if loss_fn is next_word:
+        return float((targets[:, 1:] != IGNORED).sum())
+    entropy = as_cross_entropy(loss_fn)
+    if entropy is None:
+        return None
+    if entropy.weight is None or targets.is_floating_point():
+        return float(count_labelled(targets, entropy.ignore_index))
+    counted = targets[targets != entropy.ignore_index].long()
+    return float(entropy.weight.to(counted.device)[counted].sum())
+
+
 def objective(
-    output: Any, targets: Any, teacher_output: Any, config: FinetuneConfig, loss_fn: LossFn | None = None
+    output: Any,
+    targets: Any,
+    teacher_output: Any,
+    config: FinetuneConfig,
+    loss_fn: LossFn | None = None,
+    *,
+    of_labels: float = 1.0,
+    of_rows: float = 1.0,
 ) -> Tensor:
     """Return `(1 − w)·loss + w·T²·KL`; the loss alone without a teacher.
 
@@ -50,23 +77,26 @@ def objective(
         teacher_output: The teacher's output, or None.
         config: Settings.
         loss_fn: `(output, targets) → mean loss`; cross-entropy if None.
+        of_labels: Factor of the loss, for a part of a batch.
+        of_rows: Factor of the distance, for a part of a batch.
     """
-    weight, entropy = config.distill_weight, as_cross_entropy(loss_fn)
     if teacher_output is None:
-        return _loss(output, targets, config, entropy, loss_fn)
+        return _loss(output, targets, config, loss_fn, of_labels)
     student, teacher = logits_of(output), logits_of(teacher_output)
     if loss_fn is next_word:  # (N, T, V): words are last
         student, teacher = student.movedim(-1, 1), teacher.movedim(-1, 1)
-    distance = distillation_loss(student, teacher, config.distill_temperature)
+    distance = of_rows * distillation_loss(student, teacher, config.distill_temperature)
+    weight = config.distill_weight
     if weight == 1:  # 0·CE would still be NaN where no label is known
         return distance
-    return (1 - weight) * _loss(output, targets, config, entropy, loss_fn) + weight * distance
+    return (1 - weight) * _loss(output, targets, config, loss_fn, of_labels) + weight * distance
 
 
-def _loss(
-    output: Any, targets: Any, config: FinetuneConfig, entropy: nn.CrossEntropyLoss | None, loss_fn: LossFn | None
-) -> Tensor:
+def _loss(output: Any, targets: Any, config: FinetuneConfig, loss_fn: LossFn | None, factor: float) -> Tensor:
+    if factor == 0:  # no label counts, and their mean would be NaN; gradients still have to meet
+        return 0.0 * logits_of(output).sum()
+    entropy = as_cross_entropy(loss_fn)
     if entropy is None:
         assert loss_fn is not None
-        return loss_fn(output, targets)
-    return entropy_of(logits_of(output), targets, entropy, config.label_smoothing or entropy.label_smoothing)
+        return factor * loss_fn(output, targets)
+    return factor * entropy_of(logits_of(output), targets, entropy, config.label_smoothing or entropy.label_smoothing)

@@ -30,11 +30,12 @@ def num_steps(batches: Iterable[Any]) -> int:
 def replayed(batches: Iterable[Any], *, seed: int, epoch: int, start_step: int = 0) -> Iterator[Any]:
     """Yield the batches of one epoch from `start_step` on.
 
-    Batches that offer `set_epoch(epoch)` or `iterate(epoch, start_step)` are asked; others are read from the start
-    and the batches before `start_step` dropped.
+    Batches, or their sampler, that offer `set_epoch(epoch)` are told. Batches that offer `iterate(epoch, start_step)`
+    are asked; others are read from the start, and those before `start_step` dropped.
     """
-    if hasattr(batches, "set_epoch"):
-        batches.set_epoch(epoch)  # type: ignore[attr-defined]
+    for shuffling in (batches, getattr(batches, "sampler", None)):
+        if hasattr(shuffling, "set_epoch"):
+            shuffling.set_epoch(epoch)  # type: ignore[union-attr]
     skips = hasattr(batches, "iterate")
     with seeded(derived_seed(seed, "epoch", epoch)):
         iterator = iter(batches.iterate(epoch, start_step) if skips else batches)  # type: ignore[attr-defined]

@@ -58,11 +58,12 @@ class Vault:
     def __init__(self, folder: Path | str | None, identity: dict[str, Any]) -> None:
         self.folder = writable_folder(folder) if folder is not None else None
         self.identity = identity
+        self.writes = True
         self._best_on_disk: int | None = None
 
     def save(self, learner: Learner, progress: Progress) -> None:
         """Write the best model if it is new, then the state that refers to it, then drop what neither needs."""
-        if self.folder is None:
+        if self.folder is None or not self.writes:
             return
         best = self._best(progress.best_epoch)
         if self._best_on_disk != progress.best_epoch:
