@@ -61,8 +61,8 @@ def finetune(
     numbers bit for bit; a finished one returns at once. This covers data that draw from torch's generators.
 
     Args:
-        model: Pruned, dense or fresh, on any device; stays untouched. In `DistributedDataParallel`, it is trained by all
-            processes of the group: call this on every process with the same batches. Each runs its rows of every
+        model: Pruned, dense or fresh, on any device; stays untouched. In `DistributedDataParallel`, it is trained by
+            all processes of the group: call this on every one with the same batches. Each runs its rows of every
             batch, so that any number of processes takes the same steps; BatchNorm normalises by these rows.
         train: Re-iterable of (inputs, targets); `set_epoch(epoch)` and `iterate(epoch, start_step)` are used if there.
         validation: Re-iterable of (inputs, targets), held out from both training and testing.
