@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hessprune.errors import DataError
 from hessprune.foundation.checks import check_rereadable
+from hessprune.foundation.identity import content_sha256
 from hessprune.foundation.processes import whole
 from hessprune.foundation.state import seeded
 from hessprune.foundation.trees import describe, leading_size
@@ -128,12 +129,18 @@ class Rereadable:
     def __init__(self, batches: Any, seed: int = 0, model: nn.Module | None = None) -> None:
         check_rereadable(batches)
         self.batches, self.seed, self.num_samples, self.num_batches = batches, seed, 0, 0
+        self.sha256, self._hashes = "", False
         self._required = required_inputs(model)
 
     @classmethod
     def of(cls, batches: Any, model: nn.Module | None = None) -> "Rereadable":
         """Wrap batches, unless they are wrapped already."""
         return batches if isinstance(batches, cls) else cls(batches, model=model)
+
+    def hashed(self) -> "Rereadable":
+        """Let the next whole pass hash every batch, inputs and targets, into `sha256`; return the same batches."""
+        self._hashes = not self.sha256
+        return self
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         generator = getattr(self.batches, "generator", None)
@@ -148,7 +155,7 @@ class Rereadable:
     def _seeded_pass(self) -> Iterator[tuple[Any, Any]]:
         with seeded(self.seed):
             iterator = iter(self.batches)
-        count = number = 0
+        count, number, hashes = 0, 0, [] if self._hashes else None
         while True:
             with seeded(self.seed + 1 + count):
                 batch = next(iterator, None)
@@ -156,8 +163,12 @@ class Rereadable:
                 break
             pair = as_pair(batch, self._required)
             count, number = count + leading_size(pair[0]), number + 1
+            if hashes is not None:
+                hashes.append(content_sha256(pair))
             yield pair
         self.num_samples, self.num_batches = count, number
+        if hashes is not None:
+            self.sha256, self._hashes = content_sha256(hashes), False
 
     def __getattr__(self, name: str) -> Any:
         """Answer as the batches do, `__len__` included."""

@@ -1,0 +1,99 @@
+"""Hashes tell data, losses and models apart by what they compute, and nothing else."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hessprune.foundation.identity import architecture_sha256, content_sha256, loss_identity
+
+WEIGHT = 2.0
+X = torch.arange(6.0).view(2, 3)
+
+
+def scaled(out: Tensor, y: Tensor) -> Tensor:
+    return WEIGHT * helper(out - y)
+
+
+def helper(error: Tensor) -> Tensor:
+    return error.square().mean()
+
+
+class Loss(nn.Module):
+    """A loss with a setting."""
+
+    def __init__(self, power: int) -> None:
+        super().__init__()
+        self.power = power
+
+    def forward(self, out: Tensor, y: Tensor) -> Tensor:
+        return (out - y).abs().pow(self.power).mean()
+
+
+def closed(weight: Any) -> Any:
+    return lambda out, y: (weight * (out - y)).square().mean()
+
+
+PAIRS: list[tuple[Any, Any]] = [
+    (X, X.double()), (X, X.view(3, 2)), (X, X + 1), ({"a": X, "b": -X}, {"a": -X, "b": X}), ([X, 1], [X, 2]),
+    ((1, 2), [1, 2]), (np.arange(3), np.arange(3) + 1), ("a", b"a"), (1, True), ({1, 2}, {1, 3}),
+    (closed(1.0), closed(2.0)),
+    (closed(X), closed(X + 1)), (closed([1.0]), closed([2.0])), (Loss(1), Loss(2)), (partial(F.huber_loss, delta=1.0),
+    partial(F.huber_loss, delta=2.0)), (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(weight=torch.ones(3))),
+    (lambda out, y: out - y, lambda out, y: out + y), (lambda out: out[:, :1], lambda out: out[:, 1:]),
+    (lambda out, y=1: out, lambda out, y=2: out), (Loss(1).forward, Loss(2).forward),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_what_differs_has_another_hash(one: Any, other: Any) -> None:
+    assert content_sha256(one) == content_sha256(one)
+    assert content_sha256(one) != content_sha256(other)
+
+
+def test_equal_values_have_equal_hashes_whoever_shares_them() -> None:
+    batch = {"x": X}
+    assert content_sha256([batch, batch]) == content_sha256([{"x": X.clone()}, {"x": X[:]}])
+    assert content_sha256(closed(X)) == content_sha256(closed(X.clone()))
+    assert content_sha256(Loss(2).train()) == content_sha256(Loss(2).eval())
+    assert content_sha256(X.to_sparse()) == content_sha256(X)
+    ring: list[Any] = []
+    ring.append(ring)
+    assert len(content_sha256(ring)) == 64
+
+
+def test_what_a_function_takes_from_its_module_counts(monkeypatch) -> None:
+    before = content_sha256(scaled)
+    monkeypatch.setitem(globals(), "WEIGHT", 3.0)
+    assert content_sha256(scaled) != before
+    monkeypatch.setitem(globals(), "WEIGHT", 2.0)
+    assert content_sha256(scaled) == before
+    monkeypatch.setitem(globals(), "helper", lambda error: error.abs().mean())
+    assert content_sha256(scaled) != before
+
+
+def test_losses_of_packages_are_known_by_name_and_others_by_code() -> None:
+    assert loss_identity(F.mse_loss) == "mse_loss"
+    names = {loss_identity(each) for each in (lambda o, _: o.mean(), lambda o, _: o.sum(), lambda o, _: o.max())}
+    assert len(names) == 3
+    assert all(name.startswith("<lambda> ") for name in names)
+    assert loss_identity(nn.MSELoss()) == loss_identity(nn.MSELoss()) != loss_identity(nn.MSELoss(reduction="sum"))
+
+
+class Own(nn.Module):
+    """A module whose forward is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_architectures_differ_by_class_setting_and_forward() -> None:
+    other: Any = type("Own", (nn.Module,), {"forward": lambda _, x: x + 1, "__module__": __name__})
+    layers = (nn.ReLU(), nn.GELU(), nn.GELU("tanh"), nn.Dropout(0.1), nn.Dropout(0.2), Own(), other())
+    hashes = {architecture_sha256(nn.Sequential(layer)) for layer in layers}
+    assert len(hashes) == len(layers)
+    assert architecture_sha256(nn.Linear(2, 2).train()) == architecture_sha256(nn.Linear(2, 2).eval())
