@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import hessprune as hp
@@ -87,6 +88,45 @@ def test_damaged_saliencies_and_those_of_other_data_are_measured_anew(tmp_path: 
     assert result.plan.num_removed > 0
 
 
+@pytest.mark.parametrize("kind", ["second batch", "loss", "forward"])
+def test_what_differs_behind_the_first_look_is_measured_anew(tmp_path: Path, caplog, kind: str) -> None:
+    def mse(column: int) -> Any:
+        return lambda out, y: (out[:, column] - y[:, column]).square().mean()
+
+    targets = NET(X).detach()
+    data = [*zip(BATCHES, targets.split(20), strict=True)]
+    options: dict[str, Any] = {"budget": hp.Budget(params=0.6), "method": "taylor"}
+    first = hp.prune(NET, X[:1], data, sequential=tmp_path, loss_fn=mse(0), **options)
+    net, loss_fn = NET, mse(0)
+    if kind == "second batch":
+        data = [data[0], (5 * data[1][0] + 3, data[1][1]), data[2]]
+    elif kind == "loss":
+        loss_fn = mse(3)
+    else:
+        net = tower()
+        for block in (*net,)[1:-1]:
+            block.inner[1] = nn.GELU()
+    caplog.clear()
+    again = hp.prune(net, X[:1], data, sequential=tmp_path, loss_fn=loss_fn, **options)
+    assert "they are measured anew" in caplog.text
+    fresh = hp.prune(net, X[:1], data, sequential=True, loss_fn=loss_fn, **options)
+    assert again.plan.removed == fresh.plan.removed
+    for mine, theirs in zip(again.model.parameters(), fresh.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert first.plan.num_removed > 0
+
+
+@pytest.mark.parametrize("metadata", ["[1]", "null", '"text"', "{}", '{"key": []}', "{"])
+def test_files_of_other_programs_are_made_anew(tmp_path: Path, caplog, metadata: str) -> None:
+    foreign = {"hessprune_block": metadata, "hessprune_statistics": metadata}
+    for name in ("block-000", "saliencies"):
+        save_file({"x": torch.zeros(2)}, tmp_path / f"{name}.safetensors", metadata=foreign)
+    result = prune(sequential=tmp_path, method="magnitude")
+    assert result.plan.num_removed > 0
+    assert "block 1 is fitted anew" in caplog.text
+    assert "no file of saliencies" in caplog.text
+
+
 def test_statistics_choose_and_blocks_are_refitted_on_data() -> None:
     stats = hp.measure(NET, X[:1], BATCHES)
     kept, fresh = prune(stats=stats, sequential=True), prune(sequential=True)
@@ -106,6 +146,7 @@ def test_steps_refit_block_by_block_in_between() -> None:
         ({"compensate": False}, "must come with a refit"),
         ({"implant": 0.2}, "must come without implants"),
         ({"sequential": 3}, "must be True, False or a folder"),
+        ({"sequential": ""}, "must be True, False or a folder, got ''"),
     ],
 )
 def test_wrong_use_is_one_line(options: dict[str, Any], words: str) -> None:

@@ -1,5 +1,6 @@
 """One measurement serves all budgets: the plans of a fresh call, and no further pass over the data."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 
 import hessprune as hp
 from hessprune.errors import ArgumentError
+from hessprune.foundation.batches import Rereadable
+from hessprune.foundation.identity import architecture_sha256
 
 
 class Counting(nn.Module):
@@ -77,6 +80,10 @@ def test_what_does_not_belong_is_refused(stats) -> None:
         prune(0.5, stats=stats, ranking=hp.Ranking(ignore=("layers.0",)))
     with pytest.raises(ArgumentError, match="measured on the same data"):
         hp.prune(NET, X[:1], [X], budget=hp.Budget(macs=0.5), stats=stats)
+    last = BATCHES[-1]
+    for other_last in ((last[0] + 1, last[1]), (last[0], 1 - last[1].clamp(max=1))):  # only the last batch differs
+        with pytest.raises(ArgumentError, match="measured on the same data"):
+            hp.prune(NET, X[:1], [*BATCHES[:-1], other_last], budget=hp.Budget(macs=0.5), stats=stats)
     with pytest.raises(ArgumentError, match="measured on the same loss"):
         prune(0.5, stats=stats, loss_fn=nn.CrossEntropyLoss())
     with pytest.raises(ArgumentError, match="measured on the same seed, got 0 instead of 1"):
@@ -87,6 +94,57 @@ def test_what_does_not_belong_is_refused(stats) -> None:
         prune(0.5, stats=stats, method="sosp-i")
     with pytest.raises(ArgumentError, match="`stats` must be Statistics, got dict"):
         prune(0.5, stats={})
+
+
+def test_another_forward_of_the_same_weights_is_refused(monkeypatch) -> None:
+    stats = hp.measure(NET, X[:1], BATCHES, method="taylor", compensate=False)
+    options: dict[str, Any] = {"method": "taylor", "compensate": False, "stats": stats}
+    assert prune(0.5, **options).plan.num_removed > 0
+    with monkeypatch.context() as patched:
+        patched.setitem(NET.layers._modules, "2", nn.GELU())
+        with pytest.raises(ArgumentError, match="measured on the same architecture"):
+            prune(0.5, **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(Counting, "forward", lambda self, x: self.layers(2 * x))
+        with pytest.raises(ArgumentError, match="measured on the same architecture"):
+            prune(0.5, **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(NET.layers[1], "eps", 1.0)  # what the forward reads, and no class says
+        patched.setattr(type(NET.layers[1]), "extra_repr", lambda _: "")
+        stale = replace(stats, origin=replace(stats.origin, architecture=architecture_sha256(NET)))
+        with pytest.raises(ArgumentError, match="measured on the same outputs of the model"):
+            prune(0.5, **options | {"stats": stale})
+
+
+def test_losses_of_one_name_are_told_apart() -> None:
+    def squares(column: int) -> Any:
+        return lambda out, _: out[:, column].square().mean()
+
+    def measure(loss_fn: Any) -> hp.Statistics:
+        return hp.measure(NET, X[:1], BATCHES, method="taylor", compensate=False, loss_fn=loss_fn)
+
+    stats = measure(squares(0))
+    options: dict[str, Any] = {"method": "taylor", "compensate": False}
+    kept, fresh = (prune(0.5, loss_fn=squares(0), **options, **more) for more in ({"stats": stats}, {}))
+    assert kept.plan.removed == fresh.plan.removed
+    with pytest.raises(ArgumentError, match=r"measured on the same loss, got '<lambda> .* instead of '<lambda> "):
+        prune(0.5, loss_fn=squares(1), **options, stats=stats)
+
+
+def test_data_is_hashed_in_a_pass_that_measures_anyway() -> None:
+    class Read(list):  # type: ignore[type-arg]
+        passes = 0
+
+        def __iter__(self) -> Any:
+            self.passes += 1
+            return super().__iter__()
+
+    data = Read(BATCHES)
+    plain = Rereadable.of(data, NET)
+    hp.saliency(NET, hp.find_groups(NET, X[:1]), plain, "taylor")
+    alone, data.passes = data.passes, 0
+    hp.measure(NET, X[:1], data, method="taylor", compensate=False)
+    assert data.passes <= alone + 2  # the first batch, for checks and for answers
 
 
 def test_statistics_without_moments_serve_no_compensation() -> None:

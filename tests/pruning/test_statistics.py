@@ -41,18 +41,29 @@ def test_they_print_in_five_lines(stats: Statistics) -> None:
     assert repr(stats) == str(stats)
 
 
-@pytest.mark.parametrize("name", ["model", "groups", "data", "loss", "outputs", "seed"])
+@pytest.mark.parametrize("name", ["model", "architecture", "groups", "data", "loss", "outputs", "seed"])
 def test_each_difference_is_named(stats: Statistics, name: str) -> None:
     with pytest.raises(ArgumentError, match=rf"must be measured on the same {name}, got .* instead of"):
         stats.check(replace(stats.origin, **{name: "other"}))
     stats.check(stats.origin)
 
 
+def test_answers_are_compared_as_far_as_machines_round_alike(stats: Statistics) -> None:
+    numbers = stats.origin.answers
+    stats.check(replace(stats.origin, answers=tuple(1.0001 * number for number in numbers)))
+    with pytest.raises(ArgumentError, match=r"same outputs of the model, got .* instead of"):
+        stats.check(replace(stats.origin, answers=tuple(1.01 * number for number in numbers)))
+    with pytest.raises(ArgumentError, match="same value of the loss, got"):
+        stats.check(replace(stats.origin, value=(1.0,)))
+
+
 def test_damaged_files_are_named(stats: Statistics, tmp_path) -> None:
     file = stats.save(tmp_path / "stats.safetensors")
     data = file.read_bytes()
     flipped = data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]
-    for damaged in (data[: len(data) // 2], b"", data.replace(b"covariance:", b"kovariance:"), flipped):
+    listed = data.replace(b'saliencies\\": {', b'saliencies\\": [').replace(b'saliencies\\":{', b'saliencies\\":[')
+    assert listed != data
+    for damaged in (data[: len(data) // 2], b"", data.replace(b"covariance:", b"kovariance:"), flipped, listed):
         file.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"must hold statistics, got .*hp.measure\(…\).save"):
             Statistics.load(file)

@@ -89,6 +89,11 @@ def test_blocks_of_other_models_and_damaged_ones_are_fitted_anew(tmp_path: Path,
         next(other.parameters())[0] += 1
     refitted_by_block(model, other, result.plan, samples, folder=tmp_path)
     assert fitted == [2, 0, 1, 2, 3]
+    bent = copy.deepcopy(model)
+    for layer in bent.model.layers:
+        layer.mlp.act_fn = nn.ReLU()  # the weights stay
+    refitted_by_block(bent, other, result.plan, samples, folder=tmp_path)
+    assert fitted == [2, *2 * [0, 1, 2, 3]]
 
 
 def test_progress_names_the_block() -> None:

@@ -1,5 +1,6 @@
 """Saliencies kept in a folder, so that a killed `hp.prune` does not measure them again."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from hessprune.pruning.statistics import Origin, Statistics
 from hessprune.pruning.task import Task
 
 FILE = "saliencies.safetensors"
+_log = logging.getLogger(__name__)
 
 
 class KeptSaliencies(NoMemory):
-    """Reads the saliencies of the same model, data, loss and method; makes and writes others."""
+    """Reads the saliencies of the same model, data, loss and method, told by `Origin`; makes and writes others."""
 
     def __init__(self, folder: Path, origin: Origin, batches: Rereadable) -> None:
         self._path, self._origin, self._batches = writable_folder(folder) / FILE, origin, batches
@@ -26,7 +28,7 @@ class KeptSaliencies(NoMemory):
         """Return the saliencies that were kept, or make and keep them."""
         method = settings["method"]
         kept = self._kept()
-        if kept is not None and kept.origin == self._origin and method in kept.saliencies:
+        if kept is not None and method in kept.saliencies:
             return kept.saliencies[method]
         values = make()
         statistics = Statistics(
@@ -40,10 +42,18 @@ class KeptSaliencies(NoMemory):
         return values
 
     def _kept(self) -> Statistics | None:
-        try:
-            return Statistics.load(self._path)
-        except CheckpointError:  # there is none, or it is damaged
+        """Return what was kept, unless it is damaged or of something else; a warning in the log says so."""
+        if not self._path.exists():
             return None
+        try:
+            kept = Statistics.load(self._path)
+        except CheckpointError:
+            _log.warning("%s is damaged or no file of saliencies: they are measured anew", self._path)
+            return None
+        difference = kept.origin.difference(self._origin)
+        if difference is not None:
+            _log.warning("%s holds saliencies of another %s: they are measured anew", self._path, difference[0])
+        return kept if difference is None else None
 
 
 def with_folder(task: Task) -> Task:

@@ -1,5 +1,6 @@
 """`hp.measure`: all that budgets have in common, in one pass over the data or two."""
 
+import collections
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,15 +12,15 @@ from torch import nn
 from hessprune.costs.budget import Budget
 from hessprune.curvature.reading_layers import input_moments
 from hessprune.errors import ArgumentError
+from hessprune.foundation.answers import SAMPLES, answers, tolerance_of
 from hessprune.foundation.arrival import watched
 from hessprune.foundation.bars import shown_progress
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.bypass import plain_forwards
-from hessprune.foundation.files import sha256
-from hessprune.foundation.hashing import tensors_sha256
+from hessprune.foundation.identity import architecture_sha256, loss_identity
 from hessprune.foundation.options import check_flag
 from hessprune.foundation.parametrised import naming_computed_weights
-from hessprune.foundation.trees import tensors_in
+from hessprune.foundation.trees import leading_size
 from hessprune.layers.input_moments import InputMoments
 from hessprune.methods.gates import role_slices
 from hessprune.methods.method import Method
@@ -27,12 +28,14 @@ from hessprune.methods.scoring import scored
 from hessprune.methods.text import as_method
 from hessprune.methods.values import Saliency
 from hessprune.objectives.choice import Chosen, choose_objective
+from hessprune.objectives.judging import mean_loss
 from hessprune.planning.packing import digest
 from hessprune.planning.planner import fingerprint
 from hessprune.planning.ranking import Ranking
 from hessprune.pruning.memory import NoMemory, Settings
 from hessprune.pruning.statistics import Origin, Statistics
 from hessprune.pruning.task import Task
+from hessprune.surgery.calibration import Samples
 
 
 def measure(
@@ -51,9 +54,9 @@ def measure(
     """Measure once what `hp.prune(…, stats=stats)` needs for any budget.
 
     Saliencies, and the mean and covariance of what each layer that loses units reads. With these, a further budget
-    costs no pass over the data: `hp.prune` plans, cuts, and refits each layer by the moments of the dense model's
-    inputs. That is quick and does not correct the errors of earlier layers; `hp.compensate` does, with passes. Steps
-    (`hp.Ranking(step=…)`) and implants still take passes.
+    costs no run over the data: `hp.prune` reads it once to see that it is the same, plans, cuts, and refits each layer
+    by the moments of the dense model's inputs. That is quick and does not correct the errors of earlier layers;
+    `hp.compensate` does, with passes. Steps (`hp.Ranking(step=…)`) and implants still take passes.
 
     Args:
         model: The trained model; left untouched.
@@ -94,7 +97,7 @@ def measure(
     task = Task(
         model=model,
         example_inputs=example_inputs,
-        batches=Rereadable.of(batches, model),
+        batches=Rereadable.of(batches, model).hashed(),
         budget=Budget(macs=1.0),
         method=methods[0],
         loss_fn=loss_fn,
@@ -143,21 +146,33 @@ def _moments(task: Task) -> dict[str, InputMoments]:
 
 
 def origin_of(task: Task) -> Origin:
-    """Return what the statistics of a task depend on, besides the method."""
-    inputs = {str(number): tensor for number, tensor in enumerate(tensors_in(next(iter(task.batches))))}
-    try:
-        number = len(task.batches.batches)
-    except TypeError:  # batches of unknown number
-        number = None
-    settings = task.scoring_settings()
+    """Return what the statistics of a task depend on, besides the method.
+
+    Reads all batches once, unless a pass has hashed them before, and runs the model on four samples.
+    """
+    if not task.batches.sha256:
+        collections.deque(task.batches.hashed(), maxlen=0)
+    batch = next(iter(task.batches))
     return Origin(
         model=fingerprint(task.model),
+        architecture=architecture_sha256(task.model),
         groups=digest(task.groups),
-        data=sha256(f"{tensors_sha256(inputs)} {number}"),
-        loss=settings["loss"],
-        outputs=settings.get("outputs"),
+        data=task.batches.sha256,
+        loss="dense outputs" if task.loss_fn is None else loss_identity(task.loss_fn),
+        outputs=task.scoring_settings().get("outputs"),
         seed=task.seed,
+        answers=answers(task.model, batch[0]),
+        value=() if task.loss_fn is None else (_value(task, *batch),),
+        tolerance=tolerance_of(task.model),
     )
+
+
+def _value(task: Task, inputs: Any, targets: Any) -> float:
+    """Return the loss on the first samples, or on the whole batch whose targets belong to it as a whole."""
+    samples = Samples(inputs=inputs, targets=targets, places=torch.arange(leading_size(inputs)))
+    few = samples.rows(samples.places[:SAMPLES]) if samples.can_be_split else samples
+    objective = choose_objective(task.model, task.batches, task.loss_fn, outputs=task.outputs)
+    return mean_loss(objective, task.model, task.model, [(few.inputs, few.targets)])
 
 
 class Measured(NoMemory):

@@ -84,11 +84,13 @@ def prune(
             lowers the loss on calibration samples. No labels are trained on; seconds, not epochs.
         ranking: Floors, `round_to`, layers that stay (`ignore`), and steps between which saliencies are measured anew.
         seed: For whatever the method draws at random.
-        stats: From `hp.measure` with the same arguments: no pass over the data is needed then, and survivors are
-            refitted by the moments of the dense model's inputs.
+        stats: From `hp.measure` with the same arguments: the model runs on four samples alone then, and survivors are
+            refitted by the moments of the dense model's inputs. The batches are read once, to see that they are the
+            same.
         sequential: For a model that is a stack of blocks, such as a language model: refit one block at a time, on many
             more samples in the same memory. A folder keeps the saliencies and each finished block, so that the same
-            call continues after a kill. The plan is the same as without.
+            call continues after a kill; batches are read once more then, to see that they are the same. The plan is the
+            same as without.
         progress: Draw bars on standard error.
 
     Returns:

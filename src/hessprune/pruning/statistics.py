@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hessprune.errors import ArgumentError, CheckpointError
+from hessprune.foundation.answers import agree
 from hessprune.foundation.files import replacing
 from hessprune.foundation.formatting import bytes_text, counted, shown
 from hessprune.foundation.hashing import tensors_sha256
@@ -18,7 +19,7 @@ from hessprune.layers.input_moments import InputMoments
 from hessprune.methods.tensors import saliency_from, saliency_tensors
 from hessprune.methods.values import Saliency
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,13 +28,33 @@ class Origin:
 
     model: str
     """SHA-256 of the weights."""
+    architecture: str
+    """SHA-256 of the modules, their settings, and forwards of their own."""
     groups: str
     """SHA-256 of the groups."""
     data: str
-    """SHA-256 of the first batch, and the number of batches where it is known."""
+    """SHA-256 of all batches, inputs and targets."""
     loss: str
+    """Its name, and a hash of what it computes unless it comes with a package."""
     outputs: Mapping[str, float] | None
     seed: int
+    answers: tuple[float, ...]
+    """What the model answers to samples of the first batch: two forwards may differ where weights are equal."""
+    value: tuple[float, ...]
+    """The loss on these samples, if one is given."""
+    tolerance: float = 1e-3
+    """How far answers and value may be apart, relative to their size: no two machines round alike."""
+
+    def difference(self, other: "Origin") -> tuple[str, Any, Any] | None:
+        """Return the first field that differs, and both values; None if one stands for the other."""
+        for name in ("model", "architecture", "groups", "data", "loss", "outputs", "seed"):
+            if getattr(self, name) != getattr(other, name):
+                return name, getattr(self, name), getattr(other, name)
+        pairs = (self.answers, other.answers, "outputs of the model"), (self.value, other.value, "value of the loss")
+        for ours, theirs, words in pairs:
+            if not agree(ours, theirs, self.tolerance):
+                return words, [f"{number:.4g}" for number in ours[:3]], [f"{number:.4g}" for number in theirs[:3]]
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -71,12 +92,11 @@ class Statistics:
         Raises:
             ArgumentError: They were not; the message says what differs.
         """
-        ours, asked = asdict(self.origin), asdict(origin)
-        differing = next((name for name in ours if ours[name] != asked[name]), None)
-        if differing is not None:
-            own, other = (_short(values[differing]) for values in (ours, asked))
+        difference = self.origin.difference(origin)
+        if difference is not None:
+            name, ours, asked = difference
             raise ArgumentError(
-                f"`stats` must be measured on the same {differing}, got {own} instead of {other}. "
+                f"`stats` must be measured on the same {name}, got {_short(ours)} instead of {_short(asked)}. "
                 "Call hp.measure(model, example_inputs, batches) with the arguments of hp.prune."
             )
 
@@ -138,13 +158,13 @@ class Statistics:
                     for number, (method, own) in enumerate(facts["saliencies"].items())
                 },
                 moments=_moments(tensors, facts["moments"]),
-                origin=Origin(**facts["origin"]),
+                origin=_origin(facts["origin"]),
                 num_samples=facts["num_samples"],
                 seconds=facts["seconds"],
             )
         except CheckpointError:
             raise
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:120]
             raise CheckpointError(
                 f"file '{path}' must hold statistics, got {type(error).__name__}: {reason}. "
@@ -167,6 +187,11 @@ class Statistics:
     def __repr__(self) -> str:
         """Return the same."""
         return str(self)
+
+
+def _origin(facts: Mapping[str, Any]) -> Origin:
+    """Return the origin that a file names."""
+    return Origin(**{**facts, "answers": tuple(facts["answers"]), "value": tuple(facts["value"])})
 
 
 def _moments(

@@ -65,7 +65,7 @@ class Task:
         Raises:
             ArgumentError: `sequential` is no folder, or there will be no refit, or one of implants.
         """
-        if not isinstance(self.sequential, bool | str | Path):
+        if not isinstance(self.sequential, bool | str | Path) or not str(self.sequential).strip():
             raise ArgumentError(
                 f"`sequential` must be True, False or a folder, got {shown(self.sequential)}. Write sequential=True."
             )

@@ -1,6 +1,7 @@
 """Blocks that are finished, one file each: a killed run reads them again and continues behind them."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hessprune.foundation.files import replacing, sha256, writable_folder
+from hessprune.foundation.answers import agree, answers, tolerance_of
+from hessprune.foundation.files import replacing, writable_folder
 from hessprune.foundation.hashing import tensors_sha256
+from hessprune.foundation.identity import architecture_sha256, content_sha256
 from hessprune.foundation.tensors import named_tensors
-from hessprune.foundation.trees import tensors_in
 from hessprune.planning.plan import Plan
 from hessprune.surgery.calibration import Samples
 
 KEY, SUM = "hessprune_block", "sha256"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +30,9 @@ class BlockFiles:
     folder: Path | None
     key: str = ""
     """Hash of all that decides the blocks: both models, the plan and the samples."""
+    answers: tuple[float, ...] = ()
+    """What the dense model answers to a few samples, which its weights alone do not tell."""
+    tolerance: float = 1e-3
 
     @classmethod
     def of(
@@ -35,32 +41,43 @@ class BlockFiles:
         """Return the files of one refit in a folder."""
         if folder is None:
             return cls(folder=None)
-        inputs = {str(n): tensor for n, tensor in enumerate(tensors_in([part.inputs for part in samples]))}
-        parts = [tensors_sha256(dict(named_tensors(model))) for model in (dense, pruned)]
-        removed = json.dumps({name: [*units] for name, units in plan.removed.items()}, sort_keys=True)
-        return cls(folder=writable_folder(folder), key=sha256("".join([*parts, tensors_sha256(inputs), removed])))
+        models = [(architecture_sha256(model), tensors_sha256(dict(named_tensors(model)))) for model in (dense, pruned)]
+        removed = {name: [*units] for name, units in plan.removed.items()}
+        parts = [(part.inputs, part.places) for part in samples]
+        return cls(
+            folder=writable_folder(folder),
+            key=content_sha256([models, sorted(removed.items()), parts]),
+            answers=answers(dense, samples[0].inputs),
+            tolerance=tolerance_of(dense),
+        )
 
     def restore(self, number: int, block: nn.Module) -> bool:
         """Read a finished block in place; return False if there is none of these models, this plan and these samples.
 
-        A file with other numbers than were written counts as none.
+        A file that is damaged, or belongs to something else, counts as none; a warning in the log says so.
         """
         path = self._path(number)
         if path is None or not path.exists():
             return False
-        try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads((file.metadata() or {})[KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, OSError, ValueError, KeyError):
+        tensors, own = self._held(path), _tensors(block)
+        if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in own.items()}:
+            _log.warning("%s is damaged, or of another model, plan or data: block %d is fitted anew", path, number + 1)
             return False
-        if facts["key"] != self.key or facts[SUM] != tensors_sha256(tensors):
-            return False
-        own = _tensors(block)
         with torch.no_grad():
             for name, tensor in tensors.items():
                 own[name].copy_(tensor)
         return True
+
+    def _held(self, path: Path) -> dict[str, Tensor]:
+        """Return the tensors of a file; none if they are not of these models, this plan and these samples."""
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads((file.metadata() or {})[KEY])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            ours = facts["key"] == self.key and agree(facts["answers"], self.answers, self.tolerance)
+            return tensors if ours and facts[SUM] == tensors_sha256(tensors) else {}
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError):  # of another program
+            return {}
 
     def keep(self, number: int, block: nn.Module) -> None:
         """Write a finished block."""
@@ -68,7 +85,7 @@ class BlockFiles:
         if path is None:
             return
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(block).items()}
-        facts = {"key": self.key, SUM: tensors_sha256(tensors)}
+        facts = {"key": self.key, "answers": self.answers, SUM: tensors_sha256(tensors)}
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={KEY: json.dumps(facts)})
 
