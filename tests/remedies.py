@@ -75,12 +75,14 @@ from tests.provoking import (
 )
 
 
-def prune_blocks(*, shared: bool = False, **options: Any) -> hp.PruneResult:
-    """Prune a stack of two blocks, which may share a weight."""
+def prune_blocks(*, shared: bool = False, frames: bool = False, **options: Any) -> hp.PruneResult:
+    """Prune a stack of two blocks, which may share a weight, or read halves of samples."""
     first, second = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(2))
     if shared:
         second[2].bias = first[2].bias
-    net = nn.Sequential(first, second, nn.Linear(4, 2))
+    around = (nn.Unflatten(1, (2, 2)), nn.Flatten(0, 1), nn.Linear(2, 4)), (nn.Unflatten(0, (-1, 2)), nn.Flatten())
+    before, behind = around if frames else ((), ())
+    net = nn.Sequential(*before, first, second, *behind, nn.Linear(8 if frames else 4, 2))
     return hp.prune(net, X[:1], BATCHES, **{"budget": hp.Budget(units=0.5), "method": "magnitude"} | options)
 
 
@@ -131,7 +133,9 @@ ROWS = (
         "Leave one of them out"),
     Row("the model must be a stack of blocks", lambda: prune(sequential=True, compensate=True), lambda _: prune(),
         "Leave `sequential` out"),
-    Row("_dependent(", lambda: prune_blocks(shared=True, sequential=True), lambda _: prune_blocks(shared=True),
+    Row("must keep samples along the first axis", lambda: prune_blocks(frames=True, sequential=True),
+        lambda _: prune_blocks(frames=True), "Leave `sequential` out"),
+    Row("dependent(", lambda: prune_blocks(shared=True, sequential=True), lambda _: prune_blocks(shared=True),
         "Leave `sequential` out"),
     Row("`stats` must hold input moments", lambda: prune(method="hap", compensate=True, stats=bare()),
         lambda _: (prune(method="hap", stats=bare(), compensate=False), measured()),

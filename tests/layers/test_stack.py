@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hessprune.errors import UnsupportedModelError
 from hessprune.foundation.modules import call_model
-from hessprune.layers.stack import find_stack
+from hessprune.layers.chains import find_stack
 from tests.test_language_models import inputs_of, language_model
 
 
@@ -94,14 +93,3 @@ def test_the_model_is_left_as_it_was() -> None:
     assert model.training
     assert torch.equal(model(x), before)
     assert all("forward" not in vars(module) for module in model.modules())
-
-
-@pytest.mark.parametrize(("options", "fault"), [({"leaks": True}, "reads more"), ({"shares": True}, "shares weights")])
-def test_blocks_that_depend_on_each_other_are_refused(options: dict[str, bool], fault: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=fault):
-        find_stack(Tower(**options), torch.randn(4, 3))
-
-
-def test_a_model_without_blocks_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="must be a stack of blocks"):
-        find_stack(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), torch.randn(4, 3))

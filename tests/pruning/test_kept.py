@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import hessprune as hp
-from hessprune.errors import ArgumentError, UnsupportedModelError
+from hessprune.errors import ArgumentError, HessPruneError, UnsupportedModelError
 from hessprune.foundation.batches import Rereadable
 from hessprune.objectives.choice import choose_objective
 from hessprune.objectives.judging import mean_loss
@@ -158,3 +158,29 @@ def test_a_model_without_blocks_is_refused_before_the_work() -> None:
     flat = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
     with pytest.raises(UnsupportedModelError, match="Leave `sequential` out"):
         hp.prune(flat, X[:1].float(), [X.float()], budget=hp.Budget(params=0.6), sequential=True)
+
+
+def plain_and_sequential(example: Any, batches: Any) -> list[str]:
+    """Return what both ways say of wrong input."""
+    messages = []
+    for sequential in (False, True):
+        with pytest.raises(HessPruneError) as caught:
+            hp.prune(NET, example, batches, budget=hp.Budget(params=0.6), method="taylor", sequential=sequential)
+        messages.append(str(caught.value))
+    return messages
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [[X[:, :5]], [X.float()], [{"y": X}], [(X, X, X)], [X[:0]], [3], [], [X, X[:, :4]]],
+    ids=["width", "dtype", "keyword", "three", "empty", "number", "none", "second"],
+)
+def test_wrong_data_is_said_as_without_blocks(batches: Any) -> None:
+    plain, blocks = plain_and_sequential(X[:1], batches)
+    assert "\n" not in blocks
+    assert plain.split(":")[0] == blocks.split(":")[0]
+
+
+def test_wrong_examples_are_said_as_without_blocks() -> None:
+    plain, blocks = plain_and_sequential(X[:1, :3], [X[:, :3]])
+    assert plain == blocks

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hessprune.foundation.modules import call_model
+from hessprune.foundation.modules import forward
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import sample_rows, tensors_in
 from hessprune.layers.recording import CallMode, batch_norm_arguments, slow_attention, weight_names
@@ -113,7 +113,7 @@ def find_branches(model: nn.Module, inputs: Any) -> dict[str, Branch]:
     """
     recorder, sample = _BranchRecorder(model), sample_rows(inputs, torch.tensor([0]))
     with evaluation_mode(model), torch.no_grad(), slow_attention(), recorder:
-        output = call_model(model, sample)
+        output = forward(model, sample)
     return recorder.finish(output)
 
 

@@ -4,8 +4,7 @@ A block runs alone once it is known what it reads beside that: masks, positions,
 which no block computes anything, tells.
 """
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.errors import UnsupportedModelError
-from hessprune.foundation.modules import call_model, device_of
+from hessprune.foundation.modules import forward
 from hessprune.foundation.state import evaluation_mode
-from hessprune.foundation.trees import leading_size, rebuilt, sample_rows, tensors_in, to_device
-
-LEAST = 2
-"""Fewest blocks of a stack."""
+from hessprune.foundation.trees import leading_size, rebuilt, sample_rows, tensors_in
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,17 +33,24 @@ class Stack:
         """Return what the first block reads, and what each block reads beside its input.
 
         Everything in front of the stack runs, and nothing of the blocks or behind them.
+
+        Raises:
+            UnsupportedModelError: A block is not reached.
         """
-        whole = self._calls(model, inputs)
-        some = [self._calls(model, sample_rows(inputs, torch.tensor(rows))) for rows in ([0], [0, -1])]
+        whole = self.calls(model, inputs)
+        some = [self.calls(model, sample_rows(inputs, torch.tensor(rows))) for rows in ([0], [0, -1])]
         sides = zip(whole, *some, strict=True)
         count = leading_size(inputs)
         readings = [Reading({1: alone, 2: pair, count: every}) for every, alone, pair in sides]
-        return _first(whole[0]), readings
+        return first(whole[0]), readings
 
     @torch.no_grad()
-    def _calls(self, model: nn.Module, inputs: Any) -> list[tuple[Any, Any]]:
-        """Return the arguments of each block in a dry run."""
+    def calls(self, model: nn.Module, inputs: Any) -> list[tuple[Any, Any]]:
+        """Return the arguments of each block in a dry run.
+
+        Raises:
+            UnsupportedModelError: A block is not reached where none before it computes.
+        """
         calls: list[tuple[Any, Any]] = []
         with ExitStack() as replaced:
             for number, name in enumerate(self.names):
@@ -58,7 +61,9 @@ class Stack:
                 suppress(_EnoughError),
                 evaluation_mode(model),
             ):  # raised by the last block: nothing behind it is needed
-                call_model(model, inputs)
+                forward(model, inputs)
+        if len(calls) != len(self.names):
+            raise UnsupportedModelError(dependent(self.names[len(calls)], "runs or not by what another one computes"))
         return calls
 
 
@@ -91,14 +96,15 @@ class Stage(nn.Module):
         args, kwargs = reading.of(len(hidden))
         hidden = hidden.clone()  # the beginning of a residual stream is a step that can be named
         args, kwargs = _with_first((args, kwargs), hidden)
-        return _first(self.get_submodule(self._path)(*args, **kwargs))
+        return first(self.get_submodule(self._path)(*args, **kwargs))
 
 
 class _EnoughError(Exception):
     """Ends a dry run behind the last block."""
 
 
-def _first(tree: Any) -> Tensor:
+def first(tree: Any) -> Tensor:
+    """Return the first tensor of a tree."""
     return next(tensors_in(tree))
 
 
@@ -111,22 +117,22 @@ def _with_first(tree: Any, tensor: Tensor) -> Any:
 def _answering(returned: Any, calls: list[tuple[Any, Any]], *, last: bool) -> Callable[..., Any]:
     """Return a forward that notes its arguments and computes nothing."""
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def answer(*args: Any, **kwargs: Any) -> Any:
         calls.append((args, kwargs))
         if last:
             raise _EnoughError
-        given = _first((args, kwargs))
+        given = first((args, kwargs))
         shaped = rebuilt(returned, lambda tensor: given.new_zeros(len(given), *tensor.shape[1:], dtype=tensor.dtype))
-        return _with_first(shaped, given) if _first(returned).shape[1:] == given.shape[1:] else shaped
+        return _with_first(shaped, given) if first(returned).shape[1:] == given.shape[1:] else shaped
 
-    return forward
+    return answer
 
 
 @contextmanager
-def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def _forward_of(module: nn.Module, other: Callable[..., Any]) -> Iterator[None]:
     """Give a module another forward for a while."""
     own = vars(module).get("forward")
-    module.forward = forward
+    module.forward = other
     try:
         yield
     finally:
@@ -135,114 +141,8 @@ def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None
             module.forward = own
 
 
-@torch.no_grad()
-def find_stack(model: nn.Module, inputs: Any) -> Stack:
-    """Return the longest chain of blocks of one class, by one forward on a sample, and a dry run.
-
-    Blocks are modules with modules and weights inside; each is called once, and reads first what the one before it
-    returned first.
-
-    Args:
-        model: Any module; it is left as it was.
-        inputs: Of at least one sample.
-
-    Raises:
-        UnsupportedModelError: There are no such blocks, or a block reads what another one returned beside that.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from hessprune.layers.stack import find_stack
-        >>> block = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
-        >>> find_stack(nn.Sequential(nn.Linear(2, 4), block(), block(), block()), torch.zeros(1, 2)).names
-        ('1', '2', '3')
-    """
-    sample = to_device(sample_rows(inputs, torch.tensor([0])), device_of(model))
-    calls = _watched(model, sample)
-    chain = max(_chains(calls), key=len, default=[])
-    if len(chain) < LEAST:
-        raise UnsupportedModelError(
-            "the model must be a stack of blocks where blocks are pruned one after another, got no two modules of a "
-            "class of which one reads what the other returns. Leave `sequential` out."
-        )
-    stack = Stack(names=tuple(call.name for call in chain), returned=tuple(call.returned for call in chain))
-    _check_independent(stack, model, sample, chain)
-    return stack
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Call:
-    """One call of a module."""
-
-    name: str
-    module: nn.Module
-    given: Any
-    returned: Any
-
-
-def _watched(model: nn.Module, sample: Any) -> list[_Call]:
-    """Return the calls of all modules that may be blocks, in order, from one forward."""
-    calls: list[_Call] = []
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, returned: Any) -> None:
-            calls.append(_Call(name=name, module=module, given=(args, kwargs), returned=returned))
-
-        return hook
-
-    candidates = [(name, module) for name, module in model.named_modules() if name and _may_be_block(module)]
-    hooks = [module.register_forward_hook(note(name), with_kwargs=True) for name, module in candidates]
-    try:
-        with evaluation_mode(model):
-            call_model(model, sample)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls
-
-
-def _may_be_block(module: nn.Module) -> bool:
-    """Return whether a module has modules and weights inside."""
-    return any(True for _ in module.children()) and any(value.dim() > 1 for value in module.parameters())
-
-
-def _chains(calls: Sequence[_Call]) -> Iterator[list[_Call]]:
-    """Yield maximal chains of calls of one class."""
-    uses = [call.module for call in calls]
-    once = [call for call in calls if sum(call.module is module for module in uses) == 1 and _has_tensors(call)]
-    for kind in dict.fromkeys(type(call.module) for call in once):
-        chain: list[_Call] = []
-        for call in (call for call in once if type(call.module) is kind):
-            if chain and _first(call.given) is not _first(chain[-1].returned):
-                yield chain
-                chain = []
-            chain = [*chain, call]
-        yield chain
-
-
-def _has_tensors(call: _Call) -> bool:
-    return all(any(True for _ in tensors_in(tree)) for tree in (call.given, call.returned))
-
-
-def _check_independent(stack: Stack, model: nn.Module, sample: Any, chain: Sequence[_Call]) -> None:
-    """Raise unless blocks read the same in a dry run, but for what the block before them returns.
-
-    Raises:
-        UnsupportedModelError: A block reads more of another one, or shares weights with it.
-    """
-    owners: dict[int, str] = {}
-    for call in chain:
-        for parameter in call.module.parameters():
-            if owners.setdefault(id(parameter), call.name) != call.name:
-                raise UnsupportedModelError(_dependent(call.name, "shares weights with another one"))
-    dry = stack._calls(copy.copy(model), sample)
-    for call, again in zip(chain, dry, strict=True):
-        pairs = zip([*tensors_in(call.given)][1:], [*tensors_in(again)][1:], strict=True)
-        if not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
-            raise UnsupportedModelError(_dependent(call.name, "reads more of another one than its output"))
-
-
-def _dependent(name: str, fault: str) -> str:
+def dependent(name: str, fault: str) -> str:
+    """Return the message that refuses a stack for what one of its blocks does."""
     return (
         f"the blocks of the model must be independent where they are pruned one after another, but {name!r} {fault}. "
         "Leave `sequential` out."

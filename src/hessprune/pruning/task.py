@@ -15,8 +15,8 @@ from hessprune.foundation.checks import check_batches, check_finite_parameters
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.losses import loss_name
 from hessprune.foundation.options import check_flag, check_type
+from hessprune.layers.chains import find_stack
 from hessprune.layers.input_moments import InputMoments
-from hessprune.layers.stack import find_stack
 from hessprune.methods.method import Method
 from hessprune.methods.scoring import check_seed
 from hessprune.objectives.choice import Chosen
@@ -97,8 +97,6 @@ class Task:
         check_batches(self.batches)
         model = arrived(self.model)
         check_finite_parameters(model)
-        if self.sequential is not False:
-            find_stack(model, next(iter(self.batches))[0])
         groups = find_groups(
             self.model,
             self.example_inputs,
@@ -107,6 +105,8 @@ class Task:
             gqa=self.ranking.gqa,
             units=self.ranking.units,
         )
+        if self.sequential is not False:
+            find_stack(model, next(iter(self.batches))[0])
         return replace(self, model=model, groups=groups)
 
     def scoring_settings(self) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from hessprune.foundation.modules import call_model
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import sample_rows
+from hessprune.layers.chains import find_stack
 from hessprune.layers.recording import record, slow_attention
-from hessprune.layers.stack import Reading, Stack, Stage, find_stack
+from hessprune.layers.stack import Reading, Stack, Stage
 from hessprune.objectives.choice import Chosen, choose_objective
 from hessprune.objectives.judging import mean_loss
 from hessprune.planning.plan import Plan
