@@ -65,11 +65,10 @@ class Study:
         Raises:
             RecipeError: There is none of that name.
         """
-        path = FOLDER / f"{name}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-            raise RecipeError(f"study must be one of {known}, got {shown(name)}. Write one of these names.")
-        return cls(**yaml.safe_load(path.read_text(encoding="utf-8")))
+        known = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+        if name not in known:  # a path to another file is no study
+            raise RecipeError(f"study must be one of {', '.join(known)}, got {shown(name)}. Write one of these names.")
+        return cls(**yaml.safe_load(known[name].read_text(encoding="utf-8")))
 
     def cells(self, scale: str) -> Iterator[Cell]:
         """Yield the cells of one scale: every combination of choices."""
@@ -145,8 +144,13 @@ def carry_out(name: str, scale: str, out: Path, data_root: Path, most: int | Non
     """Run the cells of a study, or the first few; write and return the table after each one.
 
     Called again after a kill, it continues with the stage that it was at.
+
+    Raises:
+        RecipeError: There is no such study, or no cell is asked for.
     """
     study = Study.read(name)
+    if most is not None and most < 1:
+        raise RecipeError(f"`--cells` must be at least 1, got {most}. Leave it out for all cells.")
     rows: list[Row] = []
     for cell in itertools.islice(study.cells(scale), most):
         folder = out / cell.name.lower().replace(", ", "_").replace(" ", "-")

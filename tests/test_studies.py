@@ -1,5 +1,6 @@
 """The published experiments: every cell of every scale is a valid recipe, and the short scale runs."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -46,6 +47,23 @@ def test_the_published_shares_reach_the_cells():
 def test_an_unknown_study_names_those_that_exist():
     with pytest.raises(RecipeError, match="hap"):
         STUDY["Study"].read("happ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["../recipes/digits"], "study must be one of .*hap"),
+        (["hap.yaml"], "study must be one of .*hap"),
+        ([""], "study must be one of .*hap"),
+        (["hap", "--cells", "-1"], "`--cells` must be at least 1, got -1"),
+        (["hap", "--cells", "0"], "`--cells` must be at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments, words, tmp_path, capsys):
+    assert STUDY["main"]([*arguments, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.strip()
+    assert re.fullmatch(f"error: {words}.*", said)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_cell_runs_and_its_row_has_the_paper_beside(tmp_path):
