@@ -59,6 +59,7 @@ def test_a_folder_keeps_saliencies_and_blocks(tmp_path: Path, monkeypatch) -> No
     assert {path.name for path in tmp_path.iterdir()} == {
         "saliencies.safetensors",
         *(f"block-{number:03d}.safetensors" for number in range(3)),
+        "layers-behind.safetensors",
     }
 
     def never(*_: Any) -> None:
@@ -67,6 +68,7 @@ def test_a_folder_keeps_saliencies_and_blocks(tmp_path: Path, monkeypatch) -> No
     with monkeypatch.context() as patched:
         patched.setattr(pruning, "score", never)
         patched.setattr(sequential, "_fit", never)
+        patched.setattr(sequential, "refit_layers", never)
         again = prune(sequential=str(tmp_path))
     assert again.plan == first.plan
     for mine, theirs in zip(again.model.parameters(), first.model.parameters(), strict=True):
@@ -123,7 +125,7 @@ def test_files_of_other_programs_are_made_anew(tmp_path: Path, caplog, metadata:
         save_file({"x": torch.zeros(2)}, tmp_path / f"{name}.safetensors", metadata=foreign)
     result = prune(sequential=tmp_path, method="magnitude")
     assert result.plan.num_removed > 0
-    assert "block 1 is fitted anew" in caplog.text
+    assert "block-000.safetensors is damaged, or of another model, plan or data: it is made anew" in caplog.text
     assert "no file of saliencies" in caplog.text
 
 
@@ -163,9 +165,9 @@ def test_a_model_without_blocks_is_refused_before_the_work() -> None:
 def plain_and_sequential(example: Any, batches: Any) -> list[str]:
     """Return what both ways say of wrong input."""
     messages = []
-    for sequential in (False, True):
+    for by_block in (False, True):
         with pytest.raises(HessPruneError) as caught:
-            hp.prune(NET, example, batches, budget=hp.Budget(params=0.6), method="taylor", sequential=sequential)
+            hp.prune(NET, example, batches, budget=hp.Budget(params=0.6), method="taylor", sequential=by_block)
         messages.append(str(caught.value))
     return messages
 

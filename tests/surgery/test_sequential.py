@@ -43,7 +43,7 @@ def test_weights_are_those_of_a_refit_of_the_whole_model(name: str) -> None:
     inside = [n for n in before if ".layers." in n or ".h." in n]
     for n in inside:
         assert torch.allclose(whole.get_parameter(n), blocks.get_parameter(n), rtol=1e-8, atol=1e-9), n
-    assert all(n in inside for n in moved)  # the head and the embedding stay
+    assert all(n in inside for n in moved)  # the head is the embedding, too, and stays, as in the refit of the whole
     if name == "GPT2":  # its head is its embedding, too: the refit of the whole model leaves it alone
         assert torch.equal(whole.get_parameter("transformer.wte.weight"), before["transformer.wte.weight"])
 
@@ -112,7 +112,8 @@ def test_progress_names_the_block() -> None:
 
     with listening(Listener()):
         refitted_by_block(model, result.model, result.plan, gather(Rereadable.of(batches, model), result.model))
-    assert [note for note in notes if note][::2] == [f"block {number}/4" for number in (1, 2, 3, 4)]
+    said = [f"block {number}/4" for number in (1, 2, 3, 4)] + ["layer 1/1 outside of the blocks"]
+    assert [note for note in notes if note][::2] == said
 
 
 def test_dense_outputs_of_one_block_are_held_at_a_time(monkeypatch) -> None:

@@ -66,10 +66,21 @@ def ridge(x: Tensor, y: Tensor, old: Tensor, *, held_out: Tensor, with_shift: bo
         >>> torch.allclose(fit.weight, target, atol=1e-4), round(float(fit.shift), 3)
         (True, 3.0)
     """
-    old = old.double()
-    fit, test = Sums.of(x[~held_out], y[~held_out]), Sums.of(x[held_out], y[held_out])
+    return ridge_of(Sums.of(x[~held_out], y[~held_out]), Sums.of(x[held_out], y[held_out]), old, with_shift=with_shift)
+
+
+def ridge_of(fit: Sums, test: Sums, old: Tensor, *, with_shift: bool) -> Fit:
+    """Fit as `ridge` does, from sums over the rows that fit and over those that choose the strength.
+
+    Args:
+        fit: Of the rows that fit.
+        test: Of the rows that choose.
+        old: Old weights, `(g, K, O)`.
+        with_shift: True if the layer can absorb a constant.
+    """
+    old, count = old.double(), fit.count + test.count
     size = (fit.xx + test.xx).diagonal(dim1=1, dim2=2).mean(1)
-    mean_x, mean_y = (fit.x + test.x) / len(x), (fit.y + test.y) / len(x)
+    mean_x, mean_y = (fit.x + test.x) / count, (fit.y + test.y) / count
     if with_shift:
         fit, test = fit.about(mean_x, mean_y), test.about(mean_x, mean_y)
     errors = {strength: float(test.error(solve(fit, strength, old, size)).sum()) for strength in STRENGTHS}

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,21 +51,22 @@ class BlockFiles:
             tolerance=tolerance_of(dense),
         )
 
-    def restore(self, number: int, block: nn.Module) -> bool:
-        """Read a finished block in place; return False if there is none of these models, this plan and these samples.
+    def restore(self, name: str, own: Mapping[str, Tensor]) -> bool:
+        """Read the tensors of a finished part, such as `"block-000"`, in place; return False if there is none.
 
-        A file that is damaged, or belongs to something else, counts as none; a warning in the log says so.
+        It must be of these models, this plan and these samples. A file that is damaged, or belongs to something else,
+        counts as none; a warning in the log says so.
         """
-        path = self._path(number)
+        path = self._path(name)
         if path is None or not path.exists():
             return False
-        tensors, own = self._held(path), _tensors(block)
+        tensors = self._held(path)
         if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in own.items()}:
-            _log.warning("%s is damaged, or of another model, plan or data: block %d is fitted anew", path, number + 1)
+            _log.warning("%s is damaged, or of another model, plan or data: it is made anew", path)
             return False
         with torch.no_grad():
-            for name, tensor in tensors.items():
-                own[name].copy_(tensor)
+            for key, tensor in tensors.items():
+                own[key].copy_(tensor)
         return True
 
     def _held(self, path: Path) -> dict[str, Tensor]:
@@ -79,20 +80,20 @@ class BlockFiles:
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError):  # of another program
             return {}
 
-    def keep(self, number: int, block: nn.Module) -> None:
-        """Write a finished block."""
-        path = self._path(number)
+    def keep(self, name: str, own: Mapping[str, Tensor]) -> None:
+        """Write the tensors of a finished part."""
+        path = self._path(name)
         if path is None:
             return
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(block).items()}
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in own.items()}
         facts = {"key": self.key, "answers": self.answers, SUM: tensors_sha256(tensors)}
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={KEY: json.dumps(facts)})
 
-    def _path(self, number: int) -> Path | None:
-        return None if self.folder is None else self.folder / f"block-{number:03d}.safetensors"
+    def _path(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{name}.safetensors"
 
 
-def _tensors(block: nn.Module) -> dict[str, Tensor]:
+def tensors_of(block: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers, shared ones once."""
     return {**dict(block.named_parameters()), **dict(block.named_buffers())}

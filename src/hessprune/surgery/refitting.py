@@ -18,7 +18,7 @@ from hessprune.foundation.modules import call_model
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.state import evaluation_mode
 from hessprune.layers.branches import Branch, StepMode, find_branches
-from hessprune.layers.least_squares import ridge
+from hessprune.layers.least_squares import Fit, ridge
 from hessprune.layers.recording import Recording, record, slow_attention
 from hessprune.layers.regression import columns_of, design, rows_of, weight_from
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
@@ -70,11 +70,11 @@ def refit_in_place(
             for part, own in zip(samples, dense_inputs, strict=True)
         ]
         later = [_listen(student, recording, scene) for scene in scenes]
-        refitter = _Refitter(student, recording)
+        refitter = Refitter(student, recording)
         answers: list[Any] = [None] * len(scenes)
         with progress_bar("least squares", len(scenes[0].targets)) as bar:
 
-            def meet(name: str, brought: list[_Piece]) -> None:
+            def meet(name: str, brought: list[Piece]) -> None:
                 refitter.fit(name, [*brought, *(piece for heard in later for piece in heard.get(name, ()))])
                 bar.advance()
 
@@ -83,7 +83,7 @@ def refit_in_place(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Target:
+class Target:
     """The dense layer's output at sampled positions of one use, and the tensor that is added to it."""
 
     weight: str
@@ -93,18 +93,20 @@ class _Target:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Scene:
+class Scene:
     """Samples, the branches of the student on them, and what the dense model and its layers answered."""
 
     inputs: Any
     samples: int
     branches: Mapping[str, Branch]
-    targets: Mapping[str, Sequence[_Target]]
+    targets: Mapping[str, Sequence[Target]]
     output: Any
+    start: int = 0
+    """Place of the first sample; every fifth place judges."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Piece:
+class Piece:
     """Rows of one layer's regression: inputs, goals, the factors from outputs to goals, and who judges."""
 
     call: LinearMap
@@ -118,64 +120,65 @@ class _Piece:
 
 def _scene(
     dense: nn.Module, student: nn.Module, plan: Plan, samples: Samples, dense_inputs: Any, share: float
-) -> _Scene:
+) -> Scene:
     """Run the dense model on some samples."""
     theirs, ours = find_branches(dense, dense_inputs), find_branches(student, samples.inputs)
     both = theirs.keys() & ours.keys()
-    teacher = _Teacher(dense, len(samples), {name: theirs[name] for name in both}, share)
+    teacher = Teacher(dense, len(samples), {name: theirs[name] for name in both}, share)
     with teacher:
         output = call_model(dense, dense_inputs)
-    return _Scene(
+    return Scene(
         inputs=samples.inputs,
         samples=len(samples),
         branches={name: ours[name] for name in both},
-        targets=_targets(teacher.targets, plan, dense, student),
+        targets=targets_for(teacher.targets, plan, dense, student),
         output=output,
     )
 
 
-def _run(student: nn.Module, recording: Recording, scene: _Scene, answers: list[Any], number: int) -> Any:
+def _run(student: nn.Module, recording: Recording, scene: Scene, answers: list[Any], number: int) -> Any:
     """Return a run of the student that pauses in front of each layer to be refitted, and then notes its answer."""
 
     def run(pause: Pause) -> None:
-        with torch.no_grad(), _Student(student, recording, scene, pause):  # both belong to a thread
+        with torch.no_grad(), Student(student, recording, scene, pause):  # both belong to a thread
             answers[number] = call_model(student, scene.inputs)
 
     return run
 
 
-def _listen(student: nn.Module, recording: Recording, scene: _Scene) -> dict[str, list[_Piece]]:
+def _listen(student: nn.Module, recording: Recording, scene: Scene) -> dict[str, list[Piece]]:
     """Return the rows of all uses but the first of layers that are used several times, before any refit."""
-    heard: dict[str, list[_Piece]] = {}
+    heard: dict[str, list[Piece]] = {}
     if any(len(uses) > 1 for uses in scene.targets.values()):
-        with _Student(
+        with Student(
             student, recording, scene, lambda name, piece: heard.setdefault(name, []).append(piece), every=True
         ):
             call_model(student, scene.inputs)
     return {name: pieces[1:] for name, pieces in heard.items()}
 
 
-class _Teacher(StepMode):
+class Teacher(StepMode):
     """Records every layer's output at random positions."""
 
     def __init__(self, model: nn.Module, samples: int, branches: Mapping[str, Branch], share: float) -> None:
         super().__init__(model, samples, branches)
         self._share = share
-        self.targets: list[_Target] = []
+        self.targets: list[Target] = []
         self._generator = torch.Generator().manual_seed(0)
 
     def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
+        """Record what a layer answers."""
         out = call.forward(*arguments)
         rows = rows_of(call, out)
         usual = max(MIN_ROWS, min(MAX_ROWS, ROWS_PER_INPUT * arguments[1][0].numel()))
         count = min(len(rows), max(1, int(self._share * usual)))
         positions = torch.randperm(len(rows), generator=self._generator)[:count].sort().values.to(rows.device)
         other = rows_of(call, self.take_other(name))[positions] if name in self.branches else None
-        self.targets.append(_Target(weight=name, positions=positions, output=rows[positions], other=other))
+        self.targets.append(Target(weight=name, positions=positions, output=rows[positions], other=other))
         return out
 
 
-class _Student(StepMode):
+class Student(StepMode):
     """Pauses in front of each layer, so that later layers receive refitted outputs.
 
     Args:
@@ -187,14 +190,15 @@ class _Student(StepMode):
     """
 
     def __init__(
-        self, model: nn.Module, recording: Recording, scene: _Scene, pause: Pause, *, every: bool = False
+        self, model: nn.Module, recording: Recording, scene: Scene, pause: Pause, *, every: bool = False
     ) -> None:
         super().__init__(model, scene.samples, scene.branches, recording.layouts)
-        self._targets, self._pause, self._every = scene.targets, pause, every
+        self._targets, self._pause, self._every, self._start = scene.targets, pause, every, scene.start
         self._uses: Counter[str] = Counter()
         self._stays = recording.looked_up  # other rows than those of outputs would change
 
     def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
+        """Pause in front of a layer, then run it."""
         number, targets = self._uses[name], self._targets.get(name, ())
         self._uses[name] += 1
         is_regression = not (isinstance(call, Convolution) and call.transposed)
@@ -203,24 +207,24 @@ class _Student(StepMode):
             self._pause(name, self._piece(name, call, arguments, targets[number]))
         return call.forward(*arguments)
 
-    def _piece(self, name: str, call: LinearMap, arguments: Arguments, target: _Target) -> _Piece:
+    def _piece(self, name: str, call: LinearMap, arguments: Arguments, target: Target) -> Piece:
         """Return the rows of a layer's regression on the dense output, or on the dense sum in front of an addition."""
         x, weight, bias = arguments
         groups = columns_of(call, weight).shape[0]
         scale, missing = self._sum(name, call, target)
         output = target.output if bias is None else target.output - bias
         rows_per_sample = len(rows_of(call, call.forward(x[:1], weight, None))) * x.shape[0] // self.samples
-        return _Piece(
+        return Piece(
             call=call,
             weight=weight,
             bias=bias,
             inputs=design(call, x, weight, target.positions),
             goal=(output * scale + missing).unflatten(1, (groups, -1)),
             scale=scale.view(groups, 1, -1),
-            held_out=(target.positions // max(rows_per_sample, 1)) % 5 == 0,
+            held_out=(self._start + target.positions // max(rows_per_sample, 1)) % 5 == 0,
         )
 
-    def _sum(self, name: str, call: LinearMap, target: _Target) -> tuple[Tensor, Tensor | float]:
+    def _sum(self, name: str, call: LinearMap, target: Target) -> tuple[Tensor, Tensor | float]:
         """Return the factors from a layer's output to a sum, `(O,)`, and the error of the other summand, `(R, O)`."""
         ones = target.output.new_ones(target.output.shape[1])
         if target.other is None:
@@ -232,36 +236,45 @@ class _Student(StepMode):
         return torch.where(scale.abs() > NEGLIGIBLE * scale.abs().max(), scale, ones), missing
 
 
-class _Refitter:
+class Refitter:
     """Gives layers their new weights, and the constant to the bias or to the mean of a BatchNorm."""
 
     def __init__(self, model: nn.Module, recording: Recording) -> None:
         means = {id(buffer): buffer for buffer in model.buffers()}
         self._means = {weight: means[mean][at:] for weight, (mean, at) in recording.absorbing.items()}
 
-    def fit(self, name: str, pieces: Sequence[_Piece]) -> None:
+    def fit(self, name: str, pieces: Sequence[Piece]) -> None:
         """Fit a layer to the rows of all pieces; a weight that is also used transposed stays as it is."""
-        first, mean = pieces[0], self._means.get(name)
+        first = pieces[0]
         if len({(piece.call.transposed, piece.inputs.shape[1:], piece.goal.shape[1:]) for piece in pieces}) > 1:
             return
-        call, weight, bias = first.call, first.weight, first.bias
-        old, unit = columns_of(call, weight), first.scale
         fit = ridge(
             torch.cat([piece.inputs for piece in pieces]),
             torch.cat([piece.goal for piece in pieces]),
-            old * unit,
+            columns_of(first.call, first.weight) * first.scale,
             held_out=torch.cat([piece.held_out for piece in pieces]),
-            with_shift=bias is not None or mean is not None,
+            with_shift=self.takes_shift(name, first),
         )
-        weight.copy_(weight_from(call, fit.weight / unit, weight))
-        shift = (fit.shift / unit.squeeze(1)).flatten()
+        self.take(name, first, fit)
+
+    def takes_shift(self, name: str, piece: Piece) -> bool:
+        """Return whether something takes the constant of a layer's fit."""
+        return piece.bias is not None or name in self._means
+
+    def take(self, name: str, piece: Piece, fit: Fit) -> None:
+        """Give a layer what was fitted."""
+        weight, bias, mean = piece.weight, piece.bias, self._means.get(name)
+        weight.copy_(weight_from(piece.call, fit.weight / piece.scale, weight))
+        shift = (fit.shift / piece.scale.squeeze(1)).flatten()
         if bias is not None:
             bias += shift.to(bias.dtype)
         elif mean is not None:
             mean[: shift.numel()] -= shift.to(mean.dtype)
 
 
-def _targets(recorded: Sequence[_Target], plan: Plan, dense: nn.Module, student: nn.Module) -> dict[str, list[_Target]]:
+def targets_for(
+    recorded: Sequence[Target], plan: Plan, dense: nn.Module, student: nn.Module
+) -> dict[str, list[Target]]:
     """Return for each weight of the student its part of the dense outputs, one for each use."""
     shapes = {name: parameter.shape for name, parameter in dense.named_parameters(remove_duplicate=False)}
     slices = (piece for group in plan.groups for piece in group.slices_with_role("producer"))
@@ -271,7 +284,7 @@ def _targets(recorded: Sequence[_Target], plan: Plan, dense: nn.Module, student:
     parts_by_weight = {name: [(name, rows.get(name))] for name in shapes}
     for layer, _, parts in parts_of(student, dense, plan):
         parts_by_weight[f"{layer}.weight"] = [(f"{part.name}.weight", part.rows) for part in parts]
-    targets: dict[str, list[_Target]] = {}
+    targets: dict[str, list[Target]] = {}
     for target in recorded:
         for name, kept in parts_by_weight[target.weight]:
             columns: Any = slice(None)

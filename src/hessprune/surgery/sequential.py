@@ -2,7 +2,8 @@
 
 The inputs of a block are those of the pruned and refitted blocks before it, so that each corrects what they left. Both
 models advance together: a block of the dense one answers, a block of the pruned one is fitted, and their outputs are
-the inputs of the next. Layers outside of the stack stay as surgery left them.
+the inputs of the next. Layers outside of the stack are refitted by `outside`: those in front of it before, those behind
+it afterwards.
 """
 
 import copy
@@ -27,10 +28,11 @@ from hessprune.layers.stack import Reading, Stack, Stage
 from hessprune.objectives.choice import Chosen, choose_objective
 from hessprune.objectives.judging import mean_loss
 from hessprune.planning.plan import Plan
-from hessprune.surgery.block_files import BlockFiles
+from hessprune.surgery.block_files import BlockFiles, tensors_of
 from hessprune.surgery.calibration import Samples, gather, most_samples, samples_in_memory
 from hessprune.surgery.compensation import MIN_SAMPLES, left_out
 from hessprune.surgery.fits import check_pair
+from hessprune.surgery.outside import Outside, refit_layers
 from hessprune.surgery.refitting import refit_in_place
 
 
@@ -151,24 +153,35 @@ def refitted_by_block(
     stack: Stack | None = None,
     folder: Path | None = None,
 ) -> nn.Module:
-    """Return a copy of `pruned` whose blocks are refitted on samples, one after another.
+    """Return a copy of `pruned` whose blocks are refitted on samples, one after another, and the layers around them.
 
     Each sample's two residual streams are held, and the activations of one block for all samples.
     """
     stack = stack or find_stack(dense, samples[0].inputs)
     student = copy.deepcopy(pruned)
     files = BlockFiles.of(folder, dense, pruned, plan, samples)
+    outside = Outside.of(student, plan, stack, samples[0].inputs)
+
+    def refit_around(part: str, names: Sequence[str]) -> None:
+        if names and not files.restore(part, outside.tensors):
+            refit_layers(dense, student, plan, samples, names)
+            files.keep(part, outside.tensors)
+
+    refit_around("layers-in-front", outside.front)
     stages = [*zip(stack.stages(dense), stack.stages(student), strict=True)]
-    ways = [_Advance.start(stack, dense, pruned, part) for part in samples]
+    ways = [_Advance.start(stack, dense, student, part) for part in samples]
     with progress_bar("blocks", len(stages)) as bar:
         for number, (teacher, stage) in enumerate(stages):
             bar.advance(0, f"block {number + 1}/{len(stages)}")
-            outputs = _run(teacher, stage, ways, number) if files.restore(number, stage) else None
+            file = f"block-{number:03d}"
+            outputs = _run(teacher, stage, ways, number) if files.restore(file, tensors_of(stage)) else None
             if outputs is None:
                 outputs = _fit(teacher, stage, plan, ways, number)
-                files.keep(number, stage)
+                files.keep(file, tensors_of(stage))
             ways = [way.to(pair) for way, pair in zip(ways, outputs, strict=True)]
             bar.advance(1, f"block {number + 1}/{len(stages)}")
+    del ways
+    refit_around("layers-behind", outside.behind)
     return student
 
 
