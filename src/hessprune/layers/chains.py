@@ -202,7 +202,7 @@ def _check_alone(stack: Stack, model: nn.Module, pair: Any, calls: Sequence[tupl
                 fault = f"does not run alone ({type(error).__name__}: {reason})"
                 raise UnsupportedModelError(dependent(call.name, fault)) from error
             if not _near(alone, first(call.returned)):
-                fault = "computes something else alone: it shares state with another one"
+                fault = "computes something else alone: it shares state with another one, or draws at random"
                 raise UnsupportedModelError(dependent(call.name, fault))
 
 
