@@ -91,7 +91,7 @@ def test_blocks_of_other_models_and_damaged_ones_are_fitted_anew(tmp_path: Path,
     assert fitted == [2, 0, 1, 2, 3]
     bent = copy.deepcopy(model)
     for layer in bent.model.layers:
-        layer.mlp.act_fn = nn.ReLU()  # the weights stay
+        layer.self_attn.scaling *= 2  # a number that the forward reads: weights and modules stay
     refitted_by_block(bent, other, result.plan, samples, folder=tmp_path)
     assert fitted == [2, *2 * [0, 1, 2, 3]]
 
