@@ -91,6 +91,13 @@ class Own(nn.Module):
         return x
 
 
+def test_functions_that_a_package_makes_are_known_by_what_they_hold(monkeypatch) -> None:
+    one, other = closed(1.0), closed(2.0)
+    monkeypatch.setattr(one, "__module__", "torch.nn.functional")
+    monkeypatch.setattr(other, "__module__", "torch.nn.functional")
+    assert loss_identity(one) != loss_identity(other)
+
+
 def test_architectures_differ_by_class_setting_and_forward() -> None:
     other: Any = type("Own", (nn.Module,), {"forward": lambda _, x: x + 1, "__module__": __name__})
     layers = (nn.ReLU(), nn.GELU(), nn.GELU("tanh"), nn.Dropout(0.1), nn.Dropout(0.2), Own(), other())

@@ -63,9 +63,8 @@ def loss_identity(loss_fn: Any) -> str:
         >>> loss_identity(F.mse_loss), loss_identity(lambda out, y: out.mean())[:8]
         ('mse_loss', '<lambda>')
     """
-    known = isinstance(loss_fn, FunctionType | BuiltinFunctionType) and _is_installed(loss_fn.__module__ or "")
     name = loss_name(loss_fn)
-    return name if loss_fn is None or known else f"{name} {content_sha256(loss_fn)[:12]}"
+    return name if loss_fn is None or _says_all(loss_fn) else f"{name} {content_sha256(loss_fn)[:12]}"
 
 
 class _Contents:
@@ -134,7 +133,7 @@ def _numbers(value: Any) -> bytes:
 
 def _parts_of_function(function: FunctionType) -> tuple[Any, ...]:
     """Return what decides a function: of an installed one its name, of others also what they refer to."""
-    if _is_installed(function.__module__ or ""):
+    if _says_all(function):
         return (_name(function),)
     cells = []
     for cell in function.__closure__ or ():
@@ -175,6 +174,12 @@ def _attributes(value: Any) -> dict[str, Any]:
     held = {name: getattr(value, name) for name in slots if isinstance(name, str) and not name.startswith("__")}
     held |= getattr(value, "__dict__", {})
     return {name: each for name, each in held.items() if not (name == "training" and isinstance(value, nn.Module))}
+
+
+def _says_all(function: Any) -> bool:
+    """Return whether the name of a function tells what it computes: not those that another function makes."""
+    is_function = isinstance(function, FunctionType | BuiltinFunctionType)
+    return is_function and "<" not in function.__qualname__ and _is_installed(function.__module__ or "")
 
 
 def _is_installed(module: str) -> bool:
