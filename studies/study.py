@@ -14,12 +14,12 @@ from typing import Any
 import yaml
 
 from hessprune.errors import HessPruneError, RecipeError
+from hessprune.foundation.bars import show_progress
 from hessprune.foundation.files import write_json, write_text
 from hessprune.foundation.formatting import shown
 from hessprune.lab.expanding import ExpandSettings, expand
 from hessprune.lab.recipe import parse_recipe
 from hessprune.lab.run import run
-from hessprune.lab.terminal import show_progress
 
 FOLDER = Path(__file__).parent
 SCALES = ("smoke", "cpu", "full")
