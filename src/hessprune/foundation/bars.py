@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
-from hessprune.foundation.checks import check_choice
-from hessprune.foundation.options import check_flag
-from hessprune.foundation.processes import rank
 from hessprune.foundation.progress import is_heard, listening
 
 Volume = Literal["quiet", "normal", "verbose"]
@@ -83,6 +80,9 @@ def shown_progress(progress: bool) -> AbstractContextManager[None]:
     Raises:
         ArgumentError: `progress` is no flag.
     """
+    from hessprune.foundation.options import check_flag  # which brings torch, and the command line's help needs none
+    from hessprune.foundation.processes import rank
+
     check_flag("progress", progress)
     return bars() if progress and rank() == 0 and not is_heard() else nullcontext()
 
@@ -104,6 +104,8 @@ def show_progress(shows: Volume = "normal") -> Iterator[None]:
         >>> with hp.show_progress("quiet"):
         ...     result = hp.prune(net, torch.zeros(1, 4), [torch.randn(16, 4)], budget=hp.Budget(macs=0.5))
     """
+    from hessprune.foundation.checks import check_choice
+
     check_choice("shows", shows, ("quiet", "normal", "verbose"))
     with bars(shows):
         yield
