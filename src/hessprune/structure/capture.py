@@ -16,6 +16,7 @@ from hessprune.foundation.multihead import free_heads, without_causal_guess
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import describe, leading_size, tensors_in, to_device
+from hessprune.structure.real_sizes import has_open_sizes, settle_sizes
 
 
 def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
@@ -63,6 +64,8 @@ def _program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     with without_cache(model), without_causal_guess(), experts_run_by(model, BY_GROUP):
         program = torch.export.export(model, args, kwargs, strict=False)
     program.graph.eliminate_dead_code()
+    if has_open_sizes(program):
+        settle_sizes(program, args, kwargs)
     return program
 
 
