@@ -115,3 +115,28 @@ def test_vision_models_of_timm(name: str) -> None:
     images = [torch.randn(batch, 3, 32, 32).double() for batch in (2, 3)]
     plan, pruned, _ = halved(lively(factory(**options)), *images, heads)
     assert hp.cost(pruned, images[0]) == plan.cost_after
+
+
+TINY = {**TOKENS, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+CLASSIFIERS: dict[str, dict[str, Any]] = {
+    "DebertaV2": {**TINY, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_position_embeddings": 32},
+    "Bart": {
+        **TOKENS, "d_model": 24, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 32,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifiers_that_read_a_table_of_positions_or_the_ends_of_texts(name: str) -> None:
+    transformers = package("transformers")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**CLASSIFIERS[name])
+    model = lively(getattr(transformers, f"{name}ForSequenceClassification")(config)).float()
+    texts = torch.cat([ids(16, 5), torch.full((16, 1), TOKENS["eos_token_id"])], 1)
+    example, budget = {"input_ids": texts[:1]}, hp.Budget(params=0.95)
+    result = hp.prune(model, example, [{"input_ids": texts}], budget=budget, compensate=False)
+    assert result.plan.num_removed > 0
+    unseen = result.saliency.provenance.get("unseen", [])
+    assert [key.rpartition(".")[2] for key in unseen] == (["pos_key_proj"] if name == "DebertaV2" else [])

@@ -76,6 +76,13 @@ def read_out(model: nn.Module, slices: Slices, folded: Folded) -> Readout:
             "model passes to neither. Leave them out, as with hp.find_groups(model, example_inputs, "
             f"ignore=({unused[0].rpartition('.')[0]!r},)), or use method='magnitude'."
         )
+    shared = sorted({piece.param for piece in every} & folded.recording.shared)
+    if shared:
+        raise UnsupportedModelError(
+            f"`slices` must name weights that read samples, got {', '.join(map(repr, shared))}, whose inputs are the "
+            "same for all samples, as a table of positions is. Leave them out, as with hp.find_groups(model, "
+            f"example_inputs, ignore=({shared[0].rpartition('.')[0]!r},)), or use method='magnitude'."
+        )
     return Readout(
         slices=renamed,
         axes={p.param: tuple(sorted({q.dim for q in every if q.param == p.param})) for p in every},

@@ -106,6 +106,8 @@ class Recording:
     """Weights whose rows are looked up by number, such as an embedding that is the last layer, too."""
     layouts: dict[str, SampleLayout] = field(default_factory=dict)
     """For each weight the place of the samples in its input."""
+    shared: set[str] = field(default_factory=set)
+    """Weights that read the same for all samples, such as a table of positions: no sample has a part of its own."""
     bytes_per_sample: int = 0
     """Bytes of all intermediate results, for one sample."""
 
@@ -244,6 +246,8 @@ def record(model: nn.Module, inputs: Any) -> Recording:
     alone = _run(model, sample_rows(inputs, torch.tensor([0])), 1)
     for use, both, one in zip(pair.recording.uses, pair.inputs, alone.inputs, strict=True):
         pair.recording.layouts[use.weight] = _layout(both, one)
+        if both.shape == one.shape:
+            pair.recording.shared.add(use.weight)
     return pair.recording
 
 

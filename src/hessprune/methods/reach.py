@@ -1,7 +1,8 @@
 """Groups that an objective does not see: no gradient reaches them from an output that counts."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor, nn
 
 from hessprune.foundation.modules import device_of, forward
 from hessprune.foundation.trees import leading_size, sample_rows, to_device
-from hessprune.layers.recording import CallMode, slow_attention
+from hessprune.layers.recording import CallMode, record, slow_attention, weight_names
 from hessprune.objectives.objective import BatchLoss, Objective
-from hessprune.structure.groups import Group
+from hessprune.structure.groups import Group, Slice
 
 
 def unseen_groups(model: nn.Module, groups: Sequence[Group], batches: Any, objective: Objective) -> list[str]:
@@ -40,6 +41,35 @@ def unseen_groups(model: nn.Module, groups: Sequence[Group], batches: Any, objec
         if loss.needs_outputs:
             loss.see([(output, samples)], values)
     return _without_gradient(other, groups, values, loss)
+
+
+def sampled_groups(model: nn.Module, groups: Sequence[Group], batches: Any) -> list[Group]:
+    """Return the groups that lie on the way of samples, each without slices that are the same for all samples.
+
+    Layers that read a table, such as one of relative positions, know nothing of samples: curvature and gradients of
+    single samples do not exist there. A group that only such layers make, or only such layers read, is left out. Costs
+    a forward pass over two samples and one over one.
+
+    Args:
+        model: Left as it was.
+        groups: From `find_groups`.
+        batches: Pairs of inputs and targets.
+    """
+    shared = record(model, to_device(next(iter(batches))[0], device_of(model))).shared
+    if not shared:
+        return [*groups]
+    names, parameters = weight_names(model), dict(model.named_parameters(remove_duplicate=False))
+    own = {name for name, value in parameters.items() if names.get(id(value)) in shared}
+    return [
+        replace(group, slices=tuple(piece for piece in group.slices if piece.param not in own))
+        for group in groups
+        if not any(_is_within(group.slices_with_role(role), own) for role in ("producer", "consumer"))
+    ]
+
+
+def _is_within(pieces: Sequence[Slice], names: Collection[str]) -> bool:
+    """Return whether there are slices, all of weights with these names."""
+    return bool(pieces) and all(piece.param in names for piece in pieces)
 
 
 def _without_gradient(model: nn.Module, groups: Sequence[Group], values: Tensor, loss: BatchLoss) -> list[str]:

@@ -24,6 +24,7 @@ from hessprune.foundation.trees import leading_size
 from hessprune.layers.input_moments import InputMoments
 from hessprune.methods.gates import role_slices
 from hessprune.methods.method import Method
+from hessprune.methods.reach import sampled_groups
 from hessprune.methods.scoring import scored
 from hessprune.methods.text import as_method
 from hessprune.methods.values import Saliency
@@ -137,10 +138,10 @@ def _scored(task: Task, moments: dict[str, InputMoments]) -> Saliency:
 
 def _moments(task: Task) -> dict[str, InputMoments]:
     """Measure the moments of all layers that read units, in one forward pass over the data."""
-    slices = role_slices(task.groups, "consumer")
-    if not slices:
-        return {}
     with watched(task.model) as plain:
+        slices = role_slices(sampled_groups(plain, task.groups, task.batches), "consumer")
+        if not slices:
+            return {}
         objective = choose_objective(plain, task.batches, task.loss_fn, outputs=task.outputs)
         return input_moments(plain, slices, task.batches, loss_fn=objective, seed=task.seed)
 

@@ -1,0 +1,59 @@
+"""Layers that read the same for all samples, such as a table of relative positions: their units stay whole."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hessprune as hp
+from hessprune.foundation.batches import Rereadable
+from hessprune.methods.reach import sampled_groups
+
+X = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+BATCHES = [(X, torch.arange(24) % 2)]
+
+
+class Positions(nn.Module):
+    """Makes something of a table beside the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Parameter(torch.randn(1, 8))
+        self.make, self.read = nn.Linear(8, 6), nn.Linear(6, 2)
+        self.wide, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.wide(x).relu()) + self.read(self.make(self.table).relu())
+
+
+NET = Positions().eval()
+GROUPS = hp.find_groups(NET, X[:1])
+
+
+def test_groups_of_a_table_are_known() -> None:
+    assert {group.name for group in GROUPS} >= {"make", "wide"}
+    assert [group.name for group in sampled_groups(NET, GROUPS, Rereadable(BATCHES))] == ["wide"]
+    plain = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    groups = hp.find_groups(plain, X[:1])
+    assert sampled_groups(plain, groups, Rereadable(BATCHES)) == [*groups]
+
+
+@pytest.mark.parametrize("method", ["joint", "joint(refit=false)", "hap", "taylor", "sosp-h", "sosp-i", "nvit"])
+def test_every_method_scores_the_other_groups_and_says_so(method: str) -> None:
+    found = hp.saliency(NET, GROUPS, BATCHES, method=method)
+    assert "make" in found.provenance["unseen"]
+    assert float(found["make"].min()) == float(found["wide"].max())
+    alone = hp.saliency(NET, [group for group in GROUPS if group.name == "wide"], BATCHES, method=method)
+    torch.testing.assert_close(found["wide"], alone["wide"])
+
+
+def test_statistics_and_refits_leave_them_out() -> None:
+    stats = hp.measure(NET, X[:1], BATCHES)
+    assert "unseen" in stats.saliencies["joint(refit=True)"].provenance
+    result = hp.prune(NET, X[:1], BATCHES, budget=hp.Budget(params=0.9), stats=stats)
+    assert {name for name, units in result.plan.removed.items() if units} == {"wide"}
+
+
+def test_traces_name_the_layers() -> None:
+    with pytest.raises(hp.errors.UnsupportedModelError, match=r"weights that read samples, got 'make.weight'.*ignore="):
+        hp.hessian_trace(NET, [group for group in GROUPS if group.name == "make"], BATCHES)
