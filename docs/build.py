@@ -248,10 +248,18 @@ def decoder_tables() -> str:
         shown = [_spread(found[method, share]) if (method, share) in found else "–" for share in shares]
         marked = [f"**{text}**" if (method, share) in best else text for text, share in zip(shown, shares, strict=True)]
         lines.append(f"| `{method}` | {' | '.join(marked)} |")
+    head = f"Perplexity by the share of the blocks' parameters removed; dense: {content['dense']:.1f}."
+    return "\n\n".join([f"{head}{_still_to_measure(rows)}", "\n".join(lines)])
+
+
+def _still_to_measure(rows: list[dict[str, Any]]) -> str:
+    """Say which of the planned perplexities are measured; nothing once all of them are."""
     wanted = 2 * 4 * len(DECODERS)
-    open_cells = f" {wanted - len(rows)} of {wanted} cells are open." if len(rows) < wanted else ""
-    head = f"Perplexity by the share of the blocks' parameters removed; dense: {content['dense']:.1f}.{open_cells}"
-    return "\n\n".join([head, "\n".join(lines)])
+    if len(rows) >= wanted:
+        return ""
+    found = ", ".join(f"`{row['method']}` at {row['share']:.0%}" for row in rows[:3]) + (", …" if len(rows) > 3 else "")
+    planned = f"{wanted} perplexities ({len(DECODERS)} methods, 4 shares, 2 draws of texts)"
+    return f" Measured so far: {len(rows)} of {planned}: {found}. The other {wanted - len(rows)} are not measured yet."
 
 
 DECODERS = (

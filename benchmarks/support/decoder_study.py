@@ -178,7 +178,9 @@ def run_study(options: argparse.Namespace, build: Callable[[], Study], shown: st
     elif dense is not None:
         state(claims, rows, dense)
     missing = len(list(cells(2))) - len(rows)
-    note = {"note": f"Partial: {missing} of {missing + len(rows)} cells are open."} if missing > 0 else {}
+    whole = missing + len(rows)
+    text = f"Partial: {len(rows)} of {whole} perplexities (method, share, draw) are measured, {missing} are not yet."
+    note = {"note": text} if missing > 0 else {}
     claims.write(options.out, dense=dense, rows=rows, arguments=shown, **note)
     if options.picture is not None and dense is not None:
         draw(rows, dense, options.picture)

@@ -53,17 +53,26 @@ def top(
     del version
 
 
-@app.command(epilog="Example: [bold]hessprune demo --out out/demo[/]")
+@app.command(epilog="Examples: [bold]hessprune demo --out out/demo[/], [bold]hessprune demo --text[/]")
 @with_volume
 def demo(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results.", show_default="out/demo, or out/demo-text")
     ] = None,
-    text: Annotated[bool, typer.Option("--text", help="A small encoder of sentences in place of the ResNet.")] = False,
+    text: Annotated[
+        bool,
+        typer.Option(
+            "--text",
+            help="Prune a small transformer encoder of sentences, in place of the network of digits.",
+        ),
+    ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a small network on handwritten digits, take two thirds of its MACs, turn it into INT8, and report."""
+    """Train a small network offline, take two thirds of its MACs, turn it into INT8, and report.
+
+    The network reads handwritten digits; with --text it is an encoder of sentences, which loses heads and neurons.
+    """
     from hessprune.lab.recipe import packaged_recipe
 
     name, folder = ("grammar", "out/demo-text") if text else ("digits", "out/demo")
