@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,75 @@ def bare() -> hp.Statistics:
     return hp.measure(NET, X[:1], BATCHES, method="hap", compensate=False)
 
 
+class Tabled(nn.Module):
+    """Adds what two layers make of a table to what a third one reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 8))
+        self.make, self.read = nn.Linear(8, 6), nn.Linear(6, 2)
+        self.wide, self.last = nn.Linear(X[0].numel(), 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits."""
+        return self.last(self.wide(x.flatten(1)).relu()) + self.read(self.make(self.table).relu())
+
+
+TABLED = Tabled()
+
+
+def traced(ignore: tuple[str, ...]) -> hp.TraceResult:
+    """Measure traces of a model with a table."""
+    return hp.hessian_trace(TABLED, hp.find_groups(TABLED, X[:1], ignore), BATCHES)
+
+
+class Worded(nn.Module):
+    """Bigrams that take keyword arguments, as transformers do."""
+
+    config: Any = None
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None, decoder_input_ids: Any = None) -> Any:
+        """Return logits of the decoder's words, if there are any."""
+        del attention_mask
+        return BIGRAMS(input_ids if decoder_input_ids is None else decoder_input_ids)
+
+    def can_generate(self) -> bool:
+        """Say what transformers say of models with words."""
+        return True
+
+
+class NamedForMaskedLM(Worded):
+    """Predicts words in their places."""
+
+
+class Pair(Worded):
+    """An encoder–decoder without a first word."""
+
+    config = SimpleNamespace(is_encoder_decoder=True)
+
+
+class StartedPair(Worded):
+    """An encoder–decoder."""
+
+    config = SimpleNamespace(is_encoder_decoder=True, decoder_start_token_id=0, pad_token_id=0)
+
+
+def worded(mask: Any, labels: Any = None, kind: type[Worded] = Worded) -> Any:
+    """Evaluate bigrams on a dict with a mask and labels."""
+    batch = {"input_ids": TEXTS[0], "attention_mask": mask, "labels": labels}
+    return hp.evaluate(kind(), [{k: v for k, v in batch.items() if v is not None}], metric="perplexity")
+
+
+def spelled(words: torch.Tensor, labels: torch.Tensor) -> Any:
+    """Evaluate bigrams on words with labels."""
+    return hp.evaluate(BIGRAMS, [(words, labels)], metric="perplexity")
+
+
+def by_row(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return cross-entropy of rows, as the message words it."""
+    return F.cross_entropy(out.flatten(0, 1), y.flatten())
+
+
 BIGRAMS, TEXTS = nn.Embedding(5, 5), [torch.tensor([[0, 1, 4, 2]])]
 DIGITS = NamedModel(name="digits-resnet", shape=(1, 8, 8))
 
@@ -147,8 +217,22 @@ ROWS = (
         lambda _: hp.evaluate(BIGRAMS, TEXTS, metric="perplexity"), "Write metric='perplexity'"),
     Row("must hold at least one word that counts", lambda: hp.evaluate(BIGRAMS, [TEXTS[0][:, :1]], metric="perplexity"),
         lambda _: hp.evaluate(BIGRAMS, TEXTS, metric="perplexity"), "Give texts of two words or more"),
-    Row("perplexity needs logits (N, T, words)", lambda: hp.evaluate(NET, BATCHES, metric="perplexity"),
+    Row("{} needs logits (N, T, words)", lambda: hp.evaluate(NET, BATCHES, metric="perplexity"),
         lambda _: hp.evaluate(BIGRAMS, TEXTS, metric="perplexity"), "Give batches of `input_ids`"),
+    Row("words in `batches` must be integers", lambda: spelled(TEXTS[0], TEXTS[0].float()),
+        lambda _: spelled(TEXTS[0], TEXTS[0].float().long()), r"`input_ids.long\(\)`"),
+    Row("words in `batches` must be in [0, {})", lambda: spelled(TEXTS[0], TEXTS[0] + 3),
+        lambda _: spelled(TEXTS[0], torch.tensor([[0, 1, -100, 2]])), "labels of −100"),
+    Row("must say which words are padding", lambda: worded(torch.ones(1, 7)),
+        lambda _: (worded(torch.ones(1, 4)), worded(torch.ones(1, 7), TEXTS[0])), r"of the shape \(1, 4\), or labels"),
+    Row("must hold labels for {} of a model that does not predict", lambda: worded(None, kind=NamedForMaskedLM),
+        lambda _: worded(None, TEXTS[0], kind=NamedForMaskedLM), r"Give \(inputs, labels\) with −100"),
+    Row("must hold `decoder_input_ids` beside the labels", lambda: worded(None, TEXTS[0], kind=Pair),
+        lambda _: worded(None, TEXTS[0], kind=StartedPair), "Set both in model.config"),
+    Row("logits must have classes along axis 1", lambda: hp.evaluate(BIGRAMS, [(TEXTS[0], TEXTS[0])]),
+        lambda _: (hp.evaluate(BIGRAMS, TEXTS, loss_fn="next_word"),
+                   hp.evaluate(BIGRAMS, [(TEXTS[0], TEXTS[0])], loss_fn=by_row)),
+        r"loss_fn='next_word', for labels of words .* cross_entropy\(logits.flatten\(0, 1\), labels.flatten\(\)\)"),
     # Budgets and plans
     Row("`Budget` must name exactly one of", hp.Budget, lambda _: hp.Budget(macs=0.5), r"Write Budget\(macs=0.5\)"),
     Row("`target` must be a LatencyTarget or", lambda: hp.Budget(latency_ms=1, target=3),
@@ -321,8 +405,10 @@ ROWS = (
     Row("`batches` must hold labels for {}", lambda: score("taylor", [X]),
         lambda _: (score("taylor", [(X, Y)]), score("taylor", [X], loss_fn=lambda f, _: f.square().mean())),
         "or the loss as `loss_fn`"),
-    Row("`loss_fn` must be a function", lambda: score("hap", loss_fn=3),
-        lambda _: score("hap", [(X, torch.zeros(24, 2))], loss_fn=torch.nn.MSELoss()), r"torch.nn.MSELoss\(\)"),
+    Row("`loss_fn` must be a function", lambda: score("hap", loss_fn="perplexity"),
+        lambda _: (score("hap", [(X, torch.zeros(24, 2))], loss_fn=torch.nn.MSELoss()),
+                   hp.evaluate(BIGRAMS, TEXTS, loss_fn="next_word")),
+        r"only 'next_word', for language models; else pass one such as torch.nn.MSELoss\(\)"),
     Row("Give as many targets as inputs", lambda: score("hap", [(X, Y[:3])]),
         lambda _: (score("hap", [(X[:3], Y[:3])]), score("hap", [X])), "inputs alone"),
     Row("Give (inputs, targets), or the loss", lambda: score("hap", [(X, Y[:3])], loss_fn=nn.MSELoss()),
@@ -365,6 +451,9 @@ ROWS = (
         "estimator='exact'"),
     Row("`slices` must name weights of convolutions", lambda: words("hap"),
         lambda text: (words("hap", (advised(text, r"ignore=\('(.*)',\)"),)), words("magnitude")),
+        "or use method='magnitude'"),
+    Row("`slices` must name weights that read samples", lambda: traced(()),
+        lambda text: (traced((advised(text, r"ignore=\('(.*)',\)"),)), score(model=TABLED)),
         "or use method='magnitude'"),
     Row("`loss_fn` must average over samples", lambda: score("hap", loss_fn=nn.CrossEntropyLoss(reduction="sum")),
         lambda _: score("hap", loss_fn=nn.CrossEntropyLoss(reduction="mean")), "reduction='mean'"),

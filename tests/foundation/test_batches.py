@@ -1,6 +1,7 @@
 """Batches in every form that loaders give."""
 
 from collections import UserDict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,3 +60,46 @@ def test_a_model_of_several_arguments_tells_inputs_from_targets() -> None:
 def test_what_is_refused(batch: object) -> None:
     with pytest.raises(hp.errors.DataError, match="`batches` must"):
         as_pair(batch)
+
+
+class Pair(nn.Module):
+    """An encoder–decoder pair, as transformers describe theirs."""
+
+    def __init__(self, start: int | None = 1, *, by_itself: bool = False) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(is_encoder_decoder=True, decoder_start_token_id=start, pad_token_id=0)
+        if by_itself:
+            self.prepare_decoder_input_ids_from_labels = lambda labels: labels + 1
+
+    def can_generate(self) -> bool:
+        return True
+
+    def forward(self, input_ids: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        return input_ids + decoder_input_ids
+
+
+LABELS = torch.tensor([[5, 6, 2], [7, 2, -100], [3, 4, 2], [3, 2, -100]])
+
+
+def test_pairs_receive_the_words_before_each_label() -> None:
+    batch = {"input_ids": LABELS, "labels": LABELS}
+    for read in (Pairs([batch], Pair()), Rereadable([batch], model=Pair())):
+        ((inputs, targets),) = read
+        assert targets is LABELS
+        assert inputs["decoder_input_ids"].tolist() == [[1, 5, 6], [1, 7, 2], [1, 3, 4], [1, 3, 2]]
+    ((inputs, _),) = Pairs([batch], Pair(by_itself=True))
+    assert torch.equal(inputs["decoder_input_ids"], LABELS + 1)
+
+
+def test_inputs_stay_where_a_decoder_has_its_own_or_labels_are_no_words() -> None:
+    own = {"input_ids": LABELS, "decoder_input_ids": LABELS, "labels": LABELS}
+    for batch in (own, {"input_ids": LABELS}, {"input_ids": LABELS, "labels": Y}, (LABELS, LABELS)):
+        ((inputs, _),) = Pairs([batch], Pair())
+        assert inputs is LABELS or "decoder_input_ids" not in inputs or inputs["decoder_input_ids"] is LABELS
+    ((inputs, _),) = Pairs([{"input_ids": LABELS, "labels": LABELS}], Two())
+    assert list(inputs) == ["input_ids"]
+
+
+def test_a_pair_without_a_first_word_says_so() -> None:
+    with pytest.raises(hp.errors.DataError, match="decoder_start_token_id and pad_token_id, got None and 0"):
+        list(Pairs([{"input_ids": LABELS, "labels": LABELS}], Pair(None)))

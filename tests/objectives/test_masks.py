@@ -2,7 +2,8 @@
 
 import torch
 
-from hessprune.objectives.masks import counted_positions, sampled_positions, tokens_of
+from hessprune.foundation.texts import tokens_of
+from hessprune.objectives.masks import counted_positions, sampled_positions
 
 MASK = torch.tensor([[1, 1, 0], [1, 0, 0]])
 

@@ -440,3 +440,39 @@ def test_a_killed_run_continues_on_an_accelerator(tmp_path, precision):
         finetune(_net().cuda(), Batches(stop_at=SET_UP + 8), VALIDATION, config=config, checkpoint_dir=tmp_path)
     resumed = finetune(_net().cuda(), Batches(), VALIDATION, config=config, checkpoint_dir=tmp_path)
     assert _equal(whole.model, resumed.model)
+
+
+class Bigrams(nn.Module):
+    """A language model of words and masks."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(7, 7)
+
+    def forward(self, input_ids, attention_mask=None):
+        del attention_mask
+        return {"logits": self.table(input_ids)}
+
+
+@pytest.mark.parametrize("with_labels", [True, False])
+@pytest.mark.parametrize("asked", [{"metric": "perplexity"}, {"loss_fn": "next_word"}])
+def test_language_models_learn_their_words_with_labels_or_without(with_labels, asked):
+    ids = torch.randint(1, 7, (8, 6), generator=torch.Generator().manual_seed(0))
+    ids[:, 4:] = 0
+    batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    batches = [{**batch, "labels": ids.clone()} if with_labels else batch]
+    result = finetune(Bigrams(), batches, batches, config=FinetuneConfig(epochs=3, lr=0.5), **asked)
+    assert result.history[-1].validation_loss < result.history[0].validation_loss
+    assert (result.history[0].validation_metric is None) == ("loss_fn" in asked)
+    pad = Bigrams().table.weight[0]
+    torch.testing.assert_close(result.model.table.weight[0], pad, rtol=0.05, atol=1e-3)  # weight decay alone
+    if with_labels:
+        nothing = [{**batch, "labels": torch.full_like(ids, -100)}]
+        assert finetune(Bigrams(), nothing, batches, config=FinetuneConfig(epochs=1), **asked).best_epoch == 0
+
+
+def test_logits_of_words_are_no_classes_along_axis_1():
+    ids = torch.randint(1, 7, (8, 6))
+    with pytest.raises(DataError, match="write loss_fn='next_word'"):
+        finetune(Bigrams(), [{"input_ids": ids, "labels": ids}], [ids], config=FinetuneConfig(epochs=1))

@@ -58,3 +58,15 @@ def test_the_softmax_of_a_language_model_is_over_words():
     found = objective(student, None, teacher, config, next_word)
     p, q = teacher.log_softmax(-1), student.log_softmax(-1)
     assert float(found) == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-5)
+
+
+def test_padding_of_texts_is_not_distilled():
+    student, teacher = torch.randn(2, 2, 5, 7, generator=torch.Generator().manual_seed(0))  # (N, T, V)
+    config = FinetuneConfig(distill_weight=1.0, distill_temperature=1.0)
+    mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    inputs = {"input_ids": torch.ones(2, 5, dtype=torch.int64), "attention_mask": mask}
+    p, q = teacher.log_softmax(-1), student.log_softmax(-1)
+    expected = (p.exp() * (p - q)).sum(-1)[mask.bool()].mean()
+    for loss_fn in (next_word, None, lambda output, _: output.mean()):  # words tell the axis, whatever the loss
+        found = objective(student, None, teacher, config, loss_fn, inputs=inputs)
+        assert float(found) == pytest.approx(float(expected), rel=1e-5)

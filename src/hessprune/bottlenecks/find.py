@@ -56,7 +56,7 @@ def find_bottlenecks(
         levels: Removed shares of the budgeted quantity. Those that frozen layers put out of reach are left out, and
             named in `facts`.
         method: The criterion: `"sosp-h"` and `"sosp-i"` as published, or `"joint"`.
-        loss_fn: A loss of `(output, targets)`.
+        loss_fn: A loss of `(output, targets)`, or `"next_word"`, as for `hp.prune`.
         quantity: What the levels count: `"params"`, `"macs"` or `"units"`.
         draws: Parts of the samples; the figures are means over them, with their spread.
         ranking: Floors and layers that stay (`ignore`).

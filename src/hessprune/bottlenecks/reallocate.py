@@ -61,7 +61,7 @@ def reallocate(
         budget: What the result may cost, in `macs` or `params`; all parameters of the model by default.
         moved: Share of that cost that moves.
         method: The criterion that decides what goes and what is narrow.
-        loss_fn: A loss of `(output, targets)`.
+        loss_fn: A loss of `(output, targets)`, or `"next_word"`, as for `hp.prune`.
         start: Weights of the new units, as for `hp.widen`.
         ranking: Floors and layers that stay.
         seed: For whatever is drawn at random.

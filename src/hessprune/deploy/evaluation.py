@@ -15,13 +15,22 @@ from hessprune.foundation.arrival import observed
 from hessprune.foundation.batches import Pairs
 from hessprune.foundation.checks import check_batches
 from hessprune.foundation.formatting import shown
-from hessprune.foundation.losses import LossFn, as_cross_entropy, count_labelled, entropy_of, labels_for
+from hessprune.foundation.losses import (
+    LossFn,
+    as_cross_entropy,
+    check_class_axis,
+    count_labelled,
+    entropy_of,
+    labels_for,
+)
 from hessprune.foundation.modules import device_of, forward, logits_of
+from hessprune.foundation.named_losses import loss_of
 from hessprune.foundation.progress import track
 from hessprune.foundation.ranks import rank_of
 from hessprune.foundation.state import evaluation_mode, seeded
+from hessprune.foundation.texts import argument_names, by_name
 from hessprune.foundation.trees import leading_size, tensors_in, to_device
-from hessprune.foundation.words import NextWords, is_next_word, next_words
+from hessprune.foundation.words import next_word, next_words, own_words, shifts_words
 
 Metric = Callable[[Any, Any], float] | Literal["perplexity"]
 """From a model's whole output and the targets of a batch to a number, the higher the better; or perplexity."""
@@ -59,7 +68,7 @@ def evaluate(
     model: nn.Module | str | Path,
     batches: Iterable[Any],
     *,
-    loss_fn: LossFn | None = None,
+    loss_fn: LossFn | str | None = None,
     metric: Metric | None = None,
 ) -> Evaluation:
     """Measure accuracy, mean loss and a metric in evaluation mode, in one pass over `batches`.
@@ -71,21 +80,23 @@ def evaluate(
     random state stay as they were.
 
     The metric `"perplexity"` is for language models: `exp(−1/M Σ log p(word | words before))` over the M words of all
-    batches but the first of each text. Words are the labels, or `input_ids` where there are none; those with the label
-    −100 or under an `attention_mask` of 0 are not counted. Accuracy and loss are then those of the next word, too,
-    unless `loss_fn` says otherwise. Encoder–decoder pairs need labels, the words in the places of their predictions.
+    batches but the first of each text. Words are the labels, or `input_ids` where there are none. A word is not counted
+    if its label is −100, or if it or the word before it is padding: under an `attention_mask` of 0, whatever its label.
+    Accuracy and loss are then those of the next word, too, unless `loss_fn` says otherwise; `loss_fn="next_word"` gives
+    them without the metric. The labels of encoder–decoder pairs stand in the places of their predictions; without any,
+    the next words of `decoder_input_ids` are meant. Masked language models need labels.
 
     Args:
         model: The model, on any device, or the path of an ONNX file.
         batches: Re-iterable of (inputs, targets).
-        loss_fn: `(output, targets) → mean loss of the batch`; cross-entropy if None.
+        loss_fn: `(output, targets) → mean loss of the batch`, or `"next_word"`; cross-entropy if None.
         metric: `(output, targets) → mean of the batch`, the higher the better; or `"perplexity"`, the lower the better.
 
     Returns:
         Accuracy, loss, metric and the number of samples.
 
     Raises:
-        ArgumentError: The path is not that of an ONNX file, or `metric` is no function and no known name.
+        ArgumentError: The path is not that of an ONNX file, or `loss_fn` or `metric` is no function and no known name.
         DataError: The batches are empty or one-shot, do not fit the model, or hold labels out of range.
         MissingDependencyError: A path is given and ONNX Runtime is not installed.
         NumericalError: Some outputs are NaN or infinite.
@@ -97,11 +108,13 @@ def evaluate(
         0.75
     """
     _check_metric(metric)
+    loss = loss_of(loss_fn)
     model = OnnxModel(model) if isinstance(model, str | Path) else observed(model)
-    device, totals = device_of(model), _totals(model, loss_fn, metric)
+    device, totals = device_of(model), _totals(model, loss, metric)
     with seeded(0), evaluation_mode(model), torch.no_grad():
         check_batches(batches)
         for inputs, targets in track(Pairs(batches, model), "evaluating"):
+            totals.check(inputs, targets)
             output = forward(model, to_device(inputs, device))
             _check_finite(output)
             totals.add(output, to_device(targets, device), inputs)
@@ -118,10 +131,9 @@ def _check_metric(metric: Any) -> None:
 
 def _totals(model: nn.Module, loss_fn: LossFn | None, metric: Metric | None) -> "_Totals":
     """Return empty sums for a model and its metric; words alone where nothing else is asked for."""
-    if metric != PERPLEXITY:
+    if metric != PERPLEXITY and loss_fn is not next_word:
         return _Totals(loss_fn, metric)
-    pair = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    return _Words(None if is_next_word(loss_fn) else loss_fn, shift=not pair)
+    return _Words(None if loss_fn is next_word else loss_fn, metric, model)
 
 
 class _Totals:
@@ -133,13 +145,14 @@ class _Totals:
         self.loss = self.weight = self.score = 0.0
         self.has_labels = True
 
+    def check(self, inputs: Any, targets: Any) -> None:
+        """Raise before a model runs if a batch lacks what must be known."""
+
     def add(self, output: Any, targets: Any, inputs: Any) -> None:
         """Add one batch."""
-        samples = leading_size(inputs)
-        self.samples += samples
-        if self.metric is not None:
-            self.score += float(self.metric(output, targets)) * samples
+        samples = self._score(output, targets, inputs)
         if self.entropy is not None:
+            check_class_axis(logits_of(output), targets, inputs)
             self._add_labels(logits_of(output), targets, self.entropy)
         else:
             assert self.loss_fn is not None
@@ -156,8 +169,19 @@ class _Totals:
         if not self.weight:
             raise DataError("`batches` must hold at least one label that counts, got none. Check the targets.")
         accuracy = self.correct / self.labelled if self.has_labels and self.labelled else None
-        metric = None if self.metric is None else self.score / self.samples
-        return Evaluation(accuracy=accuracy, loss=self.loss / self.weight, num_samples=self.samples, metric=metric)
+        loss, metric = self.loss / self.weight, self._mean_metric()
+        return Evaluation(accuracy=accuracy, loss=loss, num_samples=self.samples, metric=metric)
+
+    def _score(self, output: Any, targets: Any, inputs: Any) -> int:
+        """Count the samples of a batch, add their metric, and return their number."""
+        samples = leading_size(inputs)
+        self.samples += samples
+        if self.metric is not None:
+            self.score += float(self.metric(output, targets)) * samples
+        return samples
+
+    def _mean_metric(self) -> float | None:
+        return None if self.metric is None else self.score / self.samples
 
     def _add_labels(self, logits: Tensor, targets: Any, entropy: nn.CrossEntropyLoss) -> None:
         targets = labels_for(logits, targets, ignore_index=entropy.ignore_index)
@@ -186,22 +210,32 @@ class _Words(_Totals):
 
     Args:
         loss_fn: Another loss than that of the next word.
-        shift: True where the output at a position is the prediction of the next one.
+        metric: The perplexity, or another one.
+        model: Tells which words its output at a position predicts, and the names of its inputs.
     """
 
-    def __init__(self, loss_fn: LossFn | None, *, shift: bool) -> None:
-        super().__init__(loss_fn, None)
+    def __init__(self, loss_fn: LossFn | None, metric: Metric | None, model: nn.Module) -> None:
+        super().__init__(loss_fn, metric if callable(metric) else None)
+        self._has_perplexity = metric == PERPLEXITY
+        self._asker = "perplexity" if self._has_perplexity else "next_word"
+        self._names, shift = argument_names(model), shifts_words(model)
         self._shift, self._surprise, self._words, self._right = shift, 0.0, 0, 0
+
+    def check(self, inputs: Any, targets: Any) -> None:
+        """Raise unless a batch holds the words that the model predicts."""
+        if targets is None:
+            own_words(by_name(self._names, inputs), shift=self._shift, asker=self._asker)
 
     def add(self, output: Any, targets: Any, inputs: Any) -> None:
         """Add one batch."""
-        found: NextWords = next_words(logits_of(output), inputs, targets, shift=self._shift)
+        named = by_name(self._names, inputs)
+        found = next_words(logits_of(output), named, targets, shift=self._shift, asker=self._asker)
         self._surprise, self._words = self._surprise + found.surprise, self._words + found.number
         self._right += found.right
         if self.loss_fn is not None:
             super().add(output, targets, inputs)
         else:
-            self.samples += leading_size(inputs)
+            self._score(output, targets, inputs)
 
     def result(self) -> Evaluation:
         """Return the means, and the perplexity.
@@ -219,8 +253,8 @@ class _Words(_Totals):
             accuracy=self._right / self._words,
             loss=mean if other is None else other.loss,
             num_samples=self.samples,
-            metric=math.exp(min(mean, LARGEST)),
-            lower_is_better=True,
+            metric=math.exp(min(mean, LARGEST)) if self._has_perplexity else self._mean_metric(),
+            lower_is_better=self._has_perplexity,
         )
 
 

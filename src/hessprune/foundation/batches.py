@@ -12,8 +12,11 @@ from hessprune.foundation.checks import check_rereadable
 from hessprune.foundation.identity import content_sha256
 from hessprune.foundation.processes import whole
 from hessprune.foundation.state import seeded
+from hessprune.foundation.texts import has_decoder
 from hessprune.foundation.trees import describe, leading_size
 
+IGNORED = -100
+"""The label of words that do not count."""
 LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions", "next_sentence_label")
 """Names of targets inside a mapping of inputs, as Hugging Face spells them."""
 
@@ -61,6 +64,12 @@ def as_pair(batch: Any, required: tuple[str, ...] = (), name: str = "batches") -
     return pair
 
 
+def read_pair(batch: Any, model: nn.Module | None, required: tuple[str, ...], name: str = "batches") -> tuple[Any, Any]:
+    """Return a batch as `(inputs, targets)`, as `as_pair` does, with all inputs that a model needs."""
+    inputs, targets = as_pair(batch, required, name)
+    return with_decoder_inputs(model, inputs, targets), targets
+
+
 def _without_labels(batch: Mapping[str, Any], required: tuple[str, ...]) -> tuple[Any, Any]:
     labels = {key: batch[key] for key in LABELS if key in batch and key not in required}
     inputs = {key: value for key, value in batch.items() if key not in labels}
@@ -80,6 +89,48 @@ def _of_sequence(batch: Any, arity: int, name: str) -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
+def with_decoder_inputs(model: nn.Module | None, inputs: Any, targets: Any) -> Any:
+    """Return inputs with those of the decoder, where an encoder–decoder pair makes them from the words to be said.
+
+    Hugging Face's pairs do so inside their forward if it receives `labels`, which are taken out of a batch here.
+
+    Raises:
+        DataError: The model cannot make them.
+    """
+    config = getattr(model, "config", None)
+    is_asked = (
+        getattr(config, "is_encoder_decoder", False)
+        and isinstance(inputs, Mapping)
+        and not has_decoder(inputs)
+        and isinstance(targets, Tensor)
+        and targets.dim() == 2
+        and not targets.is_floating_point()
+        and callable(can_generate := getattr(model, "can_generate", None))
+        and can_generate()
+    )
+    return {**inputs, "decoder_input_ids": _decoder_words(model, targets)} if is_asked else inputs
+
+
+def _decoder_words(model: Any, words: Tensor) -> Tensor:
+    """Return the words before each word, the first of which is the start of all texts.
+
+    Raises:
+        DataError: The model's configuration names no start, or no padding.
+    """
+    config = model.config
+    start, padding = getattr(config, "decoder_start_token_id", None), getattr(config, "pad_token_id", None)
+    if start is None or padding is None:
+        raise DataError(
+            "`batches` must hold `decoder_input_ids` beside the labels, or model.config decoder_start_token_id and "
+            f"pad_token_id, got {start} and {padding}. Set both in model.config."
+        )
+    make: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if make is not None:
+        return make(words)
+    before = torch.cat([torch.full_like(words[:, :1], start), words[:, :-1]], 1)
+    return before.masked_fill(before == IGNORED, padding)
+
+
 class Pairs:
     """Batches as `(inputs, targets)` pairs, whatever form they have.
 
@@ -91,11 +142,12 @@ class Pairs:
 
     def __init__(self, batches: Any, model: nn.Module | None = None, name: str = "batches") -> None:
         check_rereadable(batches, name)
-        self.batches, self._required, self._name = batches, required_inputs(model), name
+        self.batches, self._model, self._name = batches, model, name
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        required = required_inputs(self._model)
         for batch in self.batches:
-            yield as_pair(batch, self._required, self._name)
+            yield read_pair(batch, self._model, required, self._name)
 
     def __getattr__(self, name: str) -> Any:
         """Answer as the batches do, `__len__` included."""
@@ -130,7 +182,7 @@ class Rereadable:
         check_rereadable(batches)
         self.batches, self.seed, self.num_samples, self.num_batches = batches, seed, 0, 0
         self.sha256, self._hashes = "", False
-        self._required = required_inputs(model)
+        self._model, self._required = model, required_inputs(model)
 
     @classmethod
     def of(cls, batches: Any, model: nn.Module | None = None) -> "Rereadable":
@@ -161,7 +213,7 @@ class Rereadable:
                 batch = next(iterator, None)
             if batch is None:
                 break
-            pair = as_pair(batch, self._required)
+            pair = read_pair(batch, self._model, self._required)
             count, number = count + leading_size(pair[0]), number + 1
             if hashes is not None:
                 hashes.append(content_sha256(pair))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hessprune.errors import DataError
 from hessprune.foundation.checks import check_labels
+from hessprune.foundation.texts import are_words_last
 from hessprune.foundation.trees import describe
 
 LossFn = Callable[[Any, Any], Tensor]
@@ -66,6 +67,32 @@ def labels_for(logits: Tensor, targets: Any, name: str = "batches", *, ignore_in
     else:
         check_labels(targets.where(targets != ignore_index, -100), logits.shape[1], name)
     return targets
+
+
+def check_class_axis(logits: Tensor, targets: Any, inputs: Any) -> None:
+    """Raise where classes lie on the last axis, as of language models, and cross-entropy would take axis 1.
+
+    With as many words in a text as in the vocabulary, the shapes `(N, T, T)` and `(N, T)` say nothing. So the inputs
+    decide: where they are `(N, T)` words or their embeddings, `logits` has a row for each. Models of images with
+    logits `(N, C, L)` and masks `(N, L)` are not meant.
+
+    Args:
+        logits: Of the model.
+        targets: Integer labels `(N, T)`, or None; others are not checked.
+        inputs: Of the batch.
+
+    Raises:
+        DataError: The logits have a row for each word.
+    """
+    is_label = targets is None or (
+        isinstance(targets, Tensor) and not targets.is_floating_point() and targets.shape == logits.shape[:2]
+    )
+    if is_label and are_words_last(logits, inputs):
+        raise DataError(
+            "logits must have classes along axis 1 for cross-entropy, got "
+            f"{describe(logits)}, a row for each word of the inputs. For a language model write loss_fn='next_word', "
+            "for labels of words a function that returns cross_entropy(logits.flatten(0, 1), labels.flatten())."
+        )
 
 
 def are_labels(logits: Tensor, targets: Any) -> bool:

@@ -15,10 +15,12 @@ from hessprune.foundation.experts import experts_run_by, put_experts_side_by_sid
 from hessprune.foundation.integers import RealIntegers, inputs_with_integers, with_integers
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.tensors import named_tensors
+from hessprune.foundation.texts import has_decoder
 from hessprune.foundation.trees import describe, tensors_in, to_device
 
 T = TypeVar("T")
 
+CHECK_INPUTS = "Check size, channels and dtype of the inputs."
 # What a forward pass may raise through no fault of its inputs.
 _OTHER_CAUSES = (HessPruneError, torch.OutOfMemoryError, torch.AcceleratorError)
 
@@ -76,7 +78,7 @@ def forward(model: nn.Module, inputs: Any, name: str = "batches") -> Any:
         where = f", in module '{module}'" if module else ""
         raise DataError(
             f"inputs in `{name}` must fit the model, got {describe(inputs)}{where}: {reason}. "
-            f"{dtype_remedy(model, inputs) or 'Check size, channels and dtype of the inputs.'}"
+            f"{dtype_remedy(model, inputs) or _pair_remedy(model, inputs) or CHECK_INPUTS}"
         ) from error
 
 
@@ -89,6 +91,14 @@ def dtype_remedy(model: nn.Module, inputs: Any) -> str:
     name, other = (str(dtype).removeprefix("torch.") for dtype in (held, min(given - {held}, key=str)))
     call = "model.float()" if other == "float32" else f"model.to(torch.{other})"
     return f"The weights are {name}, the inputs {other}: call {call}, or pass inputs of dtype {name}."
+
+
+def _pair_remedy(model: nn.Module, inputs: Any) -> str:
+    """Return the remedy for inputs of an encoder alone, where a decoder follows; an empty string for others."""
+    is_pair = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if not is_pair or not isinstance(inputs, Mapping) or has_decoder(inputs):
+        return ""
+    return "Give `decoder_input_ids` beside the inputs of the encoder."
 
 
 def failing_module(model: nn.Module, error: BaseException) -> str:

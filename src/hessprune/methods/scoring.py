@@ -16,7 +16,7 @@ from hessprune.foundation.sharded import is_sharded, lent_as_sharded
 from hessprune.foundation.symmetric import as_symmetric
 from hessprune.layers.input_moments import InputMoments
 from hessprune.methods.method import Method, Scores, Scoring
-from hessprune.methods.reach import unseen_groups
+from hessprune.methods.reach import sampled_groups, unseen_groups
 from hessprune.methods.text import as_method
 from hessprune.methods.values import Saliency
 from hessprune.objectives.choice import Chosen, choose_objective
@@ -44,8 +44,8 @@ def saliency(
         batches: Calibration data, a re-iterable of inputs, of `(inputs, targets)`, or of mappings with labels inside; a
             few hundred samples are enough.
         method: A method by value, such as `hp.HAP(estimator="rademacher")`, or as text, such as `"hap"`.
-        loss_fn: A loss of `(output, targets)` that averages over samples. Without one, `joint` compares outputs with
-            those of the dense model; other methods take cross-entropy where there are labels.
+        loss_fn: A loss of `(output, targets)` that averages over samples, or `"next_word"`. Without one, `joint`
+            compares outputs with those of the dense model; other methods take cross-entropy where there are labels.
         outputs: Names of the outputs that are compared, or weights by name; all of them if None.
         seed: For methods that draw at random and have no seed of their own.
 
@@ -100,13 +100,17 @@ def scored(
         objective = choose_objective(
             model, batches, loss_fn, outputs=outputs, prefer=method.needs, asker=f"{method.name!r}"
         )
-    unseen = [] if objective is None or is_sharded(model) else unseen_groups(model, groups, batches, objective)
+    sampled, unseen = [*groups], []
+    if objective is not None and not is_sharded(model):
+        sampled = sampled_groups(model, groups, batches)
+        unseen = unseen_groups(model, groups, batches, objective)
+        unseen += sorted({group.name for group in groups} - {group.name for group in sampled} - {*unseen})
     if len(unseen) == len(groups):
         raise NumericalError(
             f"the loss must depend on a group at least, got none that a gradient reaches: {', '.join(unseen[:5])}. "
             "Take `no_grad` and `detach` out of the forward, or use method='magnitude'."
         )
-    seen = [group for group in groups if group.name not in unseen]
+    seen = [group for group in sampled if group.name not in unseen]
     scores = method.score(
         Scoring(model=model, groups=seen, batches=batches, loss_fn=objective, seed=seed, moments=moments)
     )

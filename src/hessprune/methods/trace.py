@@ -43,7 +43,7 @@ def hessian_trace(
         groups: From `find_groups`.
         batches: Re-iterable of `(inputs, targets)`.
         estimator: `"exact"`, `"rademacher"` or `"hutchinson"`.
-        loss_fn: A loss of `(logits, targets)` that averages; cross-entropy if None.
+        loss_fn: A loss of `(logits, targets)` that averages, or `"next_word"`; cross-entropy if None.
         precision: `"fp32"`, `"bf16"`, `"fp16"` (not on a CPU) or `"fp64"`.
         seed: For the stochastic estimators.
         num_probes: Draws of `rademacher` (4) or probes of `hutchinson` (300).

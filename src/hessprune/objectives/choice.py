@@ -10,16 +10,19 @@ from torch import Tensor, nn
 from hessprune.errors import ArgumentError, DataError
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_labels
-from hessprune.foundation.losses import are_labels, as_labels
+from hessprune.foundation.losses import are_labels, as_cross_entropy, as_labels, check_class_axis
 from hessprune.foundation.modules import device_of, forward, logits_of
+from hessprune.foundation.named_losses import loss_of
 from hessprune.foundation.processes import is_own, summed
 from hessprune.foundation.progress import track
 from hessprune.foundation.state import evaluation_mode
+from hessprune.foundation.texts import are_words_last, argument_names, by_name, tokens_of
 from hessprune.foundation.trees import describe, leading_size, sample_rows, to_device
+from hessprune.foundation.words import next_word, own_words, predicted_words, shifts_words
 from hessprune.objectives.closed_form import module_of
 from hessprune.objectives.dense import DenseOutputs, Part
 from hessprune.objectives.given import GivenLoss
-from hessprune.objectives.masks import tokens_of
+from hessprune.objectives.next_words import NextWordLoss
 from hessprune.objectives.objective import Objective
 from hessprune.objectives.outputs import Outputs, targets_of
 
@@ -47,7 +50,7 @@ def choose_objective(
     Args:
         model: The dense model; it is left as it was.
         batches: Re-iterable of inputs alone, `(inputs, targets)`, or mappings with labels inside.
-        loss_fn: A loss of `(output, targets)`, or an objective; it overrides everything else.
+        loss_fn: A loss of `(output, targets)`, its name, or an objective; it overrides everything else.
         outputs: Names of the outputs that are compared, or their weights by name.
         prefer: What decides if there is no loss.
         asker: What messages call the caller.
@@ -56,8 +59,9 @@ def choose_objective(
         The objective.
 
     Raises:
-        ArgumentError: `outputs` names none, or a weight is no positive number.
-        DataError: A gradient is asked for and there are no labels, or targets do not fit.
+        ArgumentError: `outputs` names none, a weight is no positive number, or no loss has the name.
+        DataError: A gradient is asked for and there are no labels, or targets do not fit, or the logits of a language
+            model are given to cross-entropy.
 
     Example:
         >>> import torch
@@ -66,21 +70,26 @@ def choose_objective(
     """
     if isinstance(loss_fn, Objective):
         return loss_fn
-    batches = Rereadable.of(batches, model)
+    loss_fn, batches = loss_of(loss_fn), Rereadable.of(batches, model)
     inputs, targets = next(iter(batches))
+    if loss_fn is next_word:
+        return _next_words(model, inputs, targets)
     if loss_fn is not None:
         check_average(loss_fn)
+        if as_cross_entropy(loss_fn) is not None and tokens_of(inputs) is not None:
+            check_class_axis(_for_all(logits_of(_run(model, inputs, [0])), leading_size(inputs)), targets, inputs)
         return GivenLoss(loss_fn=loss_fn, outputs=None if module_of(loss_fn) else _outputs_of(model, inputs))
     pair, alone = _run(model, inputs, [0, -1]), _run(model, inputs, [0])
     _check_targets(targets, leading_size(inputs))
     every = Outputs.find(pair, alone)
     logits = _for_all(logits_of(pair), leading_size(inputs))
-    if prefer != "dense outputs" and are_labels(logits, targets):
+    if prefer != "dense outputs" and are_labels(logits, targets) and not are_words_last(logits, inputs):
         return GivenLoss(loss_fn=None)
     if prefer == "gradient":
         raise DataError(
             f"`batches` must hold labels for {asker}, which needs the gradient of a loss, got targets "
-            f"{describe(targets)} for outputs {describe(alone)}. Give (inputs, labels), or the loss as `loss_fn`."
+            f"{describe(targets)} for outputs {describe(alone)}. Give (inputs, labels), or the loss as `loss_fn`, of a "
+            "language model 'next_word'."
         )
     shares = _shares(outputs)
     reading = every.counting() if shares is None else every.only([*shares])
@@ -89,7 +98,7 @@ def choose_objective(
     parts = tuple(known.part(name, tensor) for name, tensor in tensors.items())
     total = len(parts) if shares is None else sum(shares.values())
     parts = tuple(replace(part, share=(1.0 if shares is None else shares[part.name]) / total) for part in parts)
-    objective = DenseOutputs(outputs=reading, parts=parts)
+    objective = DenseOutputs(outputs=reading, parts=parts, names=argument_names(model))
     return objective if all(part.rule == "divergence" for part in parts) else _measured(objective, model, batches)
 
 
@@ -97,16 +106,23 @@ def check_average(loss_fn: Any) -> None:
     """Raise unless a loss averages.
 
     Raises:
-        ArgumentError: The loss is no function, or it says that it sums.
+        ArgumentError: The loss says that it sums.
     """
-    if not callable(loss_fn):
-        raise ArgumentError(
-            f"`loss_fn` must be a function of (output, targets), got {type(loss_fn).__name__}. "
-            "Pass one such as torch.nn.MSELoss()."
-        )
     reduction = getattr(loss_fn, "reduction", "mean")
     if reduction != "mean":
         raise ArgumentError(f"`loss_fn` must average over samples, got reduction={reduction!r}. Use reduction='mean'.")
+
+
+def _next_words(model: nn.Module, inputs: Any, targets: Any) -> NextWordLoss:
+    """Return the loss of the next word, once the words of a first batch fit the model."""
+    shift, names = shifts_words(model), argument_names(model)
+    if targets is None:
+        own_words(by_name(names, inputs), shift=shift, asker="next_word")
+    logits = logits_of(_run(model, inputs, [0, -1]))
+    predicted_words(
+        _for_all(logits, leading_size(inputs)), by_name(names, inputs), targets, shift=shift, asker="next_word"
+    )
+    return NextWordLoss(loss_fn=None, shift=shift, names=names, positions=_fewer(logits))
 
 
 def _outputs_of(model: nn.Module, inputs: Any) -> Outputs:
@@ -150,8 +166,11 @@ def _shares(outputs: Chosen) -> dict[str, float] | None:
 
 def _positions(logits: Tensor, tokens: Tensor | None) -> int | None:
     """Return how many positions of logits `(N, T, C)` count, if not all: those for which the memory suffices."""
-    if tokens is None or tokens.shape[1] != logits.shape[1]:
-        return None
+    return None if tokens is None or tokens.shape[1] != logits.shape[1] else _fewer(logits)
+
+
+def _fewer(logits: Tensor) -> int | None:
+    """Return the number of positions for which the memory suffices; None for a small vocabulary."""
     most = max(MIN_POSITIONS, MAX_LOGITS // logits.shape[2])
     return most if logits.shape[2] > MAX_LOGITS // MANY_POSITIONS else None
 
@@ -170,11 +189,11 @@ class _Known:
     def part(self, name: str, tensor: Tensor) -> Part:
         """Decide how one output is compared; `tensor` is that of two samples."""
         own, whole = targets_of(self.targets, name), self._whole(tensor)
-        if are_labels(whole, own) and self._belong(whole, own):
+        is_logits, tokens = self._is_logits(name), tokens_of(self.inputs)
+        is_text = is_logits and are_words_last(whole, self.inputs)
+        if not is_text and are_labels(whole, own) and self._belong(whole, own):
             check_labels(as_labels(whole, own), whole.shape[1])
             return Part(name=name, rule="divergence")
-        is_logits = self._is_logits(name)
-        tokens = tokens_of(self.inputs)
         if tensor.dim() == 3 and is_logits and (are_labels(whole.movedim(2, 1), own) or tokens is not None):
             return Part(name=name, rule="divergence", axis=2, positions=_positions(tensor, tokens))
         if tensor.dim() == 2 and tensor.shape[1] > 1 and own is None and is_logits:

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hessprune.foundation.texts import by_name, tokens_of
 from hessprune.foundation.trees import tensors_in
 from hessprune.objectives.factors import DiagonalFactor, JoinedFactor, LogitFactor, SoftmaxFactor
-from hessprune.objectives.masks import counted_positions, sampled_positions, tokens_of
+from hessprune.objectives.masks import counted_positions, sampled_positions
 from hessprune.objectives.objective import BatchLoss, Objective
 from hessprune.objectives.outputs import Outputs, joined, separated, targets_of
 
@@ -56,6 +57,8 @@ class DenseOutputs(Objective):
 
     outputs: Outputs
     parts: tuple[Part, ...]
+    names: tuple[str, ...] = ()
+    """Of the model's inputs, where they stand in a row: they tell which is a mask."""
     ignore_index: int = -100
     """The label of positions that do not count."""
     temperature: float = 1.0
@@ -73,7 +76,7 @@ class DenseOutputs(Objective):
 
     def on(self, inputs: Any, targets: Any, samples: int) -> "DenseLoss":
         """Return the distance on one batch."""
-        return DenseLoss(self, inputs, targets, samples)
+        return DenseLoss(self, by_name(self.names, inputs), targets, samples)
 
     def judge(self, output: Any, dense_output: Any, inputs: Any, targets: Any, samples: int) -> tuple[float, float]:
         """Return the mean distance of an output, and the weight of the batch."""
@@ -188,7 +191,11 @@ class DenseLoss(BatchLoss):
             assert tokens is not None, "positions are sampled where a model reads tokens"
             positions = (self.samples, tokens.shape[1])
         mask = counted_positions(
-            self._inputs, targets_of(self._targets, part.name), positions, ignore_index=self.objective.ignore_index
+            self._inputs,
+            targets_of(self._targets, part.name),
+            positions,
+            ignore_index=self.objective.ignore_index,
+            encoder=part.name.startswith("encoder"),
         )
         if part.positions is not None:
             mask = mask[:, sampled_positions(positions[1], part.positions).to(mask.device)]

@@ -61,13 +61,13 @@ class GivenLoss(Objective):
         """Return the mean loss of an output, and the weight of the batch."""
         entropy = as_cross_entropy(self.loss_fn)
         if entropy is not None:
-            logits = logits_of(output)
+            logits = self.read(output, samples)
             targets = labels_for(logits, targets, ignore_index=entropy.ignore_index)
             labelled = count_labelled(targets, entropy.ignore_index)
             return (float(entropy_of(logits, targets, entropy)), float(labelled)) if labelled else (0.0, 0.0)
         assert self.loss_fn is not None
         if self.closed is not None:
-            values = logits_of(output)
+            values = self.read(output, samples)
             return float(self.loss_fn(values, fitting(self.closed, values, targets))), float(samples)
         return float(self.loss_fn(output, targets)), float(samples)
 

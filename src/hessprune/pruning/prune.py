@@ -77,7 +77,8 @@ def prune(
         budget: What may be left, such as `hp.Budget(macs=0.5)`.
         method: The criterion that decides, by value or as text: `hp.HAP(precision="bf16")`, `"magnitude"`.
         loss_fn: A loss of `(output, targets)` that averages over samples; it judges every stage. Without one, a pruned
-            model is judged by how far its outputs are from those of the dense model, and labels are not needed.
+            model is judged by how far its outputs are from those of the dense model, and labels are not needed. Nor are
+            they with `"next_word"`, cross-entropy of the next word of texts, which are their own labels.
         outputs: Names of the outputs that are compared, or weights by name; all of them if None.
         implant: Share of the units leaving the full zone that keep a low-rank stand-in, the most salient of them.
         compensate: Refit the surviving layers to the dense layers' outputs and re-estimate BatchNorm, each where that

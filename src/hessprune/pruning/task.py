@@ -14,6 +14,7 @@ from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.losses import loss_name
+from hessprune.foundation.named_losses import loss_of
 from hessprune.foundation.options import check_flag, check_type
 from hessprune.layers.chains import find_stack
 from hessprune.layers.input_moments import InputMoments
@@ -52,6 +53,7 @@ class Task:
     """Moments of layer inputs by weight, from which survivors are refitted without data."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "loss_fn", loss_of(self.loss_fn))
         check_budget(self.budget)
         check_type("ranking", self.ranking, Ranking, "hp.Ranking(round_to=8)")
         check_flag("compensate", self.compensate)

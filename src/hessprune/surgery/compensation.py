@@ -44,7 +44,7 @@ def compensate(
         pruned: The model from `apply_plan`; both models are left untouched.
         plan: The plan between them.
         batches: Calibration data, a re-iterable of inputs, of `(inputs, targets)`, or of mappings.
-        loss_fn: The loss on held-out samples; the distance to the dense model's outputs if None.
+        loss_fn: The loss on held-out samples, or `"next_word"`; the distance to the dense model's outputs if None.
         outputs: Names of the outputs that are compared, or weights by name; all of them if None.
 
     Returns:
@@ -68,10 +68,10 @@ def compensate(
     check_pair(dense, pruned, plan)
     batches = Rereadable.of(batches, dense)
     check_batches(batches)
+    objective = choose_objective(dense, batches, loss_fn, outputs=outputs)
     samples = gather(batches, pruned)
     if sum(map(len, samples)) < MIN_SAMPLES:
         return copy.deepcopy(pruned)
-    objective = choose_objective(dense, batches, loss_fn, outputs=outputs)
     size = 1 + max(int(part.places.max()) for part in samples)
     test = torch.arange(size) % 5 == 0
     fitting = [part.only(~test) for part in samples if not bool(test[part.places].all())]

@@ -73,6 +73,7 @@ def compensate_by_block(
     check_pair(dense, pruned, plan)
     batches = Rereadable.of(batches, dense)
     check_batches(batches)
+    objective = choose_objective(dense, batches, loss_fn, outputs=outputs)
     stack, samples = _stacked(dense, pruned, batches)
     if sum(map(len, samples)) < MIN_SAMPLES:
         return copy.deepcopy(pruned)
@@ -82,7 +83,6 @@ def compensate_by_block(
     if not fitting:
         return copy.deepcopy(pruned)
     fitted = refitted_by_block(dense, pruned, plan, fitting, stack=stack, folder=folder)
-    objective = choose_objective(dense, batches, loss_fn, outputs=outputs)
     judging = [pair for part in left_out(samples, test) for pair in _in_portions(part, pruned)]
     before, after = (mean_loss(objective, dense, model, judging) for model in (pruned, fitted))
     return fitted if after < before else copy.deepcopy(pruned)

@@ -12,17 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from hessprune.deploy.evaluation import Evaluation, Metric, evaluate
+from hessprune.deploy.evaluation import PERPLEXITY, Evaluation, Metric, evaluate
 from hessprune.errors import ArgumentError, NumericalError
 from hessprune.foundation.arrival import arrived, received
 from hessprune.foundation.bars import shown_progress
-from hessprune.foundation.batches import as_pair, required_inputs
+from hessprune.foundation.batches import read_pair, required_inputs
 from hessprune.foundation.checks import check_batches, check_finite_parameters
 from hessprune.foundation.losses import LossFn
 from hessprune.foundation.modules import device_of
+from hessprune.foundation.named_losses import loss_of
 from hessprune.foundation.progress import Bar, progress_bar
 from hessprune.foundation.state import seeded, set_training
 from hessprune.foundation.trees import leading_size
+from hessprune.foundation.words import next_word
 from hessprune.training.batchnorm import FirstSamples, has_batchnorm, reestimate_batchnorm
 from hessprune.training.config import EpochRecord, FinetuneConfig, FinetuneResult
 from hessprune.training.learner import Learner, check_precision
@@ -43,7 +45,7 @@ def finetune(
     validation: Iterable[Any],
     *,
     config: FinetuneConfig,
-    loss_fn: LossFn | None = None,
+    loss_fn: LossFn | str | None = None,
     metric: Metric | None = None,
     teacher: nn.Module | None = None,
     checkpoint_dir: Path | str | None = None,
@@ -67,7 +69,9 @@ def finetune(
         train: Re-iterable of (inputs, targets); `set_epoch(epoch)` and `iterate(epoch, start_step)` are used if there.
         validation: Re-iterable of (inputs, targets), held out from both training and testing.
         config: Settings.
-        loss_fn: `(output, targets) → mean loss of the batch`, for training and validation; cross-entropy if None.
+        loss_fn: `(output, targets) → mean loss of the batch`, for training and validation. If None, it is
+            cross-entropy, or with the metric `"perplexity"` that of the next word, `"next_word"`, for which inputs
+            alone suffice. Padding does not count in the latter, whatever its label.
         metric: `(output, targets) → mean of the batch`, the higher the better, or `"perplexity"`; it chooses the best
             epoch.
         teacher: The dense model, needed when `config.distill_weight` is above 0.
@@ -78,8 +82,8 @@ def finetune(
         The best model in evaluation mode, the history and the best epoch.
 
     Raises:
-        ArgumentError: The device lacks the precision, the teacher is missing or answers in another shape, or nothing
-            can be trained.
+        ArgumentError: The device lacks the precision, the teacher is missing or answers in another shape, nothing can
+            be trained, or no loss or metric has the name.
         CheckpointError: The folder holds another run, or a truncated file.
         DataError: The batches are empty or one-shot, do not fit the model, or hold labels out of range.
         NumericalError: Weights or loss are not finite; the best model so far stays in the folder.
@@ -97,6 +101,7 @@ def finetune(
             f"`teacher` must be a model when distill_weight is {config.distill_weight}, got None. Pass the dense "
             "model, or distill_weight=0."
         )
+    loss = next_word if loss_fn is None and metric == PERPLEXITY else loss_of(loss_fn)
     together = is_shared(model)
     with (
         shown_progress(progress),
@@ -104,7 +109,7 @@ def finetune(
         shared_data(together, train=train, validation=validation),
     ):
         taught = None if teacher is None else arrived(teacher)
-        goal = _Goal(loss_fn=loss_fn, metric=metric, teacher=taught, together=together)
+        goal = _Goal(loss_fn=loss, metric=metric, teacher=taught, together=together)
         return _finetuned(plain, train, validation, config, goal, checkpoint_dir)
 
 
@@ -224,11 +229,11 @@ def _begin(run: _Run) -> None:
 def _train_epoch(run: _Run, bar: Bar) -> None:
     """Take the epoch's remaining steps, with a checkpoint every so many."""
     progress, seed = run.progress, run.config.seed
-    set_training(run.learner.model, True)
     started = time.perf_counter()
-    required = required_inputs(run.learner.model)
+    model, required = run.learner.model, required_inputs(run.learner.model)
+    set_training(model, True)
     for batch in replayed(run.train, seed=seed, epoch=progress.epoch, start_step=progress.step):
-        inputs, targets = as_pair(batch, required, "train")
+        inputs, targets = read_pair(batch, model, required, "train")
         run.learner.freeze(run.taken(progress.step) / run.total_steps)
         with seeded(derived_seed(seed, "step", progress.epoch, progress.step, *run.learner.team.own)):
             loss = run.learner.step(inputs, targets, run.rate(progress.step))

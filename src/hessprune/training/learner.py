@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from hessprune.errors import ArgumentError
-from hessprune.foundation.losses import LossFn, as_cross_entropy, labels_for
+from hessprune.foundation.losses import LossFn, as_cross_entropy, check_class_axis, labels_for
 from hessprune.foundation.modules import device_of, forward, logits_of, predict
 from hessprune.foundation.state import evaluation_mode
-from hessprune.foundation.trees import describe, to_device
+from hessprune.foundation.texts import argument_names, by_name, position_mask
+from hessprune.foundation.trees import describe, leading_size, to_device
+from hessprune.foundation.words import check_words, next_word, predicted_words, shifts_words, word_entropy
 from hessprune.training.config import FinetuneConfig
-from hessprune.training.objective import divisor, objective
+from hessprune.training.objective import divisor, objective, words_kept
 from hessprune.training.team import Share, Team
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -45,6 +47,7 @@ class Learner:
         self.model = model
         self.team = Team(model, together)
         self.loss_fn = loss_fn
+        self.kind = word_entropy if loss_fn is next_word else loss_fn
         self.config = config
         self.teacher = teacher if config.distill_weight > 0 else None
         self.device = device_of(model)
@@ -57,10 +60,11 @@ class Learner:
         A batch without a single label has no loss: it counts as 0 and changes nothing either, unless a teacher
         provides all of the objective.
         """
-        targets = to_device(targets, self.device)
+        inputs, targets = to_device((inputs, targets), self.device)
+        targets = self._as_words(inputs, targets)
         if self._is_unlabelled(targets):
             return 0.0
-        loss = self._loss(self.team.share(to_device(inputs, self.device), targets), targets)
+        loss = self._loss(self.team.share(inputs, targets), inputs, targets)
         value = self.team.total(float(loss.detach()))
         if math.isfinite(value):
             self._update(loss, lr)
@@ -100,21 +104,42 @@ class Learner:
                 self.optimizer.state[parameters[name]][entry] = moved
         self.scaler.load_state_dict(dict(scaler))
 
-    def _loss(self, share: Share, targets: Any) -> Tensor:
-        """Return the objective of a share; its mean over processes is that of the batch."""
+    def _as_words(self, inputs: Any, targets: Any) -> Any:
+        """Return the words of texts in the places of their predictions; targets of other losses as they are."""
+        if self.kind is not word_entropy or self.config.distill_weight == 1:
+            return targets
+        named = by_name(argument_names(self.model), inputs)
+        return predicted_words(None, named, targets, shift=shifts_words(self.model), asker="next_word")
+
+    def _loss(self, share: Share, inputs: Any, targets: Any) -> Tensor:
+        """Return the objective of a share of a batch; its mean over processes is that of the batch."""
         entropy, own = as_cross_entropy(self.loss_fn), share.targets
         with self._autocast():
             output = forward(self.team.module, share.inputs, "train")
             taught = self._teach(share.inputs, logits_of(output))
-        if entropy is not None and self.config.distill_weight < 1:
-            own = labels_for(logits_of(output), own, "train", ignore_index=entropy.ignore_index)
+        logits, named = logits_of(output), by_name(argument_names(self.model), share.inputs)
+        if self.config.distill_weight < 1 and self.kind is word_entropy:
+            check_words(logits, own, asker="next_word")
+        elif self.config.distill_weight < 1 and entropy is not None:
+            check_class_axis(logits, own, named)
+            own = labels_for(logits, own, "train", ignore_index=entropy.ignore_index)
         if self.team.size == 1:
-            return objective(output, own, taught, self.config, self.loss_fn)
-        count, whole = (divisor(labels, self.loss_fn) for labels in (own, targets))
+            return objective(output, own, taught, self.config, self.kind, inputs=named)
+        count, whole = (divisor(labels, self.kind) for labels in (own, targets))
         labels = share.rows if count is None or whole is None else self.team.size * count / whole
         if share.rows == 0:  # a row that stands in for none
             labels = 0.0
-        return objective(output, own, taught, self.config, self.loss_fn, of_labels=labels, of_rows=share.rows)
+        rows = self._weight(share, inputs, logits)
+        return objective(output, own, taught, self.config, self.kind, inputs=named, of_labels=labels, of_rows=rows)
+
+    def _weight(self, share: Share, inputs: Any, logits: Tensor) -> float:
+        """Return the factor of a mean over the positions of a share, of texts without their padding."""
+        names = argument_names(self.model)
+        own = words_kept(logits, by_name(names, share.inputs), self.kind)
+        whole = position_mask(by_name(names, inputs), (leading_size(inputs), *logits.shape[1:2]))
+        if own is None or whole is None or share.rows == 0:
+            return share.rows
+        return self.team.size * float(own.sum()) / max(float(whole.sum()), 1.0)
 
     def _teach(self, inputs: Any, logits: Tensor) -> Tensor | None:
         """Return the teacher's logits, on the student's device."""
@@ -131,7 +156,7 @@ class Learner:
 
     def _is_unlabelled(self, targets: Any) -> bool:
         """Return whether no label counts, and no teacher provides all of the objective."""
-        return self.config.distill_weight < 1 and divisor(targets, self.loss_fn) == 0
+        return self.config.distill_weight < 1 and divisor(targets, self.kind) == 0
 
     def _update(self, loss: Tensor, lr: float) -> None:
         for group in self.optimizer.param_groups:

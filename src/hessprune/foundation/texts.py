@@ -1,0 +1,121 @@
+"""Texts among the inputs of a model: their tokens, and the mask that tells words from padding."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from hessprune.foundation.trees import tensors_in
+
+TOKENS = ("decoder_input_ids", "input_ids")
+"""Names of inputs that are numbers of words."""
+EMBEDDED = ("decoder_inputs_embeds", "inputs_embeds")
+"""Names of inputs that are embeddings of words."""
+DECODER, KEPT = "decoder_attention_mask", "attention_mask"
+"""Names of inputs that say which positions count."""
+PADDED = ("src_key_padding_mask", "key_padding_mask", "padding_mask")
+"""Names of inputs that are true where a position is padding."""
+BLOCKED = -1e3
+"""Masks that are added to scores block a position by less than this."""
+
+
+def argument_names(model: Any) -> tuple[str, ...]:
+    """Return the names of what a model's forward takes in a row, before anything of a number left open."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (AttributeError, TypeError, ValueError):
+        return ()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
+
+
+def by_name(names: Sequence[str], inputs: Any) -> Any:
+    """Return inputs that stand in a row by the names of their arguments, so that a mask among them is known.
+
+    Example:
+        >>> by_name(("input_ids", "attention_mask", "labels"), (1, 2))
+        {'input_ids': 1, 'attention_mask': 2}
+    """
+    fits = isinstance(inputs, tuple | list) and len(inputs) <= len(names)
+    return dict(zip(names, inputs, strict=False)) if fits else inputs
+
+
+def has_decoder(inputs: Any) -> bool:
+    """Return whether inputs hold those of a decoder beside those of an encoder.
+
+    Example:
+        >>> has_decoder({"input_ids": 1, "decoder_input_ids": 2}), has_decoder({"input_ids": 1})
+        (True, False)
+    """
+    return isinstance(inputs, Mapping) and any(
+        str(name).startswith("decoder_") and value is not None for name, value in inputs.items()
+    )
+
+
+def tokens_of(inputs: Any) -> Tensor | None:
+    """Return the tokens `(N, T)` that a model reads, of a pair of encoder and decoder the decoder's; None without."""
+    first = next(tensors_in(inputs), None)
+    named = [inputs[name] for name in TOKENS if name in inputs] if isinstance(inputs, Mapping) else []
+    tokens = named[0] if named else first
+    is_text = isinstance(tokens, Tensor) and tokens.dim() == 2 and not tokens.is_floating_point()
+    return tokens if is_text else None
+
+
+def are_words_last(logits: Tensor, inputs: Any) -> bool:
+    """Return whether logits `(N, T, V)` hold a row for each word of the inputs, so that classes lie on the last axis.
+
+    Example:
+        >>> tokens = torch.zeros(2, 3, dtype=torch.int64)
+        >>> are_words_last(torch.zeros(2, 3, 9), tokens), are_words_last(torch.zeros(2, 9, 3), tokens)
+        (True, False)
+    """
+    embedded = [inputs[name] for name in EMBEDDED if name in inputs] if isinstance(inputs, Mapping) else []
+    words = tokens_of(inputs) if not embedded else embedded[0]
+    return isinstance(words, Tensor) and logits.dim() == 3 and logits.shape[:2] == words.shape[:2]
+
+
+def masks_of(inputs: Any, *, encoder: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Yield the masks among keyword arguments that speak of the outputs' positions, with their names.
+
+    Args:
+        inputs: Of the batch. Beside a decoder, `attention_mask` is the encoder's, which says nothing of the decoder.
+        encoder: True for outputs of the encoder.
+    """
+    own = (DECODER,) if has_decoder(inputs) and not encoder else (KEPT, *PADDED)
+    for name in own if isinstance(inputs, Mapping) else ():
+        if isinstance(inputs.get(name), Tensor):
+            yield name, inputs[name]
+
+
+def position_mask(inputs: Any, positions: Sequence[int], *, encoder: bool = False) -> Tensor | None:
+    """Return which positions `(N, T)` hold words and not padding, in bool; None where no mask says so.
+
+    Masks are `(N, T)` or `(1, T)`. Of masks over pairs of positions, `(N, T, T)` or `(N, heads, T, T)`, a position is
+    padding if none looks at it. Masks of floating-point numbers may be 0 and 1, or what is added to scores.
+
+    Args:
+        inputs: Of the batch.
+        positions: `(N, T)`.
+        encoder: True for outputs of the encoder.
+
+    Example:
+        >>> position_mask({"attention_mask": torch.tensor([[1, 1, 0]])}, (1, 3))
+        tensor([[ True,  True, False]])
+    """
+    samples, length = positions[:2]
+    for name, mask in masks_of(inputs, encoder=encoder):
+        if 2 <= mask.dim() <= 4 and mask.shape[0] in (1, samples) and mask.shape[-1] == length:
+            kept = ~mask.bool() if name in PADDED else _kept(mask)
+            return (
+                kept.flatten(1, -2).any(1).expand(samples, length) if mask.dim() > 2 else kept.expand(samples, length)
+            )
+    return None
+
+
+def _kept(mask: Tensor) -> Tensor:
+    """Return where a mask is 1 or true, or adds nothing much to a score."""
+    if not mask.is_floating_point():
+        return mask.bool()
+    is_added = bool((mask < 0).any()) or (mask.dim() > 2 and not bool((mask > 0).any()))
+    return mask > BLOCKED if is_added else mask > 0

@@ -1,0 +1,66 @@
+"""Which positions are padding, in every form that masks have."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hessprune.foundation.texts import are_words_last, has_decoder, position_mask
+
+KEPT = torch.tensor([[0, 1, 1], [1, 1, 0]])
+LOOKED_AT = KEPT[:, None, None, :].bool().expand(2, 4, 3, 3) & torch.ones(3, 3).tril().bool()
+MASKS = {
+    "integers": KEPT,
+    "bool": KEPT.bool(),
+    "numbers": KEPT.double(),
+    "added to scores": torch.zeros(2, 3).masked_fill(KEPT == 0, float("-inf")),
+    "pairs of positions, bool": LOOKED_AT,
+    "pairs, integers": LOOKED_AT[:, 0].long(),
+    "pairs, one row": LOOKED_AT[:, :1].any(2, keepdim=True),
+    "pairs, added": torch.zeros(2, 1, 3, 3).masked_fill(~LOOKED_AT[:, :1], torch.finfo(torch.float32).min),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_of_all_forms_say_the_same(name: str) -> None:
+    found = position_mask({"attention_mask": MASKS[name]}, (2, 3))
+    assert found is not None
+    assert torch.equal(found, KEPT.bool())
+
+
+@pytest.mark.parametrize("padding", [KEPT == 0, (KEPT == 0).long(), torch.zeros(2, 3).masked_fill(KEPT == 0, -1e9)])
+def test_masks_of_padding_are_the_other_way_round(padding: Tensor) -> None:
+    found = position_mask({"src_key_padding_mask": padding}, (2, 3))
+    assert found is not None
+    assert torch.equal(found, KEPT.bool())
+
+
+def test_one_row_stands_for_all_and_other_shapes_say_nothing() -> None:
+    one = position_mask({"attention_mask": KEPT[:1]}, (2, 3))
+    assert one is not None
+    assert one.tolist() == [[False, True, True]] * 2
+    for mask in (KEPT[:, :2], KEPT[0], torch.ones(5, 3), "causal"):
+        assert position_mask({"attention_mask": mask}, (2, 3)) is None
+    assert position_mask((KEPT, KEPT), (2, 3)) is None
+    unmasked = position_mask({"attention_mask": torch.zeros(2, 1, 3, 3)}, (2, 3))  # nothing is added
+    assert unmasked is not None
+    assert unmasked.all()
+
+
+def test_beside_a_decoder_the_attention_mask_is_the_encoder_s() -> None:
+    both: dict[str, Any] = {"attention_mask": KEPT, "decoder_input_ids": torch.ones(2, 3)}
+    assert has_decoder(both)
+    assert not has_decoder({**both, "decoder_input_ids": None})
+    assert position_mask(both, (2, 3)) is None
+    encoder = position_mask(both, (2, 3), encoder=True)
+    assert encoder is not None
+    assert torch.equal(encoder, KEPT.bool())
+
+
+def test_words_or_their_embeddings_tell_the_axis_of_classes() -> None:
+    logits = torch.zeros(2, 3, 3)
+    assert are_words_last(logits, {"inputs_embeds": torch.zeros(2, 3, 8)})
+    assert are_words_last(logits, torch.zeros(2, 3, dtype=torch.int32))
+    for inputs in (torch.zeros(2, 3), torch.zeros(2, 3, 8), {"pixel_values": torch.zeros(2, 3, 3)}):
+        assert not are_words_last(logits, inputs)
