@@ -40,8 +40,17 @@ class Words(nn.Module):
         torch.manual_seed(0)
         self.words, self.head = nn.Embedding(9, 6).double(), nn.Linear(6, 9).double()
 
-    def forward(self, words: Tensor) -> Tensor:
+    def forward(self, words: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        del attention_mask
         return self.head(torch.tanh(self.words(words)))
+
+
+def louder(model: nn.Module) -> nn.Module:
+    """Return a model with twice the weights, from which others can learn."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 2
+    return model
 
 
 def batches(kind: str = "labels") -> list[Any]:
@@ -54,6 +63,11 @@ def batches(kind: str = "labels") -> list[Any]:
     if kind == "words":
         words = torch.randint(9, (14, 5), generator=generator)
         return [(part, part.masked_fill(part == 0, -100)) for part in words.split(SIZES)]
+    if kind == "padded words":
+        words, mask = torch.randint(9, (14, 5), generator=generator), torch.ones(14, 5)
+        mask[:4, :3], mask[5, 2:] = 0, 0  # another number of words in each share
+        pairs = zip(words.split(SIZES), mask.split(SIZES), strict=True)
+        return [{"words": ids, "attention_mask": kept} for ids, kept in pairs]
     return [*zip(x.split(SIZES), y.split(SIZES), strict=True)]
 
 
@@ -64,6 +78,15 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any]]] = {
     "weights of classes": (network, "labels", {"loss_fn": nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 5.0]).double())}),
     "regression": (network, "regression", {"loss_fn": nn.functional.mse_loss}),
     "words": (Words, "words", {"loss_fn": next_word}),
+    "padded words of a teacher": (
+        Words,
+        "padded words",
+        {
+            "teacher": louder(Words()),
+            "config": hp.FinetuneConfig(epochs=3, lr=0.1, distill_weight=0.5),
+            "metric": "perplexity",
+        },
+    ),
     "a teacher": (
         network,
         "unlabelled",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,8 +36,9 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, coun
         >>> float(distillation_loss(logits, logits + 1, temperature=2.0)) < 1e-6
         True
     """
-    log_student = F.log_softmax(student.float() / temperature, dim=1)
-    log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
+    student, teacher = (each if each.dtype == torch.float64 else each.float() for each in (student, teacher))
+    log_student = F.log_softmax(student / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher / temperature, dim=1)
     divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1)  # (N, *K)
     if counted is None:
         return temperature**2 * divergence.mean()
