@@ -249,17 +249,17 @@ def decoder_tables() -> str:
         marked = [f"**{text}**" if (method, share) in best else text for text, share in zip(shown, shares, strict=True)]
         lines.append(f"| `{method}` | {' | '.join(marked)} |")
     head = f"Perplexity by the share of the blocks' parameters removed; dense: {content['dense']:.1f}."
-    return "\n\n".join([f"{head}{_still_to_measure(rows)}", "\n".join(lines)])
+    return "\n\n".join([head, *_still_to_measure(rows), "\n".join(lines)])
 
 
-def _still_to_measure(rows: list[dict[str, Any]]) -> str:
-    """Say which of the planned perplexities are measured; nothing once all of them are."""
+def _still_to_measure(rows: list[dict[str, Any]]) -> list[str]:
+    """Say in short lines which of the planned perplexities are measured; nothing once all of them are."""
     wanted = 2 * 4 * len(DECODERS)
     if len(rows) >= wanted:
-        return ""
+        return []
     found = ", ".join(f"`{row['method']}` at {row['share']:.0%}" for row in rows[:3]) + (", …" if len(rows) > 3 else "")
     planned = f"{wanted} perplexities ({len(DECODERS)} methods, 4 shares, 2 draws of texts)"
-    return f" Measured so far: {len(rows)} of {planned}: {found}. The other {wanted - len(rows)} are not measured yet."
+    return [f"Measured so far: {len(rows)} of {planned}: {found}.\nThe other {wanted - len(rows)} are not measured yet."]
 
 
 DECODERS = (
