@@ -53,7 +53,7 @@ def top(
     del version
 
 
-@app.command(epilog="Examples: [bold]hessprune demo --out out/demo[/], [bold]hessprune demo --text[/]")
+@app.command(epilog="Example: [bold]hessprune demo --out out/demo[/], or [bold]hessprune demo --text[/]")
 @with_volume
 def demo(
     out: Annotated[
