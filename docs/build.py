@@ -259,7 +259,9 @@ def _still_to_measure(rows: list[dict[str, Any]]) -> list[str]:
         return []
     found = ", ".join(f"`{row['method']}` at {row['share']:.0%}" for row in rows[:3]) + (", …" if len(rows) > 3 else "")
     planned = f"{wanted} perplexities ({len(DECODERS)} methods, 4 shares, 2 draws of texts)"
-    return [f"Measured so far: {len(rows)} of {planned}: {found}.\nThe other {wanted - len(rows)} are not measured yet."]
+    return [
+        f"Measured so far: {len(rows)} of {planned}: {found}.\nThe other {wanted - len(rows)} are not measured yet."
+    ]
 
 
 DECODERS = (
