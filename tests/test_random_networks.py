@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tests.networks.check import check
 from tests.networks.network import Network
 
-NETWORKS, DRAWS = 40, 5
-"""Together 300 draws of units that leave; `benchmarks/random_networks.py` draws more."""
+NETWORKS, DRAWS = 24, 5
+"""Networks, and draws of units that leave each; `benchmarks/random_networks.py` draws thousands."""
 
 
 class Contracted(nn.Module):

@@ -66,6 +66,7 @@ def are_words_last(logits: Tensor, inputs: Any) -> bool:
     """Return whether logits `(N, T, V)` hold a row for each word of the inputs, so that classes lie on the last axis.
 
     Example:
+        >>> import torch
         >>> tokens = torch.zeros(2, 3, dtype=torch.int64)
         >>> are_words_last(torch.zeros(2, 3, 9), tokens), are_words_last(torch.zeros(2, 9, 3), tokens)
         (True, False)
@@ -100,6 +101,7 @@ def position_mask(inputs: Any, positions: Sequence[int], *, encoder: bool = Fals
         encoder: True for outputs of the encoder.
 
     Example:
+        >>> import torch
         >>> position_mask({"attention_mask": torch.tensor([[1, 1, 0]])}, (1, 3))
         tensor([[ True,  True, False]])
     """

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,10 @@ from hessprune.foundation.trees import leading_size
 from hessprune.foundation.words import next_word
 from hessprune.training.batchnorm import FirstSamples, has_batchnorm, reestimate_batchnorm
 from hessprune.training.config import EpochRecord, FinetuneConfig, FinetuneResult
+from hessprune.training.course import Course, Goal
 from hessprune.training.learner import Learner, check_precision
 from hessprune.training.replay import derived_seed, num_steps, replayed
 from hessprune.training.resume import Progress, Vault, identity_of
-from hessprune.training.schedule import learning_rate
 from hessprune.training.team import is_shared, shared_data
 
 __all__ = ["EpochRecord", "FinetuneConfig", "FinetuneResult", "finetune", "reestimate_batchnorm"]
@@ -109,7 +108,7 @@ def finetune(
         shared_data(together, train=train, validation=validation),
     ):
         taught = None if teacher is None else arrived(teacher)
-        goal = _Goal(loss_fn=loss, metric=metric, teacher=taught, together=together)
+        goal = Goal(loss_fn=loss, metric=metric, teacher=taught, together=together)
         return _finetuned(plain, train, validation, config, goal, checkpoint_dir)
 
 
@@ -118,7 +117,7 @@ def _finetuned(
     train: Iterable[Any],
     validation: Iterable[Any],
     config: FinetuneConfig,
-    goal: "_Goal",
+    goal: Goal,
     checkpoint_dir: Path | str | None,
 ) -> FinetuneResult:
     """Train a copy of a plain model."""
@@ -137,55 +136,14 @@ def _finetuned(
     return _result(run)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Goal:
-    """The loss that is minimised, the metric that chooses, and the teacher."""
-
-    loss_fn: LossFn | None
-    metric: Metric | None
-    teacher: nn.Module | None
-    together: bool
-    """Whether all processes of the group train this model."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Run:
-    train: Iterable[Any]
-    validation: Iterable[Any]
-    config: FinetuneConfig
-    steps_per_epoch: int
-    learner: Learner
-    goal: _Goal
-    vault: Vault
-    progress: Progress
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole run, 1 at least."""
-        return max(1, self.config.epochs * self.steps_per_epoch)
-
-    def taken(self, step: int) -> int:
-        """Return the steps of the whole run so far, `step` batches into the current epoch."""
-        return (self.progress.epoch - 1) * self.steps_per_epoch + step
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate, `step` batches into the current epoch."""
-        return learning_rate(
-            self.taken(step),
-            total_steps=self.total_steps,
-            peak=self.config.lr,
-            warmup_fraction=self.config.warmup_fraction,
-        )
-
-
 def _prepare(
     model: nn.Module,
     train: Iterable[Any],
     validation: Iterable[Any],
     config: FinetuneConfig,
-    goal: _Goal,
+    goal: Goal,
     checkpoint_dir: Path | str | None,
-) -> _Run:
+) -> Course:
     """Build a run that stands where the folder says, or at epoch 1 with epoch 0 measured."""
     data = {"train": train, "validation": validation}
     identity = (
@@ -196,7 +154,7 @@ def _prepare(
     vault.writes = learner.team.rank == 0
     saved = vault.load(learner)
     learner.team.wait()  # nobody writes before all have read
-    run = _Run(
+    run = Course(
         train=train,
         validation=validation,
         config=config,
@@ -211,7 +169,7 @@ def _prepare(
     return run
 
 
-def _begin(run: _Run) -> None:
+def _begin(run: Course) -> None:
     """Measure epoch 0: the model as it is or, where that validates better, with its BatchNorm re-estimated."""
     started, model = time.perf_counter(), run.learner.model
     validation = _validate(run, model)
@@ -226,7 +184,7 @@ def _begin(run: _Run) -> None:
     _close_epoch(run, validation, started)
 
 
-def _train_epoch(run: _Run, bar: Bar) -> None:
+def _train_epoch(run: Course, bar: Bar) -> None:
     """Take the epoch's remaining steps, with a checkpoint every so many."""
     progress, seed = run.progress, run.config.seed
     started = time.perf_counter()
@@ -249,14 +207,14 @@ def _train_epoch(run: _Run, bar: Bar) -> None:
         bar.advance(1, _note(run))
 
 
-def _validate(run: _Run, model: nn.Module) -> Evaluation:
+def _validate(run: Course, model: nn.Module) -> Evaluation:
     try:
         return evaluate(model, run.validation, loss_fn=run.goal.loss_fn, metric=run.goal.metric)
     except NumericalError as error:
         raise NumericalError(_diagnosis(run, "validation loss must be finite, got NaN or infinity")) from error
 
 
-def _close_epoch(run: _Run, validation: Evaluation, started: float) -> None:
+def _close_epoch(run: Course, validation: Evaluation, started: float) -> None:
     """Remember the best epoch, and write it all down; `started` is when validation began."""
     progress = run.progress
     record = EpochRecord(
@@ -273,7 +231,7 @@ def _close_epoch(run: _Run, validation: Evaluation, started: float) -> None:
     run.vault.save(run.learner, progress)
 
 
-def _result(run: _Run) -> FinetuneResult:
+def _result(run: Course) -> FinetuneResult:
     model, progress = run.learner.model, run.progress
     model.load_state_dict(progress.best)
     model.zero_grad()
@@ -281,7 +239,7 @@ def _result(run: _Run) -> FinetuneResult:
     return FinetuneResult(model=model, history=tuple(progress.history), best_epoch=progress.best_epoch)
 
 
-def _note(run: _Run) -> str:
+def _note(run: Course) -> str:
     progress = run.progress
     loss, last = progress.loss_sum / progress.num_samples, progress.history[-1]
     accuracy = last.validation_accuracy
@@ -289,7 +247,7 @@ def _note(run: _Run) -> str:
     return f"epoch {progress.epoch}/{run.config.epochs}, loss {loss:.3f}, validation {validation}"
 
 
-def _diagnosis(run: _Run, what: str) -> str:
+def _diagnosis(run: Course, what: str) -> str:
     kept = run.vault.where(run.progress) if run.progress.history else ""
     return (
         f"{what} of epoch {run.progress.epoch}. Likely (a) too high a learning rate: lower `lr` ({run.config.lr:g}) or "
