@@ -223,3 +223,23 @@ def test_half_the_macs_go_without_labels_or_loss(name: str) -> None:
     print(f"{name}: untrained {low:.3f}, trained {high:.3f}, half {after:.3f}: {kept:.1%} kept")
     assert high - low > 0.25, "the task is learned"
     assert kept >= 0.9
+
+
+class Siamese(nn.Module):
+    """An embedding, and one number for each sample beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = self.head(self.body(x).relu())
+        return embedding, F.cosine_similarity(embedding, embedding.roll(1, 1), dim=1)
+
+
+@pytest.mark.parametrize("method", ["joint", "hap", "sosp-i"])
+def test_an_output_of_one_number_for_each_sample_stands_beside_another(method: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 6)
+    result = hp.prune(Siamese(), x[:1], [x], budget=hp.Budget(macs=0.5), method=method)
+    assert result.model.body.out_features == 8

@@ -71,6 +71,8 @@ def work(number: int, port: int, folder: str, size: int) -> None:
     found["other data"] = raised(
         lambda: hp.saliency(network(), groups_of(), [(torch.randn(4, 3, 8, 8) + number, None)])
     )
+    x, later = samples()[0][:8], samples()[0][8:16] + number
+    found["other data later"] = raised(lambda: hp.saliency(network(), groups_of(), [x, later], "hap"))
     found["other numbers"] = raised(lambda: check_agreement(number, "the model must be one"))
     torch.save(found, Path(folder) / f"{number}.pt")
     dist.destroy_process_group()
@@ -126,4 +128,5 @@ def test_a_distributed_sampler_gives_all_samples(together) -> None:
 def test_processes_that_differ_are_refused(together) -> None:
     for found in together:
         assert "`batches` must be the same on all processes" in found["other data"]
+        assert "`batches` must be the same on all processes" in found["other data later"]
         assert found["other numbers"] == "the model must be one, but the processes differ. Use one process."

@@ -157,7 +157,7 @@ def test_a_channel_owns_its_patches() -> None:
 def test_coordinates_are_no_units() -> None:
     groups = found(layouts.Coordinates)
     assert sizes(groups) == {"stem.0": 6, "coord.0": 7, "last.0": 5}
-    assert reasons(groups, "coord.0.weight", 1) == "it meets a tensor of fixed size made"
+    assert reasons(groups, "coord.0.weight", 1) == "it meets a tensor of fixed size"
     assert reasons(groups, "flow.weight", 0) == "it holds coordinates for 'grid_sampler'"
 
 

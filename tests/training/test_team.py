@@ -68,7 +68,31 @@ def batches(kind: str = "labels") -> list[Any]:
         mask[:4, :3], mask[5, 2:] = 0, 0  # another number of words in each share
         pairs = zip(words.split(SIZES), mask.split(SIZES), strict=True)
         return [{"words": ids, "attention_mask": kept} for ids, kept in pairs]
+    if kind == "boxes":
+        boxes = [{"xy": torch.randn(1 + row % 4, 3, generator=generator).double()} for row in range(14)]
+        return [(x[:8], boxes[:8]), (x[8:13], boxes[8:13]), (x[13:], boxes[13:])]
+    if kind == "beside":
+        place, scale = torch.randn(1, 6, generator=generator).double(), torch.rand(14, 1, generator=generator).double()
+        parts = zip(x.split(SIZES), scale.split(SIZES), y.split(SIZES), strict=True)
+        return [((part, place, scales), labels) for part, scales, labels in parts]
     return [*zip(x.split(SIZES), y.split(SIZES), strict=True)]
+
+
+class Beside(nn.Module):
+    """A model that takes one row for all samples, and a scale for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x: Tensor, place: Tensor, scale: Tensor) -> Tensor:
+        return self.body(x + place) * scale
+
+
+def of_boxes(outputs: Tensor, boxes: list[Any]) -> Tensor:
+    """Return a mean over samples, each with boxes of its own number."""
+    losses = [(output - box["xy"].mean(0)).square().sum() for output, box in zip(outputs, boxes, strict=True)]
+    return torch.stack(losses).mean()
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any]]] = {
@@ -77,6 +101,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any]]] = {
     "a share without labels": (network, "unlabelled", {}),
     "weights of classes": (network, "labels", {"loss_fn": nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 5.0]).double())}),
     "regression": (network, "regression", {"loss_fn": nn.functional.mse_loss}),
+    "boxes": (network, "boxes", {"loss_fn": of_boxes}),
+    "a row for all": (Beside, "beside", {}),
     "words": (Words, "words", {"loss_fn": next_word}),
     "padded words of a teacher": (
         Words,
@@ -140,9 +166,16 @@ def answers(folder: Path, number: int) -> dict[str, Any]:
         dist.barrier()
         config = hp.FinetuneConfig(epochs=3, lr=0.1, reestimate_batchnorm=False, checkpoint_every_steps=1)
         found["resumed"] = weights(trained("labels", wrapped(network()), config=config, checkpoint_dir=folder / "run"))
-        other = [(batch[0] + number, batch[1]) for batch in batches()]
-        with pytest.raises(hp.errors.DataError, match="`train` must be the same on all processes"):
-            hp.finetune(wrapped(network()), other, batches(), config=CONFIG)
+        later = [*batches()[:2], (batches()[2][0] + number, batches()[2][1])]
+        for other in ([(batch[0] + number, batch[1]) for batch in batches()], later, batches()[: 2 + number]):
+            with pytest.raises(hp.errors.DataError, match="`train` must be the same on all processes"):
+                hp.finetune(wrapped(network()), other, batches(), config=CONFIG)
+        flat = [((torch.ones(4, 6).double(), torch.ones(7).double(), torch.ones(4, 1).double()), torch.arange(4) % 3)]
+        with pytest.raises(hp.errors.DataError, match="must have the 4 samples first"):
+            hp.finetune(wrapped(Beside()), flat, batches("beside"), config=CONFIG)
+        lists = [(torch.ones(2, 6).double(), [torch.ones(2, 3).double(), torch.ones(2, 3).double()])]
+        with pytest.raises(hp.errors.DataError, match="one item for each sample"):
+            hp.finetune(wrapped(network()), lists, lists, config=CONFIG, loss_fn=lambda out, t: (out - t[0]).mean())
     return found
 
 

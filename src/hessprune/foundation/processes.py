@@ -6,7 +6,7 @@ equal on all of them. Without a process group there is one process, which has al
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -87,23 +87,44 @@ def gathered_rows(rows: Tensor) -> Tensor:
 
 
 def check_same(batches: Iterable[Any], name: str) -> None:
-    """Raise unless all processes hold the same first batch.
+    """Raise unless all processes hold the same first batch, and as many batches.
 
     Raises:
-        DataError: The sums of its tensors differ.
+        DataError: The sums of its tensors differ, or the numbers do.
     """
     if num_processes() == 1:
         return
-    own = torch.zeros(num_processes(), 2, dtype=torch.float64)
+    own = torch.zeros(num_processes(), 3, dtype=torch.float64)
     tensors = [tensor.double() for tensor in tensors_in(next(iter(batches)))]
     own[rank(), 0] = float(sum(tensor.sum() for tensor in tensors))
     own[rank(), 1] = sum(tensor.numel() for tensor in tensors)
+    with suppress(TypeError):  # an iterable without a length
+        own[rank(), 2] = len(batches)  # type: ignore[arg-type]
     every = summed(own)
     if not torch.allclose(every, every[:1].expand_as(every), equal_nan=True):
-        raise DataError(
-            f"`{name}` must be the same on all processes, which share them out, got different first batches. Pass the "
-            "whole list, or a DataLoader with a DistributedSampler, on every process."
-        )
+        raise DataError(differing(name))
+
+
+def check_same_content(sha256: str, name: str) -> None:
+    """Raise unless all processes have read the same batches, by the hash of all of them.
+
+    Raises:
+        DataError: They have not.
+    """
+    if num_processes() == 1:
+        return
+    own = torch.zeros(num_processes(), dtype=torch.float64)
+    own[rank()] = int(sha256[:12] or "0", 16)
+    if len(set(summed(own).tolist())) > 1:
+        raise DataError(differing(name))
+
+
+def differing(name: str) -> str:
+    """Return the message for data that differ between processes."""
+    return (
+        f"`{name}` must be the same on all processes, which share them out, got different ones. Pass the whole list, "
+        "or a DataLoader with a DistributedSampler, on every process."
+    )
 
 
 def check_agreement(number: int, demand: str) -> None:

@@ -11,7 +11,7 @@ from hessprune.errors import ArgumentError, NumericalError
 from hessprune.foundation.arrival import watched
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters, check_range
-from hessprune.foundation.processes import check_same
+from hessprune.foundation.processes import check_same, check_same_content, num_processes
 from hessprune.foundation.sharded import is_sharded, lent_as_sharded
 from hessprune.foundation.symmetric import as_symmetric
 from hessprune.layers.input_moments import InputMoments
@@ -94,6 +94,8 @@ def scored(
     check_batches(batches)
     check_finite_parameters(model)
     check_same(batches, "batches")
+    if num_processes() > 1:
+        batches.hashed()
     groups = check_groups(model, groups)
     objective = None
     if method.needs is not None:
@@ -114,6 +116,7 @@ def scored(
     scores = method.score(
         Scoring(model=model, groups=seen, batches=batches, loss_fn=objective, seed=seed, moments=moments)
     )
+    check_same_content(batches.sha256, "batches")
     if unseen:
         scores = _with_unseen(scores, groups, seen)
     check_not_all_zero(scores.values, method)

@@ -150,7 +150,7 @@ class JoinedFactor:
     def draw(self, rows: Tensor, noise: Tensor) -> Tensor:
         """Return `S_n ξ_n`."""
         pieces = noise.split([part.mass.shape[1] for part in self.parts], 1)
-        drawn = [part.draw(rows, piece).flatten(1) for part, piece in zip(self.parts, pieces, strict=True)]
+        drawn = [part.draw(rows, piece).reshape(len(rows), -1) for part, piece in zip(self.parts, pieces, strict=True)]
         return torch.cat(drawn, 1)
 
 

@@ -224,7 +224,7 @@ class Call:
         operands = self.operands()
         stays = [labels for labels in operands if isinstance(labels, Tensor) and not bool((labels > CONSTANT).any())]
         if len(stays) == len(operands):
-            reason = f"it meets a tensor of fixed size made{self.where}"
+            reason = f"it meets a tensor of fixed size{self.where}"
         for operand in operands:
             self.walk.freeze(operand, reason)
         fixed = self.labels.fixed

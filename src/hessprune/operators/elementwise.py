@@ -88,7 +88,7 @@ register("glu", labels=glu)
 
 def created(call: Call) -> Tensor:
     """Return fixed labels: the source code says the size of a tensor made in the forward."""
-    return call.labels.fixed(call.shape, f"it meets a tensor of fixed size made{call.where}")
+    return call.labels.fixed(call.shape, f"it meets a tensor of fixed size{call.where}")
 
 
 register(

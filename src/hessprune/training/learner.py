@@ -65,7 +65,7 @@ class Learner:
         if self._is_unlabelled(targets):
             return 0.0
         loss = self._loss(self.team.share(inputs, targets), inputs, targets)
-        value = self.team.total(float(loss.detach()))
+        value = self.team.total(float(loss.detach()), (inputs, targets))
         if math.isfinite(value):
             self._update(loss, lr)
             self.team.meet()
