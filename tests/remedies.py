@@ -677,7 +677,7 @@ NO_ROW = {
     "methods.method": "`name` of a method must be new",
     "operators.table": "must be new to the table",
     "foundation.processes": r"differing\(name\)|but the processes differ",  # tests/test_processes.py
-    "training.team": "differing|samples first|one item for each sample",  # several processes: tests/training/test_team.py
+    "training.team": "differing|samples first|one item for each sample",  # tests/training/test_team.py
     "surgery.apply": "`plan` must be a Plan",  # as hp.verify says
     "surgery.verify": "must equal the masked|must cost what|must run on the example|must return tensors with numbers",
     "curvature.room": "must hold statistics for which",  # a full disk: tests/curvature/test_room.py
