@@ -22,6 +22,13 @@ from hessprune.methods.values import Saliency
 FORMAT = 2
 
 
+CAUSES = {
+    "data": ", and batches that are the same on each pass: augmentation must draw from torch's generators",
+    "loss": ", and a loss that keeps nothing from call to call: a count or a cache makes it another one",
+}
+"""What may differ although the arguments are the same."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
     """The model, units, data and loss of a measurement: its statistics serve no others."""
@@ -97,7 +104,7 @@ class Statistics:
             name, ours, asked = difference
             raise ArgumentError(
                 f"`stats` must be measured on the same {name}, got {_short(ours)} instead of {_short(asked)}. "
-                "Call hp.measure(model, example_inputs, batches) with the arguments of hp.prune."
+                f"Call hp.measure(model, example_inputs, batches) with the arguments of hp.prune{CAUSES.get(name, '')}."
             )
 
     def save(self, path: str | Path) -> Path:
