@@ -227,16 +227,22 @@ def rounding(costs: CostModel, budget: Budget, ranking: Ranking) -> Callable[[Gr
     )
 
 
+WHOLE = 0.5
+"""Share of a model that makes one ask why so little may leave."""
+
+
 def out_of_reach(budget: Budget, reachable: float, dense: float, ranking: Ranking) -> str:
     """Return the message about a budget out of reach, with the least budget that can be met."""
     least = Budget.keeping(budget.quantity, math.ceil(1000 * reachable / dense) / 1000)
     bound = f'"{least.value}"' if isinstance(least.value, str) else f"{least.value:g}"
+    mostly_whole = reachable > WHOLE * dense and not budget.is_latency
+    why = "; hp.find_groups(model, example_inputs).frozen says what stays and why" if mostly_whole else ""
     time = "; narrower layers do not measure as faster" if budget.is_latency else ""
     return (
         f"`{budget.without_target()}` must be reachable, but removing every unit that may go leaves "
         f"{budget.quantity} = {round(reachable, 3):,}, {reachable / dense:.3f} of the dense model "
         f"(min_kept_fraction={ranking.min_kept_fraction:g}, round_to={ranking.round_to}{time}). "
-        f"Ask for at least {budget.quantity}={bound}."
+        f"Ask for at least {budget.quantity}={bound}{why}."
     )
 
 

@@ -18,6 +18,8 @@ def advice(reasons: Collection[str]) -> str:
         return "Shorten `ignore`."
     if any("has no rule" in reason for reason in reasons):
         return "Give the operator a rule with hessprune.operators.table.register, or replace it."
+    if any("fixed size" in reason for reason in reasons):
+        return "Make tensors that meet channels in the likeness of these, as torch.zeros_like does."
     if any("mixes" in reason or "together" in reason for reason in reasons):
         return "Prune a network with at least one hidden layer whose channels no operator mixes."
     return "Prune a network with at least one hidden layer."
