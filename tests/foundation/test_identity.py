@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hessprune.foundation.identity import architecture_sha256, content_sha256, loss_identity
+from hessprune.foundation.identity import architecture_sha256, content_sha256, loss_identity, modules_sha256
 
 WEIGHT = 2.0
 X = torch.arange(6.0).view(2, 3)
@@ -104,3 +104,42 @@ def test_architectures_differ_by_class_setting_and_forward() -> None:
     hashes = {architecture_sha256(nn.Sequential(layer)) for layer in layers}
     assert len(hashes) == len(layers)
     assert architecture_sha256(nn.Linear(2, 2).train()) == architecture_sha256(nn.Linear(2, 2).eval())
+
+
+class Attends(nn.Module):
+    """Has a setting that no weight shows, and a helper beside its forward."""
+
+    def __init__(self, scale: float, act=torch.relu) -> None:
+        super().__init__()
+        self.scale, self.act, self.cache = scale, act, torch.zeros(2)
+
+    def forward(self, x):
+        return self.helped(x)
+
+    def helped(self, x):
+        return self.act(self.scale * x)
+
+
+def test_settings_and_functions_of_modules_count_but_not_mode_weights_and_caches():
+    one, same = Attends(1.0), Attends(1.0).eval()
+    same.cache = torch.ones(3)
+    assert modules_sha256(one) == modules_sha256(same)
+    assert modules_sha256(nn.Linear(2, 2)) == modules_sha256(nn.Linear(2, 2))
+    others = [Attends(2.0), Attends(1.0, torch.tanh), Attends(1.0, lambda x: x), nn.Sequential(one)]
+    assert len({modules_sha256(each) for each in (one, *others)}) == 5
+
+
+def test_graphs_count_by_their_code():
+    graphs = [torch.fx.symbolic_trace(Attends(1.0, act)) for act in (torch.relu, torch.tanh, torch.tanh)]
+    relu, tanh, again = map(modules_sha256, graphs)
+    assert relu != tanh == again
+
+
+def test_compiled_functions_and_modules_count_as_what_was_compiled():
+    def loss(output, y):
+        return (output - y).abs().mean()
+
+    compiled = torch.compile(loss, backend="eager")
+    compiled(torch.ones(2), torch.zeros(2))
+    assert content_sha256(compiled) == content_sha256(loss)
+    assert content_sha256(torch.compile(nn.Tanh(), backend="eager")) == content_sha256(nn.Tanh())

@@ -1,11 +1,15 @@
 import copy
+import itertools
 import json
 import math
+import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
@@ -53,6 +57,25 @@ class Resumable(Batches):
             yield self.images[step] + epoch * 0.01, self.targets[step]
 
 
+class Relabelled(Batches):
+    """The same images of other digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets = 2 - self.targets
+
+
+class Rotating(Batches):
+    """Batches in another order at each look, as where a generator draws it that is not torch's."""
+
+    def __iter__(self):
+        first = next(_LOOKS)
+        for step in range(len(self)):
+            place = (step + first) % len(self)
+            yield self.images[place], self.targets[place]
+
+
+_LOOKS = itertools.count()
 VALIDATION = [(images, targets) for images, targets in zip(Batches(3).images, Batches(3).targets, strict=True)]
 
 
@@ -61,6 +84,12 @@ def _net() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(64, 3)
     )
+
+
+def _with_another_activation() -> nn.Sequential:
+    net = _net()
+    net[2] = nn.Tanh()
+    return net
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
@@ -235,14 +264,96 @@ def test_the_folder_holds_the_best_model_as_a_plain_state_dict(tmp_path):
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 3))}, "differs in: initial weights"),
         ({"train": Batches(4)}, "batches in train 5 there, 4 now"),
         ({"validation": [(images[:2], targets[:2]) for images, targets in VALIDATION]}, "first batch of validation"),
-        ({"teacher": _net()}, r"differs in: teacher's weights"),
+        ({"teacher": _net()}, r"differs in: teacher's weights; teacher's modules"),
+        ({"model": _with_another_activation()}, r"differs in: modules\. Delete"),
+        ({"train": Relabelled()}, r"differs in: first batch of train \[\[8, 1, 6, 6\], \[8\]\] \w{12} there, "),
+        ({"validation": [(images + 1, y) for images, y in VALIDATION]}, "differs in: first batch of validation"),
+        ({"validation": [(images, 2 - y) for images, y in VALIDATION]}, "differs in: first batch of validation"),
+        ({"loss_fn": lambda output, y: 2 * F.cross_entropy(output, y)}, "differs in: loss '<lambda> .{12}' there, '"),
+        ({"loss_fn": partial(F.cross_entropy, label_smoothing=0.1)}, "differs in: loss '.*' there, 'partial "),
+        ({"loss_fn": nn.MultiMarginLoss(margin=2.0)}, "differs in: loss '.*' there, 'MultiMarginLoss "),
+        ({"loss_fn": None}, "differs in: loss '.*' there, 'cross_entropy' now"),
+        ({"metric": lambda output, y: -1.0}, r"differs in: metric None there, '<lambda> \w{12}' now"),
     ],
 )
 def test_another_runs_folder_is_refused(tmp_path, change, message):
     arguments = {"model": _net(), "train": Batches(), "validation": VALIDATION, "config": CONFIG, "teacher": None}
+    arguments["loss_fn"] = lambda output, y: F.cross_entropy(output, y)
     finetune(**arguments, checkpoint_dir=tmp_path)
     with pytest.raises(CheckpointError, match=message):
         finetune(**(arguments | change), checkpoint_dir=tmp_path)
+
+
+def test_data_that_change_at_each_look_are_not_compared(tmp_path):
+    first = finetune(_net(), Rotating(), VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
+    for _ in range(3):
+        again = finetune(_net(), Rotating(), VALIDATION, config=CONFIG, checkpoint_dir=tmp_path)
+        assert again.history == first.history
+
+
+def test_inputs_count_where_there_are_no_targets(tmp_path):
+    def energy(output, targets):
+        return output.square().mean()
+
+    train, other = ([images + shift for images, _ in VALIDATION] for shift in (0, 1))
+    finetune(_net(), train, VALIDATION, config=CONFIG, loss_fn=energy, checkpoint_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="differs in: first batch of train"):
+        finetune(_net(), other, VALIDATION, config=CONFIG, loss_fn=energy, checkpoint_dir=tmp_path)
+
+
+PROGRAM = """
+import functools, sys, torch, hessprune as hp
+import torch.nn.functional as F
+from torch import nn
+
+class Scaled(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+    def forward(self, output, y):
+        return self.scale * F.mse_loss(output, y)
+
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+x, y, scale = torch.randn(8, 3), torch.randn(8, 2), 2.0
+
+class Data(list):
+    read, stop_at = 0, 0
+    def __iter__(self):
+        for batch in super().__iter__():
+            self.read += 1
+            if self.read == self.stop_at:
+                raise KeyboardInterrupt
+            yield batch
+
+losses = {
+    "lambda": lambda output, y: scale * F.mse_loss(output, y),
+    "partial": functools.partial(F.smooth_l1_loss, beta=0.5),
+    "module": Scaled(3.0),
+}
+config = hp.FinetuneConfig(epochs=2, lr=0.1, checkpoint_every_steps=1)
+for name, loss in losses.items():
+    def run(**options):
+        data = Data([(x, y)] * 3)
+        data.stop_at = int(sys.argv[2])
+        try:
+            result = hp.finetune(net, data, [(x, y)], config=config, loss_fn=loss,
+                metric=lambda output, y: -float(loss(output, y)), **options)
+        except KeyboardInterrupt:
+            return "killed", []
+        return data.read, [record.train_loss for record in result.history]
+    (read, history), (read_whole, whole) = run(checkpoint_dir=sys.argv[1] + name), run()
+    print(name, read, history == whole)
+"""
+
+
+def test_a_killed_run_continues_in_another_process(tmp_path):
+    def run(stop_at: int) -> list[str]:
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path / "run-"), str(stop_at)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.splitlines()
+
+    assert run(6) == [f"{name} killed True" for name in ("lambda", "partial", "module")]
+    assert run(0) == [f"{name} {2 + 3} True" for name in ("lambda", "partial", "module")]  # two looks, an epoch
 
 
 @pytest.mark.parametrize("name", ["last", "best-*"])

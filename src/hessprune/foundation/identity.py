@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from hessprune.foundation.losses import loss_name
 
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, Path, type(None), type(...))
 _LIBRARIES = ("torch", "numpy", "hessprune", "builtins")
+_PASSING = ("training", "_is_torch_compile")
+"""Attributes of modules that change nothing of what they compute."""
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 
 
@@ -54,6 +57,23 @@ def architecture_sha256(model: nn.Module) -> str:
     return content_sha256(parts)
 
 
+def modules_sha256(model: nn.Module) -> str:
+    """Return the SHA-256 over the modules of a model beside their weights: as above, and numbers, texts and functions.
+
+    A number of heads, a scale or a function that a module holds as an attribute changes no weight, either. Names that
+    begin with an underscore, caches and other objects do not count.
+
+    Example:
+        >>> from torch import nn
+        >>> from hessprune.foundation.identity import modules_sha256
+        >>> modules_sha256(nn.MultiheadAttention(8, 2)) == modules_sha256(nn.MultiheadAttention(8, 4))
+        False
+    """
+    settings = [(name, type(module), _settings(module)) for name, module in model.named_modules()]
+    graphs = [module.code for module in model.modules() if isinstance(module, GraphModule)]
+    return content_sha256([architecture_sha256(model), settings, graphs])
+
+
 def loss_identity(loss_fn: Any) -> str:
     """Return the name of a loss, and a hash of what it computes unless the name says it.
 
@@ -76,6 +96,7 @@ class _Contents:
 
     def of(self, value: Any) -> bytes:
         """Return the hash of a value."""
+        value = _uncompiled(value)
         if isinstance(value, Tensor | np.ndarray | np.generic):
             return _numbers(value)
         if isinstance(value, _PLAIN):
@@ -173,7 +194,26 @@ def _attributes(value: Any) -> dict[str, Any]:
     slots = [name for each in type(value).__mro__ for name in getattr(each, "__slots__", ()) if hasattr(value, name)]
     held = {name: getattr(value, name) for name in slots if isinstance(name, str) and not name.startswith("__")}
     held |= getattr(value, "__dict__", {})
-    return {name: each for name, each in held.items() if not (name == "training" and isinstance(value, nn.Module))}
+    passing = _PASSING if isinstance(value, nn.Module) else ()
+    return {name: each for name, each in held.items() if name not in passing}
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module that are plain values or functions, and tuples and lists of those."""
+    plain = (*_PLAIN, FunctionType, BuiltinFunctionType, partial)
+    held = ((name, value) for name, value in vars(module).items() if name[0] != "_" and name != "training")
+    return {
+        name: value
+        for name, value in held
+        if all(isinstance(each, plain) for each in (value if isinstance(value, tuple | list) else (value,)))
+    }
+
+
+def _uncompiled(value: Any) -> Any:
+    """Return what `torch.compile` was given: what it makes of that holds counters, which change with every call."""
+    if isinstance(value, FunctionType):
+        return vars(value).get("_torchdynamo_orig_callable", value)
+    return value._orig_mod if type(value).__name__ == "OptimizedModule" else value
 
 
 def _says_all(function: Any) -> bool:

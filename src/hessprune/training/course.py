@@ -4,25 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-from hessprune.deploy.evaluation import Metric
-from hessprune.foundation.losses import LossFn
 from hessprune.training.config import FinetuneConfig
+from hessprune.training.goal import Goal
 from hessprune.training.learner import Learner
 from hessprune.training.resume import Progress, Vault
 from hessprune.training.schedule import learning_rate
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Goal:
-    """The loss that is minimised, the metric that chooses, and the teacher."""
-
-    loss_fn: LossFn | None
-    metric: Metric | None
-    teacher: nn.Module | None
-    together: bool
-    """Whether all processes of the group train this model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,7 +26,8 @@ from hessprune.foundation.trees import leading_size
 from hessprune.foundation.words import next_word
 from hessprune.training.batchnorm import FirstSamples, has_batchnorm, reestimate_batchnorm
 from hessprune.training.config import EpochRecord, FinetuneConfig, FinetuneResult
-from hessprune.training.course import Course, Goal
+from hessprune.training.course import Course
+from hessprune.training.goal import Goal
 from hessprune.training.learner import Learner, check_precision
 from hessprune.training.replay import derived_seed, num_steps, replayed
 from hessprune.training.resume import Progress, Vault, identity_of
@@ -145,11 +146,7 @@ def _prepare(
     checkpoint_dir: Path | str | None,
 ) -> Course:
     """Build a run that stands where the folder says, or at epoch 1 with epoch 0 measured."""
-    data = {"train": train, "validation": validation}
-    identity = (
-        identity_of(config, model, goal.teacher, data, loss_fn=goal.loss_fn) if checkpoint_dir is not None else {}
-    )
-    vault = Vault(checkpoint_dir, identity)
+    vault = Vault(checkpoint_dir, lambda: identity_of(config, model, goal, train, validation))
     learner = Learner(copy.deepcopy(model), config, goal.teacher, goal.loss_fn, together=goal.together)
     vault.writes = learner.team.rank == 0
     saved = vault.load(learner)

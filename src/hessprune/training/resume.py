@@ -6,7 +6,7 @@ refers to it. The header holds a hash of all of that, so that a changed byte is 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
+from hessprune.foundation.batches import read_pair, required_inputs
 from hessprune.foundation.files import sha256, writable_folder, write_bytes
 from hessprune.foundation.hashing import tensors_sha256
+from hessprune.foundation.identity import content_sha256, loss_identity, modules_sha256
+from hessprune.foundation.state import seeded
 from hessprune.foundation.trees import tensors_in
 from hessprune.training.config import EpochRecord, FinetuneConfig
+from hessprune.training.goal import Goal
 from hessprune.training.learner import Learner
-from hessprune.training.replay import num_steps
+from hessprune.training.replay import num_steps, replayed
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,12 +56,13 @@ class Vault:
 
     Args:
         folder: Created where missing.
-        identity: What must agree for a run to be continued (`identity_of`).
+        identify: Returns what must agree for a run to be continued (`identity_of`); called where there is a folder.
     """
 
-    def __init__(self, folder: Path | str | None, identity: dict[str, Any]) -> None:
+    def __init__(self, folder: Path | str | None, identify: Callable[[], dict[str, Any]]) -> None:
         self.folder = writable_folder(folder) if folder is not None else None
-        self.identity = identity
+        self._identify = identify
+        self.identity = identify() if folder is not None else {}
         self.writes = True
         self._best_on_disk: int | None = None
 
@@ -108,10 +113,13 @@ class Vault:
         return self.folder / f"best-{epoch}.safetensors"
 
     def _check_identity(self, saved: Mapping[str, Any]) -> None:
+        names = [name for name, value in self.identity.items() if saved.get(name) != value]
+        again = self._identify() if names else self.identity
+        # What is another one at each look, such as data in an order that numpy draws, cannot be compared.
         differing = [
-            f"{name} {saved.get(name)!r} there, {value!r} now" if not str(value).startswith("sha256") else name
+            name if str(value).startswith("sha256") else f"{name} {_short(saved.get(name))} there, {_short(value)} now"
             for name, value in self.identity.items()
-            if saved.get(name) != value
+            if name in names and again[name] == value
         ]
         if differing:
             raise CheckpointError(
@@ -121,25 +129,48 @@ class Vault:
 
 
 def identity_of(
-    config: FinetuneConfig,
-    model: nn.Module,
-    teacher: nn.Module | None,
-    batches: Mapping[str, Iterable[Any]],
-    *,
-    loss_fn: Any = None,
+    config: FinetuneConfig, model: nn.Module, goal: Goal, train: Iterable[Any], validation: Iterable[Any]
 ) -> dict[str, Any]:
-    """Return what two runs must share to be the same run, as JSON: settings, initial weights, shapes of the data."""
+    """Return what two runs must share to be the same run, as JSON: settings, goal, models and data.
+
+    Of the data, the first batches count. Inputs for training may be augmented by generators that are not torch's, so
+    that targets stand for them where there are any.
+    """
     settings = asdict(config)
     del settings["checkpoint_every_steps"]  # changes no number
-    hashes = {"initial weights": _hash(model), "teacher's weights": _hash(teacher) if teacher else None}
-    shapes = {f"first batch of {name}": _shapes(data) for name, data in batches.items()}
-    loss = {} if loss_fn is None else {"loss": _named(loss_fn)}
-    return settings | loss | hashes | shapes | {f"batches in {name}": num_steps(data) for name, data in batches.items()}
+    metric = loss_identity(goal.metric) if callable(goal.metric) else goal.metric
+    required = required_inputs(model)
+    first = read_pair(next(replayed(train, seed=config.seed, epoch=0)), model, required, "train")
+    with seeded(config.seed):
+        held_out = read_pair(next(iter(validation)), model, required, "validation")
+    return (
+        settings
+        | {"loss": loss_identity(goal.loss_fn), "metric": metric}
+        | {"initial weights": _hash(model), "modules": f"sha256:{modules_sha256(model)}"}
+        | _of_teacher(goal.teacher)
+        | {
+            "first batch of train": [_shapes(first), _content(first[0] if first[1] is None else first[1])],
+            "first batch of validation": [_shapes(held_out), _content(held_out)],
+            "batches in train": num_steps(train),
+            "batches in validation": num_steps(validation),
+        }
+    )
 
 
-def _named(loss_fn: Any) -> str:
-    """Return a name for a loss: a module with its settings, or a function's qualified name."""
-    return repr(loss_fn) if isinstance(loss_fn, nn.Module) else getattr(loss_fn, "__qualname__", type(loss_fn).__name__)
+def _of_teacher(teacher: nn.Module | None) -> dict[str, str | None]:
+    return {
+        "teacher's weights": None if teacher is None else _hash(teacher),
+        "teacher's modules": None if teacher is None else f"sha256:{modules_sha256(teacher)}",
+    }
+
+
+def _content(value: Any) -> str:
+    return content_sha256(value)[:12]
+
+
+def _short(value: Any) -> str:
+    """Return a value for a message; of a batch its shapes and the hash."""
+    return " ".join(str(part) for part in value) if isinstance(value, list) else repr(value)
 
 
 def on_host(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -153,8 +184,8 @@ def _hash(model: nn.Module) -> str:
     return f"sha256:{sha256(json.dumps(names).encode() + values)}"
 
 
-def _shapes(batches: Iterable[Any]) -> list[list[int]]:
-    return [list(tensor.shape) for tensor in tensors_in(next(iter(batches)))]
+def _shapes(pair: Any) -> list[list[int]]:
+    return [list(tensor.shape) for tensor in tensors_in(pair)]
 
 
 def _seal(header: Mapping[str, Any], tensors: Mapping[str, Tensor], best: Mapping[str, Tensor]) -> str:

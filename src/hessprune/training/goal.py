@@ -1,0 +1,19 @@
+"""What a run of fine-tuning is after."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from hessprune.deploy.evaluation import Metric
+from hessprune.foundation.losses import LossFn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Goal:
+    """The loss that is minimised, the metric that chooses, and the teacher."""
+
+    loss_fn: LossFn | None
+    metric: Metric | None
+    teacher: nn.Module | None
+    together: bool
+    """Whether all processes of the group train this model."""
