@@ -1,5 +1,6 @@
 """Errors, each with the remedy that it names: the table that `test_remedies.py` carries out."""
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -402,6 +403,17 @@ ROWS = (
         lambda _: score("magnitude", model=scaled(0.0)), "or use method='magnitude'"),
     Row("`loss_fn` must return one number", lambda: score("hap", loss_fn=lambda f, _: f),
         lambda _: score("hap", loss_fn=lambda f, _: f.square().mean()), "Average over samples"),
+    Row("`loss_fn` must depend on the model's outputs", lambda: tune(loss_fn=lambda f, _: f.detach().mean()),
+        lambda _: tune(loss_fn=lambda f, _: f.square().mean()), "with torch's own functions"),
+    Row("`{}` must give one number for a batch", lambda: hp.evaluate(NET, BATCHES, metric=lambda f, _: f),
+        lambda _: hp.evaluate(NET, BATCHES, metric=lambda f, _: f.mean()), "Average over samples"),
+    Row("`{}` must take the output and the targets", lambda: tune(loss_fn=lambda f: f.square().mean()),
+        lambda _: tune(loss_fn=lambda output, targets: output.square().mean()), "lambda output, targets"),
+    Row("must hold targets for `{}`", lambda: hp.evaluate(NET, [X], loss_fn=F.mse_loss),
+        lambda _: (hp.evaluate(NET, [(X, torch.zeros(24, 2))], loss_fn=F.mse_loss),
+                   hp.evaluate(NET, [X], loss_fn=lambda f, _: f.square().mean())), r"Yield \(inputs, targets\)"),
+    Row("`metric` must be a number for each batch", lambda: hp.evaluate(NET, BATCHES, metric=lambda f, _: math.nan),
+        lambda _: hp.evaluate(NET, BATCHES, metric=lambda f, _: 0), "return 0 there"),
     Row("`batches` must hold labels for {}", lambda: score("taylor", [X]),
         lambda _: (score("taylor", [(X, Y)]), score("taylor", [X], loss_fn=lambda f, _: f.square().mean())),
         "or the loss as `loss_fn`"),

@@ -417,6 +417,26 @@ def test_a_diverging_run_names_causes_and_keeps_the_best_model(tmp_path):
     assert all(math.isfinite(value.sum()) for value in best.values())
 
 
+def test_a_metric_that_is_nan_is_no_fault_of_the_training():
+    with pytest.raises(NumericalError, match=r"^`metric` must be a number for each batch, got NaN"):
+        finetune(_net(), Batches(), VALIDATION, config=CONFIG, metric=lambda output, y: math.nan)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [
+        (nn.CrossEntropyLoss(reduction="none"), "`loss_fn` must average over samples"),
+        (lambda output, y: None, "`loss_fn` must give one number for a batch, got NoneType"),
+        (lambda output, y: 1.0, "`loss_fn` must return one number for a batch, a tensor with a gradient, got float"),
+        (lambda output, y: output.detach().mean(), "`loss_fn` must depend on the model's outputs"),
+        (lambda output: output.mean(), "`loss_fn` must take the output and the targets"),
+    ],
+)
+def test_what_is_no_loss_is_named(loss_fn, message):
+    with pytest.raises(ArgumentError, match=message):
+        finetune(_net(), Batches(), VALIDATION, config=CONFIG, loss_fn=loss_fn)
+
+
 def test_a_last_step_that_diverges_is_found_by_validation():
     config = FinetuneConfig(epochs=1, lr=1e38, warmup_fraction=0.0)
     with pytest.raises(NumericalError, match=r"validation loss must be finite.*of epoch 1\. Likely \(a\)"):

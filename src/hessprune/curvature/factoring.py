@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hessprune.foundation.losses import LossFn
-from hessprune.objectives.choice import check_average
+from hessprune.foundation.returned import check_average
 from hessprune.objectives.factors import LogitFactor
 from hessprune.objectives.given import GivenLoss
 from hessprune.objectives.outputs import Outputs

@@ -27,6 +27,7 @@ from hessprune.foundation.modules import device_of, forward, logits_of
 from hessprune.foundation.named_losses import loss_of
 from hessprune.foundation.progress import track
 from hessprune.foundation.ranks import rank_of
+from hessprune.foundation.returned import check_average, number_on
 from hessprune.foundation.state import evaluation_mode, seeded
 from hessprune.foundation.texts import argument_names, by_name
 from hessprune.foundation.trees import leading_size, tensors_in, to_device
@@ -96,10 +97,11 @@ def evaluate(
         Accuracy, loss, metric and the number of samples.
 
     Raises:
-        ArgumentError: The path is not that of an ONNX file, or `loss_fn` or `metric` is no function and no known name.
-        DataError: The batches are empty or one-shot, do not fit the model, or hold labels out of range.
+        ArgumentError: The path is not that of an ONNX file, or `loss_fn` or `metric` is no function of two arguments to
+            one number, and no known name.
+        DataError: The batches are empty or one-shot, do not fit the model, hold labels out of range, or lack targets.
         MissingDependencyError: A path is given and ONNX Runtime is not installed.
-        NumericalError: Some outputs are NaN or infinite.
+        NumericalError: Some outputs are NaN or infinite, or the metric is NaN.
 
     Example:
         >>> import torch, hessprune as hp
@@ -109,6 +111,7 @@ def evaluate(
     """
     _check_metric(metric)
     loss = loss_of(loss_fn)
+    check_average(loss)
     model = OnnxModel(model) if isinstance(model, str | Path) else observed(model)
     device, totals = device_of(model), _totals(model, loss, metric)
     with seeded(0), evaluation_mode(model), torch.no_grad():
@@ -156,7 +159,7 @@ class _Totals:
             self._add_labels(logits_of(output), targets, self.entropy)
         else:
             assert self.loss_fn is not None
-            self.loss += float(self.loss_fn(output, targets)) * samples
+            self.loss += number_on(self.loss_fn, output, targets, "loss_fn") * samples
             self.weight += samples
             self._count_if_labels(output, targets)
 
@@ -177,7 +180,8 @@ class _Totals:
         samples = leading_size(inputs)
         self.samples += samples
         if self.metric is not None:
-            self.score += float(self.metric(output, targets)) * samples
+            self.score += number_on(self.metric, output, targets, "metric") * samples
+            _check_score(self.score)
         return samples
 
     def _mean_metric(self) -> float | None:
@@ -255,6 +259,14 @@ class _Words(_Totals):
             num_samples=self.samples,
             metric=math.exp(min(mean, LARGEST)) if self._has_perplexity else self._mean_metric(),
             lower_is_better=self._has_perplexity,
+        )
+
+
+def _check_score(score: float) -> None:
+    if math.isnan(score):
+        raise NumericalError(
+            "`metric` must be a number for each batch, got NaN. Likely it divides by zero where a batch lacks a class: "
+            "return 0 there, or make batches larger."
         )
 
 

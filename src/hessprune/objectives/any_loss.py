@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hessprune.errors import ArgumentError
 from hessprune.foundation.losses import LossFn
+from hessprune.foundation.returned import check_depends, loss_on
 from hessprune.objectives.factors import DenseFactor, DiagonalFactor
 from hessprune.objectives.objective import BatchLoss
 from hessprune.objectives.outputs import Outputs
@@ -71,18 +72,10 @@ class AnyLoss(BatchLoss):
         """Return the loss of the batch where these samples have other values, scaled to a mean over these samples."""
         values = values.to(self._values.dtype)
         whole = values if len(rows) == self.samples else self._values.index_copy(0, rows, values)
-        loss = self.loss_fn(self.outputs.written(whole, self._template, self.samples), self.targets)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise ArgumentError(
-                "`loss_fn` must return one number for a batch, a tensor with a gradient, got "
-                f"{tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__}. Average over samples."
-            )
-        if values.requires_grad and not loss.requires_grad:
-            raise ArgumentError(
-                "`loss_fn` must depend on the model's outputs, got a loss without a gradient in them. Compute it from "
-                "the output with torch's own functions."
-            )
-        return loss.reshape(()) * (self.samples / len(rows))
+        loss = loss_on(self.loss_fn, self.outputs.written(whole, self._template, self.samples), self.targets)
+        if values.requires_grad:
+            check_depends(loss)
+        return loss * (self.samples / len(rows))
 
     def factor(self, values: Tensor, rows: Tensor | None = None) -> Curvature:  # noqa: ARG002 - those seen count
         """Factor the Hessian, computed once for the batch."""

@@ -15,6 +15,7 @@ from hessprune.foundation.modules import device_of, forward, logits_of
 from hessprune.foundation.named_losses import loss_of
 from hessprune.foundation.processes import is_own, summed
 from hessprune.foundation.progress import track
+from hessprune.foundation.returned import check_average
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.texts import are_words_last, argument_names, by_name, tokens_of
 from hessprune.foundation.trees import describe, leading_size, sample_rows, to_device
@@ -100,17 +101,6 @@ def choose_objective(
     parts = tuple(replace(part, share=(1.0 if shares is None else shares[part.name]) / total) for part in parts)
     objective = DenseOutputs(outputs=reading, parts=parts, names=argument_names(model))
     return objective if all(part.rule == "divergence" for part in parts) else _measured(objective, model, batches)
-
-
-def check_average(loss_fn: Any) -> None:
-    """Raise unless a loss averages.
-
-    Raises:
-        ArgumentError: The loss says that it sums.
-    """
-    reduction = getattr(loss_fn, "reduction", "mean")
-    if reduction != "mean":
-        raise ArgumentError(f"`loss_fn` must average over samples, got reduction={reduction!r}. Use reduction='mean'.")
 
 
 def _next_words(model: nn.Module, inputs: Any, targets: Any) -> NextWordLoss:

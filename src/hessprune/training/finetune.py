@@ -21,6 +21,7 @@ from hessprune.foundation.losses import LossFn
 from hessprune.foundation.modules import device_of
 from hessprune.foundation.named_losses import loss_of
 from hessprune.foundation.progress import Bar, progress_bar
+from hessprune.foundation.returned import check_average
 from hessprune.foundation.state import seeded, set_training
 from hessprune.foundation.trees import leading_size
 from hessprune.foundation.words import next_word
@@ -83,10 +84,10 @@ def finetune(
 
     Raises:
         ArgumentError: The device lacks the precision, the teacher is missing or answers in another shape, nothing can
-            be trained, or no loss or metric has the name.
+            be trained, no loss or metric has the name, or it gives no number for a batch.
         CheckpointError: The folder holds another run, or a truncated file.
         DataError: The batches are empty or one-shot, do not fit the model, or hold labels out of range.
-        NumericalError: Weights or loss are not finite; the best model so far stays in the folder.
+        NumericalError: Weights or loss are not finite, or the metric is NaN; the best model so far stays in the folder.
         OutputError: The folder cannot be written.
 
     Example:
@@ -102,6 +103,7 @@ def finetune(
             "model, or distill_weight=0."
         )
     loss = next_word if loss_fn is None and metric == PERPLEXITY else loss_of(loss_fn)
+    check_average(loss)
     together = is_shared(model)
     with (
         shown_progress(progress),
@@ -208,6 +210,8 @@ def _validate(run: Course, model: nn.Module) -> Evaluation:
     try:
         return evaluate(model, run.validation, loss_fn=run.goal.loss_fn, metric=run.goal.metric)
     except NumericalError as error:
+        if "`metric`" in str(error):  # no fault of the training
+            raise
         raise NumericalError(_diagnosis(run, "validation loss must be finite, got NaN or infinity")) from error
 
 

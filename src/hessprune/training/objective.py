@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hessprune.foundation.losses import LossFn, as_cross_entropy, count_labelled, entropy_of
 from hessprune.foundation.modules import logits_of
+from hessprune.foundation.returned import check_depends, loss_on
 from hessprune.foundation.texts import are_words_last, position_mask
 from hessprune.foundation.words import IGNORED, next_word, word_entropy
 from hessprune.training.config import FinetuneConfig
@@ -130,5 +131,8 @@ def _loss(output: Any, targets: Any, config: FinetuneConfig, loss_fn: LossFn | N
         return factor * word_entropy(output, targets, smoothing=config.label_smoothing)
     if entropy is None:
         assert loss_fn is not None
-        return factor * loss_fn(output, targets)
+        loss = loss_on(loss_fn, output, targets)
+        if torch.is_grad_enabled() and logits_of(output).requires_grad:
+            check_depends(loss)
+        return factor * loss
     return factor * entropy_of(logits_of(output), targets, entropy, config.label_smoothing or entropy.label_smoothing)
