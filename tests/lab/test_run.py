@@ -207,6 +207,7 @@ def _timeless(report):
             assert result.pop(key) > 0
     assert all(seconds >= 0 for seconds in document.pop("seconds").values())
     document.pop("date")
+    document["notes"] = [note for note in document["notes"] if not note.startswith("Other work ran")]
     return document
 
 
