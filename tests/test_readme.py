@@ -47,7 +47,7 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("hessprune ")]
 
 
-SLOW = {"own-cnn.md", "iterative.md", "int8-runtimes.md"}
+SLOW = {"own-cnn.md", "iterative.md", "int8-runtimes.md", "detector.md", "segmentation.md", "timm-vit.md"}
 """Pages whose blocks train or calibrate for seconds."""
 MARKED = [pytest.param(page, marks=pytest.mark.slow) if page.name in SLOW else page for page in PAGES]
 
