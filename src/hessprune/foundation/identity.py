@@ -1,4 +1,4 @@
-"""What data, functions and models are, as hashes: two that differ in what they compute have different ones."""
+"""The identity of data, functions and models, as hashes: two that differ in what they compute have different ones."""
 
 import hashlib
 import re

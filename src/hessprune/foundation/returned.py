@@ -1,4 +1,4 @@
-"""What a loss or a metric gives for a batch, checked: a mistake in a user's function is one line that names it."""
+"""The results of a loss or a metric for a batch, checked: a mistake in a user's function is one line that names it."""
 
 import inspect
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which blocks of a model form a stack, and whether each of them computes alone what it computes inside the model."""
+"""The blocks of a model that form a stack, each of which computes alone what it computes inside the model."""
 
 import copy
 import itertools
@@ -18,7 +18,7 @@ from hessprune.layers.stack import Stack, dependent, first
 LEAST = 2
 """Fewest blocks of a stack."""
 FAULTS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
-"""What a block may raise that misses what another one computes."""
+"""Errors of a block that misses what another one computes."""
 
 
 @torch.no_grad()

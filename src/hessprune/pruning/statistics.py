@@ -26,7 +26,7 @@ CAUSES = {
     "data": ", and batches that are the same on each pass: augmentation must draw from torch's generators",
     "loss": ", and a loss that keeps nothing from call to call: a count or a cache makes it another one",
 }
-"""What may differ although the arguments are the same."""
+"""Differences that the same arguments may have, by what differs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,11 +46,11 @@ class Origin:
     outputs: Mapping[str, float] | None
     seed: int
     answers: tuple[float, ...]
-    """What the model answers to samples of the first batch: two forwards may differ where weights are equal."""
+    """The model's answers to samples of the first batch: two forwards may differ where weights are equal."""
     value: tuple[float, ...]
     """The loss on these samples, if one is given."""
     tolerance: float = 1e-3
-    """How far answers and value may be apart, relative to their size: no two machines round alike."""
+    """The largest distance of answers and value, relative to their size: no two machines round alike."""
 
     def difference(self, other: "Origin") -> tuple[str, Any, Any] | None:
         """Return the first field that differs, and both values; None if one stands for the other."""

@@ -31,7 +31,7 @@ class BlockFiles:
     key: str = ""
     """Hash of all that decides the blocks: both models, the plan and the samples."""
     answers: tuple[float, ...] = ()
-    """What the dense model answers to a few samples, which its weights alone do not tell."""
+    """The dense model's answers to a few samples, which its weights alone do not tell."""
     tolerance: float = 1e-3
 
     @classmethod

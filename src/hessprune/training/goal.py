@@ -1,4 +1,4 @@
-"""What a run of fine-tuning is after."""
+"""The goal of a run of fine-tuning."""
 
 from dataclasses import dataclass
 
@@ -16,4 +16,4 @@ class Goal:
     metric: Metric | None
     teacher: nn.Module | None
     together: bool
-    """Whether all processes of the group train this model."""
+    """True if all processes of the group train this model."""

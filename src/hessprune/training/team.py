@@ -47,7 +47,7 @@ class Team:
 
     @property
     def own(self) -> tuple[int, ...]:
-        """What makes the random numbers of this process its own: nothing where it is alone."""
+        """The part of a seed that belongs to this process: nothing where it is alone."""
         return (self.rank,) if self.size > 1 else ()
 
     def share(self, inputs: Any, targets: Any) -> Share:
