@@ -143,3 +143,25 @@ def test_compiled_functions_and_modules_count_as_what_was_compiled():
     compiled(torch.ones(2), torch.zeros(2))
     assert content_sha256(compiled) == content_sha256(loss)
     assert content_sha256(torch.compile(nn.Tanh(), backend="eager")) == content_sha256(nn.Tanh())
+
+
+def test_attributes_and_properties_of_a_class_count():
+    def loss(weight: float, exponent: Any) -> Any:
+        class Weighted:
+            scale, power = weight, property(exponent)
+
+            def __call__(self, output, targets):
+                return self.scale * (output - targets).abs().pow(self.power).mean()
+
+        return Weighted()
+
+    def square(_: Any) -> int:
+        return 2
+
+    def linear(_: Any) -> int:
+        return 1
+
+    given = ((1.0, square), (3.0, square), (1.0, linear), (1.0, square))
+    one, heavier, other, again = (content_sha256(loss(*each)) for each in given)
+    assert one == again
+    assert len({one, heavier, other}) == 3

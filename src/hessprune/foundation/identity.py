@@ -183,10 +183,17 @@ def _as_known(function: FunctionType, value: Any) -> Any:
 
 
 def _functions_of(kind: type) -> list[tuple[str, Any]]:
-    """Return the functions of a class and of the classes that it extends, as far as they are not installed."""
+    """Return the functions, properties and plain values of a class and of those it extends, unless installed."""
     own = [each for each in kind.__mro__ if not _is_installed(each.__module__)]
-    pairs = ((name, getattr(value, "__func__", value)) for each in own for name, value in vars(each).items())
-    return [(name, value.__code__) for name, value in pairs if isinstance(value, FunctionType)]
+    pairs = [(name, _read_by(value)) for each in own for name, value in vars(each).items()]
+    functions = [(name, value.__code__) for name, value in pairs if isinstance(value, FunctionType)]
+    held = (*_PLAIN, Tensor, np.ndarray, tuple, list, dict, set, frozenset)
+    return functions + [(name, value) for name, value in pairs if isinstance(value, held) and name[:2] != "__"]
+
+
+def _read_by(value: Any) -> Any:
+    """Return the function behind an attribute of a class; the attribute itself if there is none."""
+    return value.fget if isinstance(value, property) else getattr(value, "__func__", value)
 
 
 def _attributes(value: Any) -> dict[str, Any]:
