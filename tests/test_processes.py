@@ -1,20 +1,17 @@
 """Several processes give the numbers and the plan of one: every method, uneven shares, and an empty share."""
 
-import os
-import socket
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import hessprune as hp
 from hessprune.foundation.processes import check_agreement, gathered_rows, num_processes, rank, summed
+from tests.spawning import SIZE, grouped, spawned
 
 METHODS = (
     "random", "magnitude", "bn_scale", "taylor(precision=fp64)", "nvit(precision=fp64)", "hap(precision=fp64)",
@@ -59,23 +56,20 @@ def answers() -> dict[str, Any]:
     return found
 
 
-def work(number: int, port: int, folder: str, size: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=number, world_size=size)
-    found = answers()
-    assert (rank(), num_processes()) == (number, size)
-    rows = gathered_rows(torch.full((number, 2), float(number)))
-    assert rows.tolist() == [[float(k)] * 2 for k in range(size) for _ in range(k)]
-    assert summed(torch.tensor([number], dtype=torch.int64)).tolist() == [size * (size - 1) // 2]
-    found["other data"] = raised(
-        lambda: hp.saliency(network(), groups_of(), [(torch.randn(4, 3, 8, 8) + number, None)])
-    )
-    x, later = samples()[0][:8], samples()[0][8:16] + number
-    found["other data later"] = raised(lambda: hp.saliency(network(), groups_of(), [x, later], "hap"))
-    found["other numbers"] = raised(lambda: check_agreement(number, "the model must be one"))
-    torch.save(found, Path(folder) / f"{number}.pt")
-    dist.destroy_process_group()
+def work(number: int, port: int, folder: str) -> None:
+    with grouped(number, port):
+        found = answers()
+        assert (rank(), num_processes()) == (number, SIZE)
+        rows = gathered_rows(torch.full((number, 2), float(number)))
+        assert rows.tolist() == [[float(k)] * 2 for k in range(SIZE) for _ in range(k)]
+        assert summed(torch.tensor([number], dtype=torch.int64)).tolist() == [SIZE * (SIZE - 1) // 2]
+        found["other data"] = raised(
+            lambda: hp.saliency(network(), groups_of(), [(torch.randn(4, 3, 8, 8) + number, None)])
+        )
+        x, later = samples()[0][:8], samples()[0][8:16] + number
+        found["other data later"] = raised(lambda: hp.saliency(network(), groups_of(), [x, later], "hap"))
+        found["other numbers"] = raised(lambda: check_agreement(number, "the model must be one"))
+        torch.save(found, Path(folder) / f"{number}.pt")
 
 
 def groups_of() -> Any:
@@ -97,12 +91,9 @@ def alone() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> list[dict[str, Any]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder, size = tmp_path_factory.mktemp("processes"), 2
-    mp.spawn(work, (port, str(folder), size), nprocs=size)  # type: ignore[attr-defined]
-    return [torch.load(folder / f"{number}.pt") for number in range(size)]
+    folder = tmp_path_factory.mktemp("processes")
+    spawned(work, str(folder))
+    return [torch.load(folder / f"{number}.pt") for number in range(SIZE)]
 
 
 @pytest.mark.parametrize("number", BATCHES)

@@ -1,7 +1,5 @@
 """Models that FSDP2 spreads over processes: the saliencies of the whole model, or one line."""
 
-import os
-import socket
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import hessprune as hp
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.sharded import is_sharded, running_parameters
+from tests.spawning import SIZE, grouped, spawned
 
 METHODS = ("random", "magnitude", "taylor", "nvit", "hap", "hap(estimator=rademacher)", "sosp-i", "joint(refit=false)")
 REFUSED = ("joint", "sosp-h", "hap(estimator=hutchinson)")
@@ -64,28 +62,29 @@ def alone() -> dict[str, Tensor]:
 def work(number: int, port: int, folder: str) -> None:
     from torch.distributed.fsdp import fully_shard
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=number, world_size=2)
-    net = Net().train()
-    groups = hp.find_groups(net, batches()[0][0])
-    mesh = dist.init_device_mesh("cpu", (2,))
-    for block in net.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(net, mesh=mesh)
-    found: dict[str, Any] = {each: torch.cat([*hp.saliency(net, groups, batches(), each).values()]) for each in METHODS}
-    found["sharded"] = is_sharded(net)
-    found["held"] = sum(parameter.to_local().numel() for parameter in net.parameters())  # type: ignore[attr-defined]
-    found["empty"] = all(not p.untyped_storage().size() for p in running_parameters(net.blocks[0]).values())
-    found["mode"] = all(module.training for module in net.modules())
-    found["gradients"] = any(parameter.grad is not None for parameter in net.parameters())
-    found["refused"] = {each: raised(lambda each=each: hp.saliency(net, groups, batches(), each)) for each in REFUSED}
-    found["double"] = raised(lambda: hp.saliency(net, groups, batches(), "taylor(precision=fp64)"))
-    found["groups"] = raised(lambda: hp.find_groups(net, batches()[0][0]))
-    net(batches()[0][0]).sum().backward()  # training goes on
-    found["trains"] = all(parameter.grad is not None for parameter in net.parameters())
-    torch.save(found, Path(folder) / f"{number}.pt")
-    dist.destroy_process_group()
+    with grouped(number, port):
+        net = Net().train()
+        groups = hp.find_groups(net, batches()[0][0])
+        mesh = dist.init_device_mesh("cpu", (SIZE,))
+        for block in net.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(net, mesh=mesh)
+        found: dict[str, Any] = {
+            each: torch.cat([*hp.saliency(net, groups, batches(), each).values()]) for each in METHODS
+        }
+        found["sharded"] = is_sharded(net)
+        found["held"] = sum(parameter.to_local().numel() for parameter in net.parameters())  # type: ignore[attr-defined]
+        found["empty"] = all(not p.untyped_storage().size() for p in running_parameters(net.blocks[0]).values())
+        found["mode"] = all(module.training for module in net.modules())
+        found["gradients"] = any(parameter.grad is not None for parameter in net.parameters())
+        found["refused"] = {
+            each: raised(lambda each=each: hp.saliency(net, groups, batches(), each)) for each in REFUSED
+        }
+        found["double"] = raised(lambda: hp.saliency(net, groups, batches(), "taylor(precision=fp64)"))
+        found["groups"] = raised(lambda: hp.find_groups(net, batches()[0][0]))
+        net(batches()[0][0]).sum().backward()  # training goes on
+        found["trains"] = all(parameter.grad is not None for parameter in net.parameters())
+        torch.save(found, Path(folder) / f"{number}.pt")
 
 
 def raised(call: Any) -> str:
@@ -98,12 +97,9 @@ def raised(call: Any) -> str:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> list[dict[str, Any]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     folder = tmp_path_factory.mktemp("sharded")
-    mp.spawn(work, (port, str(folder)), nprocs=2)  # type: ignore[attr-defined]
-    return [torch.load(folder / f"{number}.pt") for number in range(2)]
+    spawned(work, str(folder))
+    return [torch.load(folder / f"{number}.pt") for number in range(SIZE)]
 
 
 @pytest.mark.slow

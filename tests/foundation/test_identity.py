@@ -165,3 +165,17 @@ def test_attributes_and_properties_of_a_class_count():
     one, heavier, other, again = (content_sha256(loss(*each)) for each in given)
     assert one == again
     assert len({one, heavier, other}) == 3
+
+
+def test_what_a_class_counts_is_no_setting_of_its_modules():
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            Counting.calls += 1
+            return x
+
+    module = Counting()
+    before = modules_sha256(module)
+    module(torch.zeros(1))
+    assert modules_sha256(module) == before

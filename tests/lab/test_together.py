@@ -2,17 +2,16 @@
 
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
 
 from hessprune.foundation.files import write_json
 from hessprune.foundation.processes import num_processes, rank, summed
 from hessprune.lab.store import StageStore
 from hessprune.lab.together import one_writes, process_group, told
+from tests.spawning import spawned
 
 
 def work(number: int, port: int, folder: str) -> None:
@@ -45,10 +44,7 @@ def test_two_processes_make_stages_together(tmp_path) -> None:
         store.run("2-saliency-x", lambda folder: 1 / write_json(folder / "left.json", "before the kill"))  # type: ignore[operator]
     except TypeError:  # interrupted
         assert (left / "left.json").exists()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(work, (port, str(tmp_path)), nprocs=2)  # type: ignore[attr-defined]
+    spawned(work, str(tmp_path))
     for number in range(2):
         seen = json.loads((tmp_path / f"{number}.json").read_text("utf-8"))
         assert seen["rank"] == number

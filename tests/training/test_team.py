@@ -1,7 +1,5 @@
 """Training by several processes: the same steps as by one, whatever the shares, and a run that changes their number."""
 
-import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -17,6 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import hessprune as hp
 from hessprune.foundation.processes import alone, num_processes
 from hessprune.foundation.words import next_word
+from tests.spawning import SIZE, grouped, spawned
 
 CONFIG = hp.FinetuneConfig(epochs=3, lr=0.1, reestimate_batchnorm=False)
 SIZES = (8, 5, 1)
@@ -189,12 +187,9 @@ def weights(model: nn.Module) -> Tensor:
     return torch.cat([value.double().flatten() for value in model.state_dict().values()])
 
 
-def work(number: int, port: int, folder: str, size: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=number, world_size=size)
-    torch.save(answers(Path(folder), number), Path(folder) / f"{number}.pt")
-    dist.destroy_process_group()
+def work(number: int, port: int, folder: str) -> None:
+    with grouped(number, port):
+        torch.save(answers(Path(folder), number), Path(folder) / f"{number}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -204,12 +199,9 @@ def single(tmp_path_factory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> list[dict[str, Any]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder, size = tmp_path_factory.mktemp("team"), 2
-    mp.spawn(work, (port, str(folder), size), nprocs=size)  # type: ignore[attr-defined]
-    return [torch.load(folder / f"{number}.pt") for number in range(size)]
+    folder = tmp_path_factory.mktemp("team")
+    spawned(work, str(folder))
+    return [torch.load(folder / f"{number}.pt") for number in range(SIZE)]
 
 
 @pytest.mark.parametrize("name", [*CASES, "loader"])

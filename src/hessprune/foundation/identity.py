@@ -60,6 +60,9 @@ def architecture_sha256(model: nn.Module) -> str:
 def modules_sha256(model: nn.Module) -> str:
     """Return the SHA-256 over the modules of a model beside their weights: as above, and numbers, texts and functions.
 
+    It serves runs that nothing else tells apart. Statistics compare what a model answers, too, so that they need no
+    attributes, which a forward may change: a longest text so far, or a count of calls.
+
     A number of heads, a scale or a function that a module holds as an attribute changes no weight, either. Names that
     begin with an underscore, caches and other objects do not count.
 
@@ -69,7 +72,7 @@ def modules_sha256(model: nn.Module) -> str:
         >>> modules_sha256(nn.MultiheadAttention(8, 2)) == modules_sha256(nn.MultiheadAttention(8, 4))
         False
     """
-    settings = [(name, type(module), _settings(module)) for name, module in model.named_modules()]
+    settings = [(name, _functions_of(type(module)), _settings(module)) for name, module in model.named_modules()]
     graphs = [module.code for module in model.modules() if isinstance(module, GraphModule)]
     return content_sha256([architecture_sha256(model), settings, graphs])
 
@@ -127,6 +130,7 @@ class _Contents:
             yield _name(value).encode()
             if isinstance(value, type) and not _is_installed(value.__module__):
                 yield from map(self.of, _functions_of(value))
+                yield from map(self.of, _values_of(value))
         else:
             yield from map(self.of, (type(value), _attributes(value)))
 
@@ -183,12 +187,22 @@ def _as_known(function: FunctionType, value: Any) -> Any:
 
 
 def _functions_of(kind: type) -> list[tuple[str, Any]]:
-    """Return the functions, properties and plain values of a class and of those it extends, unless installed."""
-    own = [each for each in kind.__mro__ if not _is_installed(each.__module__)]
-    pairs = [(name, _read_by(value)) for each in own for name, value in vars(each).items()]
-    functions = [(name, value.__code__) for name, value in pairs if isinstance(value, FunctionType)]
+    """Return the code of the functions and properties of a class and of those it extends, unless installed."""
+    pairs = [(name, _read_by(value)) for name, value in _own(kind)]
+    return [(name, value.__code__) for name, value in pairs if isinstance(value, FunctionType)]
+
+
+def _values_of(kind: type) -> list[tuple[str, Any]]:
+    """Return the plain values that a class holds for all its objects."""
     held = (*_PLAIN, Tensor, np.ndarray, tuple, list, dict, set, frozenset)
-    return functions + [(name, value) for name, value in pairs if isinstance(value, held) and name[:2] != "__"]
+    return [(name, value) for name, value in _own(kind) if isinstance(value, held) and name[:2] != "__"]
+
+
+def _own(kind: type) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of a class and of those it extends, as far as they are not installed."""
+    for each in kind.__mro__:
+        if not _is_installed(each.__module__):
+            yield from vars(each).items()
 
 
 def _read_by(value: Any) -> Any:
