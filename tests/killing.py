@@ -86,6 +86,12 @@ def outcome(out: Path) -> dict[str, str]:
     return found | {name: str(report[name]["accuracy"]) for name in ("dense", "pruned", "finetuned", "int8")}
 
 
+def unmake(out: Path, stage: str) -> None:
+    """Forget one stage of a whole run, and its report."""
+    shutil.rmtree(out / "stages" / stage)
+    (out / "report.json").unlink()
+
+
 def flip(path: Path) -> None:
     """Change one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
@@ -110,12 +116,16 @@ def main(folder: Path, kills: int, every_file: bool) -> None:
     for stage in STAGES:
         out = folder / stage
         shutil.copytree(whole, out)
-        shutil.rmtree(out / "stages" / stage)
-        (out / "report.json").unlink()
-        ended = [forked(out, stage, draw.random() * seconds[stage]) for _ in range(kills)]
-        killed[stage] = ended.count(False)
+        unmake(out, stage)
+        killed[stage], ends = 0, []
+        while killed[stage] < kills:
+            if forked(out, stage, draw.random() * seconds[stage]):  # it was faster; once more from the start
+                ends.append(outcome(out))
+                unmake(out, stage)
+            else:
+                killed[stage] += 1
         assert forked(out)
-        same[stage] = outcome(out) == expected
+        same[stage] = all(end == expected for end in [*ends, outcome(out)])
     files = sorted(path for path in (whole / "stages").rglob("*") if path.is_file() and path.name != "stage.json")
     if not every_file:
         files = [next(path for path in files if stage in path.parts) for stage in STAGES]
