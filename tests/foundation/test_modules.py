@@ -58,3 +58,18 @@ def test_inputs_in_another_precision_come_with_the_call_that_helps(weights, inpu
         _modules.predict(net, x)
     eval(_modules.dtype_remedy(net, x).partition("call ")[2].partition(",")[0], {"model": net, "torch": torch})
     _modules.predict(net, x)
+
+
+def test_a_borrowing_copy_writes_what_it_owns_alone() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model[2].bias = nn.Parameter(torch.ones(2))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    copied = _modules.borrowing_copy(model, own={"0.weight"})
+    assert copied[2].weight.data_ptr() == model[2].weight.data_ptr()
+    with torch.no_grad():
+        copied[0].weight.zero_()
+        copied[1].running_mean.add_(1)
+    copied.double()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not copied[0].weight.any()
+    assert all(parameter.dtype is torch.float32 for parameter in model.parameters())

@@ -80,8 +80,10 @@ def test_single_precision_finds_the_same_groups_of_a_large_model(name: str, monk
     torch.manual_seed(0)
     model, x = Written(*WRITTEN[name]).eval(), torch.randn(16, 3, 6, 6)
     precise = hp.find_groups(model, x, compare=True)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
     monkeypatch.setattr(trial, "PRECISE_UP_TO", 0)
     single = hp.find_groups(model, x, compare=True)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [*single] == [*precise]
     assert {(item.param, item.dim) for item in single.frozen} == {(item.param, item.dim) for item in precise.frozen}
 

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -149,6 +149,13 @@ def dry_run(model: nn.Module, inputs: Any, run: Callable[[nn.Module, Any], T]) -
         own = copy.deepcopy(model)
         put_experts_side_by_side(own)
         return run(own, inputs)
+
+
+def borrowing_copy(model: nn.Module, own: Set[str]) -> nn.Module:
+    """Copy a model whose parameters read the numbers of the original, but for those named in `own`: write no others."""
+    copied = {id(tensor) for name, tensor in named_tensors(model) if name in own}
+    lent = (p for p in model.parameters() if type(p) is nn.Parameter and id(p) not in copied)
+    return copy.deepcopy(model, {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in lent})
 
 
 def shared_copy(model: nn.Module) -> nn.Module:

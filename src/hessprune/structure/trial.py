@@ -3,7 +3,7 @@
 import copy
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from hessprune.foundation.integers import RealIntegers, inputs_with_integers, with_integers
-from hessprune.foundation.modules import call_model, device_of, empty_copy, failing_module
+from hessprune.foundation.modules import borrowing_copy, call_model, device_of, empty_copy, failing_module
 from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.quicksizes import KnownSizes, QuickSizes
 from hessprune.foundation.trees import sample_rows, tensors_in, to_device
@@ -153,13 +153,19 @@ def _apart(
     model: nn.Module, leaving: Sequence[Leaving], inputs: Any, *, awake: bool, dtype: torch.dtype
 ) -> tuple[float, torch.dtype]:
     """Return how far a model with some units sliced off is from one with them masked, and the precision of both."""
-    sliced = copy.deepcopy(model)
+    sliced = _copied(model)
     remove_slices(sliced, [(cut, units) for group, units in leaving for cut in (*group.slices, *group.literals)])
     return compare(partial(_masked, model, leaving), sliced, inputs, awake=awake, dtype=dtype)
 
 
+def _copied(model: nn.Module, own: Set[str] = frozenset()) -> nn.Module:
+    """Copy a model; of the parameters of a large one only those in `own`, for gigabytes take their time."""
+    is_large = _num_parameters(model) > PRECISE_UP_TO
+    return borrowing_copy(model, own) if is_large else copy.deepcopy(model)
+
+
 def _masked(model: nn.Module, leaving: Sequence[Leaving], followers: Followers) -> nn.Module:
-    masked = copy.deepcopy(model)
+    masked = _copied(model, own={piece.param for group, _ in leaving for piece in group.slices})
     mask_groups(masked, leaving, followers)
     return masked
 
