@@ -42,7 +42,7 @@ PHASES = {
     "groups": "pruning.task:find_groups",
     "statistics": "curvature.elimination_path:measure_reading_layers",
     "elimination": "curvature.elimination_path:_eliminate",
-    "losses": "curvature.elimination_path:_measure_changes",
+    "losses": "curvature.elimination_path:measure_changes",
     "plan": "pruning.prune:plan_in_steps",
     "surgery": "pruning.recovery:apply_plan",
     "refit": "pruning.recovery:compensate",
