@@ -48,3 +48,13 @@ def test_other_budgets_are_refused() -> None:
         hp.reallocate(net, batches[0][0][:1], batches, budget=hp.Budget(units=0.5))
     with pytest.raises(hp.errors.BudgetError, match="`budget` must be"):
         hp.reallocate(net, batches[0][0][:1], batches, budget=0.5)
+
+
+def test_a_larger_budget_lets_the_model_grow() -> None:
+    net, batches = trained((5, 32, 32))
+    result = hp.reallocate(net, batches[0][0][:1], batches, budget=hp.Budget(params=3000), moved=0.3)
+    assert result.cost_before.params < 0.9 * 3000 <= result.cost_after.params <= 3000
+    pruned = result.plan.steps[0].kept_fraction("params")
+    assert 0.6 <= pruned <= 0.7
+    widths = {group.name: group.num_units for group in hp.find_groups(net, batches[0][0][:1])}
+    assert all(width <= 4 * widths[name] for name, width in result.plan.steps[1].widths.items())

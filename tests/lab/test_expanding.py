@@ -51,9 +51,9 @@ def whole(settings, tmp_path_factory) -> tuple[Path, Expansion]:
 def test_all_ways_to_widen_have_equal_parameters(whole):
     _, found = whole
     by_name = {variant.name: variant for variant in found.variants}
-    assert list(by_name) == ["dense", "bottlenecks by joint", "random", "uniform", "unchanged"]
+    assert list(by_name) == ["dense", "bottlenecks by joint", "random", "uniform", "reallocated", "unchanged"]
     limit = 1.5 * by_name["dense"].params
-    for name in ("bottlenecks by joint", "random", "uniform"):
+    for name in ("bottlenecks by joint", "random", "uniform", "reallocated"):
         assert 0.9 * limit < by_name[name].params <= limit, name
     assert by_name["unchanged"].params == by_name["dense"].params
     assert len(set(by_name["uniform"].widths)) > len(by_name["random"].widths)

@@ -7,7 +7,7 @@ from torch import nn
 
 from hessprune.bottlenecks.find import find_bottlenecks
 from hessprune.bottlenecks.values import Bottlenecks
-from hessprune.bottlenecks.widths import widths_within
+from hessprune.bottlenecks.widths import narrowest_within
 from hessprune.costs.budget import Budget, check_budget
 from hessprune.costs.model import cost
 from hessprune.errors import ArgumentError, BudgetError
@@ -50,15 +50,17 @@ def reallocate(
 ) -> Reallocation:
     """Prune the least useful units and widen the narrowest groups, at equal cost, in one plan.
 
-    The pruning takes the share `moved` of the budget. Then groups grow, the narrowest first, each by an equal factor
-    of its width, until the cost is back at the budget: those whose verdict is `"bottleneck"`, or the narrowest quarter
-    where there are none. Train afterwards: the new units know what their parents know.
+    The pruning takes the share `moved` of the budget, or of the model's cost where that is less. Then groups grow, each
+    by an equal factor of its width, until the cost is back at the budget: those whose verdict is `"bottleneck"`, or the
+    narrowest quarter where there are none, and the next narrowest ones once these have four times their width. Train
+    afterwards: the new units know what their parents know.
 
     Args:
         model: A trained model; left untouched.
         example_inputs: One batch as the model takes it.
         batches: Calibration data, as for `hp.prune`.
-        budget: What the result may cost, in `macs` or `params`; all parameters of the model by default.
+        budget: What the result may cost, in `macs` or `params`, also more than today as an absolute number; all
+            parameters of the model by default.
         moved: Share of that cost that moves.
         method: The criterion that decides what goes and what is narrow.
         loss_fn: A loss of `(output, targets)`, or `"next_word"`, as for `hp.prune`.
@@ -104,8 +106,9 @@ def reallocate(
         seed=seed,
     )
     before = cost(model, example_inputs)
-    limit = budget.limit(getattr(before, quantity))
-    share = limit / getattr(before, quantity) * (1 - moved)
+    today = getattr(before, quantity)
+    limit = float(budget.value) if budget.share is None else budget.limit(today)  # it may be above today's cost
+    share = min(1.0, limit / today) * (1 - moved)
     smaller = prune(
         model,
         example_inputs,
@@ -136,8 +139,9 @@ def _widths(model: nn.Module, example_inputs: Any, found: Bottlenecks, budget: B
         BudgetError: Not even one more unit fits.
     """
     units = {group.name: group.num_units for group in find_groups(model, example_inputs)}
-    names = [item.group for item in found.narrow or found[: max(1, len(found) // 4)] if item.group in units]
-    widths = widths_within(model, example_inputs, names, budget, multiple=multiple)
+    names = [item.group for item in found if item.group in units]
+    first = len(found.narrow) or max(1, len(found) // 4)
+    widths = narrowest_within(model, example_inputs, names, first, budget, multiple=multiple)
     if all(width == units[name] for name, width in widths.items()):
         raise BudgetError(
             f"`moved` must leave room for one more unit in {', '.join(map(repr, names[:3]))}, and does not. Raise it."

@@ -10,6 +10,8 @@ from hessprune.costs.model import CostModel
 from hessprune.structure.find import find_groups
 
 LARGEST = 64.0
+LARGEST_GROWTH = 4.0
+"""Factor by which a narrow group grows at most before the next one grows, too."""
 STEPS = 12
 
 
@@ -70,7 +72,14 @@ def scaled(units: Mapping[str, int], factor: float, multiple: int = 1) -> dict[s
 
 
 def narrowest_within(
-    model: nn.Module, example_inputs: Any, order: Sequence[str], first: int, budget: Budget, *, largest: float
+    model: nn.Module,
+    example_inputs: Any,
+    order: Sequence[str],
+    first: int,
+    budget: Budget,
+    *,
+    multiple: int = 1,
+    largest: float = LARGEST_GROWTH,
 ) -> dict[str, int]:
     """Return the widths of the first groups of an order; of so many more that the budget is spent.
 
@@ -80,13 +89,14 @@ def narrowest_within(
         order: Names of groups, the narrowest first.
         first: Groups to begin with.
         budget: An absolute number of `macs` or `params`.
+        multiple: Widths that grow become multiples of it.
         largest: Factor by which a group grows at most; where all have it, the next group joins.
     """
     units = {group.name: group.num_units for group in find_groups(model, example_inputs)}
     names: Collection[str] = [name for name in order if name in units]
     widths: dict[str, int] = {}
     for number in range(max(1, first), len(names) + 1):
-        widths = widths_within(model, example_inputs, list(names)[:number], budget, largest=largest)
+        widths = widths_within(model, example_inputs, list(names)[:number], budget, multiple=multiple, largest=largest)
         if any(width < round(units[name] * largest) for name, width in widths.items()):
             break
     return widths

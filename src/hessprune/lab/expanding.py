@@ -1,12 +1,12 @@
 """Train, find bottlenecks, widen, train: does a network gain more where it is narrow than anywhere else?
 
 For every seed the dense model is trained, its bottlenecks are found by each method, and models of equal size are made
-from it: the narrow groups widened, groups drawn at random widened, all groups widened by one factor, and none. All are
-then trained alike.
+from it: the narrow groups widened, groups drawn at random widened, all groups widened by one factor, some pruned and
+others widened, and none. All are then trained alike.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 from torch import nn
 
 from hessprune.bottlenecks.find import find_bottlenecks
+from hessprune.bottlenecks.reallocate import reallocate
 from hessprune.bottlenecks.values import Bottlenecks
-from hessprune.bottlenecks.widths import narrowest_within, widths_within
+from hessprune.bottlenecks.widths import LARGEST_GROWTH, narrowest_within, widths_within
 from hessprune.costs.budget import Budget
 from hessprune.costs.model import cost
 from hessprune.deploy.evaluation import evaluate
@@ -37,11 +38,10 @@ from hessprune.lab.store import StageStore
 from hessprune.methods.text import as_method
 from hessprune.planning.ranking import Ranking
 from hessprune.structure.find import find_groups
+from hessprune.surgery.checkpoint import load
 from hessprune.surgery.widening import widen
 
-LARGEST = 4.0
-"""Factor by which one group grows at most."""
-CONTROLS = ("unchanged", "uniform", "random")
+CONTROLS = ("unchanged", "uniform", "random", "reallocated")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class ExpandSettings:
         growth: Parameters of the wider models, as a multiple of the dense model's.
         seeds: Each trains a dense model of its own, unless the recipe names weights, and draws calibration samples.
         levels: Removed shares at which groups are compared.
-        controls: `"unchanged"`, `"uniform"` and `"random"`.
+        controls: `"unchanged"`, `"uniform"`, `"random"` and `"reallocated"`: pruned by the first method, then widened.
     """
 
     methods: tuple[str, ...] = ("joint",)
@@ -63,7 +63,7 @@ class ExpandSettings:
     controls: tuple[str, ...] = CONTROLS
 
     def __post_init__(self) -> None:
-        check_range("growth", self.growth, low=1.01, high=LARGEST)
+        check_range("growth", self.growth, low=1.01, high=LARGEST_GROWTH)
         for method in self.methods:
             as_method(method)
         for seed in self.seeds:
@@ -133,14 +133,16 @@ def _variants(run: Run, asked: ExpandSettings, bar: Bar, found: dict[str, Any]) 
         narrow = _bottlenecks(run, dense, method, asked)
         found.setdefault(method, {})[str(run.settings.seed)] = narrow.table().splitlines()
         order, first = [item.group for item in narrow], len(narrow.narrow) or max(1, len(narrow) // 4)
-        widths = narrowest_within(dense.model, run.example, order, first, limit, largest=LARGEST)
+        widths = narrowest_within(dense.model, run.example, order, first, limit)
         yield _widened(run, dense, f"bottlenecks by {method}", widths, bar)
     if "random" in asked.controls:
         order = random.Random(run.settings.seed).sample(names, len(names))
-        widths = narrowest_within(dense.model, run.example, order, max(1, len(names) // 4), limit, largest=LARGEST)
+        widths = narrowest_within(dense.model, run.example, order, max(1, len(names) // 4), limit)
         yield _widened(run, dense, "random", widths, bar)
     if "uniform" in asked.controls:
         yield _widened(run, dense, "uniform", widths_within(dense.model, run.example, names, limit), bar)
+    if "reallocated" in asked.controls:
+        yield _reallocated(run, dense, asked.methods[0], limit, bar)
     if "unchanged" in asked.controls:
         yield _widened(run, dense, "unchanged", {}, bar)
 
@@ -167,18 +169,55 @@ def _bottlenecks(run: Run, dense: Model, method: str, asked: ExpandSettings) -> 
     return Bottlenecks.from_json(stage.file("bottlenecks.json").read_text("utf-8"))
 
 
+def _reallocated(run: Run, dense: Model, method: str, limit: Budget, bar: Bar) -> Variant:
+    """Prune and widen by one method to the same size, then train and measure as others."""
+
+    def make(folder: Path) -> None:
+        found = reallocate(
+            dense.model,
+            run.example,
+            run.batches("calibration"),
+            budget=limit,
+            method=method,
+            loss_fn=run.pruning_loss,
+            seed=run.settings.seed,
+        )
+        found.save(folder / "model")
+
+    key = (dense.stage, method, limit.value, run.settings.seed, run.data.fingerprint, *run.data_key)
+    stage = run.store.run(f"4-reallocated-{folder_name(method)}", make, *key)
+    model = Model(model=load(stage.file("model"), run.fresh_model).to(run.device), stage=stage)
+    units = {group.name: group.num_units for group in find_groups(dense.model, run.example)}
+    new = {group.name: group.num_units for group in find_groups(model.model, run.example)}
+    widths = {name: number for name, number in new.items() if number != units.get(name)}
+    return _tuned(run, dense, "reallocated", lambda: model.model, widths, bar, inputs=[dense.stage, stage])
+
+
 def _widened(run: Run, dense: Model, name: str, widths: dict[str, int], bar: Bar) -> Variant:
-    """Widen, train as the recipe fine-tunes, and measure."""
+    """Widen, then train as the recipe fine-tunes, and measure."""
 
     def start() -> nn.Module:
         if not widths:
             return dense.model
         return widen(dense.model, run.example, widths, seed=run.settings.seed).model
 
+    return _tuned(run, dense, name, start, widths, bar, inputs=[dense.stage, widths, run.settings.seed])
+
+
+def _tuned(
+    run: Run,
+    dense: Model,
+    name: str,
+    start: Callable[[], nn.Module],
+    widths: dict[str, int],
+    bar: Bar,
+    *,
+    inputs: Sequence[Any],
+) -> Variant:
     config = run.settings.finetune
     teacher = dense.model if config.distill_weight > 0 else None
-    label, inputs = f"5-widened-{folder_name(name)}", [dense.stage, widths, run.settings.seed]
-    variant = _measured(run, name, widths, trained(run, label, start, config, inputs=inputs, teacher=teacher))
+    model = trained(run, f"5-widened-{folder_name(name)}", start, config, inputs=inputs, teacher=teacher)
+    variant = _measured(run, name, widths, model)
     bar.advance(note=f"{name}: {variant.accuracy:.1%}")
     return variant
 
@@ -214,8 +253,8 @@ def _result(run: Run, asked: ExpandSettings, variants: list[Variant], found: dic
         notes=(
             f"Accuracy on {number:,} test {run.data.noun}s: mean ± standard deviation over {len(asked.seeds)} "
             f"seed{plural}, each with a dense model and calibration {run.data.noun}s of its own.",
-            f"Wider models have {asked.growth:g} × the parameters, and no group more than {LARGEST:g} × its width. All "
-            f"but the dense model are trained for {epochs} more epochs, the unchanged one, too.",
+            f"Wider models have {asked.growth:g} × the parameters, and no group more than {LARGEST_GROWTH:g} × its "
+            f"width. All but the dense model are trained for {epochs} more epochs, the unchanged one, too.",
             *((kept,) if unmoved else ()),
         ),
     )

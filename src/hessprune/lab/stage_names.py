@@ -14,6 +14,7 @@ STAGES = {
     "onnx": "exporting to ONNX,",
     "int8": "training with rounding for INT8",
     "bottlenecks": "looking for bottlenecks,",
+    "reallocated": "reallocating units,",
     "widened": "training the wider model,",
 }
 """The work of each kind of stage."""

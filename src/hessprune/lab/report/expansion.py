@@ -15,10 +15,10 @@ class Variant:
     """One model of one seed."""
 
     name: str
-    """`dense`, `bottlenecks by METHOD`, `random`, `uniform` or `unchanged`."""
+    """`dense`, `bottlenecks by METHOD`, `random`, `uniform`, `reallocated` or `unchanged`."""
     seed: int
     widths: Mapping[str, int]
-    """Units of the groups that grew."""
+    """Units of the groups that changed."""
     accuracy: float
     loss: float
     macs: int

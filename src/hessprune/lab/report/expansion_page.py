@@ -6,9 +6,9 @@ from hessprune.foundation.formatting import counted
 from hessprune.lab.report.expansion import Expansion, VariantRow, verdict
 from hessprune.lab.report.formats import format_count
 from hessprune.lab.report.pages import fill
-from hessprune.lab.report.style import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PERCENT, as_svg, new_figure
+from hessprune.lab.report.style import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PALE, PERCENT, as_svg, new_figure
 
-COLORS = {"dense": INK, "unchanged": MUTED, "uniform": ORANGE, "random": GREY}
+COLORS = {"dense": INK, "unchanged": MUTED, "uniform": ORANGE, "random": GREY, "reallocated": PALE}
 """Of the controls; bottlenecks are blue, those of a second method green."""
 
 
@@ -69,5 +69,6 @@ def _row(expansion: Expansion, row: VariantRow) -> tuple[str, str, tuple[str, ..
     points = "" if gain is None else f"{gain[0]:+.1f}".replace("-", "−")
     points += f" ± {gain[1]:.1f}" if gain and gain[1] is not None else ""
     grown = sorted({name for variant in expansion.variants if variant.name == row.name for name in variant.widths})
-    note = f"{counted(len(grown), 'group')} grew" if grown else ""
+    what = "changed" if row.name == "reallocated" else "grew"
+    note = f"{counted(len(grown), 'group')} {what}" if grown else ""
     return row.name, note, (f"{row} %", points, format_count(row.params), format_count(row.macs))
