@@ -147,6 +147,17 @@ def test_a_pruned_decoder_writes_what_the_masked_one_writes(name: str) -> None:
         assert torch.equal(text, written(name, expected))
 
 
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in {"GPT2", "Mixtral"} else pytest.mark.slow) for name in FAMILIES]
+)
+def test_the_logits_of_prompts_run_in_onnx_runtime(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = copy.deepcopy(halved(name)[1].model).float()
+    inputs = {key: value.float() if value.is_floating_point() else value for key, value in inputs_of(name).items()}
+    file = hp.export_onnx(model, inputs, tmp_path / "model.onnx", dynamic_length=name not in {"Whisper", "Mamba"})
+    assert file.stat().st_size > 4 * sum(value.numel() for value in model.parameters())
+
+
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in {"Gemma2", "Mamba"}])
 def test_fused_and_written_out_attention_cost_the_same(name: str) -> None:
     model, inputs = halved(name)[0], inputs_of(name)

@@ -13,6 +13,7 @@ from hessprune.errors import ArgumentError, UnsupportedModelError, VerificationE
 from hessprune.foundation.arrival import observed
 from hessprune.foundation.caches import without_cache
 from hessprune.foundation.checks import check_range, optional_import
+from hessprune.foundation.experts import BY_BATCH, experts_run_by
 from hessprune.foundation.files import staging
 from hessprune.foundation.modules import call_model, device_of, predict
 from hessprune.foundation.multihead import without_causal_guess
@@ -162,7 +163,8 @@ def capture(model: nn.Module, example: Any, axes: Any, *, remedy: str) -> torch.
     """
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (positional(example), {})
     try:
-        with quiet(), without_cache(model), without_causal_guess():
+        # the loop over experts depends on which of them the words choose
+        with quiet(), without_cache(model), without_causal_guess(), experts_run_by(model, BY_BATCH):
             return torch.export.export(model, args, kwargs, dynamic_shapes=axes, strict=False)
     except Exception as error:  # the exporter passes on all errors of the model's own code
         sizes = " with any batch size" if axes else ""

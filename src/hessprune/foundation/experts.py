@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 _SETTING = "_experts_implementation"
-_BY_LOOP, _BY_BATCH, BY_GROUP = "eager", "batched_mm", "grouped_mm"
+_BY_LOOP, BY_BATCH, BY_GROUP = "eager", "batched_mm", "grouped_mm"
 _ROW_BYTES = 16
 
 
@@ -36,8 +36,8 @@ def experts_run_by(model: nn.Module, implementation: str | None = None) -> Itera
     """
     holders = _holders(model)
     if implementation is None:
-        holders = [holder for holder in holders if getattr(holder, _SETTING) != _BY_BATCH]
-        implementation = _BY_BATCH if holders and next(model.parameters()).is_meta else _BY_LOOP
+        holders = [holder for holder in holders if getattr(holder, _SETTING) != BY_BATCH]
+        implementation = BY_BATCH if holders and next(model.parameters()).is_meta else _BY_LOOP
     before = [getattr(holder, _SETTING) for holder in holders]
     try:
         for holder in holders:
@@ -51,7 +51,7 @@ def experts_run_by(model: nn.Module, implementation: str | None = None) -> Itera
 def put_experts_side_by_side(model: nn.Module) -> None:
     """Let experts run by one product for each token and expert, from now on: its shapes do not depend on numbers."""
     for holder in _holders(model):
-        setattr(holder, _SETTING, _BY_BATCH)
+        setattr(holder, _SETTING, BY_BATCH)
 
 
 def let_experts_fit(model: nn.Module) -> None:
