@@ -1,5 +1,6 @@
 """Models that FSDP2 spreads over processes: the saliencies of the whole model, or one line."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import hessprune as hp
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.sharded import is_sharded, running_parameters
+from hessprune.methods.text import as_method
 from tests.spawning import SIZE, grouped, spawned
 
 METHODS = ("random", "magnitude", "taylor", "nvit", "hap", "hap(estimator=rademacher)", "sosp-i", "joint(refit=false)")
@@ -46,17 +48,28 @@ class Net(nn.Module):
         return self.head(self.norm(self.hidden(x.mean(1))).relu())
 
 
-def batches() -> list[tuple[Tensor, Tensor]]:
+def batches(dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    x, y = torch.randn(11, 5, 6, generator=generator), torch.randint(4, (11,), generator=generator)
+    x, y = torch.randn(11, 5, 6, generator=generator).to(dtype), torch.randint(4, (11,), generator=generator)
     return [*zip(x.split(4), y.split(4), strict=True)]
 
 
+def scores(net: nn.Module, groups: Any, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Return the saliencies by every method, in the precision of the net."""
+    found = {}
+    for each in METHODS:
+        method = as_method(each)
+        method = (
+            replace(method, precision="fp64") if dtype is torch.float64 and hasattr(method, "precision") else method
+        )
+        found[each] = torch.cat([*hp.saliency(net, groups, batches(dtype), method).values()])
+    return found
+
+
 @cache
-def alone() -> dict[str, Tensor]:
-    net = Net().eval()
-    groups = hp.find_groups(net, batches()[0][0])
-    return {each: torch.cat([*hp.saliency(net, groups, batches(), each).values()]) for each in METHODS}
+def alone(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    net = Net().to(dtype).eval()
+    return scores(net, hp.find_groups(net, batches(dtype)[0][0]), dtype)
 
 
 def work(number: int, port: int, folder: str) -> None:
@@ -66,12 +79,12 @@ def work(number: int, port: int, folder: str) -> None:
         net = Net().train()
         groups = hp.find_groups(net, batches()[0][0])
         mesh = dist.init_device_mesh("cpu", (SIZE,))
-        for block in net.blocks:
-            fully_shard(block, mesh=mesh)
-        fully_shard(net, mesh=mesh)
-        found: dict[str, Any] = {
-            each: torch.cat([*hp.saliency(net, groups, batches(), each).values()]) for each in METHODS
-        }
+        precise = Net().double()
+        for whole in (net, precise):
+            for block in whole.blocks:
+                fully_shard(block, mesh=mesh)
+            fully_shard(whole, mesh=mesh)
+        found: dict[str, Any] = {**scores(net, groups), "precise": scores(precise, groups, torch.float64)}
         found["sharded"] = is_sharded(net)
         found["held"] = sum(parameter.to_local().numel() for parameter in net.parameters())  # type: ignore[attr-defined]
         found["empty"] = all(not p.untyped_storage().size() for p in running_parameters(net.blocks[0]).values())
@@ -108,6 +121,8 @@ def test_a_sharded_model_has_the_saliencies_of_the_whole_one(together, method: s
     for found in together:
         scale = float(alone()[method].abs().max())
         torch.testing.assert_close(found[method], alone()[method], rtol=1e-5, atol=1e-6 * scale)
+        precise = alone(torch.float64)[method]  # where rounding of single precision is out of the way
+        torch.testing.assert_close(found["precise"][method], precise, rtol=1e-9, atol=1e-14)
     assert torch.equal(together[0][method], together[1][method])
 
 
