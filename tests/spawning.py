@@ -15,10 +15,15 @@ SIZE = 2
 
 def spawned(work: Callable[..., None], *given: Any) -> None:
     """Call `work(number, port, *given)` in processes of their own, and wait until all are done."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(work, (port, *given), nprocs=SIZE)  # type: ignore[attr-defined]
+    for tries_left in reversed(range(3)):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        try:
+            return mp.spawn(work, (port, *given), nprocs=SIZE)  # type: ignore[attr-defined]
+        except mp.ProcessRaisedException as error:  # another process may have taken the port since
+            if not tries_left or "EADDRINUSE" not in str(error):
+                raise
 
 
 @contextmanager
