@@ -20,10 +20,12 @@ def spawned(work: Callable[..., None], *given: Any) -> None:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         try:
-            return mp.spawn(work, (port, *given), nprocs=SIZE)  # type: ignore[attr-defined]
+            mp.spawn(work, (port, *given), nprocs=SIZE)  # type: ignore[attr-defined]
         except mp.ProcessRaisedException as error:  # another process may have taken the port since
             if not tries_left or "EADDRINUSE" not in str(error):
                 raise
+        else:
+            return
 
 
 @contextmanager
