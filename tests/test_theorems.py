@@ -54,7 +54,7 @@ def test_slicing_equals_masking_on_awkward_networks(case: type[nn.Module]) -> No
     check_model(make(case), image(), (0.9, 0.5, 0.1))
 
 
-DEEP = ("resnet44", "resnet56", "resnet110")
+DEEP = ("resnet32", "resnet44", "resnet56", "resnet110", "vgg19-bn", "wrn28-8")
 
 
 @pytest.mark.parametrize("name", [pytest.param(p, marks=[pytest.mark.slow] if p in DEEP else []) for p in PAPERS])

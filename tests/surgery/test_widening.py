@@ -13,6 +13,7 @@ from tests.cases import AWKWARD, image, make
 from tests.networks.network import Network
 
 DENSENET = pytest.param("densenet40", marks=pytest.mark.slow)
+LARGE = ("preresnet29", "vgg16-bn")
 NETWORKS = ("resnet20", "resnet20-b", "preresnet29", "vgg16-bn", DENSENET, "mobilenet-tiny")
 
 
@@ -30,7 +31,7 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("start", ["split", "fresh"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in NETWORKS])
 def test_outputs_stay_and_every_group_grows(name: str, start: str) -> None:
     torch.manual_seed(0)
     model, x = noisy(build_model(name, num_classes=10)), torch.randn(2, 3, 32, 32).double()
