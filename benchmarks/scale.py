@@ -177,8 +177,9 @@ def judge(claims: Claims, records: dict[str, Any], models: Any, width: int, limi
             claims.at_most(f"{images}: peak memory, GB", found["peak_gb"], 12)
             claims.at_most(f"{images}: second budget / first call", found["second_share"], 0.1)
         if found := records.get(f"magnitude {name} hessprune"):
-            peers = {tool: records.get(f"magnitude {name} {tool}") for tool in INSTALLED}
-            claims.at_most(f"{name}: magnitude without compensation, s", found["seconds"], 15, peer=peers)
+            peers = {tool: records.get(f"magnitude {name} {tool}", {}) for tool in INSTALLED}
+            shown = ", ".join(f"{tool} {peer['seconds']}" for tool, peer in peers.items() if "seconds" in peer)
+            claims.at_most(f"{name}: magnitude without compensation, s", found["seconds"], 15, peer=shown or None)
     for share, found in records.get("accuracy", {}).items():
         if isinstance(found, dict):
             name = f"ResNet-20, {share} of the MACs: accuracy by moments less that without compensation"
