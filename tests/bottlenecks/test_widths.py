@@ -37,6 +37,11 @@ def test_the_factor_has_a_limit_and_then_the_next_group_joins():
     assert set(narrowest_within(net(), X, ["2", "0"], 1, hp.Budget(params=200), largest=4)) == {"2"}
 
 
+def test_the_next_group_joins_where_multiples_leave_the_first_below_its_cap():
+    found = narrowest_within(net(), X, ["2", "0"], 1, hp.Budget(params=100_000), multiple=16, largest=4)
+    assert found == {"2": 32, "0": 32}
+
+
 def test_multiples_and_no_fewer_units_than_before():
     assert scaled({"a": 6, "b": 10}, 1.5, 8) == {"a": 8, "b": 16}
     assert scaled({"a": 6}, 1.0, 8) == {"a": 8}

@@ -96,7 +96,8 @@ def narrowest_within(
     names: Collection[str] = [name for name in order if name in units]
     widths: dict[str, int] = {}
     for number in range(max(1, first), len(names) + 1):
-        widths = widths_within(model, example_inputs, list(names)[:number], budget, multiple=multiple, largest=largest)
-        if any(width < round(units[name] * largest) for name, width in widths.items()):
+        grown = list(names)[:number]
+        widths = widths_within(model, example_inputs, grown, budget, multiple=multiple, largest=largest)
+        if widths != scaled({name: units[name] for name in grown}, largest, multiple):
             break
     return widths

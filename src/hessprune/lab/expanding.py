@@ -214,6 +214,7 @@ def _tuned(
     *,
     inputs: Sequence[Any],
 ) -> Variant:
+    """Train what `start` returns as the recipe fine-tunes, and measure it."""
     config = run.settings.finetune
     teacher = dense.model if config.distill_weight > 0 else None
     model = trained(run, f"5-widened-{folder_name(name)}", start, config, inputs=inputs, teacher=teacher)
