@@ -18,6 +18,7 @@ from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.options import TraceOptions
 from hessprune.curvature.problem import Effort, Problem, check_finite, pose
 from hessprune.curvature.results import Slices
+from hessprune.curvature.squares import PANEL, Squares
 from hessprune.foundation.processes import check_agreement, is_own, num_processes, summed, summed_numbers
 from hessprune.foundation.shelf import Shelf
 from hessprune.foundation.trees import sample_rows
@@ -28,8 +29,6 @@ from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
 ROWS_PER_SAMPLE = 256
 """Most positions of each sample that enter the covariance of a layer's inputs."""
-PANEL = 256
-"""Columns of a symmetric product that are computed at once, without those that are known by symmetry."""
 
 
 @dataclass(kw_only=True)
@@ -40,13 +39,32 @@ class ReadingLayer:
     weight: Tensor  # of the folded model
     centred: bool
     """True where a bias can absorb a change of the mean output."""
-    curvature: Tensor | float = 0.0  # (g, O, O)
-    origin: Tensor | None = None  # (g, K): near the mean; sums of squares about it stay small
-    total: Tensor | float = 0.0  # (g, K): sum of the inputs, about the origin
-    squares: Tensor | float = 0.0  # (g, K, K): sum of their outer products
-    rows: int = 0
     shelf: Shelf = field(default_factory=Shelf, repr=False)
     """Holds the squares and the curvature."""
+    rows: int = 0
+    origin: Tensor | None = None  # (g, K): near the mean; sums of squares about it stay small
+    total: Tensor | float = 0.0  # (g, K): sum of the inputs, about the origin
+    squares: Tensor | None = None  # (g, K, K): sum of their outer products
+    curvature: Tensor | None = None  # (g, O, O)
+
+    def __post_init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._inputs, self._outputs = Squares(self.shelf), Squares(self.shelf)
+
+    def add_inputs(self, rows: Tensor) -> None:
+        """Add inputs `(g, R, K)`; the first ones give the origin."""
+        if self.origin is None:
+            self.origin = rows.double().mean(1)
+        rows = rows - self.origin[:, None].to(rows.dtype)
+        self.total = self.total + rows.sum(1).double()
+        self.rows += rows.shape[1]
+        self._inputs.add(rows)
+
+    def add_gradients(self, rows: Tensor) -> None:
+        """Add gradients at the output, `(g, R, O)`."""
+        self._outputs.add(rows)
 
     @property
     def regression(self) -> bool:
@@ -75,10 +93,10 @@ class ReadingLayer:
         if not self.regression:
             return torch.eye(len(self.weight), dtype=torch.float64, device=self.weight.device)[None], None
         covariance, mean = self.squares, self._mean()
-        assert isinstance(covariance, Tensor)
+        assert covariance is not None
         for part, rows in self._covariance():
             covariance[:, part] = rows if self.centred else rows + mean[:, part] * mean.mT
-        self.squares = 0.0
+        self.squares = None
         return inverse(covariance, mean.squeeze(2), self.shelf), self._full_curvature()
 
     def moments(self) -> InputMoments:
@@ -95,7 +113,7 @@ class ReadingLayer:
 
     def _covariance(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield the covariance in panels, each from its own rows of the sums."""
-        assert isinstance(self.squares, Tensor)
+        assert self.squares is not None
         offset = (self.total / self.rows)[:, :, None]  # type: ignore[index]
         for start in range(0, self.squares.shape[1], PANEL):
             part = slice(start, start + PANEL)
@@ -103,25 +121,30 @@ class ReadingLayer:
 
     def forget(self) -> None:
         """Start the sums anew, about the same origin."""
-        for sums in (self.total, self.squares, self.curvature):
-            if isinstance(sums, Tensor):
-                sums.zero_()
-        self.rows = 0
+        self.total, self.rows = 0.0, 0
+        self._start()
 
-    def over_processes(self, weight: float) -> None:
+    def finish(self, weight: float) -> None:
         """Add up the sums of all processes, and divide the curvature by the weight of all samples."""
+        self.squares, self.curvature = self._inputs.total(), self._outputs.total()
+        self._start()
         if num_processes() > 1 and self.origin is not None:
-            self.total, self.squares = summed(self.total), summed(self.squares)  # type: ignore[arg-type]
+            total = self.total if isinstance(self.total, Tensor) else torch.zeros_like(self.origin)
+            squares = self._zeros(self.origin.shape[1]) if self.squares is None else self.squares
+            self.total, self.squares = summed(total), summed(squares)
             self.curvature = summed(self._full_curvature())
             self.rows = round(summed_numbers(self.rows)[0])
-        self.curvature /= weight
+        if self.curvature is not None:
+            self.curvature /= weight
 
     def _full_curvature(self) -> Tensor:
         """Return the curvature; zeros where nothing that counts depends on the layer."""
-        if isinstance(self.curvature, Tensor):
-            return self.curvature
-        groups, _, outputs = columns_of(self.call, self.weight).shape
-        return self.shelf.zeros(groups, outputs, outputs, device=self.weight.device)
+        outputs = columns_of(self.call, self.weight).shape[2]
+        return self._zeros(outputs) if self.curvature is None else self.curvature
+
+    def _zeros(self, size: int) -> Tensor:
+        groups = len(columns_of(self.call, self.weight))
+        return self.shelf.zeros(groups, size, size, device=self.weight.device)
 
     def places(self, positions: Tensor) -> Tensor:
         """Return the rows of `columns` for positions `(U, m)` along the input axis, `(U, m')`."""
@@ -151,13 +174,7 @@ class _StatisticsMode(TapMode):
         out = super().on_call(name, call, arguments)
         if not (isinstance(call, Convolution) and call.transposed):
             keep = self._sampled(name, rows_by_sample(call, out, self.samples))
-            rows = design(call, x, weight, keep).transpose(0, 1)
-            if layer.origin is None:
-                layer.origin = rows.double().mean(1)
-            rows = rows - layer.origin[:, None].to(rows.dtype)
-            layer.total = layer.total + rows.sum(1).double()
-            layer.squares = with_squares(layer.squares, rows, self._shelf)
-            layer.rows += len(keep)
+            layer.add_inputs(design(call, x, weight, keep).transpose(0, 1))
         return out
 
     def _sampled(self, name: str, rows: Tensor) -> Tensor:
@@ -173,21 +190,7 @@ class _StatisticsMode(TapMode):
         layer = self._layers[site.name]
         if layer.regression:
             groups = columns_of(site.call, weight).shape[0]
-            rows = rows_of(site.call, delta).unflatten(1, (groups, -1)).transpose(0, 1)
-            layer.curvature = with_squares(layer.curvature, rows, self._shelf)
-
-
-def with_squares(total: Tensor | float, rows: Tensor, shelf: Shelf) -> Tensor:
-    """Add `rowsᵀ rows` of rows `(g, R, K)` to a total in float64, in place where there is one; return the total."""
-    size = rows.shape[2]
-    if not isinstance(total, Tensor):
-        total = shelf.zeros(len(rows), size, size, device=rows.device)
-    for start in range(0, size, PANEL):
-        end = min(start + PANEL, size)
-        product = rows[:, :, start:end].mT @ rows[:, :, start:]
-        total[:, start:end, start:] += product
-        total[:, end:, start:end] += product[:, :, end - start :].mT
-    return total
+            layer.add_gradients(rows_of(site.call, delta).unflatten(1, (groups, -1)).transpose(0, 1))
 
 
 def input_moments(
@@ -260,6 +263,6 @@ def measure_reading_layers(
     check_weight(total)
     check_agreement(zlib.crc32("".join(sorted(layers)).encode()), "the model must call the same layers in all batches")
     for name in sorted(layers):
-        layers[name].over_processes(total)
+        layers[name].finish(total)
     counts = torch.tensor([counted.get(number, 0) for number in range(problem.batches.num_batches)])
     return layers, summed(counts).tolist()
