@@ -1,14 +1,18 @@
 """Batches in every form that loaders give."""
 
 from collections import UserDict
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import hessprune as hp
 from hessprune.foundation.batches import Pairs, Rereadable, as_pair
+from tests.provoking import OneStream
 
 X, Y = torch.zeros(4, 3), torch.arange(4)
 
@@ -103,3 +107,61 @@ def test_inputs_stay_where_a_decoder_has_its_own_or_labels_are_no_words() -> Non
 def test_a_pair_without_a_first_word_says_so() -> None:
     with pytest.raises(hp.errors.DataError, match="decoder_start_token_id and pad_token_id, got None and 0"):
         list(Pairs([{"input_ids": LABELS, "labels": LABELS}], Pair(None)))
+
+
+class Stream(IterableDataset[Tensor]):
+    """Yields samples, without saying how many; `source` is read each time."""
+
+    def __init__(self, source: Iterable[Tensor]) -> None:
+        self.source = source
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.source)
+
+
+NET = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4))
+
+
+@pytest.mark.parametrize("batches", [OneStream(), DataLoader(Stream(iter([*X] * 3)), batch_size=4)])
+def test_what_ends_for_good_is_refused(batches: Any) -> None:
+    with pytest.raises(hp.errors.DataError, match=r"gives nothing when it is read again|got none"):
+        hp.prune(NET, X, batches, budget=hp.Budget(macs=0.5), method="magnitude")
+
+
+def test_training_on_nothing_is_refused() -> None:
+    config = hp.FinetuneConfig(epochs=2)
+    with pytest.raises(hp.errors.DataError, match="`train` must be re-iterable"):
+        hp.finetune(NET, OneStream(), [(X, Y)], config=config)
+
+
+@pytest.mark.parametrize("method", ["joint", "hap", "sosp-i", "magnitude"])
+def test_streams_do_not_tell_their_length(method: str) -> None:
+    torch.manual_seed(0)
+    samples = torch.randn(20, 3)
+    stream = DataLoader(Stream([*samples]), batch_size=5)
+    found = hp.prune(NET, X, stream, budget=hp.Budget(macs=0.5), method=method)
+    again = hp.prune(NET, X, [*samples.split(5)], budget=hp.Budget(macs=0.5), method=method)
+    assert found.plan.removed == again.plan.removed
+
+
+def test_a_batch_of_nothing_does_not_end_the_data() -> None:
+    with pytest.raises(hp.errors.DataError, match="got NoneType"):
+        hp.prune(NET, X, [(X, Y), None, (X, Y)], budget=hp.Budget(macs=0.5))
+    with pytest.raises(hp.errors.DataError, match="got NoneType"):
+        hp.finetune(NET, [(X, Y), None], [(X, Y)], config=hp.FinetuneConfig(epochs=1))
+
+
+@pytest.mark.parametrize("method", ["joint", "hap", "sosp-i", "magnitude"])
+def test_an_input_may_belong_to_all_samples(method: str) -> None:
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.enter, self.table, self.leave = nn.Linear(3, 8), nn.Linear(2, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor, table: Tensor) -> Tensor:
+            return self.leave((self.enter(x) + self.table(table)).relu())
+
+    model, x, table = Beside().eval(), torch.randn(12, 3), torch.randn(1, 2)
+    pruned = hp.prune(model, (x, table), [(x[:8], table), (x[8:], table)], budget=hp.Budget(macs=0.5), method=method)
+    assert pruned.model(x, table).shape == (12, 4)

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from hessprune.errors import DataError
-from hessprune.foundation.checks import check_rereadable
+from hessprune.foundation.checks import check_rereadable, refuse_ended
 from hessprune.foundation.identity import content_sha256
 from hessprune.foundation.processes import whole
 from hessprune.foundation.state import seeded
@@ -19,6 +20,8 @@ IGNORED = -100
 """The label of words that do not count."""
 LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions", "next_sentence_label")
 """Names of targets inside a mapping of inputs, as Hugging Face spells them."""
+_END = object()
+"""Stands behind the last batch; a loader whose collate function fails may yield None before."""
 
 
 def required_inputs(model: nn.Module | None) -> tuple[str, ...]:
@@ -56,7 +59,10 @@ def as_pair(batch: Any, required: tuple[str, ...] = (), name: str = "batches") -
     elif isinstance(batch, tuple | list) and batch:
         pair = _of_sequence(batch, len(required), name)
     else:
-        raise DataError(f"`{name}` must yield inputs, or (inputs, targets) pairs, got {type(batch).__name__}.")
+        raise DataError(
+            f"`{name}` must yield inputs, or (inputs, targets) pairs, got {type(batch).__name__}. Give tensors, or "
+            "tuples and dicts of them, and leave out what could not be loaded."
+        )
     if leading_size(pair[0]) == 0:
         raise DataError(
             f"`{name}` must hold non-empty batches of tensors, got inputs {describe(pair[0])}. Leave empty ones out."
@@ -182,7 +188,7 @@ class Rereadable:
         check_rereadable(batches)
         self.batches, self.seed, self.num_samples, self.num_batches = batches, seed, 0, 0
         self.sha256, self._hashes = "", False
-        self._model, self._required = model, required_inputs(model)
+        self._model, self._required, self._last = model, required_inputs(model), None
 
     @classmethod
     def of(cls, batches: Any, model: nn.Module | None = None) -> "Rereadable":
@@ -207,17 +213,22 @@ class Rereadable:
     def _seeded_pass(self) -> Iterator[tuple[Any, Any]]:
         with seeded(self.seed):
             iterator = iter(self.batches)
+        if iterator is self._last:
+            refuse_ended(self.batches)
+        self._last = iterator if not isinstance(self.batches, DataLoader) else None  # whose workers would live on
         count, number, hashes = 0, 0, [] if self._hashes else None
         while True:
             with seeded(self.seed + 1 + count):
-                batch = next(iterator, None)
-            if batch is None:
+                batch = next(iterator, _END)
+            if batch is _END:
                 break
             pair = read_pair(batch, self._model, self._required)
             count, number = count + leading_size(pair[0]), number + 1
             if hashes is not None:
                 hashes.append(content_sha256(pair))
             yield pair
+        if self.num_batches and not number:
+            refuse_ended(self.batches)
         self.num_samples, self.num_batches = count, number
         if hashes is not None:
             self.sha256, self._hashes = content_sha256(hashes), False

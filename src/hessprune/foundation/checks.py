@@ -4,7 +4,7 @@ import difflib
 import importlib
 from collections.abc import Collection, Iterable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,18 @@ def check_rereadable(batches: Any, name: str = "batches") -> None:
         raise DataError(f"`{name}` must be an iterable of batches, got {shown(batches)}. Pass a list or a DataLoader.")
 
 
+def refuse_ended(batches: Any, name: str = "batches") -> NoReturn:
+    """Say that batches could be read only once.
+
+    Raises:
+        DataError: Always.
+    """
+    raise DataError(
+        f"`{name}` must be re-iterable, got a {type(batches).__name__} that gives nothing when it is read again. Let "
+        "its __iter__, or that of its data set, return a new iterator every time."
+    )
+
+
 def check_batches(batches: Iterable[Any], name: str = "batches") -> None:
     """Raise unless `batches` can be iterated again and again and yields something.
 
@@ -74,7 +86,7 @@ def check_batches(batches: Iterable[Any], name: str = "batches") -> None:
         >>> check_batches([(torch.zeros(2, 3), torch.zeros(2))])
     """
     check_rereadable(batches, name)
-    if next(iter(batches), None) is None:
+    if not any(True for _ in batches):
         raise DataError(f"`{name}` must hold at least one (inputs, targets) pair, got none. Check path and split.")
 
 

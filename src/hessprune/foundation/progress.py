@@ -7,7 +7,7 @@ costs a generator and nothing else.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -74,6 +74,19 @@ def progress_bar(label: str, total: int | None = None) -> Iterator[Bar]:
         bar.close()
 
 
+def known_length(items: Iterable[Any]) -> int | None:
+    """Return the number of items, or None where they do not tell, as a loader of a stream does not.
+
+    Example:
+        >>> known_length([1, 2]), known_length(iter([1, 2]))
+        (2, None)
+    """
+    try:
+        return items.__len__()  # type: ignore[attr-defined]  # as an attribute, which wrappers answer for what they hold
+    except (AttributeError, TypeError, NotImplementedError):
+        return None
+
+
 def track(items: Iterable[T], label: str, total: int | None = None, *, note: str = "") -> Iterator[T]:
     """Yield from `items`, one step of progress each; `note` stands beside the bar from the start.
 
@@ -81,7 +94,7 @@ def track(items: Iterable[T], label: str, total: int | None = None, *, note: str
         >>> list(track([1, 2], "counting"))
         [1, 2]
     """
-    size = total if total is not None else getattr(items, "__len__", lambda: None)()
+    size = total if total is not None else known_length(items)
     with progress_bar(label, size) as bar:
         if note:
             bar.advance(0, note)

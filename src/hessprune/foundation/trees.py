@@ -84,7 +84,24 @@ def describe_shapes(tree: Any) -> str:
         >>> describe_shapes(torch.zeros(2, 3)) == describe_shapes(torch.zeros(5, 3))
         True
     """
-    return describe(rebuilt(tree, lambda tensor: tensor[:0]))
+    size = leading_size(tree)
+    return describe(rebuilt(tree, lambda tensor: tensor[:0] if holds_samples(tensor, size) else tensor))
+
+
+def holds_samples(tensor: Tensor, size: int) -> bool:
+    """Return whether a tensor beside `size` samples holds an entry for each of them; others belong to all samples."""
+    return tensor.dim() > 0 and len(tensor) == size
+
+
+def shared_in(tree: Any) -> list[Tensor]:
+    """Return the tensors that belong to all samples, such as a table beside a batch.
+
+    Example:
+        >>> shared_in((torch.zeros(5, 2), torch.ones(1, 3)))
+        [tensor([[1., 1., 1.]])]
+    """
+    size = leading_size(tree)
+    return [tensor for tensor in tensors_in(tree) if not holds_samples(tensor, size)]
 
 
 def usable(tensor: Tensor) -> Tensor:
@@ -98,17 +115,22 @@ def to_device(tree: Any, device: torch.device | str, dtype: torch.dtype | None =
 
 
 def sample_rows(tree: Any, rows: Tensor) -> Any:
-    """Return the samples `rows` of a tree of tensors, batch first."""
-    return rebuilt(tree, lambda tensor: tensor[rows.to(tensor.device)])
+    """Return the samples `rows` of a tree of tensors, batch first; tensors that belong to all samples stay whole.
+
+    Example:
+        >>> x, table = sample_rows((torch.arange(5), torch.zeros(1, 3)), torch.tensor([0, 4]))
+        >>> x.tolist(), table.shape
+        ([0, 4], torch.Size([1, 3]))
+    """
+    size = leading_size(tree)
+    return rebuilt(tree, lambda tensor: tensor[rows.to(tensor.device)] if holds_samples(tensor, size) else tensor)
 
 
 def join_inputs(parts: Sequence[Any]) -> Any:
-    """Concatenate batches of nested tuples or dicts of tensors along the samples."""
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(parts))
-    if isinstance(first, Mapping):
-        return {key: join_inputs([part[key] for part in parts]) for key in first}
-    if isinstance(first, tuple | list):
-        return type(first)(join_inputs(items) for items in zip(*parts, strict=True))
-    return first
+    """Concatenate batches of trees of tensors along the samples; what belongs to all samples is that of the first."""
+    sizes = [leading_size(part) for part in parts]
+    joined = (
+        torch.cat(tensors) if all(map(holds_samples, tensors, sizes)) else tensors[0]
+        for tensors in zip(*(list(tensors_in(part)) for part in parts), strict=True)
+    )
+    return rebuilt(parts[0], lambda _: next(joined))

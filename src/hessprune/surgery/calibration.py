@@ -9,8 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.foundation.batches import Rereadable
+from hessprune.foundation.identity import content_sha256
 from hessprune.foundation.modules import device_of
-from hessprune.foundation.trees import describe_shapes, join_inputs, leading_size, sample_rows, tensors_in, to_device
+from hessprune.foundation.trees import (
+    describe_shapes,
+    join_inputs,
+    leading_size,
+    sample_rows,
+    shared_in,
+    tensors_in,
+    to_device,
+)
 from hessprune.layers.recording import Recording, record
 
 MEMORY = 2 << 30
@@ -66,12 +75,18 @@ def gather(batches: Rereadable, model: nn.Module, most: Callable[[nn.Module, Any
         room = max(2, int((limit - spent) / size))
         if room < count and samples.can_be_split:
             samples = samples.rows(torch.arange(room))
-        key = describe_shapes((inputs, targets)) if samples.can_be_split else str(number)
-        kinds.setdefault(key, []).append(samples)
+        kinds.setdefault(_kind(samples) if samples.can_be_split else str(number), []).append(samples)
         place, spent = place + count, spent + size * len(samples)
         if spent >= limit:
             break
     return [_joined(parts, device) for parts in kinds.values()]
+
+
+def _kind(samples: Samples) -> str:
+    """Return what is equal for samples that can be joined."""
+    common = shared_in(samples.inputs)
+    shapes = describe_shapes((samples.inputs, samples.targets))
+    return shapes + content_sha256(common) if common else shapes
 
 
 def _joined(parts: Sequence[Samples], device: torch.device) -> Samples:

@@ -16,7 +16,7 @@ from hessprune.errors import ArgumentError, NumericalError
 from hessprune.foundation.arrival import arrived, received
 from hessprune.foundation.bars import shown_progress
 from hessprune.foundation.batches import read_pair, required_inputs
-from hessprune.foundation.checks import check_batches, check_finite_parameters
+from hessprune.foundation.checks import check_batches, check_finite_parameters, refuse_ended
 from hessprune.foundation.losses import LossFn
 from hessprune.foundation.modules import device_of
 from hessprune.foundation.named_losses import loss_of
@@ -204,6 +204,8 @@ def _train_epoch(run: Course, bar: Bar) -> None:
         if progress.step % run.config.checkpoint_every_steps == 0:
             run.vault.save(run.learner, progress)
         bar.advance(1, _note(run))
+    if not progress.step:
+        refuse_ended(run.train, "train")
 
 
 def _validate(run: Course, model: nn.Module) -> Evaluation:

@@ -8,7 +8,11 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from hessprune.foundation.progress import known_length
 from hessprune.foundation.state import seeded
+
+_END = object()
+"""Stands behind the last batch; a loader whose collate function fails may yield None before."""
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -23,8 +27,8 @@ def derived_seed(*parts: int | str) -> int:
 
 def num_steps(batches: Iterable[Any]) -> int:
     """Return the number of batches, reading them where they have no length."""
-    length = getattr(batches, "__len__", None)
-    return length() if length else sum(1 for _ in batches)
+    length = known_length(batches)
+    return sum(1 for _ in batches) if length is None else length
 
 
 def replayed(batches: Iterable[Any], *, seed: int, epoch: int, start_step: int = 0) -> Iterator[Any]:
@@ -42,8 +46,8 @@ def replayed(batches: Iterable[Any], *, seed: int, epoch: int, start_step: int =
     step = start_step if skips else 0
     while True:
         with seeded(derived_seed(seed, "batch", epoch, step)):
-            batch = next(iterator, None)
-        if batch is None:
+            batch = next(iterator, _END)
+        if batch is _END:
             return
         if step >= start_step:
             yield batch
