@@ -57,3 +57,42 @@ def test_statistics_and_refits_leave_them_out() -> None:
 def test_traces_name_the_layers() -> None:
     with pytest.raises(hp.errors.UnsupportedModelError, match=r"weights that read samples, got 'make.weight'.*ignore="):
         hp.hessian_trace(NET, [group for group in GROUPS if group.name == "make"], BATCHES)
+
+
+class Auxiliary(nn.Module):
+    """Has a head that runs in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.head, self.extra = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        hidden = self.enter(x).relu()
+        return (self.head(hidden), self.extra(hidden)) if self.training else self.head(hidden)
+
+
+@pytest.mark.parametrize("method", ["joint", "hap", "sosp-h", "sosp-i", "taylor", "nvit", "magnitude"])
+def test_heads_of_training_alone_follow(method: str) -> None:
+    pruned = hp.prune(Auxiliary().eval(), X, BATCHES, budget=hp.Budget(macs=0.5), method=method)
+    first, second = pruned.model.train()(X)
+    assert (first.shape, second.shape) == ((24, 2), (24, 3))
+
+
+class ByHand(nn.Module):
+    """Multiplies by the weights of a layer instead of calling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down, self.wide, self.last = (nn.Linear(*size) for size in ((4, 8), (8, 2), (4, 8), (8, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.wide(x).relu()) + (x @ self.up.weight.T).relu() @ self.down.weight.T
+
+
+@pytest.mark.parametrize("method", ["joint", "hap", "sosp-i", "taylor"])
+def test_units_of_weights_that_no_layer_multiplies_by_stay_and_are_named(method: str) -> None:
+    pruned = hp.prune(ByHand(), X, BATCHES, budget=hp.Budget(macs=0.8), method=method)
+    assert pruned.plan.provenance["unseen"] == ["up"]
+    assert pruned.model.up.out_features == 8 > pruned.model.wide.out_features

@@ -106,6 +106,8 @@ class Recording:
     """Weights whose rows are looked up by number, such as an embedding that is the last layer, too."""
     layouts: dict[str, SampleLayout] = field(default_factory=dict)
     """For each weight the place of the samples in its input."""
+    met: set[str] = field(default_factory=set)
+    """Weights that reach another function than a convolution or a linear map."""
     shared: set[str] = field(default_factory=set)
     """Weights that read the same for all samples, such as a table of positions: no sample has a part of its own."""
     bytes_per_sample: int = 0
@@ -163,6 +165,7 @@ class _Recorder(CallMode):
 
     def on_other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:  # noqa: ARG002
         output, operator = func(*args, **kwargs), operator_of(func)
+        self.recording.met |= {self._names[id(each)] for each in [*args, *kwargs.values()] if id(each) in self._names}
         if operator.derivative != "look":
             if operator.name == "batch_norm":
                 self._see_batch_norm(*batch_norm_arguments(func, args), **kwargs)

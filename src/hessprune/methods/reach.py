@@ -44,10 +44,11 @@ def unseen_groups(model: nn.Module, groups: Sequence[Group], batches: Any, objec
 
 
 def sampled_groups(model: nn.Module, groups: Sequence[Group], batches: Any) -> list[Group]:
-    """Return the groups that lie on the way of samples, each without slices that are the same for all samples.
+    """Return the groups of which curvature and gradients of single samples exist, each with the slices that count.
 
-    Layers that read a table, such as one of relative positions, know nothing of samples: curvature and gradients of
-    single samples do not exist there. A group that only such layers make, or only such layers read, is left out. Costs
+    Layers that read a table, such as one of relative positions, know nothing of samples. A group that only such layers
+    make, or only such layers read, is left out. So is one whose weights the forward multiplies in another way than by a
+    linear map. Slices of layers that do not run, such as a head for training alone, are left out of their groups. Costs
     a forward pass over two samples and one over one.
 
     Args:
@@ -55,15 +56,24 @@ def sampled_groups(model: nn.Module, groups: Sequence[Group], batches: Any) -> l
         groups: From `find_groups`.
         batches: Pairs of inputs and targets.
     """
-    shared = record(model, to_device(next(iter(batches))[0], device_of(model))).shared
-    if not shared:
-        return [*groups]
-    names, parameters = weight_names(model), dict(model.named_parameters(remove_duplicate=False))
-    own = {name for name, value in parameters.items() if names.get(id(value)) in shared}
+    recording = record(model, to_device(next(iter(batches))[0], device_of(model)))
+    used, names = {use.weight for use in recording.uses}, weight_names(model)
+    every = {name: names.get(id(v)) for name, v in model.named_parameters(remove_duplicate=False)}
+    pieces = {
+        piece.param for group in groups for role in ("producer", "consumer") for piece in group.slices_with_role(role)
+    }
+    weights = {name: first for name in pieces if (first := every.get(name)) is not None}
+    idle = {name for name, first in weights.items() if first not in used | recording.met}
+    other = {name for name, first in weights.items() if first not in used | recording.looked_up}
+    other = {name for name in other - idle if ".parametrizations." not in name}  # which are refused with a remedy
+    left_out = {name for name, first in every.items() if first in recording.shared} | idle
     return [
-        replace(group, slices=tuple(piece for piece in group.slices if piece.param not in own))
+        replace(group, slices=tuple(piece for piece in group.slices if piece.param not in left_out))
         for group in groups
-        if not any(_is_within(group.slices_with_role(role), own) for role in ("producer", "consumer"))
+        if not any(
+            _is_within(held := group.slices_with_role(role), left_out) or any(piece.param in other for piece in held)
+            for role in ("producer", "consumer")
+        )
     ]
 
 

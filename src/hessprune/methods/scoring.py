@@ -109,8 +109,9 @@ def scored(
         unseen += sorted({group.name for group in groups} - {group.name for group in sampled} - {*unseen})
     if len(unseen) == len(groups):
         raise NumericalError(
-            f"the loss must depend on a group at least, got none that a gradient reaches: {', '.join(unseen[:5])}. "
-            "Take `no_grad` and `detach` out of the forward, or use method='magnitude'."
+            f"the loss must depend on a group at least, got none that a gradient of single samples reaches through "
+            f"convolutions and linear maps: {', '.join(unseen[:5])}. Take `no_grad` and `detach` out of the forward, "
+            "call layers instead of multiplying by their weights, or use method='magnitude'."
         )
     seen = [group for group in sampled if group.name not in unseen]
     scores = method.score(
