@@ -148,7 +148,7 @@ class Two(Net):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
         logits = super().forward(x)
-        return {"logits": logits, "box": logits.sin()}
+        return {"logits": logits, "box": logits.sin(), "like": logits @ logits.T}
 
 
 NET, CONV, TWO = Net(), images(), Two()

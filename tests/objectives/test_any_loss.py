@@ -1,5 +1,6 @@
 """Losses without a closed form: their curvature, exact where it can be, else the empirical Fisher."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hessprune.errors import UnsupportedModelError
 from hessprune.objectives.any_loss import AnyLoss
 from hessprune.objectives.outputs import Outputs
 
@@ -112,3 +114,21 @@ def test_some_samples_move_while_the_others_stay() -> None:
     rises = loss.rises(values[rows], rows, torch.stack([0 * shift, shift]))
     torch.testing.assert_close(rises, torch.stack([0 * shift, shift]).square().mean((1, 2)))
     assert (loss.weight(), loss.weight(rows)) == (4.0, 2.0)
+
+
+def test_a_loss_of_what_mixes_samples_is_refused() -> None:
+    a, b = numbers(6, 4), numbers(6, 4)
+    output = {"logits": a @ b.T, "left": a, "right": b}
+    outputs = Outputs.find({"logits": a[:2] @ b[:2].T, "left": a[:2], "right": b[:2]},
+                           {"logits": a[:1] @ b[:1].T, "left": a[:1], "right": b[:1]})  # fmt: skip
+    targets = torch.arange(6)
+    losses = {
+        "mixed": lambda o, t: F.cross_entropy(o["logits"], t),
+        "beside": lambda o, t: F.cross_entropy(o["logits"], t) + o["left"].square().mean(),
+        "apart": lambda o, t: F.cross_entropy(o["left"] @ o["right"].T, t),
+    }
+    for name, loss_fn in losses.items():
+        loss = AnyLoss(loss_fn, outputs, targets, 6)
+        loss.is_first = True
+        with pytest.raises(UnsupportedModelError, match="reads 'logits'") if name != "apart" else nullcontext():
+            loss.see([(output, 6)], outputs.read(output, 6))

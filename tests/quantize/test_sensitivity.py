@@ -140,7 +140,7 @@ def test_wrong_use_is_named():
         hp.quantization_sensitivity(hp.prepare_qat(model, images(2)), images(2), data)
     with pytest.raises(ArgumentError, match="`tolerance` must be a number from 0 to 100, got -1"):
         hp.choose_fp32_layers(model, images(2), data, tolerance=-1)
-    with pytest.raises(DataError, match="`validation` must hold labels, got NoneType: accuracy decides"):
+    with pytest.raises(DataError, match="`validation` must hold labels of classes, got NoneType: accuracy decides"):
         hp.choose_fp32_layers(model, images(2), data, validation=[(images(2), None)])
     one = nn.Sequential(nn.Flatten(), nn.Linear(768, 5))
     with torch.no_grad():
@@ -166,3 +166,16 @@ def test_an_implant_becomes_integers_too(tmp_path):
     with torch.no_grad():
         expected = result.model(images(16, 9))
         assert float((int8(images(16, 9)) - expected).abs().max()) < 0.15 * float(expected.abs().max())
+
+
+def test_a_single_output_is_a_number():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 1)).eval(), torch.randn(64, 6)
+    estimated, measured = (
+        hp.quantization_sensitivity(model, x, [(x, None)], method=method) for method in ("curvature", "measured")
+    )
+    for name, layer in measured.items():
+        assert layer.weights > 0
+        assert 0.5 < estimated[name].weights / layer.weights < 2
+    with pytest.raises(DataError, match="must hold labels of classes, got float32"):
+        hp.choose_fp32_layers(model, x, [(x, torch.randn(64, 1))], tolerance=1.0)

@@ -223,3 +223,53 @@ def test_shuffling_loaders_leave_the_random_state_alone() -> None:
     first, again = (compensate(model, pruned, plan, data) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("boxes", [20, 32])
+def test_boxes_of_all_images_stay_together(boxes: int) -> None:
+    """They may be as many as images by chance; the loss then reads other images' outputs by number."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5)), torch.randn(32, 6)
+    sizes = []
+
+    def loss_fn(output: Tensor, targets: Tensor) -> Tensor:
+        sizes.append((len(output), len(targets)))
+        return (output[targets[:, 0].long() % len(output)] - targets[:, 1:]).abs().mean()
+
+    batches = [(x, torch.cat([torch.randint(0, 32, (boxes, 1)).float(), torch.rand(boxes, 5)], 1)) for _ in range(2)]
+    hp.prune(net, x, batches, budget=hp.Budget(macs=0.5), method="magnitude", loss_fn=loss_fn)
+    assert sizes[-1] == (32, boxes)
+
+
+def test_autocast_inside_a_forward() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.enter, self.inner, self.leave = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.leave(self.inner(self.enter(x).relu()).relu().mean((2, 3))).float()
+
+    images = torch.randn(32, 3, 8, 8)
+    pruned = hp.prune(Own(), images[:2], [images], budget=hp.Budget(macs=0.5), method="joint")
+    assert pruned.model(images).dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", ["joint", "hap", "magnitude"])
+def test_complex_parameters_stay_complex(method: str) -> None:
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.enter, self.inner, self.leave = nn.Conv1d(1, 8, 1), nn.Conv1d(8, 16, 1), nn.Conv1d(16, 1, 1)
+            self.weight = nn.Parameter(torch.randn(8, 8, 9, dtype=torch.cfloat) / 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            waves = torch.einsum("bix,iox->box", torch.fft.rfft(self.enter(x)), self.weight)
+            return self.leave(self.inner(torch.fft.irfft(waves, n=x.shape[-1])).relu())
+
+    x = torch.randn(16, 1, 16)
+    pruned = hp.prune(Spectral(), x[:2], [(x, x)], budget=hp.Budget(macs=0.8), method=method, loss_fn=nn.MSELoss())
+    assert pruned.model.weight.dtype == torch.cfloat

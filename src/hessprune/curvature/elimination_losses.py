@@ -58,9 +58,9 @@ class _ShiftMode(TapMode):
     def arrive(self, site: Any, x: Tensor, weight: Tensor, delta: Tensor) -> None:
         """Add the products of per-sample gradients and changed weights, less those at the mean input."""
         name, layer = site.name, self._layers[site.name]
-        gradients = self._gradients(site, x, weight, delta).flatten(1)
+        gradients = self._gradients(site, x.to(delta.dtype), weight, delta).flatten(1).to(layer.weight.dtype)
         centred = layer.regression and layer.centred
-        sums = outputs_by_sample(layer.call, delta, self.samples).sum(1) if centred else None
+        sums = outputs_by_sample(layer.call, delta, self.samples).sum(1).to(layer.weight.dtype) if centred else None
         for key, path in self._paths.items():
             if name in path.changes:
                 effect = gradients @ path.changes[name].T

@@ -19,7 +19,7 @@ from hessprune.curvature.results import Kind, Slices
 from hessprune.errors import ArgumentError, NumericalError
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters
-from hessprune.foundation.modules import call_model, device_of, forward
+from hessprune.foundation.modules import call_model, device_of, forward, to_dtype
 from hessprune.foundation.processes import is_own
 from hessprune.foundation.progress import track
 from hessprune.foundation.sharded import is_sharded
@@ -206,7 +206,7 @@ def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: Any, effort
     if is_sharded(model):
         _check_dtype(model, precision)
     else:
-        folded.model.to(precision.dtype)
+        to_dtype(folded.model, precision.dtype)
     readout = read_out(model, slices, folded)
     per_sample = bytes_per_sample(folded, readout, effort.estimator, precision)
     layer = largest_layer(folded, precision)

@@ -174,7 +174,9 @@ class _StatisticsMode(TapMode):
         out = super().on_call(name, call, arguments)
         if not (isinstance(call, Convolution) and call.transposed):
             keep = self._sampled(name, rows_by_sample(call, out, self.samples))
-            layer.add_inputs(design(call, x, weight, keep).transpose(0, 1))
+            rows = design(call, x, weight, keep).transpose(0, 1).to(layer.weight.dtype)
+            with torch.autocast(x.device.type, enabled=False):  # a forward may open a region of its own
+                layer.add_inputs(rows)
         return out
 
     def _sampled(self, name: str, rows: Tensor) -> Tensor:
@@ -190,7 +192,8 @@ class _StatisticsMode(TapMode):
         layer = self._layers[site.name]
         if layer.regression:
             groups = columns_of(site.call, weight).shape[0]
-            layer.add_gradients(rows_of(site.call, delta).unflatten(1, (groups, -1)).transpose(0, 1))
+            rows = rows_of(site.call, delta).unflatten(1, (groups, -1)).transpose(0, 1)
+            layer.add_gradients(rows.to(layer.weight.dtype))
 
 
 def input_moments(

@@ -121,6 +121,22 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
+def to_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert a model in place, and return it; complex numbers become those of parts of that type.
+
+    Example:
+        >>> next(to_dtype(nn.Linear(2, 2), torch.float64).parameters()).dtype
+        torch.float64
+    """
+
+    def convert(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(dtype.to_complex())
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return model._apply(convert)
+
+
 def split_name(name: str) -> tuple[str, str]:
     """Split `"layer1.0.conv.weight"` into module and attribute: `("layer1.0.conv", "weight")`."""
     module, _, attribute = name.rpartition(".")

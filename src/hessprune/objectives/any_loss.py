@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessprune.errors import ArgumentError
+from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.losses import LossFn
 from hessprune.foundation.returned import check_depends, loss_on
+from hessprune.foundation.trees import describe
 from hessprune.objectives.factors import DenseFactor, DiagonalFactor
 from hessprune.objectives.objective import BatchLoss
-from hessprune.objectives.outputs import Outputs
+from hessprune.objectives.outputs import Outputs, named_outputs, with_tensors
 
 FEW = 16
 """Values of a sample up to which two random signs may coincide; the whole Hessian is cheap there."""
@@ -47,6 +48,8 @@ class AnyLoss(BatchLoss):
     def __init__(self, loss_fn: LossFn, outputs: Outputs, targets: Any, samples: int) -> None:
         self.loss_fn, self.outputs, self.targets, self.samples = loss_fn, outputs, targets, samples
         self._factor: Curvature | None = None
+        self.is_first = False
+        """True for the first batch, which checks what the loss reads."""
         self.curvature = ""
         """Which curvature was used, once it is known."""
 
@@ -54,6 +57,35 @@ class AnyLoss(BatchLoss):
         """Take the outputs of the batch."""
         super().see(outputs, values)
         self._template = self.outputs.merged(outputs)
+        if self.is_first and len(outputs) == 1:
+            self._check_read()
+
+    def _check_read(self) -> None:
+        """Raise if the loss reads an output without an axis of samples.
+
+        Raises:
+            UnsupportedModelError: It does.
+        """
+        read = {*self.outputs.names}
+        others = {
+            name: tensor.detach().requires_grad_()
+            for name, tensor in named_outputs(self._template)
+            if name not in read and tensor.is_floating_point()
+        }
+        if not others:
+            return
+        with torch.enable_grad():
+            values = self._values.detach().requires_grad_()
+            output = with_tensors(self.outputs.written(values, self._template, self.samples), others)
+            loss = loss_on(self.loss_fn, output, self.targets)
+            found = torch.autograd.grad(loss, [*others.values()], allow_unused=True) if loss.requires_grad else ()
+        for (name, tensor), gradient in zip(others.items(), found, strict=False):
+            if gradient is not None and bool(gradient.any()):
+                raise UnsupportedModelError(
+                    f"`loss_fn` must read outputs with an axis of samples, got one that reads {name!r}, "
+                    f"{describe(tensor)} for {self.samples} samples. Compute it in the loss from "
+                    f"{', '.join(map(repr, sorted(read)))}, or use method='magnitude'."
+                )
 
     @property
     def _values(self) -> Tensor:

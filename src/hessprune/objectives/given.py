@@ -33,6 +33,11 @@ class GivenLoss(Objective):
         """The loss in closed form, or None."""
         return module_of(self.loss_fn)
 
+    @property
+    def takes_anything(self) -> bool:
+        """True for a loss without a closed form."""
+        return self.closed is None and as_cross_entropy(self.loss_fn) is None
+
     def facts(self) -> dict[str, Any]:
         """Return the loss, and how its curvature was measured."""
         facts: dict[str, Any] = {"loss": loss_name(self.loss_fn)}
@@ -54,6 +59,7 @@ class GivenLoss(Objective):
         assert self.loss_fn is not None
         assert self.outputs is not None
         loss = AnyLoss(self.loss_fn, self.outputs, targets, samples)
+        loss.is_first = not self._seen
         self._seen[1:] = [loss]
         return loss
 

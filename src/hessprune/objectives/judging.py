@@ -7,8 +7,34 @@ from torch import nn
 
 from hessprune.foundation.modules import device_of, forward
 from hessprune.foundation.state import evaluation_mode, seeded
-from hessprune.foundation.trees import leading_size, to_device
+from hessprune.foundation.trees import leading_size, sample_rows, to_device
 from hessprune.objectives.objective import Objective, check_weight
+
+SAME = 1e-3
+"""Relative difference up to which a loss is the mean of those of two parts."""
+
+
+@torch.no_grad()
+def splits(objective: Objective, model: nn.Module, inputs: Any, targets: Any) -> bool:
+    """Return whether a loss is the mean of those of two parts of a batch, with the rows of the targets cut likewise.
+
+    The targets of a detector may be boxes of all images, by chance as many as images. Costs a forward pass, and nothing
+    for a loss that is known.
+    """
+    if not objective.takes_anything:
+        return True
+    inputs, targets = to_device((inputs, targets), device_of(model))
+    samples = leading_size(inputs)
+    parts = torch.arange(samples).tensor_split(2)
+    with seeded(0), evaluation_mode(model):
+        output = forward(model, inputs)
+        whole, _ = objective.judge(output, None, inputs, targets, samples)
+        try:
+            cut = [(sample_rows(inputs, rows), sample_rows(targets, rows), len(rows)) for rows in parts]
+            losses = [objective.judge(forward(model, x), None, x, y, size)[0] * size for x, y, size in cut]
+        except (RuntimeError, IndexError, ValueError, TypeError):  # whatever a loss says to half of its targets
+            return False
+    return abs(sum(losses) / samples - whole) <= SAME * max(abs(whole), SAME)
 
 
 @torch.no_grad()

@@ -76,6 +76,11 @@ class Objective(ABC):
     compares = False
     """True if the dense model's outputs are the targets."""
 
+    @property
+    def takes_anything(self) -> bool:
+        """True if the targets may be anything: a row of them need not be that of a sample."""
+        return False
+
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """Return JSON values for the provenance."""

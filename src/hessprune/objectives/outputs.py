@@ -130,7 +130,9 @@ class Outputs:
         shapes = [place.by_sample(tensors[place.name], samples).shape for place in self.places]
         parts = separated(values, shapes)
         pairs = zip(self.places, parts, strict=True)
-        return _with(template, {place.name: place.back(part, tensors[place.name].dim()) for place, part in pairs})
+        return with_tensors(
+            template, {place.name: place.back(part, tensors[place.name].dim()) for place, part in pairs}
+        )
 
     def merged(self, outputs: Sequence[tuple[Any, int]]) -> Any:
         """Return the output of a batch from the outputs of its chunks, each with its number of samples."""
@@ -141,10 +143,10 @@ class Outputs:
         for place in self.sampled:
             rows = torch.cat([place.by_sample(tensors[place.name], samples) for tensors, samples in chunks])
             new[place.name] = place.back(rows, chunks[0][0][place.name].dim())
-        return _with(outputs[0][0], new)
+        return with_tensors(outputs[0][0], new)
 
 
-def _with(output: Any, new: Mapping[str, Tensor]) -> Any:
+def with_tensors(output: Any, new: Mapping[str, Tensor]) -> Any:
     """Return an output with some tensors replaced, by name."""
     names = iter([name for name, _ in named_outputs(output)])
     return rebuilt(output, lambda tensor: new.get(next(names), tensor))

@@ -9,6 +9,7 @@ from hessprune.deploy.evaluation import evaluate
 from hessprune.errors import ArgumentError, DataError
 from hessprune.foundation.batches import as_pair
 from hessprune.foundation.checks import check_batches, check_range
+from hessprune.foundation.trees import describe
 from hessprune.quantize.config import Scheme
 from hessprune.quantize.qat import calibrate
 from hessprune.quantize.sensitivity import LayerSensitivity, prepare, quantization_sensitivity
@@ -116,9 +117,10 @@ def _reasons(ranked: Mapping[str, LayerSensitivity]) -> dict[str, str]:
 def _check_labels(batches: Iterable[Any], name: str) -> None:
     check_batches(batches, name)
     _, targets = as_pair(next(iter(batches)))
-    if not isinstance(targets, Tensor):
+    if not isinstance(targets, Tensor) or targets.is_floating_point():
         raise DataError(
-            f"`{name}` must hold labels, got {type(targets).__name__}: accuracy decides. Give (inputs, labels)."
+            f"`{name}` must hold labels of classes, got {describe(targets)}: accuracy decides. Give (inputs, labels), "
+            "or choose by hp.quantization_sensitivity, which needs none, and pass `keep_fp32` to hp.prepare_qat."
         )
 
 

@@ -221,6 +221,7 @@ class _Probe:
         for _ in range(NUM_PROBES):
             v = 2 * torch.randint_like(p, 2) - 1
             direction = p.sqrt() * v - p * (p.sqrt() * v).sum(1, keepdim=True)  # S v, S = diag(√p) − p √pᵀ
+            direction = v if p.shape[1] == 1 else direction  # a number, not a class
             torch.autograd.grad(logits, anchors, direction, retain_graph=True, allow_unused=True)
 
     def _follow(self, node: Node, tensor: Tensor, change: Tensor) -> None:
@@ -266,10 +267,13 @@ def _by_measuring(model: QuantizedModel, layers: list[_Layer], batches: Iterable
 
 def _log_probabilities(model: nn.Module, batches: Iterable[Any]) -> list[Tensor]:
     with seeded(0):
-        return [predict(model, to_device(x, device_of(model))).double().log_softmax(1) for x, _ in batches]
+        outputs = [predict(model, to_device(x, device_of(model))).double() for x, _ in batches]
+    return [each if each.shape[1] == 1 else each.log_softmax(1) for each in outputs]
 
 
 def _divergence(reference: list[Tensor], found: list[Tensor]) -> float:
-    """Return the mean of `KL(p ‖ p')` over samples and positions."""
-    total = sum(float((p.exp() * (p - q)).sum()) for p, q in zip(reference, found, strict=True))
+    """Return the mean of `KL(p ‖ p')` over samples and positions; of half the squared error of single numbers."""
+    pairs = [*zip(reference, found, strict=True)]
+    one = reference[0].shape[1] == 1
+    total = sum(float((p - q).square().sum() / 2 if one else (p.exp() * (p - q)).sum()) for p, q in pairs)
     return total / sum(p.numel() // p.shape[1] for p in reference)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from hessprune.foundation.modules import call_model, device_of
+from hessprune.foundation.modules import call_model, device_of, to_dtype
 from hessprune.foundation.randomness import without_chance
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import to_device
@@ -64,7 +64,7 @@ def compare(
 
 def outputs_of(model: nn.Module, inputs: Any, dtype: torch.dtype, awake: bool = False) -> Any:
     """Convert a model to a precision and return what its forward returns in evaluation mode, without chance."""
-    model = model.double() if dtype is torch.float64 else model.float()
+    model = to_dtype(model, dtype)
     leaky = _Leaky() if awake else nullcontext()
     with torch.no_grad(), evaluation_mode(model), without_chance(), CallMode({}, 1), leaky:
         return call_model(model, to_device(inputs, device_of(model), dtype))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class Samples:
     targets: Any
     places: Tensor
     """Their places in the data, `(N,)`."""
+    apart: bool = True
+    """False if a row of the targets is not that of a sample."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -47,23 +49,31 @@ class Samples:
     def rows(self, rows: Tensor) -> "Samples":
         """Return some samples, with their targets if there is one entry for each sample."""
         targets = sample_rows(self.targets, rows) if self.can_be_split and self.targets is not None else self.targets
-        return Samples(inputs=sample_rows(self.inputs, rows), targets=targets, places=self.places[rows])
+        return replace(self, inputs=sample_rows(self.inputs, rows), targets=targets, places=self.places[rows])
 
     @property
     def can_be_split(self) -> bool:
         """True if the targets hold one entry for each sample."""
         tensors = list(tensors_in(self.targets))
-        return self.targets is None or (bool(tensors) and all(t.dim() and len(t) == len(self) for t in tensors))
+        by_row = bool(tensors) and all(t.dim() and len(t) == len(self) for t in tensors)
+        return self.targets is None or (self.apart and by_row)
 
 
-def gather(batches: Rereadable, model: nn.Module, most: Callable[[nn.Module, Any], int] | None = None) -> list[Samples]:
+def gather(
+    batches: Rereadable,
+    model: nn.Module,
+    most: Callable[[nn.Module, Any], int] | None = None,
+    splits: Callable[[Any, Any], bool] | None = None,
+) -> list[Samples]:
     """Read calibration samples until memory is full, and join batches of equal shape.
 
     Args:
         batches: The data.
         model: The model that runs on them.
         most: Returns how many samples of a batch fit into one forward pass of it; of the whole model if None.
+        splits: Returns whether the targets of a batch with as many rows as samples belong to these; asked once.
     """
+    apart: bool | None = None
     most = most or most_samples
     kinds: dict[str, list[Samples]] = {}
     limit, spent, place, device = 0.0, 0.0, 0, device_of(model)
@@ -72,6 +82,9 @@ def gather(batches: Rereadable, model: nn.Module, most: Callable[[nn.Module, Any
         size = _numbers_of(inputs) / count
         limit = limit or most(model, to_device(inputs, device)) * size
         samples = Samples(inputs=inputs, targets=targets, places=place + torch.arange(count))
+        if splits is not None and targets is not None and samples.can_be_split:
+            apart = splits(inputs, targets) if apart is None else apart
+            samples = replace(samples, apart=apart)
         room = max(2, int((limit - spent) / size))
         if room < count and samples.can_be_split:
             samples = samples.rows(torch.arange(room))
@@ -93,9 +106,9 @@ def _joined(parts: Sequence[Samples], device: torch.device) -> Samples:
     whole = parts[0]
     if len(parts) > 1:
         inputs, targets = (join_inputs([getattr(part, name) for part in parts]) for name in ("inputs", "targets"))
-        whole = Samples(inputs=inputs, targets=targets, places=torch.cat([part.places for part in parts]))
+        whole = replace(whole, inputs=inputs, targets=targets, places=torch.cat([part.places for part in parts]))
     inputs, targets = to_device((whole.inputs, whole.targets), device)
-    return Samples(inputs=inputs, targets=targets, places=whole.places)
+    return replace(whole, inputs=inputs, targets=targets)
 
 
 def _numbers_of(inputs: Any) -> int:

@@ -6,6 +6,7 @@ reproduces the dense layer's output. A trial on four fifths of the calibration s
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from hessprune.foundation.arrival import arrived
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches
 from hessprune.objectives.choice import Chosen, choose_objective
-from hessprune.objectives.judging import mean_loss
+from hessprune.objectives.judging import mean_loss, splits
 from hessprune.planning.plan import Plan
 from hessprune.surgery.calibration import Samples, gather
 from hessprune.surgery.fits import check_pair
@@ -69,7 +70,7 @@ def compensate(
     batches = Rereadable.of(batches, dense)
     check_batches(batches)
     objective = choose_objective(dense, batches, loss_fn, outputs=outputs)
-    samples = gather(batches, pruned)
+    samples = gather(batches, pruned, splits=partial(splits, objective, dense))
     if sum(map(len, samples)) < MIN_SAMPLES:
         return copy.deepcopy(pruned)
     size = 1 + max(int(part.places.max()) for part in samples)

@@ -7,8 +7,9 @@ it afterwards.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from hessprune.layers.chains import find_stack
 from hessprune.layers.recording import record, slow_attention
 from hessprune.layers.stack import Reading, Stack, Stage
 from hessprune.objectives.choice import Chosen, choose_objective
-from hessprune.objectives.judging import mean_loss
+from hessprune.objectives.judging import mean_loss, splits
 from hessprune.planning.plan import Plan
 from hessprune.surgery.block_files import BlockFiles, tensors_of
 from hessprune.surgery.calibration import Samples, gather, most_samples, samples_in_memory
@@ -74,7 +75,7 @@ def compensate_by_block(
     batches = Rereadable.of(batches, dense)
     check_batches(batches)
     objective = choose_objective(dense, batches, loss_fn, outputs=outputs)
-    stack, samples = _stacked(dense, pruned, batches)
+    stack, samples = _stacked(dense, pruned, batches, partial(splits, objective, dense))
     if sum(map(len, samples)) < MIN_SAMPLES:
         return copy.deepcopy(pruned)
     size = 1 + max(int(part.places.max()) for part in samples)
@@ -94,10 +95,12 @@ def refit_by_block(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any
     return refitted_by_block(dense, pruned, plan, samples, stack=stack)
 
 
-def _stacked(dense: nn.Module, pruned: nn.Module, batches: Rereadable) -> tuple[Stack, list[Samples]]:
+def _stacked(
+    dense: nn.Module, pruned: nn.Module, batches: Rereadable, cuts: Callable[[Any, Any], bool] | None = None
+) -> tuple[Stack, list[Samples]]:
     """Return the stack, and the calibration samples that a block can hold."""
     stack = find_stack(dense, next(iter(batches))[0])
-    return stack, gather(batches, pruned, lambda model, inputs: _most_samples(stack, model, inputs))
+    return stack, gather(batches, pruned, lambda model, inputs: _most_samples(stack, model, inputs), cuts)
 
 
 def _most_samples(stack: Stack, model: nn.Module, inputs: Any) -> int:
