@@ -422,6 +422,8 @@ ROWS = (
         lambda _: (score("hap", [(X, torch.zeros(24, 2))], loss_fn=torch.nn.MSELoss()),
                    hp.evaluate(BIGRAMS, TEXTS, loss_fn="next_word")),
         r"only 'next_word', for language models; else pass one such as torch.nn.MSELoss\(\)"),
+    Row("`loss_fn` must be a loss, got the class", lambda: score("hap", loss_fn=nn.CrossEntropyLoss),
+        lambda _: score("hap", loss_fn=nn.CrossEntropyLoss()), r"Write nn.CrossEntropyLoss\(\)"),
     Row("Give as many targets as inputs", lambda: score("hap", [(X, Y[:3])]),
         lambda _: (score("hap", [(X[:3], Y[:3])]), score("hap", [X])), "inputs alone"),
     Row("Give (inputs, targets), or the loss", lambda: score("hap", [(X, Y[:3])], loss_fn=nn.MSELoss()),

@@ -55,11 +55,13 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_the_name_is_known_everywhere_and_no_other(call: str) -> None:
+def test_the_name_is_known_everywhere_and_no_other_or_class(call: str) -> None:
     assert CALLS[call]("next_word") is not None
     for wrong in ("perplexity", 3):
         with pytest.raises(hp.errors.ArgumentError, match=r"`loss_fn` must be a function .* only 'next_word'"):
             CALLS[call](wrong)
+    with pytest.raises(hp.errors.ArgumentError, match=r"got the class CrossEntropyLoss\. Write nn\.CrossEntropyLoss"):
+        CALLS[call](nn.CrossEntropyLoss)
 
 
 def test_functions_stay_what_they_are() -> None:
