@@ -56,6 +56,22 @@ def test_missing_targets_are_named_with_the_reason():
         loss_on(F.mse_loss, OUTPUT, None)
 
 
+@pytest.mark.parametrize("call", [loss_on, lambda *given: number_on(*given, "loss_fn")])
+def test_swapped_arguments_are_named_with_the_reason(call):
+    labels = torch.zeros(4, dtype=torch.int64)
+    reason = r"got NotImplementedError: .*log_softmax.* from loss_fn\(float32 \(4, 2\), int64 \(4,\)\)\. It is"
+    with pytest.raises(ArgumentError, match=reason):
+        call(lambda targets, output: F.cross_entropy(output, targets), OUTPUT, labels)
+
+
+def test_errors_of_a_device_stay():
+    def full(output, targets):
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        loss_on(full, OUTPUT, TARGETS)
+
+
 def test_errors_of_a_function_of_its_own_stay():
     with pytest.raises(TypeError, match="unsupported operand"):
         loss_on(lambda output, targets: output.mean() + {}, OUTPUT, TARGETS)

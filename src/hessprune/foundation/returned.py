@@ -5,9 +5,11 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hessprune.errors import ArgumentError, DataError, HessPruneError
+from hessprune.foundation.trees import describe
 
 
 def check_average(loss_fn: Any) -> None:
@@ -29,20 +31,29 @@ def applied(function: Callable[[Any, Any], Any], output: Any, targets: Any, name
     """Return what a function makes of an output and the targets.
 
     Args:
-        function: A loss or a metric; an error of its own stays as it is.
+        function: A loss or a metric; an error of its own stays as it is, but for those of torch.
         output: Of a model.
         targets: Of the batch, or None.
         name: The argument that messages name.
 
     Raises:
-        ArgumentError: The function takes other arguments.
+        ArgumentError: The function takes other arguments, or torch cannot compute with these.
+        AcceleratorError: A kernel fails on the device.
         AttributeError: The function raises it.
         DataError: There are no targets, and it fails without.
+        OutOfMemoryError: The device is full.
         TypeError: The function raises it.
         ValueError: The function raises it.
     """
     try:
         return function(output, targets)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except RuntimeError as error:  # of torch; NotImplementedError is one, too
+        raise ArgumentError(
+            f"`{name}` must accept the output and the targets, got {_reason(error)} from {name}({describe(output)}, "
+            f"{describe(targets)}). It is called as {name}(output, targets): write its arguments in that order."
+        ) from error
     except (TypeError, AttributeError, ValueError) as error:
         if isinstance(error, HessPruneError):
             raise
@@ -52,10 +63,9 @@ def applied(function: Callable[[Any, Any], Any], output: Any, targets: Any, name
                 f"{name}=lambda output, targets: …"
             ) from error
         if targets is None:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise DataError(
-                f"the batches must hold targets for `{name}`, got inputs alone ({reason}). Yield (inputs, targets), or "
-                "pass a function of the output alone."
+                f"the batches must hold targets for `{name}`, got inputs alone ({_reason(error)}). Yield (inputs, "
+                "targets), or pass a function of the output alone."
             ) from error
         raise
 
@@ -112,6 +122,11 @@ def number_on(function: Callable[[Any, Any], Any], output: Any, targets: Any, na
             f"`{name}` must give one number for a batch, got {_form(value)}. Average over samples, and return the mean."
         )
     return float(value)
+
+
+def _reason(error: Exception) -> str:
+    """Return what a function raised, in one short line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
 def _form(value: Any) -> str:

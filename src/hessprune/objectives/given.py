@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hessprune.foundation.losses import LossFn, as_cross_entropy, count_labelled, entropy_of, labels_for, loss_name
 from hessprune.foundation.modules import logits_of
+from hessprune.foundation.returned import number_on
 from hessprune.objectives.any_loss import AnyLoss
 from hessprune.objectives.closed_form import ClosedForm, SoftenedCrossEntropy, fitting, module_of, typed
 from hessprune.objectives.objective import BatchLoss, Objective
@@ -75,7 +76,7 @@ class GivenLoss(Objective):
         if self.closed is not None:
             values = self.read(output, samples)
             return float(self.loss_fn(values, fitting(self.closed, values, targets))), float(samples)
-        return float(self.loss_fn(output, targets)), float(samples)
+        return number_on(self.loss_fn, output, targets, "loss_fn"), float(samples)
 
     def softened(self, temperature: float) -> "GivenLoss":
         """Return a cross-entropy at a temperature; any other loss as it is."""
