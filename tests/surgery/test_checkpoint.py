@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hessprune as hp
-from hessprune.errors import CheckpointError
+from hessprune.errors import ArgumentError, CheckpointError
 from hessprune.planning.implants import Implant
 from hessprune.planning.plan import Plan
 from tests.cases import Plain, Residual, image, make
@@ -93,6 +93,17 @@ def test_tensors_are_read_at_addresses_of_their_own(saved: tuple[Path, Plan]) ->
 def test_another_factory_is_refused(saved: tuple[Path, Plan]) -> None:
     with pytest.raises(CheckpointError, match="dense model that it was made for"):
         hp.load(saved[0], Residual)
+
+
+@pytest.mark.parametrize("factory", [Plain().double(), 3])
+def test_a_model_is_no_factory(saved: tuple[Path, Plan], factory: object) -> None:
+    with pytest.raises(ArgumentError, match=r"must be a function .* got (Plain|int)\. Write hp\.load\(folder, la"):
+        hp.load(saved[0], factory)  # type: ignore[arg-type]
+
+
+def test_a_factory_that_returns_nothing_is_named(saved: tuple[Path, Plan]) -> None:
+    with pytest.raises(ArgumentError, match=r"`factory` must return the dense model, .* got NoneType"):
+        hp.load(saved[0], lambda: None)  # type: ignore[arg-type,return-value]
 
 
 def test_a_model_with_other_tensors_is_refused(saved: tuple[Path, Plan]) -> None:

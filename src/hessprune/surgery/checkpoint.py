@@ -85,6 +85,7 @@ def load(
         The pruned model in evaluation mode.
 
     Raises:
+        ArgumentError: `factory` is a model, or returns none.
         CheckpointError: A file is missing, truncated or changed, the two files are of two models, the factory builds
             another model, or it is needed and not given.
         MissingDependencyError: There is no factory, and transformers cannot be imported.
@@ -104,13 +105,33 @@ def load(
     with torch.inference_mode(False):
         if factory is None:
             factory = factory_of(folder, _read_header(folder / WEIGHTS).get("attn_implementation"))
-        dense = factory()
+        dense = _built(factory)
         materialise(dense, plan.inputs.example())
         model = replay(dense, plan)
         header, state = _read_tensors(folder / WEIGHTS)
         _fill(model, _by_own_names(model, state))
         _check_hashes(folder, header, state)
         return model.to(device).eval()
+
+
+def _built(factory: Callable[[], nn.Module]) -> nn.Module:
+    """Return the dense model that a factory builds.
+
+    Raises:
+        ArgumentError: It is no function, or returns no model.
+    """
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise ArgumentError(
+            f"`factory` must be a function that builds the dense model, got {type(factory).__name__}. "
+            "Write hp.load(folder, lambda: model)."
+        )
+    model = factory()
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"`factory` must return the dense model, an nn.Module, got {type(model).__name__}. "
+            "Let the function return the model that it builds."
+        )
+    return model
 
 
 def check_shapes(model: nn.Module, plan: Change) -> None:
