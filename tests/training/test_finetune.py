@@ -174,6 +174,11 @@ def test_a_run_that_only_harms_returns_the_model_before_training():
     assert _equal(result.model, good)
 
 
+def test_options_in_a_dict_are_refused():
+    with pytest.raises(ArgumentError, match=r"`config` must be of type FinetuneConfig, got .*hp\.FinetuneConfig\("):
+        finetune(nn.Linear(2, 2), [], [], config={"epochs": 1})
+
+
 def test_no_epochs_only_repair_batchnorm():
     good = finetune(_net(), Batches(), VALIDATION, config=replace(CONFIG, epochs=6))
     spoilt = copy.deepcopy(good.model)

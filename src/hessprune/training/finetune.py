@@ -20,6 +20,7 @@ from hessprune.foundation.checks import check_batches, check_finite_parameters, 
 from hessprune.foundation.losses import LossFn
 from hessprune.foundation.modules import device_of
 from hessprune.foundation.named_losses import loss_of
+from hessprune.foundation.options import check_type
 from hessprune.foundation.progress import Bar, progress_bar
 from hessprune.foundation.returned import check_average
 from hessprune.foundation.state import seeded, set_training
@@ -83,8 +84,8 @@ def finetune(
         The best model in evaluation mode, the history and the best epoch.
 
     Raises:
-        ArgumentError: The device lacks the precision, the teacher is missing or answers in another shape, nothing can
-            be trained, no loss or metric has the name, or it gives no number for a batch.
+        ArgumentError: `config` is none, the device lacks the precision, the teacher is missing or answers in another
+            shape, nothing can be trained, no loss or metric has the name, or it gives no number for a batch.
         CheckpointError: The folder holds another run, or a truncated file.
         DataError: The batches are empty or one-shot, do not fit the model, or hold labels out of range.
         NumericalError: Weights or loss are not finite, or the metric is NaN; the best model so far stays in the folder.
@@ -97,6 +98,7 @@ def finetune(
         >>> result.history[result.best_epoch].validation_accuracy
         1.0
     """
+    check_type("config", config, FinetuneConfig, "hp.FinetuneConfig(epochs=1)")
     if teacher is None and config.distill_weight > 0:
         raise ArgumentError(
             f"`teacher` must be a model when distill_weight is {config.distill_weight}, got None. Pass the dense "
