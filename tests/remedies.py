@@ -582,6 +582,9 @@ ROWS = (
         lambda _: hp.measure_latency(f"{folder()}/m.onnx", X, repeats=1), "Check the path"),
     Row("`example_inputs` must hold {} tensors", lambda: hp.measure_latency(f"{folder()}/m.onnx", (X, X), repeats=1),
         lambda _: hp.measure_latency(f"{folder()}/m.onnx", X, repeats=1), "that the file was exported with"),
+    Row("`models` must be a mapping", lambda: hp.compare_latency([NET], X, repeats=1),  # type: ignore[arg-type]
+        lambda _: hp.compare_latency({"dense": NET, "pruned": first_plan()[1]}, X, repeats=1),
+        "{'dense': model, 'pruned': pruned}"),
     # Recipes and comparisons
     Row("`{}` must name at least one and none twice", lambda: CompareSettings(seeds=(0, 0)),
         lambda _: CompareSettings(seeds=(0, 1))),

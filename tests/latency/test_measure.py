@@ -52,6 +52,11 @@ def test_models_are_compared_in_turns():
     assert order == ["a", "b"] * 5
 
 
+def test_models_without_names_are_refused():
+    with pytest.raises(ArgumentError, match=r"`models` must be a mapping from names to models, got list\. Write"):
+        compare_latency([nn.Identity()], torch.zeros(1, 1))
+
+
 def test_the_slower_model_reads_slower():
     result = compare_latency({"slow": Sleeping(0.004), "fast": Sleeping(0.001)}, torch.zeros(1, 1), warmup=0, repeats=5)
     assert result["slow"].median_ms > 1.5 * result["fast"].median_ms

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hessprune.deploy.onnx_model import onnx_feed, onnx_session
+from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_range
 from hessprune.foundation.modules import call_model, device_of, predict
 from hessprune.foundation.progress import track
@@ -82,7 +83,7 @@ def compare_latency(
         One `Latency` per name; quote ratios of the medians.
 
     Raises:
-        ArgumentError: A number is out of range, or an ONNX file is missing.
+        ArgumentError: `models` is no mapping, a number is out of range, or an ONNX file is missing.
         DataError: The inputs do not fit a model.
         MissingDependencyError: A model is a path, and ONNX Runtime is not installed.
 
@@ -92,6 +93,11 @@ def compare_latency(
         >>> sorted(hp.compare_latency(models, torch.zeros(8, 4), repeats=3))
         ['a', 'b']
     """
+    if not isinstance(models, Mapping):
+        raise ArgumentError(
+            f"`models` must be a mapping from names to models, got {type(models).__name__}. "
+            "Write {'dense': model, 'pruned': pruned}."
+        )
     rounds = latency_rounds(models, example_inputs, num_threads=num_threads, warmup=warmup, repeats=repeats)
     return {
         name: _summary(model, [times[name] for times in rounds], example_inputs, num_threads)
