@@ -5,6 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hessprune.costs.model import CostModel, cost
 from hessprune.costs.products import record_products
+from hessprune.errors import DataError
 from hessprune.structure.find import find_groups
 from tests.cases import AWKWARD, Plain, image, make, paper_model
 
@@ -30,8 +31,14 @@ def test_batchnorm_is_dry_in_every_form(options: dict[str, bool], layout: torch.
 
 
 def test_batchnorm_of_the_wrong_width_still_fails() -> None:
-    with pytest.raises(RuntimeError, match="should contain 4 elements not 8"):
+    with pytest.raises(DataError, match=r"in module '1': .*should contain 4 elements not 8"):
         cost(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(8)), torch.zeros(1, 3, 7, 7))
+
+
+@pytest.mark.parametrize(("inputs", "form"), [(torch.zeros(1, 5), r"float32 \(1, 5\)"), (None, "NoneType")])
+def test_inputs_that_do_not_fit_are_named(inputs: torch.Tensor | None, form: str) -> None:
+    with pytest.raises(DataError, match=rf"inputs in `example_inputs` must fit the model, got {form}, in module '0'"):
+        cost(nn.Sequential(nn.Linear(6, 3)), inputs)
 
 
 def test_published_costs_of_resnet56() -> None:

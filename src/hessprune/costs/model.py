@@ -68,6 +68,9 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
     Returns:
         The counted cost.
 
+    Raises:
+        DataError: The inputs do not fit the model.
+
     Example:
         >>> import torch, hessprune as hp
         >>> hp.cost(torch.nn.Linear(10, 5), torch.zeros(1, 10))

@@ -15,9 +15,11 @@ from torch.utils.flop_counter import flop_registry
 
 from hessprune.costs.contractions import attention_flops, contraction_flops, grouped_flops, is_contraction
 from hessprune.foundation.bypass import plain_forwards
-from hessprune.foundation.modules import call_model, dry_run
+from hessprune.foundation.modules import call_model, device_of, dry_run, forward
 from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.quicksizes import KnownSizes
+from hessprune.foundation.state import evaluation_mode
+from hessprune.foundation.trees import to_device
 from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
 
@@ -59,8 +61,18 @@ class Product:
 
 
 def record_products(model: nn.Module, example_inputs: Any, removed: Sequence[Group] = ()) -> list[Product]:
-    """Return the products of one forward in evaluation mode, without the first unit of the groups `removed`."""
-    return dry_run(model, example_inputs, lambda empty, inputs: _run(empty, inputs, removed))
+    """Return the products of one forward in evaluation mode, without the first unit of the groups `removed`.
+
+    Raises:
+        DataError: The inputs do not fit the model.
+    """
+    try:
+        return dry_run(model, example_inputs, lambda empty, inputs: _run(empty, inputs, removed))
+    except Exception:
+        if not removed:  # a forward with numbers names inputs and module
+            with torch.no_grad(), evaluation_mode(model):
+                forward(model, to_device(example_inputs, device_of(model)), "example_inputs")
+        raise
 
 
 def size_changes(
