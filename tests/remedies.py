@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -346,6 +346,9 @@ ROWS = (
         lambda _: hp.verify(NET, hp.apply_plan(NET, plan()), plan()), r"hp.apply_plan\(dense, plan\)"),
     Row("the plan must be applied to the dense model", lambda: hp.apply_plan(CONV, plan()),
         lambda _: hp.apply_plan(Net(), plan()), "built by the same factory"),
+    Row("`plan.{}` must hold units", lambda: hp.apply_plan(NET, replace(plan(), removed={"a": (8,)})),
+        lambda _: (hp.apply_plan(NET, replace(plan(), removed={"a": (0, 7)}), check=False), hp.apply_plan(NET, plan())),
+        "Number units from 0, or make the plan by hp.make_plan"),
     Row("`{}` must be a tensor for each group", lambda: plan(saliency=[1.0]), lambda _: plan(saliency=score()),
         "Pass the result of hp.saliency"),
     Row("`{}` must have an entry for group", lambda: plan(saliency={"b": torch.ones(8)}),

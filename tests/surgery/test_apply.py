@@ -1,13 +1,14 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import hessprune as hp
-from hessprune.errors import CheckpointError, VerificationError
+from hessprune.errors import ArgumentError, CheckpointError, VerificationError
 from hessprune.planning.plan import Plan
 from hessprune.surgery import apply as apply_module
 from hessprune.surgery.slicing import slice_units
@@ -94,6 +95,14 @@ def test_a_plan_for_another_model_is_refused_with_a_list() -> None:
     wider.body[0][0] = nn.Conv2d(3, 9, 3).double()
     with pytest.raises(CheckpointError, match=r"'body.0.0.weight' has shape \(9, 3, 3, 3\), and must have 8 in dim 0"):
         hp.apply_plan(wider, plan_for(make(Plain)))
+
+
+@pytest.mark.parametrize(("name", "unit"), [(None, 99), (None, -1), ("nowhere", 0)])
+def test_units_that_a_group_does_not_have_are_refused(name: str | None, unit: int) -> None:
+    model, plan = make(Plain), plan_for(make(Plain))
+    wrong = replace(plan, removed={name or plan.groups[0].name: (unit,)})
+    with pytest.raises(ArgumentError, match=rf"`plan\.removed` must hold units of .* got {unit} in '.*', which has "):
+        hp.apply_plan(model, wrong)
 
 
 def test_wrong_surgery_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

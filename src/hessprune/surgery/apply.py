@@ -46,7 +46,7 @@ def apply_plan(
         The pruned model, in the mode and on the device of `model`.
 
     Raises:
-        ArgumentError: `plan` is no Plan.
+        ArgumentError: `plan` is no Plan, or one of units that its groups do not have.
         CheckpointError: The plan was made for another model.
         VerificationError: The pruned model does not compute what the masked model computes.
 
@@ -80,11 +80,12 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
     """Raise unless the dense model has every slice and every counting attribute of the plan.
 
     Raises:
-        ArgumentError: This is no plan.
+        ArgumentError: This is no plan, or one of units that its groups do not have.
         CheckpointError: A tensor is missing or of another size, or a literal names no integer; all are listed.
     """
     if not isinstance(plan, Plan):
         raise ArgumentError(f"`plan` must be a Plan, got {shown(plan)}. Pass the result of hp.make_plan.")
+    _check_units(plan)
     problems = dict.fromkeys(misfits(model, plan.groups, plan.shapes))
     problems |= dict.fromkeys(_wrong_literals(model, plan)) | dict.fromkeys(_wrong_carriers(model, plan))
     if problems:
@@ -93,6 +94,23 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
             f"the plan must be applied to the dense model that it was made for, but {listed} ({len(problems)} in all). "
             f"Pass the unpruned model, built by the same factory."
         )
+
+
+def _check_units(plan: Plan) -> None:
+    """Raise unless all units of a plan are those of its groups.
+
+    Raises:
+        ArgumentError: A group has no such unit.
+    """
+    sizes = {group.name: group.num_units for group in plan.groups}
+    for field, units_of in (("removed", plan.removed), ("implanted", plan.implanted)):
+        for name, units in units_of.items():
+            wrong = [unit for unit in units if unit not in range(sizes.get(name, 0))]
+            if wrong:
+                raise ArgumentError(
+                    f"`plan.{field}` must hold units of the plan's groups, got {shown(wrong[0])} in {shown(name)}, "
+                    f"which has {sizes.get(name, 0)}. Number units from 0, or make the plan by hp.make_plan."
+                )
 
 
 def _wrong_carriers(model: nn.Module, plan: Plan) -> Iterator[str]:
