@@ -39,6 +39,23 @@ def reasons(groups: Groups, param: str) -> str:
     return " / ".join(item.reason for item in groups.frozen if item.param == param)
 
 
+class ByAnotherName(nn.Module):
+    """Branches on values, in a forward whose first argument is not called `self`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(this, x: torch.Tensor) -> torch.Tensor:  # noqa: N805
+        h = this.a(x)
+        return this.b(h * 2 if h.max() > 1 else h)
+
+
+def test_the_class_whose_forward_stops_the_capture_is_named() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"but ByAnotherName\.forward \(line \d+ of test_find\.py\) stop"):
+        find_groups(ByAnotherName(), torch.zeros(1, 4))
+
+
 def test_a_residual_stream_is_one_group_with_all_its_producers() -> None:
     group = group_named(find_groups(make(Residual), image()), "stem.0")
     assert owners(group, "producer") == {("stem.0.weight", 0), ("outer.weight", 0), ("wide.0.weight", 0)}

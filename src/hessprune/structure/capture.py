@@ -102,7 +102,8 @@ def _user_frame(error: BaseException) -> str:
     while frame is not None:
         code = frame.tb_frame.f_code
         if code.co_name == "forward" and "/torch/" not in code.co_filename:
-            owner = type(frame.tb_frame.f_locals.get("self")).__name__
-            place = f"{owner}.forward (line {frame.tb_lineno} of {code.co_filename.rsplit('/', 1)[-1]}) stopped it: "
+            owner = frame.tb_frame.f_locals.get(next(iter(code.co_varnames), ""))  # users may not say `self`
+            name = f"{type(owner).__name__}.forward" if isinstance(owner, nn.Module) else "forward"
+            place = f"{name} (line {frame.tb_lineno} of {code.co_filename.rsplit('/', 1)[-1]}) stopped it: "
         frame = frame.tb_next
     return place or "it failed: "
