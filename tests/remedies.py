@@ -465,7 +465,7 @@ ROWS = (
         "Check weights and inputs"),
     Row("the model must repeat its outputs", lambda: score("hap", model=noisy(only_training=False)),
         lambda _: score("hap", model=noisy(only_training=True)), "only if self.training"),
-    Row("`model` must be twice differentiable",
+    Row("`model` and `loss_fn` must be twice differentiable",
         lambda: trace_distances("hutchinson"),
         lambda text: trace_distances(advised(text, "estimator='(.*)' or")),
         "estimator='exact'"),

@@ -43,3 +43,15 @@ def test_sosp_h_against_the_dense_hessian(case: type[nn.Module]) -> None:
             own = theta * owned(group, unit)
             expected = (own @ gradient).abs() + (own @ product).abs() / 2
             torch.testing.assert_close(found[group][unit], expected, rtol=1e-8, atol=1e-13)
+
+
+def test_losses_without_a_second_derivative_are_named() -> None:
+    def loss(output: Tensor, texts: Tensor) -> Tensor:
+        lengths = torch.tensor([output.shape[1]] * len(output)), torch.tensor([texts.shape[1]] * len(output))
+        return F.ctc_loss(output.log_softmax(-1).transpose(0, 1), texts, *lengths)
+
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 5)), torch.randn(2, 7, 4)
+    groups, batches = hp.find_groups(net, x), [(x, torch.tensor([[1, 2], [3, 4]]))]
+    with pytest.raises(hp.errors.UnsupportedModelError, match=r"`loss_fn` must .*'ctc_loss_backward'.*method=hp\.HAP"):
+        hp.saliency(net, groups, batches, "sosp-h", loss_fn=loss)
+    assert hp.saliency(net, groups, batches, hp.HAP(), loss_fn=loss)["0"].shape == (8,)

@@ -126,8 +126,9 @@ def _twice_differentiable() -> Iterator[None]:
     except RuntimeError as error:  # NotImplementedError is one, too
         if match := re.search(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented", str(error)):
             raise UnsupportedModelError(
-                f"`model` must be twice differentiable for Hessian products, but torch has no derivative of "
-                f"{match[1].strip('_')!r}. Use estimator='exact' or method=hp.HAP(), which differentiate once."
+                f"`model` and `loss_fn` must be twice differentiable for Hessian products, but torch has no derivative "
+                f"of {match[1].strip('_')!r}. Use method=hp.HAP() or, in hp.hessian_trace, estimator='exact': they "
+                "differentiate once."
             ) from error
         raise
 
