@@ -172,11 +172,13 @@ def check_not_all_zero(values: Mapping[str, Tensor], method: Method) -> None:
         NumericalError: All saliencies are zero.
     """
     if values and not any(bool(units.any()) for units in values.values()):
-        raise NumericalError(
-            f"saliencies by {method.name!r} must differ from zero, got only zeros: at these weights and samples "
-            "the loss has no curvature and no gradient, or all weights are zero. Give other samples, leave `loss_fn` "
-            "out, or use method='magnitude'."
+        reason = (
+            "all weights that it reads are zero. Load a checkpoint that was trained."
+            if method.needs is None
+            else "at these weights and samples the loss has no curvature and no gradient, or all weights are zero. "
+            "Give other samples, leave `loss_fn` out, or use method='magnitude'."
         )
+        raise NumericalError(f"saliencies by {method.name!r} must differ from zero, got only zeros: {reason}")
 
 
 def check_seed(seed: int, method: Method) -> None:
