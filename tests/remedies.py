@@ -407,6 +407,8 @@ ROWS = (
         lambda _: score("magnitude", model=scaled(0.0)), "or use method='magnitude'"),
     Row("`loss_fn` must return one number", lambda: score("hap", loss_fn=lambda f, _: f),
         lambda _: score("hap", loss_fn=lambda f, _: f.square().mean()), "Average over samples"),
+    Row("`loss_fn` must return a finite number", lambda: score("hap", loss_fn=lambda f, _: f.abs().mean().neg().log()),
+        lambda _: score("hap", loss_fn=lambda f, _: f.square().mean().add(1).log()), "a logarithm or root of 0"),
     Row("`loss_fn` must depend on the model's outputs", lambda: tune(loss_fn=lambda f, _: f.detach().mean()),
         lambda _: tune(loss_fn=lambda f, _: f.square().mean()), "with torch's own functions"),
     Row("`{}` must give one number for a batch", lambda: hp.evaluate(NET, BATCHES, metric=lambda f, _: f),

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from hessprune.errors import UnsupportedModelError
+import hessprune as hp
+from hessprune.errors import NumericalError, UnsupportedModelError
 from hessprune.objectives.any_loss import AnyLoss
 from hessprune.objectives.outputs import Outputs
 
@@ -91,6 +92,13 @@ def test_the_fallback_is_the_outer_product_of_gradients(name: str) -> None:
     torch.testing.assert_close(square(loss, values), expected, rtol=1e-6, atol=1e-9)
     assert loss.curvature == "empirical Fisher"
     assert loss.factor(values).mass.shape == (4, 1), "never a dense Hessian of all outputs"
+
+
+@pytest.mark.parametrize("method", ["joint", "hap", "taylor", "sosp-h"])
+def test_a_loss_that_is_not_finite_is_named(method: str) -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(6, 4)
+    with pytest.raises(NumericalError, match=r"`loss_fn` must return a finite number for each batch, got nan\. Look"):
+        hp.saliency(net, hp.find_groups(net, x), [x], method, loss_fn=lambda output, _: output.mean() * torch.nan)
 
 
 def test_targets_may_be_any_tree_and_outputs_too() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessprune.errors import ArgumentError, UnsupportedModelError
+from hessprune.errors import ArgumentError, NumericalError, UnsupportedModelError
 from hessprune.foundation.losses import LossFn
 from hessprune.foundation.returned import check_depends, loss_on
 from hessprune.foundation.trees import describe
@@ -107,6 +107,7 @@ class AnyLoss(BatchLoss):
         loss = loss_on(self.loss_fn, self.outputs.written(whole, self._template, self.samples), self.targets)
         if values.requires_grad:
             check_depends(loss)
+            _check_finite(loss)
         return loss * (self.samples / len(rows))
 
     def factor(self, values: Tensor, rows: Tensor | None = None) -> Curvature:  # noqa: ARG002 - those seen count
@@ -192,6 +193,19 @@ class _Second:
         direction = vectors.reshape(self._gradient.shape)
         (product,) = torch.autograd.grad(self._gradient, self._leaf, direction, retain_graph=True, allow_unused=True)
         return torch.zeros_like(vectors) if product is None else product.reshape(len(vectors), -1)
+
+
+def _check_finite(loss: Tensor) -> None:
+    """Raise unless the loss of finite outputs is finite.
+
+    Raises:
+        NumericalError: It is not.
+    """
+    if not bool(torch.isfinite(loss)):
+        raise NumericalError(
+            f"`loss_fn` must return a finite number for each batch, got {loss.item()}. Look in it for a logarithm or "
+            "root of 0 and for a mean over nothing, and in the targets for NaN."
+        )
 
 
 def _rows_of(factor: Curvature, rows: Tensor) -> Curvature:
