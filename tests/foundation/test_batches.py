@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,14 @@ def test_forms(form: str) -> None:
     for wrapper in (Pairs, Rereadable):
         (pair,) = list(wrapper([batch]))
         assert str(pair) == str((inputs, targets))
+
+
+@pytest.mark.parametrize("wrap", [lambda array: array, lambda array: (array, array), lambda array: {"x": array}])
+def test_arrays_are_to_be_made_tensors(wrap):
+    with pytest.raises(
+        hp.errors.DataError, match=r"got .*ndarray.*\. Make tensors of arrays: torch\.from_numpy\(array\)"
+    ):
+        as_pair(wrap(np.zeros((2, 3))))
 
 
 def test_a_model_of_several_arguments_tells_inputs_from_targets() -> None:

@@ -59,15 +59,19 @@ def as_pair(batch: Any, required: tuple[str, ...] = (), name: str = "batches") -
     elif isinstance(batch, tuple | list) and batch:
         pair = _of_sequence(batch, len(required), name)
     else:
-        raise DataError(
-            f"`{name}` must yield inputs, or (inputs, targets) pairs, got {type(batch).__name__}. Give tensors, or "
-            "tuples and dicts of them, and leave out what could not be loaded."
-        )
+        remedy = _array_remedy(batch) or " Give tensors, or tuples and dicts of them; leave out what could not be loaded."
+        raise DataError(f"`{name}` must yield inputs, or (inputs, targets) pairs, got {type(batch).__name__}.{remedy}")
     if leading_size(pair[0]) == 0:
-        raise DataError(
-            f"`{name}` must hold non-empty batches of tensors, got inputs {describe(pair[0])}. Leave empty ones out."
-        )
+        remedy = _array_remedy(pair[0]) or " Leave empty ones out."
+        raise DataError(f"`{name}` must hold non-empty batches of tensors, got inputs {describe(pair[0])}.{remedy}")
     return pair
+
+
+def _array_remedy(value: Any) -> str:
+    """Return the remedy for an array of numpy, or several; an empty string for anything else."""
+    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else (value,)
+    is_array = any(hasattr(each, "__array__") and not isinstance(each, Tensor) for each in values)
+    return " Make tensors of arrays: torch.from_numpy(array)." if is_array else ""
 
 
 def read_pair(batch: Any, model: nn.Module | None, required: tuple[str, ...], name: str = "batches") -> tuple[Any, Any]:
