@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hessprune.errors import NumericalError
-from hessprune.foundation.checks import check_finite_parameters
+from hessprune.errors import DataError, NumericalError
+from hessprune.foundation.checks import check_finite_parameters, check_labels
 
 
 def masked(**buffers: torch.Tensor) -> nn.Module:
@@ -14,6 +14,12 @@ def masked(**buffers: torch.Tensor) -> nn.Module:
     for name, value in buffers.items():
         model.register_buffer(name, value)
     return model
+
+
+@pytest.mark.parametrize(("labels", "index"), [([0, 255, 1], 255), ([-1, 0, 1], -1)])
+def test_labels_out_of_range_may_be_meant_to_be_ignored(labels, index):
+    with pytest.raises(DataError, match=rf"ignored, write -100, or .*nn\.CrossEntropyLoss\(ignore_index={index}\)"):
+        check_labels(torch.tensor(labels), 3)
 
 
 def test_masks_and_bounds_may_be_infinite():

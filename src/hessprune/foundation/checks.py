@@ -99,10 +99,12 @@ def check_labels(targets: Tensor, num_classes: int, name: str = "batches") -> No
     if targets.is_floating_point() or targets.numel() == 0:
         return
     valid = targets[targets != -100]
-    if valid.numel() and (int(valid.min()) < 0 or int(valid.max()) >= num_classes):
+    least, most = (int(valid.min()), int(valid.max())) if valid.numel() else (0, 0)
+    if least < 0 or most >= num_classes:
         raise DataError(
-            f"labels in `{name}` must be in [0, {num_classes}), the model's number of outputs, got values from "
-            f"{int(valid.min())} to {int(valid.max())}. Renumber the labels from 0 or give the model more outputs."
+            f"labels in `{name}` must be in [0, {num_classes}), the model's number of outputs, got values from {least} "
+            f"to {most}. Renumber the labels from 0, or give the model more outputs; where a label is to be ignored, "
+            f"write -100, or loss_fn=nn.CrossEntropyLoss(ignore_index={least if most < num_classes else most})."
         )
 
 
