@@ -3,11 +3,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import hessprune as hp
 from hessprune.errors import DataError
 from hessprune.foundation.losses import as_cross_entropy, count_labelled, labels_for
 
 LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
+
+
+@pytest.mark.parametrize("method", ["taylor", "hap"])
+def test_masks_with_an_axis_of_channels_are_to_be_squeezed(method):
+    net, x = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)), torch.randn(2, 3, 5, 5)
+    masks = torch.zeros(2, 1, 5, 5).long()
+    loss = None if method == "taylor" else F.cross_entropy
+    with pytest.raises(DataError, match=r"int64 \(2, 1, 5, 5\) .*Drop the axis .*targets\.squeeze\(1\)\. Give"):
+        hp.saliency(net, hp.find_groups(net, x), [(x, masks)], method, loss_fn=loss)
 
 
 def test_cross_entropy_is_recognised_and_nothing_else():

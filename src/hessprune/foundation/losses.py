@@ -59,8 +59,8 @@ def labels_for(logits: Tensor, targets: Any, name: str = "batches", *, ignore_in
     if tuple(targets.shape) != (tuple(logits.shape) if targets.is_floating_point() else per_position):
         raise DataError(
             f"targets in `{name}` must hold one integer label (or one row of probabilities) per output, got "
-            f"{describe(targets)} for logits {describe(logits)}. Give labels of shape {per_position}, or the loss that "
-            "takes these targets as `loss_fn`."
+            f"{describe(targets)} for logits {describe(logits)}. {squeeze_remedy(logits, targets)}Give labels of shape "
+            f"{per_position}, or the loss that takes these targets as `loss_fn`."
         )
     if targets.is_floating_point():
         _check_probabilities(targets, name)
@@ -112,6 +112,19 @@ def are_labels(logits: Tensor, targets: Any) -> bool:
     if not labels.is_floating_point():
         return tuple(labels.shape) == (*logits.shape[:1], *logits.shape[2:])
     return labels.shape == logits.shape and are_probabilities(labels)
+
+
+def squeeze_remedy(logits: Any, targets: Any) -> str:
+    """Return the remedy for masks `(N, 1, *K)` beside logits `(N, C, *K)`; an empty string for others.
+
+    Example:
+        >>> squeeze_remedy(torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, 8, 8).long())
+        'Drop the axis of one channel: targets.squeeze(1). '
+    """
+    if not isinstance(targets, Tensor) or not isinstance(logits, Tensor) or targets.dim() < 3:
+        return ""
+    is_mask = targets.shape[1] == 1 and targets.shape[2:] == logits.shape[2:] and not targets.is_floating_point()
+    return "Drop the axis of one channel: targets.squeeze(1). " if is_mask else ""
 
 
 def as_labels(logits: Tensor, targets: Any, name: str = "batches") -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hessprune.errors import ArgumentError, DataError
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_labels
-from hessprune.foundation.losses import are_labels, as_cross_entropy, as_labels, check_class_axis
+from hessprune.foundation.losses import are_labels, as_cross_entropy, as_labels, check_class_axis, squeeze_remedy
 from hessprune.foundation.modules import device_of, forward, logits_of
 from hessprune.foundation.named_losses import loss_of
 from hessprune.foundation.processes import is_own, summed
@@ -89,8 +89,8 @@ def choose_objective(
     if prefer == "gradient":
         raise DataError(
             f"`batches` must hold labels for {asker}, which needs the gradient of a loss, got targets "
-            f"{describe(targets)} for outputs {describe(alone)}. Give (inputs, labels), or the loss as `loss_fn`, of a "
-            "language model 'next_word'."
+            f"{describe(targets)} for outputs {describe(alone)}. {squeeze_remedy(logits, targets)}Give (inputs, "
+            "labels), or the loss as `loss_fn`, of a language model 'next_word'."
         )
     shares = _shares(outputs)
     reading = every.counting() if shares is None else every.only([*shares])
