@@ -53,6 +53,11 @@ def _run(path, inputs) -> torch.Tensor:
     return torch.from_numpy(session.run(None, onnx_feed(session, inputs))[0])
 
 
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(OutputError, match=rf"output must be a file, got the folder '{tmp_path}'"):
+        export_onnx(_net(), torch.zeros(1, 3, 8, 8), tmp_path)
+
+
 def test_a_batch_of_one_exports_for_any_batch_size_and_silently(tmp_path, capfd, caplog):
     model = _trained().train()
     levels = [logging.getLogger(name).level for name in CHATTY_LOGGERS]

@@ -10,6 +10,11 @@ from hessprune.errors import DataError, OutputError
 from hessprune.foundation import files as _files
 
 
+def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+    with pytest.raises(OutputError, match=rf"must be a file, got the folder '{tmp_path}'\. Add the name of a file"):
+        _files.write_text(tmp_path, "text")
+
+
 def test_a_written_file_reads_back_and_leaves_no_neighbour(tmp_path):
     target = tmp_path / "new" / "value.json"
     _files.write_json(target, {"α": [1, 2.5, None]})

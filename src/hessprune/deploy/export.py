@@ -14,7 +14,7 @@ from hessprune.foundation.arrival import observed
 from hessprune.foundation.caches import without_cache
 from hessprune.foundation.checks import check_range, optional_import
 from hessprune.foundation.experts import BY_BATCH, experts_run_by
-from hessprune.foundation.files import staging
+from hessprune.foundation.files import staging, writable_file
 from hessprune.foundation.modules import call_model, device_of, predict
 from hessprune.foundation.multihead import without_causal_guess
 from hessprune.foundation.progress import progress_bar
@@ -82,7 +82,7 @@ def export_onnx(
         raise UnsupportedModelError(_no_kernels(model, "it has no kernels for bfloat16"))
     for package in ("onnx", "onnxscript", *(("onnxruntime",) if check else ())):
         optional_import(package, "export")
-    path = Path(path)
+    path = writable_file(path)
     example = to_device(example_inputs, device_of(model))
     axes = Axes(batch=dynamic_batch, length=dynamic_length)
     with staging(path.parent) as folder, progress_bar("exporting to ONNX", 2) as bar:

@@ -30,6 +30,18 @@ def writable_folder(path: Path | str) -> Path:
     return folder
 
 
+def writable_file(path: Path | str) -> Path:
+    """Return the path of a file that may be written; only a folder in its place is refused.
+
+    Raises:
+        OutputError: The path is that of a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"output must be a file, got the folder '{path}'. Add the name of a file to the path.")
+    return path
+
+
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; after the block it takes the place of `path`, in one step.
@@ -37,7 +49,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     A block that raises, or a process that is killed, leaves the former file as it was.
 
     Raises:
-        OutputError: The operating system refuses the write.
+        OutputError: The path is that of a folder, or the operating system refuses the write.
 
     Example:
         >>> import tempfile
@@ -47,7 +59,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
         >>> target.read_text()
         'whole'
     """
-    target = Path(path)
+    target = writable_file(path)
     # The suffix stays last: some writers choose the format by it.
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
     try:
