@@ -1,5 +1,7 @@
 """Groups of networks with a coupling that is known by construction."""
 
+import logging
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,23 @@ def owners(group: Group, role: str) -> set[tuple[str, int]]:
 
 def reasons(groups: Groups, param: str) -> str:
     return " / ".join(item.reason for item in groups.frozen if item.param == param)
+
+
+class Pooled(nn.Module):
+    """Averages over axes that one sample without a batch does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.conv(x).relu().mean((2, 3)))
+
+
+def test_torch_logs_nothing_about_an_example_that_does_not_fit(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"`example_inputs` must fit .* got shapes \(3, 8, 8\)"):
+        find_groups(Pooled(), torch.zeros(3, 8, 8))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 class ByAnotherName(nn.Module):

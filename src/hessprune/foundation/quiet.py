@@ -14,6 +14,7 @@ CHATTY_LOGGERS = (
     "torch.export",
     "torch.fx",
     "torch._dynamo",
+    "torch._subclasses.fake_tensor",
     "onnxscript",
     "onnx_ir",
     "onnx",
