@@ -1,6 +1,7 @@
 import copy
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -45,6 +46,30 @@ def test_module_attributes_follow() -> None:
             assert len(module.running_mean) == len(module.weight) == module.num_features
         if isinstance(module, nn.Linear):
             assert module.weight.shape == (module.out_features, module.in_features)
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(12), nn.BatchNorm2d(12, affine=False, track_running_stats=False)])
+def test_norms_without_tensors_follow(norm: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), norm, nn.ReLU(), nn.Conv2d(12, 4, 3)).double()
+    pruned = hp.apply_plan(model, plan_for(model))
+    assert pruned[1].num_features == pruned[0].out_channels < 12
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruned(X)
+
+
+def test_a_norm_without_tensors_may_have_several_widths() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 3), nn.Conv2d(12, 4, 1)
+            self.norm = nn.InstanceNorm2d(12)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(self.norm(self.b(self.norm(self.a(x)))))
+
+    groups = hp.find_groups(Twice(), X.float())
+    assert [(group.num_units, group.literals) for group in groups] == [(12, ()), (12, ())]
 
 
 def test_the_pruned_model_trains_copies_and_keeps_flags() -> None:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hessprune.foundation.written import WrittenSize
 from hessprune.operators.labels import CONSTANT, Labels
-from hessprune.operators.leaves import Leaf, Role, SizeUse, Value
+from hessprune.operators.leaves import Leaf, LiteralUse, Role, SizeUse, Value
 from hessprune.operators.names import operator_name
 
 
@@ -79,6 +79,9 @@ class Walk(Protocol):
 
     def count(self, module: str, attribute: str, labels: Tensor) -> None:
         """Note that an integer attribute of a module counts these labels."""
+
+    def note_width(self, use: LiteralUse) -> None:
+        """Note an integer attribute that tells the width of an input, and on which nothing depends."""
 
     def note_head(self, labels: Tensor) -> None:
         """Note that these labels are heads of attention, or tied to some."""

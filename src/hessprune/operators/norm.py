@@ -3,17 +3,23 @@
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from hessprune.foundation.modules import split_name
 from hessprune.operators.call import Call
 from hessprune.operators.labels import along
-from hessprune.operators.leaves import Leaf
+from hessprune.operators.leaves import Leaf, LiteralUse
 from hessprune.operators.table import register
 
 
 def per_channel_norm(call: Call) -> Tensor:
-    """Tie scale, shift and running statistics to their channel."""
-    return _follow(call, "weight", "bias", "running_mean", "running_var")
+    """Tie scale, shift and running statistics to their channel; a norm without any has its width in an attribute."""
+    out = _follow(call, "weight", "bias", "running_mean", "running_var")
+    module = call.walk.modules.get(call.module)
+    is_bare = isinstance(module, _NormBase) and module.weight is None and module.running_mean is None
+    if is_bare and module.num_features == out.shape[1]:
+        call.walk.note_width(LiteralUse(module=call.module, attribute="num_features", labels=call.channels(out, 1)))
+    return out
 
 
 register("batch_norm", labels=per_channel_norm, derivative="piecewise-linear")  # in evaluation mode

@@ -188,6 +188,10 @@ def _literals(walk: GraphWalk, roots: np.ndarray, members: np.ndarray) -> Iterat
         counts = _counts(use.labels, roots, members)
         if any(counts):
             yield Literal(module=use.module, attribute=use.attribute, counts=counts)
+    for uses in walk.widths.values():
+        first, *others = (_counts(use.labels, roots, members) for use in uses)
+        if any(first) and all(counts == first for counts in others):  # else calls differ, and it is true of none
+            yield Literal(module=uses[0].module, attribute=uses[0].attribute, counts=first)
 
 
 def _written(walk: GraphWalk, roots: np.ndarray, members: np.ndarray) -> tuple[Literal, ...]:

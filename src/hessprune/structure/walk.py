@@ -40,6 +40,8 @@ class GraphWalk:
         self.elements: dict[str, Tensor] = {}
         self.sizes: list[SizeUse] = []
         self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.widths: dict[int, list[LiteralUse]] = {}
+        """Attributes that tell the width of an input, by module, once for each call."""
         self._literals: dict[tuple[int, str], LiteralUse] = {}
         self._state: dict[str, Leaf | Value] = {}
         self._shapes: dict[str, torch.Size] = {}
@@ -150,6 +152,10 @@ class GraphWalk:
         else:
             for each in (first.labels, labels):
                 self.labels.freeze(each, f"'{module}.{attribute}' counts channels of two numbers")
+
+    def note_width(self, use: LiteralUse) -> None:
+        """Note an integer attribute that tells the width of an input, and on which nothing depends."""
+        self.widths.setdefault(id(self.modules[use.module]), []).append(use)
 
     def stuck(self) -> dict[tuple[str, int], str]:
         """Return the axes of parameters that stay as a whole, whatever else goes: a walk that knows this finds more."""

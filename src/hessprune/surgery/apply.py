@@ -21,8 +21,9 @@ from hessprune.surgery.implants.module import Start, insert_stand_ins
 from hessprune.surgery.slicing import slice_units
 from hessprune.surgery.verify import verify
 
-COUNTING = ("groups", "num_groups", "num_heads")
-"""Attributes of torch's own layers that count units; all others of them follow the tensors."""
+COUNTING = ("groups", "num_groups", "num_heads", "num_features")
+"""Attributes of torch's own layers that count units, the last one of norms without tensors; all others of them follow
+the tensors."""
 
 
 def apply_plan(
