@@ -236,7 +236,7 @@ def out_of_reach(budget: Budget, reachable: float, dense: float, ranking: Rankin
     least = Budget.keeping(budget.quantity, math.ceil(1000 * reachable / dense) / 1000)
     bound = f'"{least.value}"' if isinstance(least.value, str) else f"{least.value:g}"
     mostly_whole = reachable > WHOLE * dense and not budget.is_latency
-    why = "; hp.find_groups(model, example_inputs).frozen says what stays and why" if mostly_whole else ""
+    why = "; hp.find_groups(model, example_inputs, compare=True).frozen says what stays and why" if mostly_whole else ""
     time = "; narrower layers do not measure as faster" if budget.is_latency else ""
     return (
         f"`{budget.without_target()}` must be reachable, but removing every unit that may go leaves "
