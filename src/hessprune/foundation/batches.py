@@ -59,7 +59,7 @@ def as_pair(batch: Any, required: tuple[str, ...] = (), name: str = "batches") -
     elif isinstance(batch, tuple | list) and batch:
         pair = _of_sequence(batch, len(required), name)
     else:
-        remedy = _array_remedy(batch) or " Give tensors, or tuples and dicts of them; leave out what could not be loaded."
+        remedy = _array_remedy(batch) or " Give tensors, or tuples and dicts of them; leave out what failed to load."
         raise DataError(f"`{name}` must yield inputs, or (inputs, targets) pairs, got {type(batch).__name__}.{remedy}")
     if leading_size(pair[0]) == 0:
         remedy = _array_remedy(pair[0]) or " Leave empty ones out."
