@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch.utils._device import _device_constructors
 
 SOURCE = Path(__file__).parents[1] / "src" / "hessprune"
 TESTS = Path(__file__).parent
@@ -155,3 +156,12 @@ def test_the_package_imports_with_torch_numpy_and_safetensors_alone() -> None:
     ]
     block = f"import sys\nfor name in {optional}: sys.modules[name] = None\n"
     assert run(block + "import hessprune as hp\nprint(callable(hp.prune))") == "True"
+
+
+@each_module
+def test_tensors_are_made_on_a_device_by_name(name: str, tree: ast.Module) -> None:
+    """Without one they would lie where `torch.set_default_device` says."""
+    made = {function.__name__ for function in _device_constructors()}
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        if ast.unparse(call.func).removeprefix("torch.") in made and ast.unparse(call.func).startswith("torch."):
+            assert "device" in {keyword.arg for keyword in call.keywords}, f"{name}: {ast.unparse(call)}"

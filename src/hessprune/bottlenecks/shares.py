@@ -28,7 +28,8 @@ class Draw:
         place = 0
         for inputs, targets in self.batches:
             count = leading_size(inputs)
-            rows = torch.arange(count)[(place + torch.arange(count)) % self.parts == self.number]
+            places = torch.arange(count, device="cpu")
+            rows = places[(place + places) % self.parts == self.number]
             place += count
             if len(rows):
                 yield sample_rows(inputs, rows), _rows_of(targets, rows, count)
@@ -68,7 +69,7 @@ def removed_shares(task: Task, levels: Sequence[float], draws: int) -> tuple[tup
         )
         levels = levels if found else _within_reach(task, values, levels)
         found.append([_shares(task, values, level) for level in levels])
-    return tuple(levels), torch.tensor(found, dtype=torch.float64)
+    return tuple(levels), torch.tensor(found, dtype=torch.float64, device="cpu")
 
 
 def _within_reach(task: Task, values: Any, levels: Sequence[float]) -> list[float]:

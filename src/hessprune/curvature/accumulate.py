@@ -23,7 +23,7 @@ class DenseSum:
     """The sum `Σ φ φᵀ`, `(U, U)` on the CPU in float64; rows are multiplied by the hundred in their precision."""
 
     def __init__(self, num_units: int) -> None:
-        self._total = torch.zeros(num_units, num_units, dtype=torch.float64)
+        self._total = torch.zeros(num_units, num_units, dtype=torch.float64, device="cpu")
         self._waiting: list[Tensor] = []
         self.dropped = 0.0
 
@@ -59,7 +59,7 @@ class FactorSum:
 
     def __init__(self, num_units: int, capacity: int) -> None:
         self._num_units, self._capacity, self._filled = num_units, capacity, 0
-        self._buffer = torch.zeros(0, num_units)
+        self._buffer = torch.zeros(0, num_units, device="cpu")
         self.dropped = 0.0
         """Trace of the dropped part, before division by the weight."""
 

@@ -109,7 +109,7 @@ def _rademacher(problem: Problem, options: TraceOptions, seed: int) -> TraceResu
 
 def _hutchinson(problem: Problem, options: TraceOptions, seed: int) -> TraceResult:
     """Take probes in rounds, until the decision has settled or there are no more."""
-    sums, settled, moments = torch.zeros(0, problem.readout.num_units, dtype=torch.float64), None, None
+    sums, settled, moments = torch.zeros(0, problem.readout.num_units, dtype=torch.float64, device="cpu"), None, None
     for probes in options.rounds("hutchinson"):
         new, counted = hutchinson_probes(problem, probes, seed)
         sums = torch.cat([sums, new])

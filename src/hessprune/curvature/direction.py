@@ -65,7 +65,7 @@ def weight_curvature(
     effort = Effort(estimator="hutchinson", precision=precision, options=options or TraceOptions())
     problem = pose(model, slices, batches, loss_fn=loss_fn, effort=effort)
     directions = _directions(problem)
-    total, weight = torch.zeros(problem.readout.num_units, dtype=torch.float64), 0.0
+    total, weight = torch.zeros(problem.readout.num_units, dtype=torch.float64, device="cpu"), 0.0
     for _, inputs, loss in problem.each_batch("Hessian product"):
         for rows in problem.split(loss.counted()):
             total += _chunk(problem, inputs, loss, rows, directions).cpu()

@@ -204,7 +204,7 @@ def eliminate(layers: Sequence[Elimination], stops: Sequence[int], *, blocks: in
     Yields:
         At each stop the units that left since the last one, in order.
     """
-    units, removed = torch.arange(layers[0].num_units), 0  # the unit at each place
+    units, removed = torch.arange(layers[0].num_units, device="cpu"), 0  # the unit at each place
     for stop in stops:
         gone: list[int] = []
         while removed < stop:
@@ -254,7 +254,7 @@ def _first_of_least(losses: np.ndarray) -> int:
 def _moves(places: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """Return from where and to where units move, so that the first `number − len(places)` places are filled."""
     left = number - len(places)
-    stays = torch.ones(number, dtype=torch.bool)
+    stays = torch.ones(number, dtype=torch.bool, device="cpu")
     stays[places] = False
     return left + stays[left:].nonzero().squeeze(1), (~stays[:left]).nonzero().squeeze(1)
 

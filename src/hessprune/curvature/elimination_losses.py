@@ -72,7 +72,7 @@ def measure_changes(
     problem: Problem, layers: Mapping[str, ReadingLayer], paths: Mapping[str, Removals], counted: Sequence[int]
 ) -> dict[str, Tensor]:
     """Return for each key the loss at its levels, measured on every so many samples of those `counted` in batches."""
-    losses = {key: torch.zeros(len(path.levels), dtype=torch.float64) for key, path in paths.items()}
+    losses = {key: torch.zeros(len(path.levels), dtype=torch.float64, device="cpu") for key, path in paths.items()}
     total, stride = 0.0, math.ceil(sum(counted) * COLUMNS / BACKWARDS)
     draws = min(COLUMNS, math.ceil(DIRECTIONS * stride / max(1, sum(counted))))
     for place, inputs, loss in problem.each_batch("elimination"):
@@ -115,7 +115,7 @@ def _rises(
     squares: dict[str, Tensor] = {}
     for direction in directions:
         for key, effect in _effects(mode, direction).items():
-            squares[key] = squares.get(key, torch.zeros(())) + effect.double().square().sum(0).cpu() / 2
+            squares[key] = squares.get(key, torch.zeros((), device="cpu")) + effect.double().square().sum(0).cpu() / 2
     return {key: total / max(factor.weight, 1e-300) for key, total in squares.items()}
 
 

@@ -167,4 +167,4 @@ def _remove_all(
 def _interpolated(removals: Removals, losses: Tensor) -> EliminationPath:
     counts = np.arange(1, len(removals.order) + 1)
     values = np.interp(counts, [0, *removals.levels], [0.0, *losses.tolist()])
-    return EliminationPath(order=torch.tensor(removals.order), loss=torch.from_numpy(values))
+    return EliminationPath(order=torch.tensor(removals.order, device="cpu"), loss=torch.from_numpy(values))

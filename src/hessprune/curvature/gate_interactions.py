@@ -121,7 +121,7 @@ class _Sums:
 
     def __init__(self, size: int, max_rows: int | None) -> None:
         self.quadratic = new_sum(size, max_rows)
-        self.gradient, self.absolute, self.diagonal = torch.zeros(3, size, dtype=torch.float64)
+        self.gradient, self.absolute, self.diagonal = torch.zeros(3, size, dtype=torch.float64, device="cpu")
         self.weight, self.num_samples, self.num_backwards = 0.0, 0, 0
 
     def over_processes(self) -> None:

@@ -36,7 +36,7 @@ class TapMode(CallMode):
         self._columns = columns
         self._read = read
         self._values: Tensor | None = None
-        self._anchor = torch.zeros((), requires_grad=True)
+        self._anchor = torch.zeros((), requires_grad=True, device="cpu")
         self._rows: dict[tuple[str, int], Tensor] = {}
         self._sums: dict[str, Tensor] = {}
 

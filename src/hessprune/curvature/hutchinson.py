@@ -38,7 +38,7 @@ def hutchinson_probes(problem: Problem, probes: range, seed: int) -> tuple[Tenso
         The sums by probe, before division by the weight `W`, and the counters.
     """
     moments = Moments.zeros(problem.readout.num_units)
-    sums = torch.zeros(len(probes), problem.readout.num_units, dtype=torch.float64)
+    sums = torch.zeros(len(probes), problem.readout.num_units, dtype=torch.float64, device="cpu")
     for _, inputs, loss in problem.each_batch("Hessian probes"):
         if not len(loss.counted()):
             moments.count(loss.samples, 0.0)
@@ -84,7 +84,7 @@ def _chunk(problem: Problem, inputs: Any, loss: BatchLoss, rows: Tensor, probes:
                 done.append(product.cpu())
         finally:
             mode.close()
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
 
     with sdpa_kernel(SDPBackend.MATH), own_stream(device):  # the fused kernels have no second derivative
         problem.precision.finite(remaining)
@@ -112,4 +112,4 @@ class _Directions:
 
 def _stream_of(name: str) -> Tensor:
     """Return the number of a weight's random stream."""
-    return torch.tensor([zlib.crc32(name.encode())])
+    return torch.tensor([zlib.crc32(name.encode())], device="cpu")

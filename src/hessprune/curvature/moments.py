@@ -31,7 +31,7 @@ class Moments:
     @classmethod
     def zeros(cls, num_units: int) -> "Moments":
         """Return empty sums."""
-        total, square, variance = torch.zeros(3, num_units, dtype=torch.float64)
+        total, square, variance = torch.zeros(3, num_units, dtype=torch.float64, device="cpu")
         return cls(total=total, square=square, draw_variance=variance)
 
     def add(self, draws: Tensor) -> None:  # (D, N, U)
@@ -70,9 +70,9 @@ class Moments:
         number = len(rounds)
         return replace(
             rounds[-1],
-            total=sum((r.total for r in rounds), start=torch.zeros(())) / number,
-            square=sum((r.square for r in rounds), start=torch.zeros(())) / number,
-            draw_variance=sum((r.draw_variance for r in rounds), start=torch.zeros(())) / number**2,
+            total=sum((r.total for r in rounds), start=torch.zeros((), device="cpu")) / number,
+            square=sum((r.square for r in rounds), start=torch.zeros((), device="cpu")) / number,
+            draw_variance=sum((r.draw_variance for r in rounds), start=torch.zeros((), device="cpu")) / number**2,
             num_backwards=sum(r.num_backwards for r in rounds),
         )
 

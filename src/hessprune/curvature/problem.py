@@ -164,9 +164,9 @@ def check_repeats(model: nn.Module, objective: Objective, inputs: Any) -> float:
     Raises:
         NumericalError: The values differ: the model is random, or its samples influence each other.
     """
-    pair = objective.read(call_model(model, sample_rows(inputs, torch.tensor([0, -1]))), 2)[:1]
+    pair = objective.read(call_model(model, sample_rows(inputs, torch.tensor([0, -1], device="cpu"))), 2)[:1]
     started = time.perf_counter()
-    alone = objective.read(call_model(model, sample_rows(inputs, torch.tensor([0]))), 1)[:1]
+    alone = objective.read(call_model(model, sample_rows(inputs, torch.tensor([0], device="cpu"))), 1)[:1]
     seconds = time.perf_counter() - started
     check_finite(pair)
     if not torch.allclose(pair, alone, rtol=1e-2, atol=1e-2 * float(pair.abs().max())):

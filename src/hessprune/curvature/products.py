@@ -69,7 +69,8 @@ class ProductMode(CallMode):
             anchors = [site.anchor for site in self._sites]
             with _twice_differentiable():
                 torch.autograd.grad(self._tokens, anchors, ones, retain_graph=True, allow_unused=True)
-        return self._readout.gather({key: rows[None] for key, rows in self._rows.items()}, torch.zeros(1))[0]
+        rounds = {key: rows[None] for key, rows in self._rows.items()}
+        return self._readout.gather(rounds, torch.zeros(1, device="cpu"))[0]
 
     def close(self) -> None:
         """Drop the graph, which refers to this object and is referred to by it."""

@@ -102,7 +102,7 @@ class ReadingLayer:
     def moments(self) -> InputMoments:
         """Return the moments of the inputs, in single precision on the CPU."""
         mean = self._mean().squeeze(2)
-        covariance = torch.empty(*mean.shape, mean.shape[1])
+        covariance = torch.empty(*mean.shape, mean.shape[1], device="cpu")
         for part, rows in self._covariance():
             covariance[:, part] = rows.float().cpu()
         return InputMoments(mean=mean.float().cpu(), covariance=covariance, rows=self.rows, biased=self.centred)
@@ -267,5 +267,5 @@ def measure_reading_layers(
     check_agreement(zlib.crc32("".join(sorted(layers)).encode()), "the model must call the same layers in all batches")
     for name in sorted(layers):
         layers[name].finish(total)
-    counts = torch.tensor([counted.get(number, 0) for number in range(problem.batches.num_batches)])
+    counts = torch.tensor([counted.get(number, 0) for number in range(problem.batches.num_batches)], device="cpu")
     return layers, summed(counts).tolist()

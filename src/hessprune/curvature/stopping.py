@@ -45,10 +45,7 @@ class Until:
         generator = torch.Generator().manual_seed(0)
         differing = 0.0
         for _ in range(trials):
-            shaken = {
-                key: value + errors[key] * torch.randn(value.shape, generator=generator, dtype=value.dtype)
-                for key, value in values.items()
-            }
+            shaken = {key: value + errors[key] * _normal(value, generator) for key, value in values.items()}
             other = _joined(self.removed(shaken))
             differing += float((other != decided).sum()) / max(float(other.sum() + decided.sum()), 1.0)
         return 1 - differing / trials >= self.confidence
@@ -78,3 +75,7 @@ def lowest(fraction: float, cost: Mapping[str, Tensor] | None = None) -> Decisio
 
 def _joined(parts: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([part.flatten() for part in parts.values()])
+
+
+def _normal(value: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(value.shape, generator=generator, dtype=value.dtype, device="cpu")

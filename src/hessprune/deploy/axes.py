@@ -70,7 +70,7 @@ def length_of(example: Any) -> int:
 def resized(tree: Any, batch_size: int) -> Any:
     """Repeat or drop samples so that `batch_size` of them remain."""
     size = leading_size(tree)
-    rows = torch.arange(batch_size) % max(1, size)
+    rows = torch.arange(batch_size, device="cpu") % max(1, size)
 
     def resize(leaf: Any) -> Any:
         return leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size else leaf

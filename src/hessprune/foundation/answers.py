@@ -42,7 +42,7 @@ def answers(model: nn.Module, inputs: Any) -> tuple[float, ...]:
         (True, False)
     """
     count = leading_size(inputs)
-    rows = torch.linspace(0, count - 1, min(SAMPLES, count)).long()
+    rows = torch.linspace(0, count - 1, min(SAMPLES, count), device="cpu").long()
     with seeded(0), evaluation_mode(model):
         output = forward(model, to_device(sample_rows(inputs, rows), device_of(model)))
     return tuple(number for tensor in tensors_in(output) for number in _sums(tensor))
@@ -58,7 +58,7 @@ def agree(one: Sequence[float], other: Sequence[float], tolerance: float = 1e-3)
     """
     if len(one) != len(other):
         return False
-    a, b = (torch.tensor(numbers, dtype=torch.float64) for numbers in (one, other))
+    a, b = (torch.tensor(numbers, dtype=torch.float64, device="cpu") for numbers in (one, other))
     return float((a - b).norm()) <= LEAST + tolerance * float(torch.maximum(a.norm(), b.norm()))
 
 
@@ -74,10 +74,10 @@ def _sums(tensor: Tensor) -> list[float]:
     values = values.detach().reshape(-1)
     draws = torch.Generator().manual_seed(0)
     if len(values) > PLACES:
-        values = values[torch.randint(len(values), (PLACES,), generator=draws).to(values.device)]
+        values = values[torch.randint(len(values), (PLACES,), generator=draws, device="cpu").to(values.device)]
     values = values.double().cpu().nan_to_num(0.0, 0.0, 0.0)
     sizes = values.abs()[values != 0]
     if len(sizes):
         values = values.clamp(-FAR * float(sizes.median()), FAR * float(sizes.median()))
-    signs = torch.randint(2, (SUMS, len(values)), generator=draws).double() * 2 - 1
+    signs = torch.randint(2, (SUMS, len(values)), generator=draws, device="cpu").double() * 2 - 1
     return (signs @ values).tolist()

@@ -173,7 +173,7 @@ def loss_name(loss_fn: Any) -> str:
 
 def _tensor(targets: Any, name: str) -> Tensor:
     try:
-        return torch.as_tensor(targets)
+        return targets if isinstance(targets, Tensor) else torch.as_tensor(targets, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
             f"targets in `{name}` must be a tensor of labels for cross-entropy, got {describe(targets)}. "

@@ -66,15 +66,15 @@ def summed(values: Tensor) -> Tensor:
 
 def summed_numbers(*numbers: float) -> list[float]:
     """Return the sums of some numbers over all processes."""
-    return summed(torch.tensor(numbers, dtype=torch.float64)).tolist()
+    return summed(torch.tensor(numbers, dtype=torch.float64, device="cpu")).tolist()
 
 
 def gathered_rows(rows: Tensor) -> Tensor:
     """Return the rows `(n, U)` of all processes, one process after another, in the widest of their types."""
     if num_processes() == 1:
         return rows
-    facts = torch.zeros(num_processes(), 2, dtype=torch.int64)
-    facts[rank()] = torch.tensor([len(rows), rows.dtype.itemsize if len(rows) else 0])
+    facts = torch.zeros(num_processes(), 2, dtype=torch.int64, device="cpu")
+    facts[rank()] = torch.tensor([len(rows), rows.dtype.itemsize if len(rows) else 0], device="cpu")
     facts = summed(facts)
     dtype = torch.float64 if int(facts[:, 1].max()) > 4 else torch.float32
     parts = []
@@ -94,7 +94,7 @@ def check_same(batches: Iterable[Any], name: str) -> None:
     """
     if num_processes() == 1:
         return
-    own = torch.zeros(num_processes(), 3, dtype=torch.float64)
+    own = torch.zeros(num_processes(), 3, dtype=torch.float64, device="cpu")
     tensors = [tensor.double() for tensor in tensors_in(next(iter(batches)))]
     own[rank(), 0] = float(sum(tensor.sum() for tensor in tensors))
     own[rank(), 1] = sum(tensor.numel() for tensor in tensors)
@@ -113,7 +113,7 @@ def check_same_content(sha256: str, name: str) -> None:
     """
     if num_processes() == 1:
         return
-    own = torch.zeros(num_processes(), dtype=torch.float64)
+    own = torch.zeros(num_processes(), dtype=torch.float64, device="cpu")
     own[rank()] = int(sha256[:12] or "0", 16)
     if len(set(summed(own).tolist())) > 1:
         raise DataError(differing(name))
@@ -133,7 +133,7 @@ def check_agreement(number: int, demand: str) -> None:
     Raises:
         NumericalError: They differ; `demand` says what must be equal.
     """
-    own = torch.zeros(num_processes(), dtype=torch.float64)
+    own = torch.zeros(num_processes(), dtype=torch.float64, device="cpu")
     own[rank()] = number
     if len(set(summed(own).tolist())) > 1:
         raise NumericalError(f"{demand}, but the processes differ. Use one process.")

@@ -35,13 +35,11 @@ class Shelf:
     def __init__(self, limit: int | None = None) -> None:
         self.limit, self.in_memory, self.in_files = limit, 0, 0
 
-    def zeros(
-        self, *shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
-    ) -> Tensor:
+    def zeros(self, *shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
         """Return zeros; the bytes are free again once the returned tensor itself is."""
         size = math.prod(shape) * dtype.itemsize
         mapped = self.limit is not None and size > 0 and self.in_memory + size > self.limit
-        if mapped and torch.device(device or "cpu").type == "cpu":
+        if mapped and torch.device(device).type == "cpu":
             tensor = _mapped(math.prod(shape), dtype).view(shape)
             self.in_files += size
             weakref.finalize(tensor, self._give_back, 0, size)

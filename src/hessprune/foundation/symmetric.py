@@ -70,7 +70,7 @@ class SymmetricMatrix(ABC):
 
     def dense(self) -> Tensor:
         """Return the whole matrix in float64: `8 U²` bytes."""
-        every = torch.arange(self.size)
+        every = torch.arange(self.size, device="cpu")
         return self.block(every, every)
 
     def is_finite(self) -> bool:
@@ -214,7 +214,7 @@ class Factor(SymmetricMatrix):
         """Return columns of `Φ` in float64; neighbours are copied in one piece."""
         index = _indices(columns)
         first = int(index[0]) if len(index) else 0
-        if torch.equal(index, torch.arange(first, first + len(index))):
+        if torch.equal(index, torch.arange(first, first + len(index), device="cpu")):
             return self.phi[:, first : first + len(index)].double()
         return self.phi.T[index].double().T
 
@@ -245,7 +245,7 @@ def symmetric_from(tensors: Mapping[str, Tensor], name: str) -> "Tensor | Symmet
 
 
 def _indices(index: Indices) -> Tensor:
-    return torch.as_tensor(index, dtype=torch.int64)
+    return index.long() if isinstance(index, Tensor) else torch.as_tensor(index, dtype=torch.int64, device="cpu")
 
 
 def _is_every(index: Tensor) -> bool:

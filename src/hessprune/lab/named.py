@@ -210,7 +210,7 @@ def _without_data(
             f"`shape` must be given for model {shown(model.name)} without calibration. Write --shape 3,32,32"
         )
     dense = model.build(None, model.shape[0] if model.shape and len(model.shape) == 3 else None).to(device).eval()
-    example = example_of(dense, model.shape) if zoo else torch.zeros(1, *(model.shape or ()))
+    example = example_of(dense, model.shape) if zoo else torch.zeros(1, *(model.shape or ()), device="cpu")
     result = prune(
         dense, example, [example], budget=budget, method=method, compensate=False, ranking=ranking, seed=seed
     )

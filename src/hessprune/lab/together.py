@@ -36,7 +36,7 @@ def process_group() -> Iterator[None]:
 
 def told(ask: Callable[[], bool]) -> bool:
     """Return what the first process answers; the others do not ask."""
-    return bool(summed(torch.tensor([int(rank() == 0 and ask())])).item())
+    return bool(summed(torch.tensor([int(rank() == 0 and ask())], device="cpu")).item())
 
 
 @contextmanager
@@ -69,4 +69,4 @@ def _by_the_first(folder: Path) -> Iterator[Path | None]:
 
 
 def _meet() -> None:
-    summed(torch.zeros(1))
+    summed(torch.zeros(1, device="cpu"))

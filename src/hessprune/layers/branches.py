@@ -111,7 +111,7 @@ def find_branches(model: nn.Module, inputs: Any) -> dict[str, Branch]:
     A weight has a branch if the model uses it once and its output, perhaps through a BatchNorm, goes into one addition
     and nowhere else.
     """
-    recorder, sample = _BranchRecorder(model), sample_rows(inputs, torch.tensor([0]))
+    recorder, sample = _BranchRecorder(model), sample_rows(inputs, torch.tensor([0], device="cpu"))
     with evaluation_mode(model), torch.no_grad(), slow_attention(), recorder:
         output = forward(model, sample)
     return recorder.finish(output)

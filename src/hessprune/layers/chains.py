@@ -45,7 +45,7 @@ def find_stack(model: nn.Module, inputs: Any) -> Stack:
         >>> find_stack(nn.Sequential(nn.Linear(2, 4), block(), block(), block()), torch.zeros(1, 2)).names
         ('1', '2', '3')
     """
-    pair = to_device(sample_rows(inputs, torch.tensor([0, -1])), device_of(model))
+    pair = to_device(sample_rows(inputs, torch.tensor([0, -1], device="cpu")), device_of(model))
     calls = _watched(model, pair)
     chain = max(_chains(calls), key=len, default=[])
     if len(chain) < LEAST:
@@ -53,7 +53,7 @@ def find_stack(model: nn.Module, inputs: Any) -> Stack:
             "the model must be a stack of blocks where blocks are pruned one after another, got no two modules of a "
             "class of which one reads what the other returns. Leave `sequential` out."
         )
-    alone = {call.name: call for call in _watched(model, sample_rows(pair, torch.tensor([0])))}
+    alone = {call.name: call for call in _watched(model, sample_rows(pair, torch.tensor([0], device="cpu")))}
     _check_chain(chain)
     _check_layout(chain, [alone.get(call.name) for call in chain])
     single = [alone[call.name] for call in chain]

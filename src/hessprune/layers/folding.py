@@ -56,7 +56,7 @@ def fold_batchnorm(model: nn.Module, inputs: Any) -> Folded:
         >>> torch.allclose(fold_batchnorm(model, x).model(x), model(x), atol=1e-5)
         True
     """
-    inputs = sample_rows(inputs, torch.tensor([0, -1]))
+    inputs = sample_rows(inputs, torch.tensor([0, -1], device="cpu"))
     if is_sharded(model):  # it cannot be copied, and nobody holds a whole weight to fold into
         return Folded(model=model, scale={}, recording=record(model, inputs))
     clone = copy.deepcopy(model).requires_grad_(False).eval()

@@ -245,8 +245,8 @@ def batch_norm_arguments(func: Any, args: Sequence[Any]) -> Sequence[Any]:
 
 def record(model: nn.Module, inputs: Any) -> Recording:
     """Run `model` in evaluation mode, without gradients, on two samples and on one; return the facts of both runs."""
-    pair = _run(model, sample_rows(inputs, torch.tensor([0, -1])), 2)
-    alone = _run(model, sample_rows(inputs, torch.tensor([0])), 1)
+    pair = _run(model, sample_rows(inputs, torch.tensor([0, -1], device="cpu")), 2)
+    alone = _run(model, sample_rows(inputs, torch.tensor([0], device="cpu")), 1)
     for use, both, one in zip(pair.recording.uses, pair.inputs, alone.inputs, strict=True):
         pair.recording.layouts[use.weight] = _layout(both, one)
         if both.shape == one.shape:

@@ -52,7 +52,7 @@ def design(call: LinearMap, x: Tensor, weight: Tensor, positions: Tensor) -> Ten
     sample, *place = torch.unravel_index(
         positions, (x.shape[0], *((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in spans))
     )
-    offsets = torch.cartesian_prod(*(torch.arange(k) for k in kernel)).view(-1, len(kernel)).tolist()
+    offsets = torch.cartesian_prod(*(torch.arange(k, device="cpu") for k in kernel)).view(-1, len(kernel)).tolist()
     patches = [
         padded[(sample, *(p * s + o * d for p, o, s, d in zip(place, offset, call.stride, call.dilation, strict=True)))]
         for offset in offsets

@@ -38,7 +38,7 @@ class Stack:
             UnsupportedModelError: A block is not reached.
         """
         whole = self.calls(model, inputs)
-        some = [self.calls(model, sample_rows(inputs, torch.tensor(rows))) for rows in ([0], [0, -1])]
+        some = [self.calls(model, sample_rows(inputs, torch.tensor(rows, device="cpu"))) for rows in ([0], [0, -1])]
         sides = zip(whole, *some, strict=True)
         count = leading_size(inputs)
         readings = [Reading({1: alone, 2: pair, count: every}) for every, alone, pair in sides]

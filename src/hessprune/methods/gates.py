@@ -64,7 +64,7 @@ def interacting_scores(
     alone: Tensor, together: SymmetricMatrix, derivatives: GateDerivatives, slices: Slices, groups: Sequence[Group]
 ) -> Scores:
     """Lay the units of the measured groups out over all groups; state the share that a factor leaves out."""
-    owned = torch.cat([torch.full((group.num_units,), group.name in slices) for group in groups])
+    owned = torch.cat([torch.full((group.num_units,), group.name in slices, device="cpu") for group in groups])
     facts: dict[str, Any] = {"num_backwards": derivatives.num_backwards}
     if isinstance(together, Factor):
         facts |= {"interaction_rows": len(together.phi), "interactions_dropped": derivatives.dropped}
@@ -75,4 +75,4 @@ def by_group(flat: Tensor, slices: Slices, groups: Sequence[Group]) -> dict[str,
     """Cut `(U,)` over the measured groups into one tensor per group; a group without gates costs nothing."""
     sizes = [group.num_units for group in groups if group.name in slices]
     parts = dict(zip(slices, flat.split(sizes), strict=True))
-    return {group.name: parts.get(group.name, torch.zeros(group.num_units).double()) for group in groups}
+    return {group.name: parts.get(group.name, torch.zeros(group.num_units, device="cpu").double()) for group in groups}

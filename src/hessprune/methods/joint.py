@@ -124,6 +124,6 @@ def rising_steps(steps: Tensor) -> Tensor:
         while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
             (right, n), (left, m) = blocks.pop(), blocks.pop()
             blocks.append(((left * m + right * n) / (m + n), m + n))
-    level = torch.cat([torch.full((n,), value, dtype=torch.float64) for value, n in blocks]).clamp(min=0)
+    level = torch.cat([torch.full((n,), value, dtype=torch.float64, device="cpu") for value, n in blocks]).clamp(min=0)
     nudge = 1e-9 * max(float(level.max()), 1e-30) / len(level)
-    return level + nudge * torch.arange(len(level), dtype=torch.float64)
+    return level + nudge * torch.arange(len(level), dtype=torch.float64, device="cpu")

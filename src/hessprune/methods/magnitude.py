@@ -40,7 +40,7 @@ class Magnitude(Method):
 
 def _mean_squares(model: nn.Module, group: Group) -> Tensor:
     """Sum the mean squares over the producing slices; units that nothing produces have none."""
-    total = torch.zeros(group.num_units, dtype=torch.float64)
+    total = torch.zeros(group.num_units, dtype=torch.float64, device="cpu")
     for piece in producers(group):
         total += weight_rows(model, piece).square().mean(1).cpu()
     return total

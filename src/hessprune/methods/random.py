@@ -37,5 +37,7 @@ class Random(Method):
         """Draw one permutation for each group."""
         generator = torch.Generator().manual_seed(scoring.seed if self.seed is None else self.seed)
         sizes = {group.name: group.num_units for group in scoring.groups}
-        orders = {name: torch.randperm(size, generator=generator).double() for name, size in sizes.items()}
+        orders = {
+            name: torch.randperm(size, generator=generator, device="cpu").double() for name, size in sizes.items()
+        }
         return Scores(values={name: (order + 0.5) / len(order) for name, order in orders.items()})

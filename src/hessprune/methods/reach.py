@@ -33,7 +33,7 @@ def unseen_groups(model: nn.Module, groups: Sequence[Group], batches: Any, objec
     samples = leading_size(inputs)
     loss = objective.on(inputs, targets, samples)
     if not loss.needs_outputs or (loss.compares and targets is None):
-        inputs, samples = sample_rows(inputs, torch.tensor([0, -1])), 2
+        inputs, samples = sample_rows(inputs, torch.tensor([0, -1], device="cpu")), 2
         loss = objective.on(inputs, targets, samples) if loss.needs_outputs else loss
     with torch.enable_grad(), slow_attention(), CallMode({}, samples):  # which also looks into control flow
         output = forward(other, inputs)
@@ -86,7 +86,7 @@ def _without_gradient(model: nn.Module, groups: Sequence[Group], values: Tensor,
     every = dict(model.named_parameters(remove_duplicate=False))
     names = {piece.param for group in groups for piece in group.slices if piece.param in every}
     weights = {name: every[name] for name in sorted(names)}
-    noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)).to(values)
+    noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(values)
     reached = _gradients(values, weights, noise)
     read = (
         loss.slope(values) != 0

@@ -153,11 +153,11 @@ def _check_sharded(method: Method) -> None:
 def _with_unseen(scores: Scores, groups: Sequence[Group], seen: Sequence[Group]) -> Scores:
     """Lay scores out over all groups; units that the loss does not see are worth as much as the best of the others."""
     best = max(float(scores.values[group.name].max()) for group in seen)
-    whole = {group.name: torch.full((group.num_units,), best, dtype=torch.float64) for group in groups}
+    whole = {group.name: torch.full((group.num_units,), best, dtype=torch.float64, device="cpu") for group in groups}
     names = {group.name for group in seen}
     interactions = scores.interactions
     if interactions is not None:
-        owned = torch.cat([torch.full((group.num_units,), group.name in names) for group in groups])
+        owned = torch.cat([torch.full((group.num_units,), group.name in names, device="cpu") for group in groups])
         interactions = as_symmetric(interactions).spread(owned).simplest()
     error = scores.standard_error
     if error is not None:

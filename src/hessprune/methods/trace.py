@@ -111,5 +111,5 @@ def traces_by_group(
 
 def _complete(values: Mapping[str, Tensor], groups: Sequence[Group]) -> ByGroup[Tensor]:
     """Return one tensor for each group, in order."""
-    none = {group.name: torch.zeros(group.num_units, dtype=torch.float64) for group in groups}
+    none = {group.name: torch.zeros(group.num_units, dtype=torch.float64, device="cpu") for group in groups}
     return ByGroup({name: values.get(name, zeros) for name, zeros in none.items()})

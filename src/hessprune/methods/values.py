@@ -84,7 +84,7 @@ class Saliency(ByGroup[Tensor]):
         axes = figure.add_subplot()
         for name, values in self.items():
             units = values.sort().values
-            axes.plot((torch.arange(len(units)) + 0.5) / len(units), units.clamp(min=1e-30), label=name)
+            axes.plot((torch.arange(len(units), device="cpu") + 0.5) / len(units), units.clamp(min=1e-30), label=name)
         axes.set(xlabel="share of the group's units", ylabel="saliency", title=f"Saliency by {self._method}")
         if any(bool((values > 0).any()) for values in self.values()):
             axes.set_yscale("log")

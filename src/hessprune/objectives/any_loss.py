@@ -185,7 +185,7 @@ class _Second:
 
     def _signs(self, shape: tuple[int, int], seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        bits = torch.randint(0, 2, shape, generator=generator)
+        bits = torch.randint(0, 2, shape, generator=generator, device="cpu")
         return (bits * 2 - 1).to(self._leaf)
 
     def _product(self, vectors: Tensor) -> Tensor:

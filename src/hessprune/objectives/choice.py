@@ -122,7 +122,7 @@ def _outputs_of(model: nn.Module, inputs: Any) -> Outputs:
 @torch.no_grad()
 def _run(model: nn.Module, inputs: Any, rows: list[int]) -> Any:
     with evaluation_mode(model):
-        return forward(model, to_device(sample_rows(inputs, torch.tensor(rows)), device_of(model)))
+        return forward(model, to_device(sample_rows(inputs, torch.tensor(rows, device="cpu")), device_of(model)))
 
 
 def _for_all(logits: Tensor, samples: int) -> Tensor:
@@ -208,7 +208,7 @@ class _Known:
 @torch.no_grad()
 def _measured(objective: DenseOutputs, model: nn.Module, batches: Rereadable) -> DenseOutputs:
     """Return the objective with the deviations of all outputs that are no classes."""
-    sums = {part.name: torch.zeros(3, dtype=torch.float64) for part in objective.parts}
+    sums = {part.name: torch.zeros(3, dtype=torch.float64, device="cpu") for part in objective.parts}
     device = device_of(model)
     with evaluation_mode(model):
         for number, (inputs, targets) in enumerate(track(batches, "deviations of the outputs")):

@@ -116,7 +116,7 @@ class ClosedForm(BatchLoss):
 def _tensor(targets: Any, samples: int) -> Tensor:
     if not isinstance(targets, Tensor):
         with contextlib.suppress(TypeError, ValueError, RuntimeError):
-            targets = torch.as_tensor(targets)
+            targets = torch.as_tensor(targets, device="cpu")
     if not isinstance(targets, Tensor) or targets.dim() == 0 or len(targets) != samples:
         raise DataError(
             f"targets in `batches` must hold one entry for each of {samples} samples, got {describe(targets)}. "
@@ -157,7 +157,7 @@ def _cross_entropy(loss: nn.CrossEntropyLoss, logits: Tensor, targets: Tensor) -
     """Factor `w (diag(p) − p pᵀ) / T²`, with the weight `w` of the (smoothed) target and `p` at temperature `T`."""
     temperature = getattr(loss, "temperature", 1.0)
     n, classes = logits.shape[:2]
-    class_weight = torch.ones(classes).to(logits) if loss.weight is None else loss.weight.to(logits)
+    class_weight = torch.ones(classes, device="cpu").to(logits) if loss.weight is None else loss.weight.to(logits)
     if targets.is_floating_point():
         plain = torch.einsum("ncp,c->np", targets.to(logits).reshape(n, classes, -1), class_weight)
         valid = torch.ones_like(plain)

@@ -111,7 +111,7 @@ class DenseLoss(BatchLoss):
         self.objective, self.samples = objective, samples
         self.needs_outputs = len(objective.parts) > 1  # one part has the shape of the values
         self._inputs, self._targets = inputs, targets
-        self._device = next(tensors_in(inputs), torch.zeros(())).device
+        self._device = next(tensors_in(inputs), torch.zeros((), device="cpu")).device
         self._masks: list[Tensor] | None = None
         self.shapes: Sequence[torch.Size] = ()
         """Of the parts, samples first."""

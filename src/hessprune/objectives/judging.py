@@ -25,7 +25,7 @@ def splits(objective: Objective, model: nn.Module, inputs: Any, targets: Any) ->
         return True
     inputs, targets = to_device((inputs, targets), device_of(model))
     samples = leading_size(inputs)
-    parts = torch.arange(samples).tensor_split(2)
+    parts = torch.arange(samples, device="cpu").tensor_split(2)
     with seeded(0), evaluation_mode(model):
         output = forward(model, inputs)
         whole, _ = objective.judge(output, None, inputs, targets, samples)

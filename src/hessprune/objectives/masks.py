@@ -27,7 +27,7 @@ def counted_positions(
         >>> counted_positions({"attention_mask": torch.tensor([[1, 1, 0]])}, None, (1, 3))
         tensor([[ True,  True, False]])
     """
-    device = targets.device if isinstance(targets, Tensor) else None
+    device = targets.device if isinstance(targets, Tensor) else torch.device("cpu")
     counted = torch.ones(tuple(positions), dtype=torch.bool, device=device)
     mask = position_mask(inputs, positions, encoder=encoder) if len(positions) > 1 else None
     if mask is not None:
@@ -49,9 +49,9 @@ def sampled_positions(length: int, count: int | None) -> Tensor:
         (tensor([0, 1, 2]), 4)
     """
     if count is None or count >= length:
-        return torch.arange(length)
-    within = torch.rand(count, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
-    return ((torch.arange(count) + within) * (length / count)).long().clamp(max=length - 1)
+        return torch.arange(length, device="cpu")
+    within = torch.rand(count, generator=torch.Generator().manual_seed(length), dtype=torch.float64, device="cpu")
+    return ((torch.arange(count, device="cpu") + within) * (length / count)).long().clamp(max=length - 1)
 
 
 def _spread(mask: Tensor, positions: Sequence[int]) -> Tensor:

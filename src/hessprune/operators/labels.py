@@ -32,11 +32,11 @@ class Labels:
     def new(self, count: int) -> Tensor:
         """Return `count` fresh labels."""
         self._count += count
-        return torch.arange(self._count - count, self._count)
+        return torch.arange(self._count - count, self._count, device="cpu")
 
     def fixed(self, shape: Sequence[int], reason: str) -> Tensor:
         """Return labels for a tensor that keeps its shape."""
-        return torch.tensor(self._reasons.setdefault(reason, -len(self._reasons))).expand(shape)
+        return torch.tensor(self._reasons.setdefault(reason, -len(self._reasons)), device="cpu").expand(shape)
 
     def reason(self, label: int) -> str:
         """Return the reason of a label `≤ 0`."""
@@ -154,4 +154,4 @@ def along(labels: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
 
 def constant(shape: Sequence[int]) -> Tensor:
     """Return a label tensor of constants."""
-    return torch.tensor(CONSTANT).expand(shape)
+    return torch.tensor(CONSTANT, device="cpu").expand(shape)

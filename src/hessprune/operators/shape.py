@@ -189,7 +189,7 @@ def _looked_up(call: Call, labels: Tensor) -> Tensor:
         if isinstance(index, Tensor | Leaf):
             call.walk.freeze(index, f"it holds positions for '{call.operator}'{call.where}")
     shapes = _index_shapes(call)
-    return call.target(labels, [shape and torch.zeros(shape, dtype=torch.int64) for shape in shapes])
+    return call.target(labels, [shape and torch.zeros(shape, dtype=torch.int64, device="cpu") for shape in shapes])
 
 
 def _index_shapes(call: Call) -> list[torch.Size | None]:

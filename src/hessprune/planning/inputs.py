@@ -63,7 +63,7 @@ def check_tree(tree: Any) -> Any:
 def _can_be_drawn(dtype: object) -> bool:
     """Return whether tensors of a dtype can be made from random numbers."""
     try:
-        return isinstance(dtype, torch.dtype) and bool(torch.zeros(1).to(dtype).numel())
+        return isinstance(dtype, torch.dtype) and bool(torch.zeros(1, device="cpu").to(dtype).numel())
     except (RuntimeError, TypeError):  # bits, quantised numbers
         return False
 
@@ -85,8 +85,8 @@ def _build(item: Any, generator: torch.Generator) -> Any:
     if item["kind"] == "tensor":
         dtype = getattr(torch, item["dtype"])
         if dtype.is_floating_point:
-            return torch.randn(item["shape"], generator=generator).to(dtype)
-        return torch.randint(0, max(item.get("high", 1), 1), item["shape"], generator=generator).to(dtype)
+            return torch.randn(item["shape"], generator=generator, device="cpu").to(dtype)
+        return torch.randint(0, max(item.get("high", 1), 1), item["shape"], generator=generator, device="cpu").to(dtype)
     if item["kind"] == "dict":
         return {key: _build(value, generator) for key, value in item["items"].items()}
     if item["kind"] == "tuple":

@@ -196,7 +196,7 @@ def _layers(carriers: Mapping[str, Sequence[str]], rank: int | None) -> dict[str
 def _rows_of(free: Sequence[Group], groups: Sequence[Group]) -> Tensor:
     """Return which rows of a matrix over all units belong to the free groups, as a mask."""
     names = {group.name for group in free}
-    return torch.cat([torch.full((group.num_units,), group.name in names) for group in groups])
+    return torch.cat([torch.full((group.num_units,), group.name in names, device="cpu") for group in groups])
 
 
 def _check_no_implants(implants: ImplantShare | None) -> None:

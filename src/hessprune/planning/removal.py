@@ -65,4 +65,5 @@ def removal_for(
 
 
 def _mask(group: Group, units: Sequence[int]) -> Tensor:
-    return torch.zeros(group.num_units, dtype=torch.bool).index_fill(0, torch.tensor(units, dtype=torch.int64), True)
+    index = torch.tensor(units, dtype=torch.int64, device="cpu")
+    return torch.zeros(group.num_units, dtype=torch.bool, device="cpu").index_fill(0, index, True)

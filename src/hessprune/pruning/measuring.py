@@ -170,7 +170,7 @@ def origin_of(task: Task) -> Origin:
 
 def _value(task: Task, inputs: Any, targets: Any) -> float:
     """Return the loss on the first samples, or on the whole batch whose targets belong to it as a whole."""
-    samples = Samples(inputs=inputs, targets=targets, places=torch.arange(leading_size(inputs)))
+    samples = Samples(inputs=inputs, targets=targets, places=torch.arange(leading_size(inputs), device="cpu"))
     few = samples.rows(samples.places[:SAMPLES]) if samples.can_be_split else samples
     objective = choose_objective(task.model, task.batches, task.loss_fn, outputs=task.outputs)
     return mean_loss(objective, task.model, task.model, [(few.inputs, few.targets)])

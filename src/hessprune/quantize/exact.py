@@ -84,7 +84,7 @@ def _is_dropped(activation: Node, grid: Grid) -> bool:
         bounds = (0.0, 6.0)
     elif "hardtanh" in str(activation.target):
         bounds = (*activation.args[1:], *(-1.0, 1.0)[len(activation.args) - 1 :])
-    return tuple(integers.quantize(torch.tensor(bounds), grid).tolist()) == grid.limits
+    return tuple(integers.quantize(torch.tensor(bounds, device="cpu"), grid).tolist()) == grid.limits
 
 
 def _grid(node: Node) -> Grid:

@@ -17,7 +17,7 @@ from hessprune.errors import ArgumentError
 
 MOMENTUM = 0.01  # weight of a new batch in the moving average of activation ranges
 BINS = 2048
-SHRINKS = torch.linspace(1, 0.25, 16)  # candidate ranges, as shares of the observed range
+SHRINKS = torch.linspace(1, 0.25, 16, device="cpu")  # candidate ranges, as shares of the observed range
 
 
 def activation_spec(kind: str) -> QuantizationSpec:
@@ -83,7 +83,7 @@ class WeightQuantizer(FakeQuantizer):
     ) -> None:
         super().__init__(dtype=dtype, quant_min=quant_min, quant_max=quant_max, qscheme=qscheme, is_dynamic=is_dynamic)
         self.ch_axis = ch_axis
-        self.scale = torch.ones(1)
+        self.scale = torch.ones(1, device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Round the weight to its grid."""
@@ -112,8 +112,8 @@ class ActivationQuantizer(FakeQuantizer):
         self, *, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, is_dynamic: bool = False
     ) -> None:
         super().__init__(dtype=dtype, quant_min=quant_min, quant_max=quant_max, qscheme=qscheme, is_dynamic=is_dynamic)
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("low", torch.zeros((), device="cpu"))
+        self.register_buffer("high", torch.zeros((), device="cpu"))
         self.statistic: Callable[[Tensor], None] | None = None  # set during calibration, when nothing is rounded
 
     @property
@@ -176,7 +176,7 @@ class Extremes:
     """Smallest and largest value over all batches, with 0 between them."""
 
     def __init__(self) -> None:
-        self.low, self.high = torch.tensor(0.0), torch.tensor(0.0)
+        self.low, self.high = torch.tensor(0.0, device="cpu"), torch.tensor(0.0, device="cpu")
 
     def __call__(self, x: Tensor) -> None:
         """Take in the values of a batch."""
@@ -189,7 +189,7 @@ class Histogram:
 
     def __init__(self, extremes: Extremes) -> None:
         self.low, self.high = extremes.low, extremes.high
-        self.counts = torch.zeros(BINS, dtype=torch.float64)
+        self.counts = torch.zeros(BINS, dtype=torch.float64, device="cpu")
 
     def __call__(self, x: Tensor) -> None:
         """Take in the values of a batch."""
@@ -197,7 +197,7 @@ class Histogram:
 
     def best_range(self, quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
         """Return the range inside the observed range that minimises the mean squared error of rounding."""
-        centres = torch.linspace(float(self.low), float(self.high), 2 * BINS + 1)[1::2]
+        centres = torch.linspace(float(self.low), float(self.high), 2 * BINS + 1, device="cpu")[1::2]
         ranges = torch.cartesian_prod(self.low * SHRINKS, self.high * SHRINKS).unique(dim=0)  # (R, 2)
         rounded = quantizer.rounded(centres, *ranges[:, :, None].unbind(1))  # (R, BINS)
         errors = (rounded - centres).square().double() @ self.counts

@@ -151,7 +151,10 @@ def _gate(module: GraphModule, node: Node) -> None:
             new = module.graph.call_function(aten.mul.Tensor, (x, clamped))
     for part in (gate, clamped, new):
         part.meta = dict(node.meta)
-    values = {"weight": torch.full((channels, 1, 1, 1), 1 / 6), "bias": torch.full((channels,), 0.5)}
+    values = {
+        "weight": torch.full((channels, 1, 1, 1), 1 / 6, device="cpu"),
+        "bias": torch.full((channels,), 0.5, device="cpu"),
+    }
     _set_parameters(module, gate, node.name, values, node)
     module.get_submodule(node.name).requires_grad_(False)
     node.replace_all_uses_with(new)
@@ -168,9 +171,9 @@ def _pad(module: GraphModule, node: Node) -> None:
     with module.graph.inserting_before(node):
         new = module.graph.call_function(aten.conv2d.default, (x, None, None, strides, [0, 0], [1, 1], 1))
     new.meta = node.meta | {MOVES: True}
-    one = torch.eye(channels)[:, :, None, None]
+    one = torch.eye(channels, device="cpu")[:, :, None, None]
     weight = torch.cat([one.new_zeros(before, *one.shape[1:]), one, one.new_zeros(after, *one.shape[1:])])
-    _set_parameters(module, new, node.name, {"weight": weight, "bias": torch.zeros(len(weight))}, node)
+    _set_parameters(module, new, node.name, {"weight": weight, "bias": torch.zeros(len(weight), device="cpu")}, node)
     module.get_submodule(node.name).requires_grad_(False)
     node.replace_all_uses_with(new)
     module.graph.erase_node(node)

@@ -99,7 +99,7 @@ class _Gram:
     def __init__(self, model: GraphModule, same: list[Use]) -> None:
         self.uses, self._weight = same, tensor_of(model, same[0].node.args[1].args[0])  # type: ignore[union-attr,arg-type]
         self._call: LinearMap | None = None
-        self._sum = torch.zeros(())
+        self._sum = torch.zeros((), device="cpu")
         self._generator = torch.Generator().manual_seed(0)
 
     @property
@@ -121,7 +121,7 @@ class _Gram:
         self._call = make(len(x), SampleLayout())
         number = len(rows_of(self._call, out))
         wanted = min(number, max(MIN_ROWS, self._weight[0].numel()))
-        positions = torch.randperm(number, generator=self._generator)[:wanted].to(x.device)
+        positions = torch.randperm(number, generator=self._generator, device="cpu")[:wanted].to(x.device)
         inputs = design(self._call, x, self._weight, positions).transpose(0, 1)  # (g, R, K)
         self._sum = self._sum.to(x.device) + (inputs.mT @ inputs).double()
 

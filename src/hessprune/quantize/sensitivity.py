@@ -169,7 +169,7 @@ def _by_traces(model: QuantizedModel, layers: list[_Layer], batches: Iterable[An
     found = _by_curvature(model, layers, batches)
     weights = {layer.use.param: layer for layer in layers if integer_kind(layer.use.node.target) == "layer"}
     slices = {
-        name: [ParamSlice(param=name, dim=0, index=torch.arange(len(layer.weight))[:, None])]
+        name: [ParamSlice(param=name, dim=0, index=torch.arange(len(layer.weight), device="cpu")[:, None])]
         for name, layer in weights.items()
     }
     options = TraceOptions(num_probes=NUM_PROBES)

@@ -30,7 +30,7 @@ def remove_slices(model: nn.Module, cuts: Sequence[tuple[Cut, Sequence[int]]]) -
     keep: dict[str, dict[int, Tensor]] = {}
     state = dict(named_tensors(model))
     for (name, dim), positions in removed.items():
-        mask = torch.ones(state[name].shape[dim], dtype=torch.bool)
+        mask = torch.ones(state[name].shape[dim], dtype=torch.bool, device="cpu")
         mask[positions] = False
         keep.setdefault(name, {})[dim] = mask.nonzero().squeeze(1)
     free_heads(model, keep)

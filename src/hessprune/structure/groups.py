@@ -41,7 +41,7 @@ class Slice:
         """Return the positions of some units (all by default) as an int64 tensor `(U, m)`."""
         rows = self.index if units is None else [self.index[unit] for unit in units]
         width = len(self.index[0]) if self.index else 0
-        return torch.tensor(list(rows), dtype=torch.int64).reshape(-1, width)
+        return torch.tensor(list(rows), dtype=torch.int64, device="cpu").reshape(-1, width)
 
     def __repr__(self) -> str:
         """Return tensor, axis and role, without positions."""

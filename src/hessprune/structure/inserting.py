@@ -62,7 +62,9 @@ def _source(size: int, copied: Mapping[int, int]) -> Tensor:
     for position in range(size + len(copied)):
         if position not in copied:
             before[position], old = old, old + 1
-    return torch.tensor([before[copied.get(position, position)] for position in range(size + len(copied))])
+    return torch.tensor(
+        [before[copied.get(position, position)] for position in range(size + len(copied))], device="cpu"
+    )
 
 
 def axes_of(groups: Sequence[Group], model: nn.Module) -> dict[Axis, int]:

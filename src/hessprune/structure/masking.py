@@ -87,7 +87,7 @@ def _mask_norms(model: nn.Module, cuts: Sequence[tuple[Slice, Sequence[int]]]) -
         module = model.get_submodule(name)
         tensors = dict(named_tensors(module))
         if tensors.keys() == {piece.param for piece, _ in parts} and all(t.dim() == 1 for t in tensors.values()):
-            stays = torch.ones(len(next(iter(tensors.values()))), dtype=torch.bool)
+            stays = torch.ones(len(next(iter(tensors.values()))), dtype=torch.bool, device="cpu")
             for piece, units in parts:
                 stays[piece.positions(units).reshape(-1)] = False
             small = copy.deepcopy(module)

@@ -188,8 +188,8 @@ def _with_numbers(inputs: Any) -> Any:
         if not isinstance(value, Tensor) or not (value.is_meta or (value.is_floating_point() and not value.any())):
             return value
         if not value.is_floating_point():
-            return torch.zeros(value.shape, dtype=value.dtype)
-        return torch.randn(value.shape, generator=generator).to(value.dtype)
+            return torch.zeros(value.shape, dtype=value.dtype, device="cpu")
+        return torch.randn(value.shape, generator=generator, device="cpu").to(value.dtype)
 
     return tree_map(replaced, inputs)
 
@@ -197,7 +197,7 @@ def _with_numbers(inputs: Any) -> Any:
 def _first_sample(inputs: Any) -> Any:
     """Return one sample of a batch; the inputs themselves where their first axes differ."""
     sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors_in(inputs)}
-    return sample_rows(inputs, torch.tensor([0])) if len(sizes) == 1 and sizes.pop() > 1 else inputs
+    return sample_rows(inputs, torch.tensor([0], device="cpu")) if len(sizes) == 1 and sizes.pop() > 1 else inputs
 
 
 def _few_words(inputs: Any) -> Any:

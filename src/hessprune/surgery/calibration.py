@@ -81,13 +81,13 @@ def gather(
         count = leading_size(inputs)
         size = _numbers_of(inputs) / count
         limit = limit or most(model, to_device(inputs, device)) * size
-        samples = Samples(inputs=inputs, targets=targets, places=place + torch.arange(count))
+        samples = Samples(inputs=inputs, targets=targets, places=place + torch.arange(count, device="cpu"))
         if splits is not None and targets is not None and samples.can_be_split:
             apart = splits(inputs, targets) if apart is None else apart
             samples = replace(samples, apart=apart)
         room = max(2, int((limit - spent) / size))
         if room < count and samples.can_be_split:
-            samples = samples.rows(torch.arange(room))
+            samples = samples.rows(torch.arange(room, device="cpu"))
         kinds.setdefault(_kind(samples) if samples.can_be_split else str(number), []).append(samples)
         place, spent = place + count, spent + size * len(samples)
         if spent >= limit:

@@ -74,7 +74,7 @@ def compensate(
     if sum(map(len, samples)) < MIN_SAMPLES:
         return copy.deepcopy(pruned)
     size = 1 + max(int(part.places.max()) for part in samples)
-    test = torch.arange(size) % 5 == 0
+    test = torch.arange(size, device="cpu") % 5 == 0
     fitting = [part.only(~test) for part in samples if not bool(test[part.places].all())]
     if not fitting:
         return copy.deepcopy(pruned)

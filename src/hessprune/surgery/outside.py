@@ -130,7 +130,7 @@ class _Portion:
 def _portions(part: Samples, dense: nn.Module, student: nn.Module) -> Iterator[_Portion]:
     theirs, ours = find_branches(dense, part.inputs), find_branches(student, part.inputs)
     both = theirs.keys() & ours.keys()
-    for rows in torch.arange(len(part)).split(most_samples(dense, part.inputs)):
+    for rows in torch.arange(len(part), device="cpu").split(most_samples(dense, part.inputs)):
         yield _Portion(
             part=part,
             rows=rows,

@@ -172,7 +172,8 @@ class Teacher(StepMode):
         rows = rows_of(call, out)
         usual = max(MIN_ROWS, min(MAX_ROWS, ROWS_PER_INPUT * arguments[1][0].numel()))
         count = min(len(rows), max(1, int(self._share * usual)))
-        positions = torch.randperm(len(rows), generator=self._generator)[:count].sort().values.to(rows.device)
+        drawn = torch.randperm(len(rows), generator=self._generator, device="cpu")
+        positions = drawn[:count].sort().values.to(rows.device)
         other = rows_of(call, self.take_other(name))[positions] if name in self.branches else None
         self.targets.append(Target(weight=name, positions=positions, output=rows[positions], other=other))
         return out

@@ -79,7 +79,7 @@ def compensate_by_block(
     if sum(map(len, samples)) < MIN_SAMPLES:
         return copy.deepcopy(pruned)
     size = 1 + max(int(part.places.max()) for part in samples)
-    test = torch.arange(size) % 5 == 0
+    test = torch.arange(size, device="cpu") % 5 == 0
     fitting = [part.only(~test) for part in samples if not bool(test[part.places].all())]
     if not fitting:
         return copy.deepcopy(pruned)
@@ -105,7 +105,7 @@ def _stacked(
 
 def _most_samples(stack: Stack, model: nn.Module, inputs: Any) -> int:
     """Return the number of samples that the largest block can hold."""
-    hidden, readings = stack.read(model, sample_rows(inputs, torch.tensor([0, -1])))
+    hidden, readings = stack.read(model, sample_rows(inputs, torch.tensor([0, -1], device="cpu")))
     most = []
     with evaluation_mode(model), torch.no_grad():
         for stage, reading in zip(stack.stages(model), readings, strict=True):
@@ -117,7 +117,7 @@ def _most_samples(stack: Stack, model: nn.Module, inputs: Any) -> int:
 def _in_portions(part: Samples, model: nn.Module) -> list[tuple[Any, Any]]:
     """Return inputs and targets of as many samples as the whole model can hold at a time."""
     size = most_samples(model, part.inputs) if part.can_be_split else len(part)
-    portions = (part.rows(rows) for rows in torch.arange(len(part)).split(size))
+    portions = (part.rows(rows) for rows in torch.arange(len(part), device="cpu").split(size))
     return [(portion.inputs, portion.targets) for portion in portions]
 
 

@@ -58,7 +58,7 @@ def _share(tensor: Tensor, piece: Slice, family: Sequence[int], generator: torch
     """Divide the weights that read a unit among it and its copies: `w / k + δ`, where the `δ` sum to zero."""
     whole = _lines(tensor, piece, family[:1])
     spread = SPREAD * _spread(tensor)
-    drawn = torch.randn(len(family), *whole.shape, generator=generator, dtype=torch.float64)
+    drawn = torch.randn(len(family), *whole.shape, generator=generator, dtype=torch.float64, device="cpu")
     shares = (drawn - drawn.mean(0)).to(tensor) * spread + whole / len(family)
     for unit, share in zip(family, shares, strict=True):
         tensor.index_copy_(piece.dim, _positions(tensor, piece, [unit]), share)
@@ -67,7 +67,7 @@ def _share(tensor: Tensor, piece: Slice, family: Sequence[int], generator: torch
 def _draw(tensor: Tensor, piece: Slice, units: Sequence[int], generator: torch.Generator) -> None:
     """Give the new units of a producer normal weights of the tensor's own spread."""
     lines = _lines(tensor, piece, units)
-    drawn = torch.randn(lines.shape, generator=generator, dtype=torch.float64).to(tensor)
+    drawn = torch.randn(lines.shape, generator=generator, dtype=torch.float64, device="cpu").to(tensor)
     tensor.index_copy_(piece.dim, _positions(tensor, piece, units), drawn * _spread(tensor))
 
 

@@ -97,7 +97,7 @@ class _Layer:
         """Fit the layer to what it makes of all inputs."""
         device, whole = moments.mean.device, columns_of(self.call, self.weight).double()
         whole = whole.to(device)
-        stays = torch.zeros(self.weight.shape[1 - self._output_axis], dtype=torch.bool)
+        stays = torch.zeros(self.weight.shape[1 - self._output_axis], dtype=torch.bool, device="cpu")
         stays[self.kept] = True
         entries = self.weight[0, 0].numel() if isinstance(self.call, Convolution) else 1
         kept, gone = (self._columns(channels, entries) for channels in (self.kept, (~stays).nonzero().squeeze(1)))
@@ -122,7 +122,7 @@ class _Layer:
 
     def _columns(self, channels: Tensor, entries: int) -> Tensor:
         """Return the rows of the regression's matrix that belong to some channels."""
-        return (channels[:, None] * entries + torch.arange(entries)).flatten()
+        return (channels[:, None] * entries + torch.arange(entries, device="cpu")).flatten()
 
     def _left(self, values: Tensor) -> Tensor:
         return values if self.rows is None else values[self.rows]

@@ -135,7 +135,7 @@ def _drawn(units: int, number: int, seed: int) -> list[int]:
     """Return a parent for each new unit: every unit once before one has its turn again."""
     generator, drawn = torch.Generator().manual_seed(seed), []
     while len(drawn) < number:
-        drawn += torch.randperm(units, generator=generator).tolist()
+        drawn += torch.randperm(units, generator=generator, device="cpu").tolist()
     return drawn[:number]
 
 

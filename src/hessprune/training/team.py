@@ -59,9 +59,9 @@ class Team:
         if self.size == 1:
             return Share(inputs=inputs, targets=targets)
         number = leading_size(inputs)
-        parts = torch.arange(number).tensor_split(max(1, min(self.size, number // LEAST)))
+        parts = torch.arange(number, device="cpu").tensor_split(max(1, min(self.size, number // LEAST)))
         own = parts[self.rank] if self.rank < len(parts) else parts[0][:0]
-        rows = own if len(own) else torch.arange(min(LEAST, number))
+        rows = own if len(own) else torch.arange(min(LEAST, number), device="cpu")
         self._fraction = len(own) / number
         return Share(
             inputs=_rows_of(inputs, rows, number),
@@ -77,7 +77,7 @@ class Team:
         """
         if self.size == 1:
             return loss
-        facts = torch.zeros(1 + self.size, dtype=torch.float64)
+        facts = torch.zeros(1 + self.size, dtype=torch.float64, device="cpu")
         facts[0] = loss
         facts[1 + self.rank] = sum(float(tensor.double().sum()) for tensor in tensors_in(batch))
         total, *sums = summed(facts).tolist()

@@ -34,7 +34,7 @@ def crop_flip(images: Tensor, augment: Augment, uniform: Tensor) -> Tensor:
     pad = max(1, height // 8)
     rows, columns = (uniform[:, :2] * (2 * pad + 1)).long().unbind(1)
     windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2p+1, 2p+1, H, W)
-    cropped = windows[torch.arange(len(images)), :, rows, columns]
+    cropped = windows[torch.arange(len(images), device="cpu"), :, rows, columns]
     if augment == "crop":
         return cropped
     mirrored = uniform[:, 2] < 0.5

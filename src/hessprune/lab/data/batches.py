@@ -80,7 +80,7 @@ class Batches(ABC, Generic[S]):
 
     def _order(self, epoch: int) -> Tensor:
         if not self.shuffle:
-            return torch.arange(len(self.arrays))
+            return torch.arange(len(self.arrays), device="cpu")
         return torch.from_numpy(np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.arrays)))
 
 
@@ -128,7 +128,7 @@ class ImageBatches(Batches[ImageSource]):
 
     def _read(self, chunks: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         uniform = self._draws(epoch)
-        pixels = torch.tensor([self.mean, self.std], dtype=torch.float32)[..., None, None] * 255
+        pixels = torch.tensor([self.mean, self.std], dtype=torch.float32, device="cpu")[..., None, None] * 255
         for indices, images in zip(chunks, self._read_all(chunks, uniform), strict=True):
             yield images.float().sub_(pixels[0]).div_(pixels[1]), self.arrays.labels[indices]
 

@@ -117,7 +117,7 @@ def _arrays(content: Any, label_key: str, path: Path) -> ImageArrays:
             "of each image. Get the archive from its original place."
         )
     images = torch.from_numpy(data.reshape(SHAPE).copy())
-    return ImageArrays(images=images, labels=torch.tensor(labels, dtype=torch.int64))
+    return ImageArrays(images=images, labels=torch.tensor(labels, dtype=torch.int64, device="cpu"))
 
 
 def _are_images(data: Any) -> bool:

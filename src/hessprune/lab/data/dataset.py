@@ -108,7 +108,7 @@ class Dataset(ABC, Generic[S]):
         """
         check_range("test_size", size, low=1, integer=True)
         parts: dict[Any, Any] = {split: self.part(split) for split in SPLITS}
-        parts["test"] = self.test.subset(torch.arange(min(size, len(self.test))))
+        parts["test"] = self.test.subset(torch.arange(min(size, len(self.test)), device="cpu"))
         return replace(self, **parts, fingerprint=_fingerprint(parts))
 
     def with_normalisation(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:

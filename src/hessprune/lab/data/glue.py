@@ -45,7 +45,7 @@ def read_sentences(path: str | Path) -> tuple[tuple[str, ...], Tensor]:
         labels.append(int(row[label_column]))
     if not sentences:
         raise DataError(f"file {str(path)!r} must hold at least one line of sentence<TAB>label, got none.")
-    return tuple(sentences), torch.tensor(labels)
+    return tuple(sentences), torch.tensor(labels, device="cpu")
 
 
 def is_labelled(path: Path) -> bool:

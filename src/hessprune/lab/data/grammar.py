@@ -91,7 +91,7 @@ def _numbers(pairs: Sequence[tuple[str, str]]) -> Sentences:
     place = {word: number for number, word in enumerate(WORDS)}
     tokens = [[place[word] for word in text.split()] for text, _ in pairs]
     return Sentences(
-        tokens=torch.tensor([token for row in tokens for token in row], dtype=torch.int64),
-        lengths=torch.tensor([len(row) for row in tokens], dtype=torch.int64),
-        labels=torch.tensor([LABELS.index(label) for _, label in pairs], dtype=torch.int64),
+        tokens=torch.tensor([token for row in tokens for token in row], dtype=torch.int64, device="cpu"),
+        lengths=torch.tensor([len(row) for row in tokens], dtype=torch.int64, device="cpu"),
+        labels=torch.tensor([LABELS.index(label) for _, label in pairs], dtype=torch.int64, device="cpu"),
     )

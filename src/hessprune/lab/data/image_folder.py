@@ -169,4 +169,4 @@ def _list_files(folder: Path, classes: list[str]) -> ImageFiles:
             raise DataError(f"image {absent!r} must be a file, got a folder or a broken link. Replace or remove it.")
         paths += found
         labels += [label] * len(found)
-    return ImageFiles(paths=tuple(paths), labels=torch.tensor(labels, dtype=torch.int64))
+    return ImageFiles(paths=tuple(paths), labels=torch.tensor(labels, dtype=torch.int64, device="cpu"))

@@ -75,7 +75,7 @@ class Sentences:
         lengths = self.lengths[indices]
         width = max(int(lengths.max()), length or 0)
         starts = (self.lengths.cumsum(0) - self.lengths)[indices]
-        places = torch.arange(width)
+        places = torch.arange(width, device="cpu")
         mask = places < lengths[:, None]
         tokens = self.tokens[(starts[:, None] + places).clamp_(max=len(self.tokens) - 1)]
         return {"input_ids": tokens.where(mask, self.pad), "attention_mask": mask.long()}
@@ -129,8 +129,8 @@ def tokenise(tokenizer: Any, sentences: Sequence[str], labels: Tensor, path: str
     if empty is not None:
         raise DataError(f"sentence {empty + 1} of {path!r} must have a token, got {sentences[empty]!r}. Remove it.")
     return Sentences(
-        tokens=torch.tensor([token for ids in encoded for token in ids], dtype=torch.int64),
-        lengths=torch.tensor([len(ids) for ids in encoded], dtype=torch.int64),
+        tokens=torch.tensor([token for ids in encoded for token in ids], dtype=torch.int64, device="cpu"),
+        lengths=torch.tensor([len(ids) for ids in encoded], dtype=torch.int64, device="cpu"),
         labels=labels,
         pad=pad,
     )

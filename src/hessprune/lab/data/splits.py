@@ -77,7 +77,8 @@ def stratified_split(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tens
     """
     shuffled = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
     by_class = torch.argsort(labels[shuffled], stable=True)
-    places = by_class[torch.arange(size) * len(labels) // max(size, 1)]  # evenly spaced, so every class is hit
-    is_drawn = torch.zeros(len(labels), dtype=torch.bool)
+    evenly = torch.arange(size, device="cpu") * len(labels) // max(size, 1)
+    places = by_class[evenly]  # so every class is hit
+    is_drawn = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
     is_drawn[places] = True
     return shuffled[is_drawn], shuffled[~is_drawn]

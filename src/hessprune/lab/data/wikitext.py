@@ -59,7 +59,7 @@ class RunningText(TextDataset):
     def example(self, split: Split, batch_size: int) -> dict[str, Tensor]:
         """Return the first sequences of a split."""
         part = self.part(split)
-        return {"input_ids": part.read(torch.arange(min(batch_size, len(part))))["input_ids"]}
+        return {"input_ids": part.read(torch.arange(min(batch_size, len(part)), device="cpu"))["input_ids"]}
 
 
 def read_wikitext(
@@ -114,11 +114,13 @@ def _sequences(tokenizer: Any, path: Path, length: int) -> Sentences:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"file {str(path)!r} must be UTF-8 text ({error}). Convert it.") from error
-    words = torch.tensor(tokenizer.encode(detokenised(text), add_special_tokens=False).ids, dtype=torch.int64)
+    words = torch.tensor(
+        tokenizer.encode(detokenised(text), add_special_tokens=False).ids, dtype=torch.int64, device="cpu"
+    )
     number = len(words) // length
     if not number:
         raise DataError(
             f"file {str(path)!r} must hold {length} tokens for one sequence, got {len(words)}. Lower max_length."
         )
-    lengths = torch.full((number,), length)
+    lengths = torch.full((number,), length, device="cpu")
     return Sentences(tokens=words[: number * length], lengths=lengths, labels=torch.zeros_like(lengths))

@@ -81,9 +81,9 @@ def example_of(model: nn.Module, shape: tuple[int, ...] | None) -> Any:
     config: Any = getattr(model, "config", None)
     if getattr(model, "main_input_name", "") == "input_ids":
         size = (1, *(shape or (min(TOKENS, getattr(config, "max_position_embeddings", TOKENS)),)))
-        tokens = torch.arange(size[-1]).expand(size) % config.vocab_size
-        return {"input_ids": tokens.clone(), "attention_mask": torch.ones(size, dtype=torch.int64)}
-    images: Tensor = torch.zeros(1, *(shape or _image_shape(model)))
+        tokens = torch.arange(size[-1], device="cpu").expand(size) % config.vocab_size
+        return {"input_ids": tokens.clone(), "attention_mask": torch.ones(size, dtype=torch.int64, device="cpu")}
+    images: Tensor = torch.zeros(1, *(shape or _image_shape(model)), device="cpu")
     return images
 
 

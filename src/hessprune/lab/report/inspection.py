@@ -88,7 +88,7 @@ def inspect_model(
     model = build_model(name, num_classes=num_classes, in_channels=channels)
     if weights is not None:
         load_weights(model, weights)
-    example = example_of(model, shape) if is_foreign else torch.zeros(1, *(shape or ()))
+    example = example_of(model, shape) if is_foreign else torch.zeros(1, *(shape or ()), device="cpu")
     return inspection_of(name, model, example, ignore, units=units)
 
 

@@ -31,7 +31,7 @@ def origins(plan: Plan, sizes: Mapping[Axis, int]) -> dict[Axis, Tensor]:
         sizes: The axes, with their sizes in the dense model.
     """
     permutations = _permutations(plan, sizes)
-    stays = {axis: torch.ones(size, dtype=torch.bool) for axis, size in sizes.items()}
+    stays = {axis: torch.ones(size, dtype=torch.bool, device="cpu") for axis, size in sizes.items()}
     for group in plan.groups:
         units = plan.removed.get(group.name, ())
         for piece in group.slices if units else ():
@@ -42,7 +42,7 @@ def origins(plan: Plan, sizes: Mapping[Axis, int]) -> dict[Axis, Tensor]:
 
 def _permutations(plan: Plan, sizes: Mapping[Axis, int]) -> dict[Axis, Tensor]:
     """Return for each axis the vector `p`: position `k` receives the contents of dense position `p[k]`."""
-    permutations = {axis: torch.arange(size) for axis, size in sizes.items()}
+    permutations = {axis: torch.arange(size, device="cpu") for axis, size in sizes.items()}
     for axis, slots, contents in _moves(plan):
         if axis in permutations:
             permutations[axis][slots] = contents

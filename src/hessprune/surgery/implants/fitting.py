@@ -58,7 +58,7 @@ def _columns(dense: nn.Module, plan: Plan, name: str) -> Tensor:
     if plan.stand_ins[name] is None:
         return channels
     size = weight[0, 0].numel()
-    return (channels[:, None] * size + torch.arange(size)).flatten()
+    return (channels[:, None] * size + torch.arange(size, device="cpu")).flatten()
 
 
 def _fit(module: Implanted, parts: list[Part], sums: Sums, columns: Tensor, means: dict[str, Tensor]) -> None:

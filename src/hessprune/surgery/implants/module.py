@@ -171,7 +171,8 @@ def _implanted(layer: Any, small: Tensor, rank: int | None, start: Start) -> Imp
     rows = weight.new_empty(weight.shape[0], *heads.shape[1:])
     rows[small] = heads
     parts = []
-    for flag, index in zip(flags.tolist(), torch.arange(len(weight)).split(lengths.tolist()), strict=True):
+    indices = torch.arange(len(weight), device="cpu").split(lengths.tolist())
+    for flag, index in zip(flags.tolist(), indices, strict=True):
         part_bias = None if bias is None else bias.detach()[index]
         geometry = {"kernel_size": 1, "dilation": 1, "padding": 0} | _small_geometry(layer, rank) if flag else {}
         parts.append(_like(layer, (rows if flag else weight)[index], part_bias, **geometry))

@@ -84,7 +84,8 @@ def layer_sums(model: nn.Module, layers: Mapping[str, int | None], batches: Iter
         def hook(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], out: Tensor) -> None:
             x, y = design(layer, args[0] if args else kwargs["input"], rank), outputs(layer, out)
             if len(x) > MAX_ROWS:
-                chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:MAX_ROWS].to(x.device)
+                drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(0), device="cpu")
+                chosen = drawn[:MAX_ROWS].to(x.device)
                 x, y = x[chosen], y[chosen]
             more = Sums.of(x, y)
             sums[name] = sums[name] + more if name in sums else more
