@@ -11,9 +11,9 @@ import hessprune as hp
 from hessprune.costs.budget import Budget
 from hessprune.deploy.evaluation import evaluate
 from hessprune.deploy.onnx_model import OnnxModel
-from hessprune.errors import ArgumentError, DataError, OutputError
+from hessprune.errors import ArgumentError, BudgetError, DataError, OutputError
 from hessprune.foundation.progress import listening
-from hessprune.lab import integers, stages
+from hessprune.lab import integers, pruned, stages
 from hessprune.lab.context import open_run
 from hessprune.lab.models import build_model
 from hessprune.lab.recipe import parse_recipe
@@ -363,3 +363,30 @@ def test_a_language_model_goes_from_running_text_to_a_report_of_perplexity(tmp_p
 def words_of(recipe, root):
     """Return the test sequences of a recipe."""
     return open_run(parse_recipe(recipe), root / "unused", root).batches("test")
+
+
+@pytest.mark.parametrize(
+    ("prune", "message"),
+    [
+        ({"budget": {"macs": 0.001}}, "must be reachable"),
+        ({"budget": {"macs": 0.5}, "ranking": {"ignore": ["stage9.*"]}}, "'stage9.*'"),
+    ],
+)
+def test_what_the_structure_refuses_is_refused_before_the_training(prune, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "finetune", lambda *args, **options: pytest.fail("trained"))
+    with pytest.raises((BudgetError, ArgumentError), match=message):
+        run_recipe(parse_recipe(TINY | {"prune": {"method": "magnitude"} | prune}), tmp_path)
+
+
+def test_a_budget_out_of_reach_is_refused_before_scores_are_measured(finished, tmp_path):
+    shutil.copytree(finished[0] / "stages" / "1-dense", tmp_path / "stages" / "1-dense")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "stages" / "1-dense").iterdir()}
+    with pytest.raises(BudgetError, match="must be reachable"):
+        run_recipe(parse_recipe(TINY | {"prune": {"method": "hap", "budget": {"macs": 0.001}}}), tmp_path)
+    assert not list((tmp_path / "stages").rglob("saliency.safetensors"))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "stages" / "1-dense").iterdir()} == before
+
+
+def test_a_finished_run_is_not_checked_again(finished, settings, monkeypatch):
+    monkeypatch.setattr(pruned, "check_reachable", lambda *args: pytest.fail("checked"))
+    assert run_recipe(settings, finished[0]).settings == finished[1].settings

@@ -35,11 +35,22 @@ class StageMemory:
         groups: Its groups.
         label: The method, for the names of folders.
         own_plan: Whether the last plan belongs to the run's own budget and replaces an older one.
+        check: Called before saliencies are measured; it may refuse the work.
     """
 
-    def __init__(self, run: Run, dense: Model, groups: Sequence[Group], label: str, *, own_plan: bool = True) -> None:
+    def __init__(
+        self,
+        run: Run,
+        dense: Model,
+        groups: Sequence[Group],
+        label: str,
+        *,
+        own_plan: bool = True,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.run, self.dense, self.label, self.own_plan = run, dense, folder_name(label), own_plan
         model = dense.model
+        self._check = check
         self._model = [fingerprint(model), architecture_of(model), digest(groups), run.device.type]
         data = run.data
         self._data = [data.calibration.digest().hex(), *data.reading, run.settings.data.batch_size]
@@ -48,7 +59,12 @@ class StageMemory:
 
     def saliency(self, settings: Settings, make: Callable[[], Saliency]) -> Saliency:
         """Return the saliencies of all units."""
-        stage = self._keep("2-saliency", lambda folder: save_saliency(make(), folder), settings)
+
+        def write(folder: Path) -> None:
+            self._check()
+            save_saliency(make(), folder)
+
+        stage = self._keep("2-saliency", write, settings)
         return load_saliency(stage.folder)
 
     def table(self, settings: Settings, make: Callable[[], LatencyTable]) -> LatencyTable:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from hessprune.costs.budget import Budget
 from hessprune.costs.target import LatencyTarget
 from hessprune.foundation.batches import Rereadable
@@ -12,9 +14,11 @@ from hessprune.methods.text import as_method
 from hessprune.methods.values import Saliency
 from hessprune.planning.implants import Implant
 from hessprune.planning.plan import Plan
+from hessprune.planning.reachable import check_reachable
 from hessprune.pruning.prune import carry_out
 from hessprune.pruning.task import Task
-from hessprune.structure.groups import Group
+from hessprune.structure.find import find_groups
+from hessprune.structure.groups import Group, Groups
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,9 +31,21 @@ class Pruned:
     model: Model
 
 
+def groups_of(run: Run, model: nn.Module, *, compare: bool = False) -> Groups:
+    """Return the groups that the recipe lets go; see `find_groups`."""
+    ranking = run.settings.prune.ranking
+    return find_groups(model, run.example, ranking.ignore, compare=compare, gqa=ranking.gqa, units=ranking.units)
+
+
+def check_pruning(run: Run, model: nn.Module, groups: Sequence[Group]) -> None:
+    """Refuse a budget that no weights could meet, before any are trained or scored."""
+    prune = run.settings.prune
+    check_reachable(model, groups, prune.budget, prune.ranking, run.example)
+
+
 def prune_by(run: Run, dense: Model, groups: Sequence[Group], method: str) -> Pruned:
     """Prune the dense model by one method; finished stages are read again."""
-    memory = StageMemory(run, dense, groups, method)
+    memory = StageMemory(run, dense, groups, method, check=lambda: check_pruning(run, dense.model, groups))
     result = carry_out(task_of(run, dense, groups, method, run.settings.prune.budget, memory))
     model = Model(model=result.model, stage=memory.stages["4-pruned"])
     return Pruned(method=method, saliency=result.saliency, plan=result.plan, model=model)

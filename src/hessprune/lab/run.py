@@ -13,13 +13,12 @@ from hessprune.lab import integers, stages
 from hessprune.lab.assembly import assemble
 from hessprune.lab.context import open_run
 from hessprune.lab.layer_times import layer_latencies
-from hessprune.lab.pruned import prune_by
+from hessprune.lab.pruned import check_pruning, groups_of, prune_by
 from hessprune.lab.report.html import write_html
 from hessprune.lab.report.run_report import RunReport
 from hessprune.lab.settings import RunSettings
 from hessprune.lab.together import process_group
 from hessprune.quantize.backend import find_backend
-from hessprune.structure.find import find_groups
 from hessprune.surgery import checkpoint
 
 
@@ -48,9 +47,8 @@ def run(settings: RunSettings, out: Path | str, *, data_root: Path | str = ".") 
 def _run(settings: RunSettings, out: Path, data_root: Path) -> RunReport:
     """Make all stages, in order."""
     job = open_run(settings, out, data_root)
-    dense = stages.dense_model(job)
-    ranking = settings.prune.ranking
-    groups = find_groups(dense.model, job.example, ranking.ignore, compare=True, gqa=ranking.gqa, units=ranking.units)
+    dense = stages.dense_model(job, lambda model: check_pruning(job, model, groups_of(job, model)))
+    groups = groups_of(job, dense.model, compare=True)
 
     own = settings.prune.method
     pruned = {method: prune_by(job, dense, groups, method) for method in (own, *job.baselines)}

@@ -33,11 +33,12 @@ from hessprune.training.config import FinetuneConfig
 from hessprune.training.finetune import finetune
 
 
-def dense_model(run: Run) -> Model:
-    """Load the weights, or train the network from scratch."""
+def dense_model(run: Run, check: Callable[[nn.Module], object] | None = None) -> Model:
+    """Load the weights, or train the network from scratch, which `check` may refuse before its first step."""
     section = run.settings.model
     if section.pretrain is not None:
-        return trained(run, "1-dense", run.fresh_model, section.pretrain, inputs=[*run.model_key, run.settings.seed])
+        key = [*run.model_key, run.settings.seed]
+        return trained(run, "1-dense", run.fresh_model, section.pretrain, inputs=key, check=check)
     path = None if section.weights is None else run.data_root / section.weights
 
     def make(folder: Path) -> None:
@@ -172,16 +173,22 @@ def trained(
     *,
     inputs: Sequence[Any],
     teacher: nn.Module | None = None,
+    check: Callable[[nn.Module], object] | None = None,
 ) -> Model:
-    """Train from `start()`; a killed training continues from the checkpoints it left in the stage's folder."""
+    """Train from `start()`; a killed training continues from the checkpoints it left in the stage's folder.
+
+    A training that starts afresh first calls `check` with the model, which may refuse it.
+    """
     config = replace(config, seed=config.seed + run.settings.seed)
     section = run.settings.data
     train = run.data.batches("train", section.batch_size, augment=section.augment, seed=config.seed)
 
     def make(folder: Path) -> None:
-        partial = folder / "partial"
+        partial, model = folder / "partial", start()
+        if check is not None and not partial.exists():
+            check(model)
         result = finetune(
-            start(),
+            model,
             train,
             run.batches("validation"),
             config=config,
