@@ -1,5 +1,6 @@
 """Models, data and calls that the rows of `remedies.py` share."""
 
+import dataclasses
 import re
 import tempfile
 import threading
@@ -75,6 +76,23 @@ class Embedded(Net):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(self.e(x).mean(1))
+
+
+class Boxed(Net):
+    """Reads a dataclass."""
+
+    def forward(self, box: Any) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(box.x)
+
+
+def boxed() -> Any:
+    """Return inputs of a new dataclass, which torch does not know."""
+    return dataclasses.make_dataclass("Box", ["x"])(X[:1])
+
+
+def boxed_plan() -> tuple[hp.Plan, Any]:
+    torch.export.register_dataclass(type(box := boxed()))
+    return hp.prune(Boxed(), box, [box], budget=HALF, method="magnitude", compensate=False).plan, box
 
 
 def images(norm: nn.Module | None = None) -> nn.Module:

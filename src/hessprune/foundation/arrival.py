@@ -7,7 +7,7 @@ writes into its buffers and attributes stays in the copy.
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -116,11 +116,11 @@ def _without_compiled_forwards(model: nn.Module) -> nn.Module:
     return model
 
 
-def materialise(model: nn.Module, inputs: Any) -> None:
-    """Run lazy layers once, so that they get their parameters; other models are left alone."""
+def materialise(model: nn.Module, example: Callable[[], Any]) -> None:
+    """Run lazy layers once on `example()`, so that they get their parameters; other models are left alone."""
     if any(_lazy_modules(model)):
         with torch.no_grad(), evaluation_mode(model):
-            forward(model, to_device(inputs, device_of(model)), "example_inputs")
+            forward(model, to_device(example(), device_of(model)), "example_inputs")
 
 
 def _check_initialised(model: nn.Module) -> None:

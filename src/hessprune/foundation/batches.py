@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -38,8 +39,9 @@ def as_pair(batch: Any, required: tuple[str, ...] = (), name: str = "batches") -
     """Return a batch as `(inputs, targets)`; the targets are None where there are none.
 
     Args:
-        batch: A tensor of inputs; `(inputs,)`; `(inputs, targets)`; a mapping of inputs, with labels inside or not;
-            or, for a model that requires several arguments, these and perhaps targets, one after another.
+        batch: A tensor or a dataclass of inputs; `(inputs,)`; `(inputs, targets)`; a mapping of inputs, with
+            labels inside or not; or, for a model that requires several arguments, these and perhaps targets, one after
+            another.
         required: From `required_inputs`.
         name: The argument that messages name.
 
@@ -56,6 +58,8 @@ def as_pair(batch: Any, required: tuple[str, ...] = (), name: str = "batches") -
         pair: tuple[Any, Any] = (batch, None)
     elif isinstance(batch, Mapping):
         pair = _without_labels(batch, required)
+    elif is_dataclass(batch):
+        pair = (batch, None)
     elif isinstance(batch, tuple | list) and batch:
         pair = _of_sequence(batch, len(required), name)
     else:

@@ -1,14 +1,16 @@
 """Example inputs as a description in JSON: shapes and dtypes, from which inputs can be made again."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hessprune.errors import CheckpointError
+from hessprune.errors import ArgumentError, CheckpointError
 from hessprune.foundation.formatting import shown
+from hessprune.foundation.trees import rebuilt, tensors_in
 
 LARGEST = 2**30
 """Elements of one input: more are a damaged file."""
@@ -21,12 +23,26 @@ class InputSpec:
     tree: Any
 
     def example(self, seed: int = 0) -> Any:
-        """Return inputs of this description: normal numbers, or integers up to the largest seen."""
+        """Return inputs of this description: normal numbers, or integers up to the largest seen.
+
+        Raises:
+            ArgumentError: Inputs of a class of the user's are described, but not made.
+        """
         return _build(self.tree, torch.Generator().manual_seed(seed))
+
+    def like(self, inputs: Any) -> Any:
+        """Return the given inputs if they have the described shapes; others of these shapes if not."""
+        tensors, given = [*_tensors(self.tree)], [*tensors_in(inputs)]
+        if [item["shape"] for item in tensors] == [list(tensor.shape) for tensor in given]:
+            return inputs
+        if len(tensors) != len(given):
+            return self.example()
+        generator, waiting = torch.Generator().manual_seed(0), iter(tensors)
+        return rebuilt(inputs, lambda _: _build(next(waiting), generator))
 
 
 def describe_inputs(inputs: Any) -> InputSpec:
-    """Describe a tensor, tuple or dict of inputs.
+    """Describe a tensor, tuple, dict or dataclass of inputs.
 
     Example:
         >>> import torch
@@ -51,8 +67,8 @@ def check_tree(tree: Any) -> Any:
         is_high = type(high) is int and -(2**62) < high < 2**62
         if is_shape and is_high and len(shape) <= 64 and math.prod(shape) <= LARGEST and _can_be_drawn(dtype):
             return tree
-    elif kind in ("dict", "tuple") and isinstance(tree["items"], dict if kind == "dict" else list):
-        for item in tree["items"].values() if kind == "dict" else tree["items"]:
+    elif kind in ("dict", "tuple", "object") and isinstance(tree["items"], list if kind == "tuple" else dict):
+        for item in tree["items"] if kind == "tuple" else tree["items"].values():
             check_tree(item)
         return tree
     elif kind == "value":
@@ -74,11 +90,27 @@ def _describe(value: Any) -> Any:
         if not value.is_floating_point() and value.numel():
             item["high"] = int(value.max()) + 1
         return item
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {"kind": "dict", "items": {key: _describe(item) for key, item in value.items()}}
     if isinstance(value, tuple | list):
         return {"kind": "tuple", "items": [_describe(item) for item in value]}
-    return {"kind": "value", "value": value}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"kind": "value", "value": value}
+    names = [field.name for field in fields(value)] if is_dataclass(value) else []
+    return {
+        "kind": "object",
+        "type": type(value).__name__,
+        "items": {name: _describe(getattr(value, name)) for name in names},
+    }
+
+
+def _tensors(item: Any) -> Iterator[Any]:
+    """Yield the descriptions of all tensors, in the order of `tensors_in`."""
+    if item["kind"] == "tensor":
+        yield item
+    elif item["kind"] != "value":
+        for value in item["items"] if item["kind"] == "tuple" else item["items"].values():
+            yield from _tensors(value)
 
 
 def _build(item: Any, generator: torch.Generator) -> Any:
@@ -91,4 +123,9 @@ def _build(item: Any, generator: torch.Generator) -> Any:
         return {key: _build(value, generator) for key, value in item["items"].items()}
     if item["kind"] == "tuple":
         return tuple(_build(value, generator) for value in item["items"])
+    if item["kind"] == "object":
+        raise ArgumentError(
+            f"`example_inputs` must be given where a plan describes them as {shown(item.get('type'))}, a class of "
+            "yours, got None. Pass a batch of them; run one through a lazy model in the factory of hp.load."
+        )
     return item["value"]

@@ -1,11 +1,13 @@
 """Capture a model as a flat ATen graph with `torch.export`, without touching its source or its state."""
 
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.bypass import compiler_at_work
@@ -41,6 +43,7 @@ def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
             return _program(own, args, kwargs)
         except Exception as error:  # the user's forward may raise anything
             _check_runs(model, example_inputs)
+            _check_registered(example_inputs, error)
             raise UnsupportedModelError(
                 f"the model must be capturable by torch.export, but {_user_frame(error)}{first_line(error)}. "
                 f"Replace control flow that depends on tensor values, or prune the submodules one by one."
@@ -81,13 +84,28 @@ def _check_runs(model: nn.Module, example_inputs: Any) -> None:
         ) from error
 
 
+def _check_registered(example_inputs: Any, error: Exception) -> None:
+    """Raise an error that names a dataclass of the inputs, if torch cannot look into it.
+
+    Raises:
+        UnsupportedModelError: It is not registered.
+    """
+    for leaf in tree_leaves(example_inputs):
+        if is_dataclass(leaf):
+            name = type(leaf).__name__
+            raise UnsupportedModelError(
+                f"dataclasses of inputs must be registered for torch.export, got {name}, which is not. "
+                f"Call torch.export.register_dataclass({name}) once."
+            ) from error
+
+
 def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments for a tensor, a tuple or a dict."""
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), {}
     if isinstance(example_inputs, Mapping):
         return (), without_cache_argument(example_inputs)
-    return tuple(example_inputs), {}
+    return (tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)), {}
 
 
 def first_line(error: BaseException) -> str:

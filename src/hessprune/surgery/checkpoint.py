@@ -106,7 +106,7 @@ def load(
         if factory is None:
             factory = factory_of(folder, _read_header(folder / WEIGHTS).get("attn_implementation"))
         dense = _built(factory)
-        materialise(dense, plan.inputs.example())
+        materialise(dense, plan.inputs.example)
         model = replay(dense, plan)
         header, state = _read_tensors(folder / WEIGHTS)
         _fill(model, _by_own_names(model, state))

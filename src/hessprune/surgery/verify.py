@@ -11,7 +11,6 @@ from hessprune.costs.model import cost
 from hessprune.errors import VerificationError
 from hessprune.foundation.arrival import arrived
 from hessprune.foundation.formatting import shown
-from hessprune.foundation.trees import tensors_in
 from hessprune.planning.plan import Plan
 from hessprune.structure.capture import first_line
 from hessprune.structure.comparison import TOLERANCE, compare, outputs_of, positive
@@ -64,7 +63,7 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
             f"(relative, {dtype}). Its forward treats channels by position: pass the layers involved to "
             f"`find_groups(ignore=…)`."
         )
-    counted = cost(pruned, _as_planned(plan, inputs))
+    counted = cost(pruned, plan.inputs.like(inputs))
     if not plan.cost_before.kv_cache:  # plans of earlier versions do not count the cache
         counted = replace(counted, kv_cache=0)
     if counted != plan.cost_after:
@@ -73,13 +72,6 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
             "Make the plan anew with hp.make_plan."
         )
     return difference
-
-
-def _as_planned(plan: Plan, inputs: Any) -> Any:
-    """Return inputs of the shapes for which the plan counted: the same ones where they have these shapes."""
-    planned = plan.inputs.example()
-    same = [tensor.shape for tensor in tensors_in(planned)] == [tensor.shape for tensor in tensors_in(inputs)]
-    return inputs if same else planned
 
 
 def _compare(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> tuple[float, torch.dtype]:
