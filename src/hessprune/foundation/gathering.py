@@ -9,13 +9,15 @@ from torch import Tensor, nn
 GATHERING = {"scaled_dot_product_attention", "matmul", "__matmul__"}
 """Functions that multiply queries by keys, or weights by values."""
 
-_SHARE = "num_key_value_groups"
+SHARES = ("num_key_value_groups", "n_rep")
+"""Attributes with the number of queries that share a head of keys and values: of transformers, and of Llama's code."""
 
 
 def share_singly(module: nn.Module) -> None:
     """Keep transformers from repeating keys and values before the products that gather them."""
-    if isinstance(vars(module).get(_SHARE), int):
-        setattr(module, _SHARE, 1)
+    for name in SHARES:
+        if isinstance(vars(module).get(name), int):
+            setattr(module, name, 1)
 
 
 def gathered(

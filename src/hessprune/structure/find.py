@@ -17,7 +17,7 @@ from hessprune.structure.capture import capture, capture_training
 from hessprune.structure.collect import Collected, collect
 from hessprune.structure.groups import KINDS, Frozen, Group, Groups, Ignored, Kind
 from hessprune.structure.kinds import check_kinds, only
-from hessprune.structure.queries import by_queries, check_mode
+from hessprune.structure.queries import by_queries, check_mode, with_share
 from hessprune.structure.sizes import without_failures
 from hessprune.structure.walk import GraphWalk
 
@@ -115,6 +115,7 @@ def _found(
         kept, staying = by_queries(model, before := kept, gqa)
         frozen += staying
         written = {group.name: written[group.name] for group in kept if group in before}
+    kept = [with_share(model, group) for group in kept]
     working, failures = without_failures(model, example_inputs, kept, written, compare=compare)
     if pairs := _failed_pairs(collected, failures) if {"qk", "v"} <= {*kinds} else []:
         apart = {part.name for first, second, _ in pairs for part in (first, second)}

@@ -6,6 +6,7 @@ from dataclasses import replace
 from torch import nn
 
 from hessprune.foundation.checks import check_choice
+from hessprune.foundation.gathering import SHARES
 from hessprune.foundation.modules import split_name
 from hessprune.foundation.written import WrittenSize
 from hessprune.structure.groups import Frozen, Group, Literal, Slice
@@ -86,6 +87,34 @@ def _free(model: nn.Module, group: Group, parts: Sequence[Slice], queries: int, 
         for key in range(keys)
     ]
     return replace(group, num_units=keys * queries, slices=tuple(slices), literals=tuple(literals))
+
+
+def with_share(model: nn.Module, group: Group) -> Group:
+    """Return a group of queries whose keys stay, with the attribute that says how many queries share a key.
+
+    A forward may read it on some paths alone: with a padded mask and not without, say. The attribute counts the units
+    where the group leaves rows of another weight of the attention, those of the keys.
+    """
+    produced = group.slices_with_role("producer")
+    if group.kind != "heads" or len(produced) != 1:
+        return group
+    owner = split_name(split_name(produced[0].param)[0])[0]
+    module = model.get_submodule(owner)
+    counted = {literal.attribute for literal in group.literals if literal.module == owner}
+    names = [name for name in SHARES if vars(module).get(name) == group.num_units and name not in counted]
+    if not names or not _keeps_rows(module, owner, group):
+        return group
+    ones = (1,) * group.num_units
+    more = [Literal(module=owner, attribute=name, counts=ones) for name in names]
+    return replace(group, literals=(*group.literals, *more))
+
+
+def _keeps_rows(module: nn.Module, owner: str, group: Group) -> bool:
+    """Return whether rows of a weight stay that neither emits all units of a group nor reads them."""
+    readers = {piece.param for piece in group.slices_with_role("consumer")}
+    leaving = {piece.param: piece.positions().numel() for piece in group.slices_with_role("producer")}
+    rows = {f"{owner}.{name}": weight.shape[0] for name, weight in module.named_parameters() if weight.dim() == 2}
+    return any(size > leaving.get(name, 0) for name, size in rows.items() if name not in readers)
 
 
 def _cut(row: Sequence[int], width: int) -> Iterator[tuple[int, ...]]:
