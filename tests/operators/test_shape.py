@@ -219,3 +219,25 @@ def test_a_table_tied_to_the_head_keeps_its_rows_and_loses_columns_everywhere() 
 def test_networks_of_recurrent_layers_alone_are_refused_by_name(layer: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"found none: .*operator '(lstm|gru|rnn_tanh)' has no rule"):
         find_groups(layer, torch.zeros(2, 1, 3))
+
+
+class Folded(nn.Module):
+    """Attention whose heads are folded into the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = (f(x).view(n, t, -1, 4).transpose(1, 2).reshape(-1, t, 4) for f in (self.q, self.k, self.v))
+        y = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)
+        return self.head(x + self.o(y.view(n, -1, t, 4).transpose(1, 2).reshape(n, t, -1))).mean(1)
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_an_axis_of_one_sample_counts_no_heads_that_are_folded_into_it(samples: int) -> None:
+    model, x = make(Folded), torch.randn(samples, 5, 16, generator=torch.Generator().manual_seed(0))
+    (heads,) = find_groups(model, x.to(next(model.parameters())))
+    assert (heads.num_units, heads.literals) == (4, ())

@@ -74,9 +74,12 @@ def reshape(call: Call) -> Any:
 
 
 def _note_sizes(call: Call, labels: Tensor, out: Tensor, sources: list[int], targets: list[int]) -> None:
-    """Note the sizes of axes made from others; where the batch lies outside of the units, they vary."""
+    """Note the sizes of axes made from others; where the batch lies outside of the units, they vary.
+
+    An axis of size 1 counts no units: it is the batch of an example of one sample, say.
+    """
     run = (sources[0], sources[-1] + 1, labels.dim(), targets[0], targets[-1] + 1)
-    for dim in targets:
+    for dim in (dim for dim in targets if out.shape[dim] > 1):
         written = WrittenSize("view", dim, out.dim(), out.shape[dim], run)
         call.note_size(written, out, is_open=not varies(labels, sources[0]))
 
