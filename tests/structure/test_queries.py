@@ -1,5 +1,7 @@
 """Grouped queries as units: at one place of every head of keys and values, or each by itself."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ def units(layout: Layout, gqa: str) -> tuple[torch.nn.Module, hp.Groups]:
     return model, hp.find_groups(model, layout.inputs, gqa=gqa, compare=True)
 
 
-def test_any_query_of_attention_in_one_kernel_leaves() -> None:
+def test_any_query_of_attention_in_one_kernel_leaves(tmp_path: Path) -> None:
     model, groups = units(LAYOUTS["grouped in the kernel"], "free-queries")
     queries = next(each for each in groups if each.num_units == 8 and each.literals)
     assert {piece.param.rpartition(".")[0] for piece in queries.slices} == {"attention.q", "attention.proj"}
@@ -34,6 +36,10 @@ def test_any_query_of_attention_in_one_kernel_leaves() -> None:
     smaller = hp.apply_plan(model, plan)
     assert torch.allclose(smaller(X), masked(model, [queries], plan.removed)(X))
     assert any("keys and values stay for gqa='free-queries'" in item.reason for item in groups.frozen)
+    runtime, small = pytest.importorskip("onnxruntime"), smaller.float()
+    session = runtime.InferenceSession(str(hp.export_onnx(small, X.float(), tmp_path / "model.onnx")))
+    (written,) = session.run(None, {session.get_inputs()[0].name: X.float().numpy()})
+    assert torch.allclose(torch.from_numpy(written), small(X.float()), atol=1e-5)
 
 
 def test_attention_with_as_many_keys_as_queries_is_found_as_ever() -> None:

@@ -55,6 +55,5 @@ def _spread(tensor: Any, queries: Sequence[int]) -> Any:
     """Return each head as often as it has queries, where there is one for each number."""
     if not isinstance(tensor, Tensor) or tensor.dim() != 4 or tensor.shape[1] != len(queries):
         return tensor
-    counts = torch.tensor(queries, device=tensor.device)
-    heads = torch.arange(len(queries), device=tensor.device)
-    return tensor.index_select(1, heads.repeat_interleave(counts, output_size=sum(queries)))
+    heads = [head for head, count in enumerate(queries) for _ in range(count)]
+    return tensor.index_select(1, torch.tensor(heads, device=tensor.device))
