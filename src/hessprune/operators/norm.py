@@ -16,8 +16,9 @@ def per_channel_norm(call: Call) -> Tensor:
     """Tie scale, shift and running statistics to their channel; a norm without any has its width in an attribute."""
     out = _follow(call, "weight", "bias", "running_mean", "running_var")
     module = call.walk.modules.get(call.module)
-    is_bare = isinstance(module, _NormBase) and module.weight is None and module.running_mean is None
-    if is_bare and module.num_features == out.shape[1]:
+    if not isinstance(module, _NormBase) or module.weight is not None or module.running_mean is not None:
+        return out
+    if module.num_features == out.shape[1]:
         call.walk.note_width(LiteralUse(module=call.module, attribute="num_features", labels=call.channels(out, 1)))
     return out
 
