@@ -133,7 +133,7 @@ NET = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4))
 
 @pytest.mark.parametrize("batches", [OneStream(), DataLoader(Stream(iter([*X] * 3)), batch_size=4)])
 def test_what_ends_for_good_is_refused(batches: Any) -> None:
-    with pytest.raises(hp.errors.DataError, match=r"gives nothing when it is read again|got none"):
+    with pytest.raises(hp.errors.DataError, match="gives nothing when it is read again"):
         hp.prune(NET, X, batches, budget=hp.Budget(macs=0.5), method="magnitude")
 
 

@@ -197,6 +197,7 @@ class Rereadable:
         self.batches, self.seed, self.num_samples, self.num_batches = batches, seed, 0, 0
         self.sha256, self._hashes = "", False
         self._model, self._required, self._last = model, required_inputs(model), None
+        self._met = False  # any batch so far
 
     @classmethod
     def of(cls, batches: Any, model: nn.Module | None = None) -> "Rereadable":
@@ -230,12 +231,12 @@ class Rereadable:
                 batch = next(iterator, _END)
             if batch is _END:
                 break
-            pair = read_pair(batch, self._model, self._required)
+            pair, self._met = read_pair(batch, self._model, self._required), True
             count, number = count + leading_size(pair[0]), number + 1
             if hashes is not None:
                 hashes.append(content_sha256(pair))
             yield pair
-        if self.num_batches and not number:
+        if self._met and not number:
             refuse_ended(self.batches)
         self.num_samples, self.num_batches = count, number
         if hashes is not None:
