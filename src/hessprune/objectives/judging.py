@@ -32,7 +32,7 @@ def splits(objective: Objective, model: nn.Module, inputs: Any, targets: Any) ->
         try:
             cut = [(sample_rows(inputs, rows), sample_rows(targets, rows), len(rows)) for rows in parts]
             losses = [objective.judge(forward(model, x), None, x, y, size)[0] * size for x, y, size in cut]
-        except (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError):  # whatever a loss says to half of its targets
+        except (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError):  # the loss takes no half of targets
             return False
     return abs(sum(losses) / samples - whole) <= SAME * max(abs(whole), SAME)
 
