@@ -137,7 +137,7 @@ def chosen_groups(model: nn.Module, example_inputs: Any, asked: CompareSettings)
     inner = [group for group in groups if len(group.slices_with_role("producer")) == 1]
     if not inner:
         raise UnsupportedModelError("`channels` must be 'all' for this model: every unit is emitted by several layers.")
-    return Groups(inner, groups.frozen)
+    return Groups(inner, groups.frozen, groups.unreached)
 
 
 def _jobs(run: Run, asked: CompareSettings) -> Iterator[tuple[Run, str, float]]:

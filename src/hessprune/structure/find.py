@@ -1,12 +1,12 @@
 """Find the groups of coupled units of any model: capture its graph, run it on labels, collect groups, try them out."""
 
 import fnmatch
+import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.export import ExportedProgram
 
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.arrival import plain_modules, watched
@@ -19,7 +19,10 @@ from hessprune.structure.groups import KINDS, Frozen, Group, Groups, Ignored, Ki
 from hessprune.structure.kinds import check_kinds, only
 from hessprune.structure.queries import by_queries, check_mode, with_share
 from hessprune.structure.sizes import without_failures
+from hessprune.structure.unreached import advice_on, unreached_layers, unread_parameters
 from hessprune.structure.walk import GraphWalk
+
+_log = logging.getLogger(__name__)
 
 
 def find_groups(
@@ -56,7 +59,8 @@ def find_groups(
             divided by the root of the dense width. Where `"heads"` are asked for, too, and may go, their widths stay.
 
     Returns:
-        The groups in the order of use; `.frozen` lists every axis that cannot shrink, with the reason.
+        The groups in the order of use; `.frozen` lists every axis that cannot shrink, with the reason;
+        `.unreached` the layers that these inputs do not reach, of which a warning tells, too.
 
     Raises:
         UnsupportedModelError: The model cannot be captured, or nothing in it can be pruned.
@@ -82,10 +86,14 @@ def find_groups(
     with watched(model) as plain:
         ignored = _ignored_modules(model, ignore)
         try:
-            return only(_of_kinds(plain, example_inputs, ignored, compare=compare, gqa=gqa, kinds=units or ()), units)
+            found = _of_kinds(plain, example_inputs, ignored, compare=compare, gqa=gqa, kinds=units or ())
+            groups = only(found, units)
         except UnsupportedModelError:
             check_plain_weights(model)  # a likely cause, with its remedy
             raise
+    if groups.unreached:
+        _log.warning("%s", advice_on(groups.unreached))
+    return groups
 
 
 def _of_kinds(
@@ -100,14 +108,15 @@ def _of_kinds(
     taken = {(piece.param, piece.dim) for group in groups for piece in group.slices}
     found = [group for group in inner if group.kind in widths]
     free = [group for group in found if not any((piece.param, piece.dim) in taken for piece in group.slices)]
-    return Groups((*groups, *free), groups.frozen)
+    return Groups((*groups, *free), groups.frozen, groups.unreached)
 
 
 def _found(
     model: nn.Module, example_inputs: Any, ignored: set[str], *, compare: bool, gqa: str, kinds: Collection[Kind]
 ) -> Groups:
     """Find the groups of a plain model, without those of the ignored modules."""
-    collected = collect(_walk(model, example_inputs, kinds))
+    walk, unread = _walk(model, example_inputs, kinds)
+    collected = collect(walk)
     groups, frozen, written = collected.groups, collected.frozen, collected.written
     kept = [group for group in groups if not _is_ignored(group, ignored)]
     frozen += _freeze([group for group in groups if _is_ignored(group, ignored)], ON_REQUEST)
@@ -130,7 +139,8 @@ def _found(
         raise UnsupportedModelError(
             f"the model must have channels that can be removed, found none: {'; '.join(reasons[:4])}. {advice(reasons)}"
         )
-    return Groups(working, dict.fromkeys(frozen))
+    unreached = [name for name in unreached_layers(model, unread, working) if ignored.isdisjoint(_around(name))]
+    return Groups(working, dict.fromkeys(frozen), unreached)
 
 
 def _failed_pairs(collected: Collected, failures: Iterable[tuple[Group, str]]) -> list[tuple[Group, Group, Group]]:
@@ -139,25 +149,19 @@ def _failed_pairs(collected: Collected, failures: Iterable[tuple[Group, str]]) -
     return [pair for pair in collected.pairs if {pair[0].name, pair[1].name} <= failed]
 
 
-def _walk(model: nn.Module, example_inputs: Any, kinds: Collection[Kind]) -> GraphWalk:
-    """Walk the graph of evaluation; if it skips parameters (auxiliary heads), walk the graph of training, too."""
+def _walk(model: nn.Module, example_inputs: Any, kinds: Collection[Kind]) -> tuple[GraphWalk, list[str]]:
+    """Walk the graph of evaluation; if it skips parameters (auxiliary heads), walk the graph of training, too.
+
+    The names are those of parameters that neither reads.
+    """
     program = capture(model, example_inputs)
-    training = capture_training(model, example_inputs) if _skips_parameters(model, program) else None
+    unread = unread_parameters(model, [program])
+    training = capture_training(model, example_inputs) if unread else None
     programs = [program] if training is None else [program, training]
+    unread = unread_parameters(model, programs) if training else unread
     walk = GraphWalk(model, programs, asked=kinds)
     stuck = walk.stuck()
-    return GraphWalk(model, programs, stuck, asked=kinds) if stuck else walk
-
-
-def _skips_parameters(model: nn.Module, program: ExportedProgram) -> bool:
-    """Return whether a graph reads a parameter under none of its names."""
-    read = {node.name for node in program.graph.find_nodes(op="placeholder") if node.users}
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    inputs = {name: node for node, name in program.graph_signature.inputs_to_parameters.items()}
-    known = [[inputs[name] for name in same if name in inputs] for same in names.values()]
-    return any(nodes and read.isdisjoint(nodes) for nodes in known)
+    return (GraphWalk(model, programs, stuck, asked=kinds) if stuck else walk), unread
 
 
 def _freeze(groups: Iterable[Group], reason: str) -> list[Frozen]:
@@ -190,7 +194,11 @@ def _is_ignored(group: Group, ignored: set[str]) -> bool:
 
 def _owners(param: str) -> Iterator[str]:
     """Yield the module that holds a parameter and every module around it."""
-    module, _ = split_name(param)
+    yield from _around(split_name(param)[0])
+
+
+def _around(module: str) -> Iterator[str]:
+    """Yield a module and every one around it."""
     while module:
         yield module
         module = module.rpartition(".")[0]

@@ -125,11 +125,15 @@ class Groups(tuple[Group, ...]):
     """
 
     frozen: tuple[Frozen, ...]
+    unreached: tuple[str, ...]
+    """Layers that the example inputs do not reach, and that may read a group: they keep their width."""
 
-    def __new__(cls, groups: Iterable[Group] = (), frozen: Iterable[Frozen] = ()) -> "Groups":
-        """Build the tuple and attach the frozen axes."""
+    def __new__(
+        cls, groups: Iterable[Group] = (), frozen: Iterable[Frozen] = (), unreached: Iterable[str] = ()
+    ) -> "Groups":
+        """Build the tuple and attach the frozen axes and the layers that are not reached."""
         self = super().__new__(cls, groups)
-        self.frozen = tuple(frozen)
+        self.frozen, self.unreached = tuple(frozen), tuple(unreached)
         return self
 
     def table(self) -> str:
@@ -147,6 +151,7 @@ class Groups(tuple[Group, ...]):
         ]
         reasons = [f"{len(axes)} because {reason}" for reason, axes in self._reasons().items()]
         lines += [f"frozen axes: {shortened(reasons, 2)}"] if reasons else []
+        lines += [f"not reached by the example inputs: {shortened(self.unreached, 3)}"] if self.unreached else []
         return "\n".join(lines)
 
     def __repr__(self) -> str:

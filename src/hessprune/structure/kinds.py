@@ -59,7 +59,8 @@ def only(groups: Groups, kinds: Collection[Kind] | None) -> Groups:
         raise ArgumentError(f"`units` must name kinds of units that the model has, got {shown(tuple(kinds))}. "
                             f"Pass some of {there}{others}.")  # fmt: skip
     others = [piece for group in groups if group.kind not in kinds for piece in group.slices]
-    return Groups(kept, (*groups.frozen, *(Frozen(param=p.param, dim=p.dim, reason=NOT_ASKED) for p in others)))
+    frozen = (Frozen(param=p.param, dim=p.dim, reason=NOT_ASKED) for p in others)
+    return Groups(kept, (*groups.frozen, *frozen), groups.unreached)
 
 
 def _rank(model: nn.Module, param: str) -> int:
