@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 import hessprune as hp
 from hessprune.surgery.config import fit_config
 from hessprune.surgery.pretrained import DENSE, dense_config
+from tests.huggingface import package
 from tests.test_language_models import halved, in_new_process, inputs_of, language_model
 
 NATIVE = {  # the share of parameters, the mode of grouped queries, and the layers that stay
@@ -103,6 +105,58 @@ def test_a_configuration_that_cannot_say_it_stays(name: str) -> None:
     before = model.config.to_dict()
     fit_config(result.model, result.plan)
     assert result.model.config.to_dict() == before
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 100}
+PLAIN = {**SIZES, "intermediate_size": 64, "pad_token_id": 0, "eos_token_id": None}
+EXPERTS = {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
+def uniform_of(name: str, options: dict[str, Any], ignore: tuple[str, ...]) -> tuple[Any, Any, Tensor]:
+    """Return a model, what is left of it, and words."""
+    transformers = package("transformers")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**{**PLAIN, **options})
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    ids = torch.randint(3, 100, (2, 8))
+    ranking = hp.Ranking(uniform=True, ignore=ignore, per_cost=False)
+    budget = hp.Budget(units=0.875)
+    inputs = {"input_ids": ids[:1]}
+    options = {"method": "magnitude", "compensate": False, "ranking": ranking}
+    return model, hp.prune(model, inputs, [{"input_ids": ids}], budget=budget, **options), ids
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "ignore"),
+    [
+        ("Phi3", {"num_key_value_heads": 1}, ("*mlp",)),
+        ("Phi3", {"num_key_value_heads": 4}, ("*mlp",)),
+        ("Qwen3Moe", {"num_key_value_heads": 4, **EXPERTS}, ("*attn",)),
+        ("Falcon", {"alibi": False}, ()),
+    ],
+)
+def test_fused_projections_and_experts_are_said(
+    name: str, options: dict[str, Any], ignore: tuple[str, ...], tmp_path: Path
+) -> None:
+    model, result, ids = uniform_of(name, options, ignore)
+    assert result.model.config.to_dict() != model.config.to_dict()
+    result.model.save_pretrained(tmp_path / "plain")
+    with torch.no_grad():
+        logits = result.model(ids).logits
+        for again in (
+            type(model).from_pretrained(tmp_path / "plain").eval(),
+            hp.load(hp.save(result.model, result.plan, tmp_path / "ours")),
+        ):
+            assert torch.equal(again(ids).logits, logits)
+
+
+def test_a_uniform_model_whose_config_cannot_say_it_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    model, result, _ = uniform_of("GPTNeoX", {}, ("*mlp*",))
+    assert result.model.config.to_dict() == model.config.to_dict()
+    assert "the config of GPTNeoXForCausalLM cannot say the widths" in caplog.text
+    caplog.clear()
+    uniform_of("GPTNeoX", {}, ("*attention",))
+    assert "cannot say" not in caplog.text
 
 
 @pytest.mark.slow

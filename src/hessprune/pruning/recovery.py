@@ -1,5 +1,6 @@
 """Surgery, and recovery without training: implants are fitted, survivors refitted, BatchNorm re-estimated."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,10 +14,13 @@ from hessprune.planning.plan import Plan
 from hessprune.pruning.task import Task
 from hessprune.surgery.apply import apply_plan
 from hessprune.surgery.compensation import compensate
+from hessprune.surgery.config import is_said
 from hessprune.surgery.implants.fitting import fit_stand_ins
 from hessprune.surgery.sequential import compensate_by_block
 from hessprune.surgery.takeover import take_over
 from hessprune.training.batchnorm import has_batchnorm, reestimate_batchnorm
+
+_log = logging.getLogger(__name__)
 
 
 def cut_and_recover(task: Task, plan: Plan) -> nn.Module:
@@ -29,6 +33,12 @@ def pruned_by(task: Task, plan: Plan) -> nn.Module:
     """Apply a plan, fit its implants and, if the task says so, let the survivors compensate."""
     start = "zero" if task.implant.start == "zero" else "centre"
     pruned = apply_plan(task.model, plan, example_inputs=task.example_inputs, start=start)
+    if task.ranking.uniform and not is_said(pruned):
+        _log.warning(
+            "the config of %s cannot say the widths of the pruned model, so from_pretrained cannot read what its "
+            "save_pretrained writes: use hp.save and hp.load, or name layers that must stay in `ranking.ignore`",
+            type(task.model).__name__,
+        )
     if plan.implanted and task.implant.start == "fitted":
         pruned = fit_stand_ins(task.model, pruned, plan, task.batches)
     if not task.compensate:

@@ -1,14 +1,16 @@
 """The configuration of a pruned model of transformers: new numbers of heads and widths, where it can say them."""
 
 import copy
+import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from hessprune.foundation.quiet import quiet
+from hessprune.foundation.written import Resized, unlower
 from hessprune.planning.plan import Plan
 from hessprune.planning.uniform import alike
 from hessprune.structure.groups import Group
@@ -16,7 +18,7 @@ from hessprune.surgery.pretrained import DENSE, config_of
 
 _HEADS, _KEYS, _WIDTH = ("num_attention_heads", "num_heads", "n_head"), "num_key_value_heads", "head_dim"
 _HIDDEN = ("hidden_size", "d_model", "n_embd", "dim")
-_NEURONS = ("intermediate_size", "ffn_dim", "d_ff", "n_inner")
+_NEURONS = ("intermediate_size", "moe_intermediate_size", "ffn_dim", "ffn_hidden_size", "d_ff", "n_inner")
 
 
 def fit_config(model: nn.Module, plan: Plan) -> None:
@@ -33,11 +35,37 @@ def fit_config(model: nn.Module, plan: Plan) -> None:
     before = {name: getattr(config, name, None) for name in sizes}
     for name, size in sizes.items():
         setattr(changed, name, size)
-    if not _says(model, changed):
+    built = _built(model, changed)
+    if built is None:
         return
     for name, size in sizes.items():
         setattr(config, name, size)
     setattr(config, DENSE, {**before, **(getattr(config, DENSE, None) or {})})
+    _follow(model, built, sizes)
+
+
+def is_said(model: nn.Module) -> bool:
+    """Return whether the configuration of a model, if it has one, says its shapes: then `from_pretrained` reads it."""
+    config = config_of(model)
+    return config is None or _built(model, config) is not None
+
+
+def _follow(model: nn.Module, built: nn.Module, sizes: Iterable[str]) -> None:
+    """Let forwards that read the changed numbers do so, in the place of sizes that were lowered beside them.
+
+    Args:
+        model: The pruned model.
+        built: Of the same classes and shapes, from the new configuration.
+        sizes: Names of the numbers.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Resized):
+            names = inspect.unwrap(type(module).forward).__code__.co_names
+            if "config" in names and not {*sizes}.isdisjoint(names):
+                unlower(module)
+                vars(module).update({
+                    key: value for key, value in vars(built.get_submodule(name)).items() if type(value) is int
+                })  # fmt: skip
 
 
 def _sizes(config: Any, plan: Plan) -> dict[str, int] | None:
@@ -71,7 +99,8 @@ def _named(config: Any, group: Group, left: int) -> Iterator[tuple[str, int]]:
     many = getattr(config, heads, 0)
     keys = getattr(config, _KEYS, None) or many
     hidden = getattr(config, "hidden_size", None)
-    by_query = keys != many and len(group.slices_with_role("producer")) == 1
+    produced = [len(piece.index[0]) for piece in group.slices_with_role("producer")]
+    by_query = keys != many and produced == [len(piece.index[0]) for piece in group.slices_with_role("consumer")]
     if not many or units != (many // keys if by_query else keys):
         return
     yield heads, many * left // units
@@ -81,15 +110,15 @@ def _named(config: Any, group: Group, left: int) -> Iterator[tuple[str, int]]:
         yield _WIDTH, getattr(config, _WIDTH, None) or hidden // many
 
 
-def _says(model: nn.Module, config: Any) -> bool:
-    """Return whether a configuration, as it will be read, gives a model of the same shapes."""
+def _built(model: nn.Module, config: Any) -> nn.Module | None:
+    """Return what a configuration, as it will be read, gives; None if it is no model of the same shapes."""
     try:
         with quiet(), torch.device("meta"):
             read = type(config).from_dict(json.loads(config.to_json_string()))
             built = type(model)(read)
     except Exception:  # whatever a class does with numbers that it does not expect
-        return False
-    return _shapes(built) == _shapes(model)
+        return None
+    return built if _shapes(built) == _shapes(model) else None
 
 
 def _shapes(model: nn.Module) -> Mapping[str, torch.Size]:
