@@ -13,6 +13,7 @@ from hessprune.foundation.arrival import plain_modules, watched
 from hessprune.foundation.modules import split_name
 from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.structure.advice import ON_REQUEST, advice
+from hessprune.structure.cached import without_fixed_states
 from hessprune.structure.capture import capture, capture_training
 from hessprune.structure.collect import Collected, collect
 from hessprune.structure.groups import KINDS, Frozen, Group, Groups, Ignored, Kind
@@ -132,6 +133,8 @@ def _found(
         together = [both for _, _, both in pairs]
         working, more = without_failures(model, example_inputs, [*working, *together], written, compare=compare)
         failures += more
+    working, stuck = without_fixed_states(model, example_inputs, working)
+    failures += stuck
     for group, reason in failures:
         frozen += _freeze([group], reason)
     if not working:
