@@ -112,15 +112,17 @@ PLAIN = {**SIZES, "intermediate_size": 64, "pad_token_id": 0, "eos_token_id": No
 EXPERTS = {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 
-def uniform_of(name: str, options: dict[str, Any], ignore: tuple[str, ...]) -> tuple[Any, Any, Tensor]:
+def uniform_of(
+    name: str, options: dict[str, Any], ignore: tuple[str, ...], *, units: float = 0.875, step: float = 1.0
+) -> tuple[Any, Any, Tensor]:
     """Return a model, what is left of it, and words."""
     transformers = package("transformers")
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**{**PLAIN, **options})
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     ids = torch.randint(3, 100, (2, 8))
-    ranking = hp.Ranking(uniform=True, ignore=ignore, per_cost=False)
-    budget = hp.Budget(units=0.875)
+    ranking = hp.Ranking(uniform=True, ignore=ignore, per_cost=False, step=step)
+    budget = hp.Budget(units=units)
     inputs = {"input_ids": ids[:1]}
     options = {"method": "magnitude", "compensate": False, "ranking": ranking}
     return model, hp.prune(model, inputs, [{"input_ids": ids}], budget=budget, **options), ids
@@ -148,6 +150,12 @@ def test_fused_projections_and_experts_are_said(
             hp.load(hp.save(result.model, result.plan, tmp_path / "ours")),
         ):
             assert torch.equal(again(ids).logits, logits)
+
+
+def test_a_config_that_the_forward_reads_is_written_after_the_last_step() -> None:
+    _, result, _ = uniform_of("Phi3", {"num_key_value_heads": 1}, ("*mlp",), units=0.75, step=0.125)
+    left = {8 - len(units) for units in result.plan.removed.values()}
+    assert left == {result.model.config.num_attention_heads} == {5}
 
 
 def test_a_uniform_model_whose_config_cannot_say_it_is_named(caplog: pytest.LogCaptureFixture) -> None:

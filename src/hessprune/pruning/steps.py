@@ -23,7 +23,7 @@ from hessprune.planning.ranking import Ranking, removable
 from hessprune.pruning.task import Task
 from hessprune.structure.groups import Group
 from hessprune.structure.remaining import remaining_groups
-from hessprune.surgery.apply import apply_plan
+from hessprune.surgery.apply import without_units
 from hessprune.surgery.compensation import refit
 from hessprune.surgery.sequential import refit_by_block
 
@@ -107,7 +107,7 @@ class _Path:
             return self._plan_removing(removed, limit, None)
         remaining, model, values = remaining_groups(self.task.groups, removed), self.task.model, self.values
         if plan is not None:
-            pruned = apply_plan(self.task.model, plan, check=False)
+            pruned = without_units(self.task.model, plan)
             again = refit if self.task.sequential is False else refit_by_block
             model = again(self.task.model, pruned, plan, self.task.batches)
             values = self.score(self.task, model, remaining)

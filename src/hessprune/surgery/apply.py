@@ -66,14 +66,24 @@ def apply_plan(
     """
     check_choice("start", start, ("centre", "zero"))
     with watched(model) as dense:
-        check_fits(dense, plan)
-        pruned = copy.deepcopy(dense)
-        arrange_units(pruned, plan)
-        slice_units(pruned, plan.groups, plan.removed)
-        insert_stand_ins(pruned, dense, plan, start=start)
+        pruned = without_units(dense, plan, start=start)
         fit_config(pruned, plan)
         if check:
             verify(dense, pruned, plan, example_inputs)
+    return pruned
+
+
+def without_units(dense: nn.Module, plan: Plan, *, start: Start = "centre") -> nn.Module:
+    """Return the copy that `apply_plan` makes, not verified, and with the dense model's configuration.
+
+    The remaining groups of the dense model are those of this copy. Where a new configuration says a size, they are not:
+    a forward may read it there.
+    """
+    check_fits(dense, plan)
+    pruned = copy.deepcopy(dense)
+    arrange_units(pruned, plan)
+    slice_units(pruned, plan.groups, plan.removed)
+    insert_stand_ins(pruned, dense, plan, start=start)
     return pruned
 
 
