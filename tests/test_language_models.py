@@ -1,6 +1,7 @@
 """Decoders of transformers as they come: heads, neurons, experts and channels of states go, and `generate` agrees."""
 
 import copy
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -251,8 +252,8 @@ def test_a_vocabulary_of_49152_takes_little_memory() -> None:
 
 
 def in_new_process(program: str, *arguments: str) -> Mapping[str, str]:
-    """Run a program that prints pairs of words; return these."""
-    command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    """Run a program that prints pairs of words, on as many threads as these tests; return the pairs."""
+    command, env = [sys.executable, "-W", "ignore", "-c", program, *arguments], {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=env)
     assert not done.returncode, done.stderr
     return dict(line.split() for line in done.stdout.splitlines())

@@ -102,7 +102,7 @@ def test_what_has_no_second_derivative_is_named():
             return torch.cdist(self.first(x), torch.eye(4, dtype=x.dtype))
 
     model, batches = Distances().double(), [(torch.randn(8, 5, dtype=torch.float64), torch.arange(8) % 4)]
-    with pytest.raises(UnsupportedModelError, match=r"no derivative of 'cdist_backward'\. Use estimator='exact'"):
+    with pytest.raises(UnsupportedModelError, match=r"no derivative of 'cdist_backward'\. Use method=hp.HAP\(\)"):
         block_traces(model, all_rows(model), batches, estimator="hutchinson", precision="fp64")
 
 
