@@ -145,4 +145,5 @@ def _draw_milestones(axes: Axes, report: RunReport, *, trained: bool) -> None:
     at = (report.macs_fraction, tuned)
     axes.plot(*([value] for value in at), marker="D", markersize=8, color=GREEN, markeredgecolor=PAPER, zorder=4)
     words = {"xytext": (-6, 7), "textcoords": "offset points", "ha": "right", "color": GREEN, "weight": "bold"}
-    axes.annotate("fine-tuned", at, **words)
+    behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}  # the methods' lines may pass there
+    axes.annotate("fine-tuned", at, bbox=behind, zorder=5, **words)
