@@ -1,4 +1,4 @@
-"""What a budget and a ranking ask for, compared with the structure of a model: before anything is measured."""
+"""The reach of a budget: whether a structure can meet it, before anything is measured."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,6 +1,7 @@
 """Groups that a cache does not let go: a decoder may start the state that it keeps from sizes of its configuration."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from hessprune.foundation.quicksizes import KnownSizes, QuickSizes
 from hessprune.structure.capture import first_line
 from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
+from hessprune.structure.halving import passing
 
 
 def without_fixed_states(
@@ -22,26 +24,12 @@ def without_fixed_states(
 
     Costs one forward without numbers for a decoder, and a few more for each group that stays.
     """
-    if not groups or not may_cache(model) or not _failure(model, example_inputs, groups):
+    failure = partial(_failure, model, example_inputs)
+    if not may_cache(model) or not failure(groups) or failure([]):  # without groups: it keeps no cache, whatever goes
         return [*groups], []
-    if _failure(model, example_inputs, []):  # it keeps no cache, whatever goes
-        return [*groups], []
-    working: list[Group] = []
-    stuck: list[tuple[Group, str]] = []
-
-    def add(part: Sequence[Group]) -> None:
-        found = _failure(model, example_inputs, [*working, *part])
-        if not found:
-            working.extend(part)
-        elif len(part) > 1:
-            middle = len(part) // 2
-            add(part[:middle])
-            add(part[middle:])
-        else:
-            stuck.append((part[0], f"the state that the model keeps has the size of its configuration ({found})"))
-
-    add(groups)
-    return working, stuck
+    working, stuck = passing(groups, failure)
+    reason = "the state that the model keeps has the size of its configuration"
+    return working, [(group, f"{reason} ({found})") for group, found in stuck]
 
 
 def _failure(model: nn.Module, example_inputs: Any, removed: Sequence[Group]) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from hessprune.foundation.modules import split_name
 from hessprune.foundation.written import is_written
 from hessprune.structure.groups import Group, Literal
+from hessprune.structure.halving import passing
 from hessprune.structure.mending import mended
 from hessprune.structure.trial import Failure, Rerun, Trial
 
@@ -224,29 +225,17 @@ def _counting(module: nn.Module, name: str, group: Group) -> tuple[Literal, ...]
 def _agreeing(trial: Trial, groups: Sequence[Group], sized: Mapping[str, Group]) -> tuple[list[Group], dict[str, str]]:
     """Split groups into those for which slicing is masking and others, by name with the reason.
 
-    Tries all groups together, and halves only of a part that disagrees; what agrees stays beside the rest. A group that
-    disagrees alone gets attributes or sizes that count its units, if that helps.
+    A group that disagrees alone gets attributes or sizes that count its units, if that helps.
     """
     if not groups or not trial.disagreement(groups) or not trial.can_compare():
         return [*groups], {}
-    agreeing: list[Group] = []
-    reasons: dict[str, str] = {}
 
-    def add(part: Sequence[Group]) -> None:
-        found = trial.disagreement([*agreeing, *part])
-        if not found:
-            agreeing.extend(part)
-        elif len(part) > 1:
-            middle = len(part) // 2
-            add(part[:middle])
-            add(part[middle:])
-        elif better := _agreeing_alone(trial, part[0], agreeing, sized[part[0].name]):
-            agreeing.append(better)
-        else:
-            reasons[part[0].name] = f"the forward depends on the number or the places of its channels ({found})"
+    def mend(group: Group, beside: Sequence[Group]) -> Group | None:
+        return _agreeing_alone(trial, group, beside, sized[group.name])
 
-    add(groups)
-    return agreeing, reasons
+    agreeing, others = passing(groups, trial.disagreement, mend)
+    reason = "the forward depends on the number or the places of its channels"
+    return agreeing, {group.name: f"{reason} ({found})" for group, found in others}
 
 
 def _agreeing_alone(trial: Trial, group: Group, beside: Sequence[Group], sized: Group) -> Group | None:
