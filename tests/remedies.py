@@ -372,7 +372,7 @@ ROWS = (
         lambda: hp.find_groups(Net(lambda h: h if h.sum() > 0 else -h), X),
         lambda _: (hp.find_groups(Net(lambda h: torch.where(h > 0, h, -h)), X), hp.find_groups(nn.Sequential(NET), X)),
         "control flow that depends on tensor values, or prune the submodules"),
-    Row("dataclasses of inputs must be registered", lambda: hp.find_groups(Boxed(), boxed()),
+    Row("dataclasses of {} must be registered", lambda: hp.find_groups(Boxed(), boxed()),
         lambda text: (torch.export.register_dataclass(type(box := boxed())), hp.find_groups(Boxed(), box)),
         r"Call torch.export.register_dataclass\(Box\) once"),
     Row("`example_inputs` must be given where a plan describes", lambda: hp.apply_plan(Boxed(), boxed_plan()[0]),

@@ -100,3 +100,20 @@ def test_dataclasses_that_torch_does_not_know_are_named() -> None:
 
 def test_a_description_of_integers_is_drawn_below_the_largest() -> None:
     assert InputSpec(tree=describe_inputs(Y).tree).example().max() <= Y.max()
+
+
+def test_a_dataclass_of_outputs_that_is_not_registered_is_named():
+    @dataclasses.dataclass
+    class Answer:
+        logits: torch.Tensor
+
+    class Answering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.leave = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return Answer(self.leave(self.enter(x).relu()))
+
+    with pytest.raises(UnsupportedModelError, match=r"dataclasses of outputs must be registered .*\(Answer\) once"):
+        hp.find_groups(Answering(), torch.zeros(2, 6))

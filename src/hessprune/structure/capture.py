@@ -42,8 +42,8 @@ def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
         try:
             return _program(own, args, kwargs)
         except Exception as error:  # the user's forward may raise anything
-            _check_runs(model, example_inputs)
-            _check_registered(example_inputs, error)
+            output = _checked_run(model, example_inputs)
+            _check_registered({"inputs": example_inputs, "outputs": output}, error)
             raise UnsupportedModelError(
                 f"the model must be capturable by torch.export, but {_user_frame(error)}{first_line(error)}. "
                 f"Replace control flow that depends on tensor values, or prune the submodules one by one."
@@ -72,10 +72,10 @@ def _program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return program
 
 
-def _check_runs(model: nn.Module, example_inputs: Any) -> None:
-    """Raise an error that names the inputs, if the model does not run on them."""
+def _checked_run(model: nn.Module, example_inputs: Any) -> Any:
+    """Return the outputs, or raise an error that names the inputs if the model does not run on them."""
     try:
-        call_model(model, example_inputs)
+        return call_model(model, example_inputs)
     except Exception as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(example_inputs))
         raise UnsupportedModelError(
@@ -84,17 +84,17 @@ def _check_runs(model: nn.Module, example_inputs: Any) -> None:
         ) from error
 
 
-def _check_registered(example_inputs: Any, error: Exception) -> None:
-    """Raise an error that names a dataclass of the inputs, if torch cannot look into it.
+def _check_registered(trees: Mapping[str, Any], error: Exception) -> None:
+    """Raise an error that names a dataclass of the inputs or the outputs, if torch cannot look into it.
 
     Raises:
         UnsupportedModelError: It is not registered.
     """
-    for leaf in tree_leaves(example_inputs):
-        if is_dataclass(leaf):
+    for place, tree in trees.items():
+        for leaf in (leaf for leaf in tree_leaves(tree) if is_dataclass(leaf)):
             name = type(leaf).__name__
             raise UnsupportedModelError(
-                f"dataclasses of inputs must be registered for torch.export, got {name}, which is not. "
+                f"dataclasses of {place} must be registered for torch.export, got {name}, which is not. "
                 f"Call torch.export.register_dataclass({name}) once."
             ) from error
 
