@@ -22,6 +22,7 @@ kprune = importlib.import_module("support.encoder_rivals.kprune")
 osscar = importlib.import_module("support.encoder_rivals.osscar")
 variance = importlib.import_module("support.encoder_rivals.variance")
 study = importlib.import_module("support.encoder_study")
+stream = importlib.import_module("support.encoder_rivals.stream")
 squares = importlib.import_module("support.encoder_rivals.least_squares")
 
 WIDTH, HEADS, NEURONS = 12, 3, 5
@@ -69,6 +70,23 @@ def case() -> Any:
     model = Encoder().double().eval().requires_grad_(False)
     batches = [({"x": torch.randn(6, 4, WIDTH, dtype=torch.float64)}, torch.arange(6) % 2) for _ in range(4)]
     return setting(model, batches, ("heads", "neurons"), 0.5)
+
+
+def seen(case: Any, sublayer: Any, kept: Any = None) -> Any:
+    """Yield what a stream does, from whole passes."""
+    reader, norm = case.reader(sublayer), case.model.get_submodule(sublayer.total)
+    for number in range(len(case.batches)):
+        heard: dict[str, Tensor] = {}
+        hooks = [
+            reader.register_forward_hook(lambda _, args, out, heard=heard: heard.update(x=args[0], y=out)),
+            norm.register_forward_pre_hook(lambda _, args, heard=heard: heard.update(sum=args[0])),
+        ]
+        with gates.gated(case, kept or {}):
+            case.logits(case.batches[number][0])
+        for hook in hooks:
+            hook.remove()
+        x, y, total = (heard[key].flatten(0, -2) for key in ("x", "y", "sum"))
+        yield x, total, total - y
 
 
 def whole(case: Any) -> dict[str, Tensor]:
@@ -140,6 +158,22 @@ def _most_information(case: Any, fisher: dict[str, Tensor]) -> float:
     return float((every[allowed].float() @ values).max())
 
 
+@pytest.mark.parametrize("refitted", [False, True])
+def test_a_stream_that_skips_blocks_sees_what_whole_passes_see(case: Any, refitted: bool) -> None:
+    kept, weights, flow = whole(case), {}, stream.Stream(case)
+    for number, s in enumerate(case.sublayers):
+        kept[s.name][number % s.units] = False
+        with gates.reweighted(case, weights):
+            pairs = list(zip(flow.seen(s, kept), seen(case, s, kept), strict=True))
+            assert all(torch.equal(a, b) for found, slow in pairs for a, b in zip(found, slow, strict=True))
+            with gates.gated(case, kept):
+                assert all(torch.equal(flow.logits(n), case.logits(case.batches[n][0])) for n in range(4))
+        if refitted:
+            weights[s.reader] = (case.reader(s).weight * 1.1, case.reader(s).bias + 0.1)
+    assert flow.position == 1
+    assert "forward" not in vars(case.model.blocks[0])
+
+
 def test_kwon_rearranges_to_a_smaller_block(case: Any) -> None:
     gradients = torch.randn(7, 10, generator=torch.Generator().manual_seed(1)) + 0.5
     kept = torch.arange(10) < 6
@@ -153,10 +187,10 @@ def test_kwon_rearranges_to_a_smaller_block(case: Any) -> None:
 def test_kwon_scales_are_a_damped_least_squares(case: Any) -> None:
     s, kept = case.sublayers[2], whole(case)
     kept[s.name][0] = False
-    goals = [whole_sum + 0.1 for _, whole_sum, _ in gates.seen(case, s)]
-    found = kwon.scales(case, s, kept, goals, [torch.arange(24)] * 4)
+    goals = [whole_sum + 0.1 for _, whole_sum, _ in seen(case, s)]
+    found = kwon.scales(stream.Stream(case), s, kept, goals, [torch.arange(24)] * 4)
     weight, columns, rest = case.reader(s).weight, [], []
-    for (x, now, _), goal in zip(gates.seen(case, s, kept), goals, strict=True):
+    for (x, now, _), goal in zip(seen(case, s, kept), goals, strict=True):
         parts = [x[:, 4 * u : 4 * u + 4] @ weight[:, 4 * u : 4 * u + 4].T for u in (1, 2)]
         columns.append(torch.stack([part.flatten() for part in parts], 1))
         rest.append((goal - now).flatten())
@@ -167,12 +201,12 @@ def test_kwon_scales_are_a_damped_least_squares(case: Any) -> None:
 
 
 def test_kprune_takes_the_curvature_of_the_divergence(case: Any) -> None:
-    scores, step, s = kprune.predictive(case, whole(case), 1), 1e-3, case.sublayers[1]
+    scores, step, s = kprune.predictive(stream.Stream(case), whole(case), 1), 1e-3, case.sublayers[1]
     assert case.sublayers[0].name not in scores
     for unit in range(2):
         slow = 0.0
         for number in range(4):
-            soft = (case.dense_logits[number] / 2).log_softmax(1)
+            soft = (kprune.dense_logits(case)[number] / 2).log_softmax(1)
             for sign in (1, -1):
                 moved = (logits(case, number, s.name, unit, sign * step) / 2).log_softmax(1)
                 slow += float((soft.exp() * (soft - moved)).sum()) / step**2 / case.samples
@@ -183,9 +217,9 @@ def test_kprune_refits_to_the_sum_of_the_dense_model(case: Any) -> None:
     s, kept = case.sublayers[3], whole(case)
     kept[s.name][:3] = False
     kept[case.sublayers[0].name][1] = False
-    dense = [total for _, total, _ in gates.seen(case, s)]
-    weight, bias = squares.to_dense_sum(case, s, kept, dense, damping=0.0)
-    pieces = list(gates.seen(case, s, kept))
+    dense = [total for _, total, _ in seen(case, s)]
+    weight, bias = squares.to_dense_sum(stream.Stream(case), s, kept, dense, damping=0.0)
+    pieces = list(seen(case, s, kept))
     x = torch.cat([x[:, 3:] for x, _, _ in pieces])
     goal = torch.cat([total - residual for total, (_, _, residual) in zip(dense, pieces, strict=True)])
     slow = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1), goal).solution
@@ -210,8 +244,8 @@ def test_osscar_knows_what_units_cost_and_gain() -> None:
 
 def test_variance_pruning_keeps_the_mean_output_and_refits_the_rest(case: Any) -> None:
     s = case.sublayers[1]
-    x = torch.cat([x for x, _, _ in gates.seen(case, s)])
-    mean, covariance = squares.spread(case, s)
+    x = torch.cat([x for x, _, _ in seen(case, s)])
+    mean, covariance = squares.spread(stream.Stream(case), s)
     assert torch.allclose(covariance, torch.cov(x.T, correction=0), atol=1e-7)
     assert torch.allclose(mean, x.mean(0))
     kept, weight = torch.tensor([True, False, True, True, False]), case.reader(s).weight
@@ -231,7 +265,7 @@ def test_the_marchenko_pastur_part_drops_noise() -> None:
 
 def test_a_study_measures_each_cell_once(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands in the file is not measured again; every new cell is saved before the next one."""
-    wanted, saved, asked = list(study.cells(2, 1)), [], []
+    wanted, saved, asked = list(study.cells(range(2), 1)), [], []
     assert len(wanted) == len(set(wanted))
     assert {method for _, kind, _, method in wanted if kind == "heads"} >= {"michel", "kwon", "k-prune", "osscar"}
 

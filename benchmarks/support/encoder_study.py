@@ -81,6 +81,8 @@ class Draw:
     study: Study
     number: int
     found: dict[tuple[str, str], hp.Saliency] = field(default_factory=dict)
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the shares of a kind have in common for the rivals."""
 
     @cached_property
     def batches(self) -> Any:
@@ -100,6 +102,7 @@ class Draw:
                 quantity=quantity,
                 example=example,
                 totals=self.study.behind,
+                measured=self.measured.setdefault(kind, {}),
             )
             return RIVALS[method](replace(given, reads_first=self.study.reads_first))
         criterion, compensated, per_cost = OURS[method]
@@ -130,9 +133,9 @@ def _pair(batch: Any) -> tuple[dict[str, Tensor], Tensor]:
     return {"x": inputs}, labels
 
 
-def cells(draws: int, shares: int) -> Iterator[tuple[int, str, float, str]]:
+def cells(draws: Iterable[int], shares: int) -> Iterator[tuple[int, str, float, str]]:
     """Yield draw, kind, share and method of all cells, of the first `shares` shares; what tells most comes first."""
-    for draw, methods in itertools.product(range(draws), TURNS):
+    for draw, methods in itertools.product(draws, TURNS):
         for kind, method in itertools.product(KINDS, methods):
             if ONLY.get(method, kind) == kind and (kind == "both" or method != "magnitude, whatever it costs"):
                 yield from ((draw, kind, share, method) for share in KINDS[kind][2][:shares])
@@ -201,13 +204,14 @@ def more_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--picture", type=Path, help="PNG to draw of what is measured")
     parser.add_argument("--recover", action="store_true", help="train the best three for an epoch, too")
     parser.add_argument("--draws", type=int, default=5, help="draws of calibration samples; 0 measures nothing")
+    parser.add_argument("--first-draw", type=int, default=0, help="draw to begin with, so that processes share draws")
 
 
 def run_study(options: argparse.Namespace, build: Callable[[], Study], shown: str = "") -> None:
     """Measure what `--out` does not hold, state the claims, draw; `shown` are the arguments that tables name."""
     before = json.loads(options.out.read_text("utf-8")) if options.out and options.out.exists() else {}
     rows: list[dict[str, Any]] = list(before.get("rows", ()))
-    wanted = list(cells(1, 1) if options.quick else cells(options.draws, 4))
+    wanted = list(cells([0], 1) if options.quick else cells(range(options.first_draw, options.draws), 4))
     dense, claims = before.get("dense"), Claims()
     if wanted or options.recover or dense is None:
         study = build()

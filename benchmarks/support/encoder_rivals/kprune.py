@@ -25,20 +25,28 @@ from support.encoder_rivals.setting import (
     cut,
     gate_gradients,
     reweighted,
-    seen,
 )
+from support.encoder_rivals.stream import Stream
 
 TEMPERATURE, PREDICTION, REPRESENTATION, HEADS = 2.0, 1.0, 2.5e-4, 64.0
 
 
-def predictive(setting: Setting, kept: Kept, since: int) -> dict[str, Tensor]:
+@torch.no_grad()
+def dense_logits(setting: Setting) -> list[Tensor]:
+    """Return the dense model's outputs for each batch."""
+    return [setting.logits(inputs) for inputs, _ in setting.batches]
+
+
+def predictive(stream: Stream, kept: Kept, since: int) -> dict[str, Tensor]:
     """Return `E (∂ log q_c / ∂m)²` over samples and classes `c` of the dense outputs, for sub-layers from `since`."""
-    classes = setting.dense_logits[0].shape[1]
+    setting = stream.setting
+    dense = setting.once(dense_logits)
+    classes = dense[0].shape[1]
 
     def objective(logits: Tensor, number: int, labels: Tensor) -> list[Tensor]:
         del labels
         logs = (logits / TEMPERATURE).log_softmax(1)
-        root = (setting.dense_logits[number] / TEMPERATURE).softmax(1).sqrt()
+        root = (dense[number] / TEMPERATURE).softmax(1).sqrt()
         if classes == 2:  # both gradients are along the difference of the logits
             q, p = logs.detach().exp(), root.square()
             size = (p * q.flip(1).square()).sum(1).sqrt()
@@ -46,7 +54,7 @@ def predictive(setting: Setting, kept: Kept, since: int) -> dict[str, Tensor]:
         return [(root[:, c] * logs[:, c]).sum() for c in range(classes)]
 
     total: dict[str, Tensor] = {}
-    for found in gate_gradients(setting, kept, objective, since=since):
+    for found in gate_gradients(setting, kept, objective, since=since, logits=stream.logits):
         for gradients in found:
             for name, gradient in gradients.items():
                 total[name] = total.get(name, 0.0) + gradient.square().sum(0) / setting.samples
@@ -73,10 +81,12 @@ def listening(setting: Setting, since: int) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def knowledge(setting: Setting, kept: Kept, since: int) -> dict[str, Tensor]:
+def knowledge(stream: Stream, kept: Kept, since: int) -> dict[str, Tensor]:
     """Return the score per operation of the units of the sub-layers from `since`."""
+    setting = stream.setting
+    stream.start(setting.sublayers[since], kept)
     with listening(setting, since) as squares:
-        prediction = predictive(setting, kept, since)
+        prediction = predictive(stream, kept, since)
     tokens, scores = sum(inputs[next(iter(inputs))].shape[:2].numel() for inputs, _ in setting.batches), {}
     for s in setting.sublayers[since:]:
         size = setting.reader(s).weight.square().mean(0).view(s.units, -1).mean(1)
@@ -110,12 +120,13 @@ def kprune(setting: Setting) -> nn.Module:
     kept: Kept = {s.name: torch.ones(s.units, dtype=torch.bool) for s in setting.sublayers}
     weights: Weights = {}
     excess = setting.excess
+    whole, pruned = Stream(setting), Stream(setting)
     for number, sublayer in enumerate(setting.sublayers):
-        dense = [whole for _, whole, _ in seen(setting, sublayer)]
+        dense = [total for _, total, _ in whole.seen(sublayer)]
         with reweighted(setting, weights):
-            scores = knowledge(setting, kept, number)
+            scores = knowledge(pruned, kept, number)
             kept[sublayer.name] = allowed(setting, scores, number, excess)
             if weights or not bool(kept[sublayer.name].all()):  # nothing is wrong before the first loss
-                weights[sublayer.reader] = to_dense_sum(setting, sublayer, kept, dense)
+                weights[sublayer.reader] = to_dense_sum(pruned, sublayer, kept, dense)
         excess -= sublayer.cost * int((~kept[sublayer.name]).sum())
     return cut(setting, kept, weights)

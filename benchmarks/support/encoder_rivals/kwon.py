@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from support.encoder_rivals.setting import Kept, Setting, Sublayer, cut, gate_gradients, reweighted, seen
+from support.encoder_rivals.setting import Kept, Setting, Sublayer, cut, gate_gradients, reweighted
+from support.encoder_rivals.stream import Stream
 
 DAMPING, LARGEST = 1.0, 10.0
 Weights = dict[str, tuple[Tensor, Tensor]]
@@ -75,14 +76,14 @@ def rearrange(kept: Tensor, gradients: Tensor) -> Tensor:
     return kept
 
 
-def scales(setting: Setting, sublayer: Sublayer, kept: Kept, goals: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+def scales(stream: Stream, sublayer: Sublayer, kept: Kept, goals: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
     """Return one scale for each kept unit, 1 elsewhere, by damped least squares to the teacher's sums."""
-    reader = setting.reader(sublayer)
+    reader = stream.setting.reader(sublayer)
     units = kept[sublayer.name].nonzero().flatten()
     inputs = torch.arange(sublayer.units * sublayer.width).view(sublayer.units, -1)[units].flatten()
     weight = reader.weight[:, inputs].double().T  # (K, O)
     gram, product = 0.0, 0.0
-    for (x, whole, _), goal, some in zip(seen(setting, sublayer, kept), goals, rows, strict=True):
+    for (x, whole, _), goal, some in zip(stream.seen(sublayer, kept), goals, rows, strict=True):
         x, error = x[some][:, inputs], (goal - whole)[some]
         gram = gram + (x.T @ x).double()
         product = product + ((x.T @ error).double() * weight).sum(1)
@@ -99,16 +100,17 @@ def scales(setting: Setting, sublayer: Sublayer, kept: Kept, goals: Sequence[Ten
 def tune(setting: Setting, kept: Kept, teacher: Kept) -> Weights:
     """Return the readers' weights with the scales in them."""
     weights: Weights = {}
+    asked, given = Stream(setting), Stream(setting)
     for number, sublayer in enumerate(setting.sublayers):
         if number == 0 and sublayer.is_attention:
             continue
-        goals = [whole for _, whole, _ in seen(setting, sublayer, teacher)]
+        goals = [whole for _, whole, _ in asked.seen(sublayer, teacher)]
         rows = [torch.arange(len(goal)) for goal in goals]
         if setting.reads_first and number == len(setting.sublayers) - 1 and not sublayer.is_attention:
             pairs = zip(setting.batches, goals, strict=True)
             rows = [first_positions(inputs, len(labels), len(goal)) for (inputs, labels), goal in pairs]
         with reweighted(setting, weights):
-            found = scales(setting, sublayer, kept, goals, rows)
+            found = scales(given, sublayer, kept, goals, rows)
         if bool(found.abs().max() > LARGEST):
             break
         reader = setting.reader(sublayer)
@@ -125,7 +127,7 @@ def first_positions(inputs: dict[str, Tensor], samples: int, number: int) -> Ten
 
 def kwon(setting: Setting, *, tuned: bool = True) -> nn.Module:
     """Prune by search, rearrangement and tuning."""
-    gradients = batch_gradients(setting)
+    gradients = setting.once(batch_gradients)
     fisher = {name: g.square().sum(0) for name, g in gradients.items()}
     kept = search(setting, fisher, setting.excess)
     kept = {name: rearrange(mask, gradients[name]) for name, mask in kept.items()}

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from support.encoder_rivals.setting import Kept, Setting, Sublayer, seen
+from support.encoder_rivals.setting import Kept, Sublayer
+from support.encoder_rivals.stream import Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +30,11 @@ def moments(pairs: Iterable[tuple[Tensor, Tensor]]) -> Moments:
     return Moments(xx=xx, xy=xy, rows=rows)
 
 
-def spread(setting: Setting, sublayer: Sublayer, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
+def spread(stream: Stream, sublayer: Sublayer, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
     """Return mean `(K,)` and covariance `(K, K)` of a reader's inputs, of the pruned model if units are gone."""
     size, rows = sublayer.units * sublayer.width, 0
     total, squares = (torch.zeros(shape, dtype=torch.float64) for shape in ((size,), (size, size)))
-    for x, _, _ in seen(setting, sublayer, kept):
+    for x, _, _ in stream.seen(sublayer, kept):
         total, squares, rows = total + x.double().sum(0), squares + x.T @ x, rows + len(x)
     mean = total / rows
     return mean, squares / rows - mean[:, None] * mean
@@ -51,9 +52,9 @@ def fitted(sums: Moments, kept: Tensor, damping: float = 1e-6) -> tuple[Tensor, 
 
 
 def to_dense_sum(
-    setting: Setting, sublayer: Sublayer, kept: Kept, dense: list[Tensor], damping: float = 1e-6
+    stream: Stream, sublayer: Sublayer, kept: Kept, dense: list[Tensor], damping: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
     """Refit a reader on what is left of its inputs, so that the residual sum behind it is that of the dense model."""
-    found = zip(seen(setting, sublayer, kept), dense, strict=True)
+    found = zip(stream.seen(sublayer, kept), dense, strict=True)
     sums = moments((x, goal - residual) for (x, _, residual), goal in found)
     return fitted(sums, sublayer.spread(kept[sublayer.name]), damping)

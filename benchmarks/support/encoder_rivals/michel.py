@@ -21,4 +21,4 @@ def scores(setting: Setting) -> dict[str, Tensor]:
 
 def michel(setting: Setting) -> nn.Module:
     """Prune by sensitivity."""
-    return cut(setting, cheapest(setting, scores(setting)))
+    return cut(setting, cheapest(setting, setting.once(scores)))

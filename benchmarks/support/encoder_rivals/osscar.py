@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from support.encoder_rivals.kwon import Weights
 from support.encoder_rivals.least_squares import spread
 from support.encoder_rivals.setting import Kept, Setting, Sublayer, cut, reweighted
+from support.encoder_rivals.stream import Stream
 
 DAMPING, SWAPS, ROUNDS = 1e-2, 0.05, 10
 
@@ -108,10 +109,10 @@ def swapped(layer: Layer, kept: Tensor) -> Tensor:
     return kept
 
 
-def prune_layer(setting: Setting, sublayer: Sublayer, kept: Kept, number: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def prune_layer(stream: Stream, sublayer: Sublayer, kept: Kept, number: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Return which units of a sub-layer stay, and the reader's weight and bias."""
-    reader = setting.reader(sublayer)
-    mean, covariance = spread(setting, sublayer, kept)
+    reader = stream.setting.reader(sublayer)
+    mean, covariance = spread(stream, sublayer, kept)
     old = reader.weight.double().T
     layer = Layer(covariance, old, sublayer.width)
     stays = swapped(layer, eliminate(layer, number))
@@ -126,10 +127,11 @@ def osscar(setting: Setting) -> nn.Module:
     """Prune each layer by the same share, in forward order."""
     kept: Kept = {s.name: torch.ones(s.units, dtype=torch.bool) for s in setting.sublayers}
     weights: Weights = {}
+    stream = Stream(setting)
     with torch.no_grad():
         for sublayer in setting.sublayers:
             number = uniform(setting)[sublayer.name]
             if number:
                 with reweighted(setting, weights):
-                    kept[sublayer.name], weights[sublayer.reader] = prune_layer(setting, sublayer, kept, number)
+                    kept[sublayer.name], weights[sublayer.reader] = prune_layer(stream, sublayer, kept, number)
     return cut(setting, kept, weights)

@@ -8,9 +8,8 @@ if it refits, other weights of the readers; the surgery is that of hessprune for
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from hessprune.costs.model import CostModel
 from hessprune.planning.planner import plan_removing
 from support import sublayers
 
+Found = TypeVar("Found")
 Kept = dict[str, Tensor]
 """Which units stay, `(U,)` bool for each sub-layer."""
 CHUNK = 4096
@@ -50,17 +50,19 @@ class Setting:
     example: Any = None
     reads_first: bool = True
     """Whether the last layer counts at the first position alone."""
+    measured: dict[str, Any] = field(default_factory=dict)
+    """What budgets have in common, by the name of the function that measures it."""
+
+    def once(self, measure: Callable[["Setting"], Found]) -> Found:
+        """Return what a function measures, at its first call."""
+        if measure.__qualname__ not in self.measured:
+            self.measured[measure.__qualname__] = measure(self)
+        return self.measured[measure.__qualname__]
 
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the model's outputs."""
         found = self.model(**inputs)
         return found if isinstance(found, Tensor) else found.logits
-
-    @cached_property
-    def dense_logits(self) -> list[Tensor]:
-        """The dense model's outputs for each batch."""
-        with torch.no_grad():
-            return [self.logits(inputs) for inputs, _ in self.batches]
 
     @property
     def samples(self) -> int:
@@ -80,7 +82,15 @@ class Setting:
 
 
 def setting(
-    model: nn.Module, groups: Any, batches: Any, *, share: float, quantity: str, example: Any, totals: Any
+    model: nn.Module,
+    groups: Any,
+    batches: Any,
+    *,
+    share: float,
+    quantity: str,
+    example: Any,
+    totals: Any,
+    measured: dict[str, Any] | None = None,
 ) -> Setting:
     """Return a setting in which a share of the MACs or of the units is kept.
 
@@ -92,6 +102,7 @@ def setting(
         quantity: `"macs"` or `"units"`.
         example: Inputs for which MACs are counted.
         totals: From the name of a reader to that of the module whose input is the residual sum behind it.
+        measured: What other budgets of the same groups and batches have measured.
     """
     costs = CostModel(model, example, groups)
     saved = costs.saved_next(quantity)
@@ -111,6 +122,7 @@ def setting(
         budget=budget,
         groups=groups,
         example=example,
+        measured={} if measured is None else measured,
     )
 
 
@@ -179,11 +191,17 @@ Objective = Callable[[Tensor, int, Tensor], list[Tensor]]
 
 
 def gate_gradients(
-    setting: Setting, kept: Kept, objective: Objective, *, since: int = 0
+    setting: Setting,
+    kept: Kept,
+    objective: Objective,
+    *,
+    since: int = 0,
+    logits: Callable[[int], Tensor] | None = None,
 ) -> Iterator[list[dict[str, Tensor]]]:
     """Yield for each batch the gradients of some scalars in one gate for each sample and unit, `{name: (N, U)}`.
 
-    Gates are at 1 where units are kept, at 0 elsewhere; those before sub-layer `since` need no gradient.
+    Gates are at 1 where units are kept, at 0 elsewhere; those before sub-layer `since` need no gradient. `logits` are
+    those of a numbered batch, if not a whole pass gives them.
     """
     for number, (inputs, labels) in enumerate(setting.batches):
         size = len(labels)
@@ -192,41 +210,9 @@ def gate_gradients(
         for name in asked:
             gates[name].requires_grad_()
         with gated(setting, gates), torch.enable_grad():
-            scalars = objective(setting.logits(inputs), number, labels)
+            scalars = objective(setting.logits(inputs) if logits is None else logits(number), number, labels)
             found = []
             for scalar in scalars:
                 grads = torch.autograd.grad(scalar, [gates[name] for name in asked], retain_graph=True)
                 found.append(dict(zip(asked, grads, strict=True)))
         yield found
-
-
-class _EnoughError(Exception):
-    """Ends a forward pass whose rest is not needed."""
-
-
-@torch.no_grad()
-def seen(setting: Setting, sublayer: Sublayer, kept: Kept | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield for each batch a reader's inputs `(R, K)`, the residual sum behind it `(R, O)`, and the residual alone."""
-    reader, total = setting.reader(sublayer), setting.model.get_submodule(sublayer.total)
-    with gated(setting, {} if kept is None else kept):
-        for inputs, _ in setting.batches:
-            heard: dict[str, Tensor] = {}
-
-            def listen(_: nn.Module, args: tuple[Tensor, ...], out: Tensor, heard: dict = heard) -> None:
-                heard["x"], heard["y"] = args[0].flatten(0, -2), out.flatten(0, -2)
-
-            def add(_: nn.Module, args: tuple[Tensor, ...], heard: dict = heard) -> None:
-                heard["sum"] = args[0].flatten(0, -2)
-                raise _EnoughError
-
-            first, second = reader.register_forward_hook(listen), total.register_forward_pre_hook(add)
-            try:
-                setting.logits(inputs)
-            except _EnoughError:
-                pass
-            finally:
-                first.remove()
-                second.remove()
-            rows = setting.rows(inputs)
-            x, y, whole = (heard[key] if rows is None else heard[key][rows] for key in ("x", "y", "sum"))
-            yield x, whole, whole - y

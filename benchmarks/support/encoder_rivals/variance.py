@@ -15,6 +15,7 @@ from support.encoder_rivals.kwon import Weights
 from support.encoder_rivals.least_squares import spread
 from support.encoder_rivals.osscar import uniform
 from support.encoder_rivals.setting import Kept, Setting, cheapest, cut
+from support.encoder_rivals.stream import Stream
 
 MIXTURE, DAMPING = 0.5, 1e-4
 
@@ -24,6 +25,20 @@ def spiked(covariance: Tensor, samples: int) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     edge = values.median() * (1 + (len(values) / samples) ** 0.5) ** 2
     return (vectors.square() * values.where(values > edge, 0.0)).sum(1)
+
+
+def spreads(setting: Setting) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return mean and covariance of the inputs of all readers."""
+    stream = Stream(setting)
+    return {s.name: spread(stream, s) for s in setting.sublayers}
+
+
+def denoised(setting: Setting) -> dict[str, Tensor]:
+    """Return the scores of DVBP."""
+    return {
+        name: (1 - MIXTURE) * covariance.diagonal() + MIXTURE * spiked(covariance, setting.samples)
+        for name, (_, covariance) in setting.once(spreads).items()
+    }
 
 
 def bayes(covariance: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
@@ -50,7 +65,7 @@ def pruned(setting: Setting, kept: Kept, stats: dict[str, tuple[Tensor, Tensor]]
 @torch.no_grad()
 def vbp(setting: Setting) -> nn.Module:
     """Prune by variance, and absorb means."""
-    stats = {s.name: spread(setting, s) for s in setting.sublayers}
+    stats = setting.once(spreads)
     kept = cheapest(setting, {name: covariance.diagonal() for name, (_, covariance) in stats.items()})
     return pruned(setting, kept, stats, refit=False)
 
@@ -58,18 +73,14 @@ def vbp(setting: Setting) -> nn.Module:
 @torch.no_grad()
 def dvbp(setting: Setting) -> nn.Module:
     """Prune by denoised variance, and compress."""
-    stats = {s.name: spread(setting, s) for s in setting.sublayers}
-    scores = {
-        name: (1 - MIXTURE) * covariance.diagonal() + MIXTURE * spiked(covariance, setting.samples)
-        for name, (_, covariance) in stats.items()
-    }
-    return pruned(setting, cheapest(setting, scores), stats, refit=True)
+    kept = cheapest(setting, setting.once(denoised))
+    return pruned(setting, kept, setting.once(spreads), refit=True)
 
 
 @torch.no_grad()
 def corp(setting: Setting) -> nn.Module:
     """Prune each layer by the same share of energy, and let the kept predict the rest."""
-    stats = {s.name: spread(setting, s) for s in setting.sublayers}
+    stats = setting.once(spreads)
     kept, gone = {}, uniform(setting)
     for s in setting.sublayers:
         mean, covariance = stats[s.name]
