@@ -38,6 +38,8 @@ OURS: dict[str, tuple[hp.Method, bool, bool | None]] = {
     "nvit": (hp.NViT(), False, None),
 }
 """Criteria of hessprune: method, whether survivors compensate, and whether saliencies are taken per cost."""
+WITHOUT_DATA = ("magnitude", "magnitude, whatever it costs")
+"""What is the same in all draws, and measured in the first one."""
 ONLY = {"michel": "heads", "vbp": "neurons", "dvbp+ob2c": "neurons", "corp": "neurons"}
 """What a published formula is for, where that is not both kinds of units."""
 FIRST = ("joint, compensated", "michel", "kwon")
@@ -137,6 +139,8 @@ def cells(draws: Iterable[int], shares: int) -> Iterator[tuple[int, str, float, 
     """Yield draw, kind, share and method of all cells, of the first `shares` shares; what tells most comes first."""
     for draw, methods in itertools.product(draws, TURNS):
         for kind, method in itertools.product(KINDS, methods):
+            if draw and method in WITHOUT_DATA:
+                continue
             if ONLY.get(method, kind) == kind and (kind == "both" or method != "magnitude, whatever it costs"):
                 yield from ((draw, kind, share, method) for share in KINDS[kind][2][:shares])
 

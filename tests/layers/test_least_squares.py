@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import hessprune as hp
-from hessprune.layers.least_squares import ridge
+from hessprune.layers.least_squares import STRENGTHS, lowest, ridge, solve
+from hessprune.layers.sums import Sums
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
@@ -32,3 +33,29 @@ def test_a_layer_that_reads_a_constant_is_pruned() -> None:
     result = hp.prune(model, x[:1], [x], budget=hp.Budget(macs=0.5))
     assert all(bool(tensor.isfinite().all()) for tensor in result.model.state_dict().values())
     assert float((result.model(x) - model(x)).detach().square().mean()) < 0.5 * float(model(x).detach().var())
+
+
+@pytest.mark.parametrize("lowest_place", range(5))
+def test_the_search_finds_the_valley_wherever_it_lies(lowest_place: int) -> None:
+    asked: list[int] = []
+
+    def error(place: int) -> float:
+        asked.append(place)
+        return abs(place - lowest_place - 0.1)
+
+    assert lowest(error)[0] == lowest_place
+    assert len(set(asked)) == len(asked)
+    assert 1 < lowest_place < 3 or len(asked) in (4, 5)
+    assert lowest_place != 2 or len(asked) == 3
+
+
+@pytest.mark.parametrize("noise", [0.01, 1.0, 30.0])
+def test_the_ridge_is_the_best_of_all_strengths(noise: float) -> None:
+    torch.manual_seed(0)
+    x, old, held_out = torch.randn(60, 1, 20).double(), torch.randn(1, 20, 3).double(), torch.arange(60) < 12
+    y = torch.einsum("rgk,gko->rgo", x, old + 0.3) + noise * torch.randn(60, 1, 3)
+    fit, test = Sums.of(x[~held_out], y[~held_out]), Sums.of(x[held_out], y[held_out])
+    errors = [float(test.error(solve(fit, strength, old)).sum()) for strength in STRENGTHS]
+    better = min(errors) < float(test.error(old).sum())
+    slow = solve(fit + test, STRENGTHS[errors.index(min(errors))], old) if better else old
+    torch.testing.assert_close(ridge(x, y, old, held_out=held_out, with_shift=False).weight, slow)

@@ -140,7 +140,7 @@ def test_too_few_samples_and_losses_that_do_not_fall_leave_the_model(monkeypatch
     model, result, batches = pruned("Llama", 4)
     few = [{"input_ids": batches[0]["input_ids"][:8]}]
     for data in (few, batches):
-        monkeypatch.setattr(sequential, "mean_loss", lambda *_: 1.0)
+        monkeypatch.setattr(sequential, "mean_losses", lambda *_: [1.0, 1.0])
         same = sequential.compensate_by_block(model, result.model, result.plan, data)
         for n, value in result.model.named_parameters():
             assert torch.equal(value, same.get_parameter(n)), n

@@ -1,5 +1,6 @@
 """Ridge regression of one layer: new weights near the old ones that reproduce target outputs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,20 +33,42 @@ def solve(sums: Sums, strength: float, old: Tensor, size: Tensor | None = None) 
         old: `W₀`.
         size: Mean of the diagonal of `XᵀX` about zero, `(g,)`; `λ` is at least `FLOOR` of it.
     """
+    return old + _change(sums, strength, sums.xy - sums.xx @ old, size)
+
+
+def _change(sums: Sums, strength: float, left: Tensor, size: Tensor | None) -> Tensor:
+    """Return `W − W₀` from `left = Xᵀy − XᵀX W₀`."""
     scale = strength * sums.xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
     scale = (scale if size is None else torch.maximum(scale, FLOOR * size))[:, None]
     damped = sums.xx.clone()
     damped.diagonal(dim1=1, dim2=2).add_(scale)
     factor = torch.linalg.cholesky(damped)
-    return old + torch.cholesky_solve(sums.xy - sums.xx @ old, factor)
+    return torch.cholesky_solve(left, factor)
+
+
+def lowest(error: Callable[[int], float]) -> tuple[int, float]:
+    """Return the number of the strength with least error, and that: from the middle on, downhill.
+
+    Example:
+        >>> from hessprune.layers.least_squares import lowest
+        >>> lowest([5.0, 2.0, 3.0, 4.0, 6.0].__getitem__)
+        (1, 2.0)
+    """
+    known = {place: error(place) for place in (len(STRENGTHS) // 2 + step for step in (0, -1, 1))}
+    while True:
+        best = min(sorted(known), key=known.__getitem__)
+        new = [place for place in (best - 1, best + 1) if 0 <= place < len(STRENGTHS) and place not in known]
+        if not new:
+            return best, known[best]
+        known |= {place: error(place) for place in new}
 
 
 def ridge(x: Tensor, y: Tensor, old: Tensor, *, held_out: Tensor, with_shift: bool) -> Fit:
     """Fit `y ≈ x W + b` around the old weights.
 
-    The ridge strength with the least error on the held-out rows is chosen, and the fit is repeated on all rows. The old
-    weights are kept if no strength has a lower error than theirs. Takes R K² / 2 multiplications, and K³/3 for each
-    strength.
+    The ridge strength with the least error on the held-out rows is chosen, and the fit is repeated on all rows. From
+    the middle one the search goes on to a neighbour as long as the error falls. The old weights are kept if no strength
+    has a lower error than theirs. Takes R K² / 2 multiplications, and K³/3 for each of three to five solutions.
 
     Args:
         x: Inputs, `(R, g, K)`.
@@ -83,8 +106,8 @@ def ridge_of(fit: Sums, test: Sums, old: Tensor, *, with_shift: bool) -> Fit:
     mean_x, mean_y = (fit.x + test.x) / count, (fit.y + test.y) / count
     if with_shift:
         fit, test = fit.about(mean_x, mean_y), test.about(mean_x, mean_y)
-    errors = {strength: float(test.error(solve(fit, strength, old, size)).sum()) for strength in STRENGTHS}
-    best = min(STRENGTHS, key=errors.__getitem__)
-    weight = solve(fit + test, best, old, size) if errors[best] < float(test.error(old).sum()) else old
+    left = fit.xy - fit.xx @ old
+    best, error = lowest(lambda n: float(test.error(old + _change(fit, STRENGTHS[n], left, size)).sum()))
+    weight = solve(fit + test, STRENGTHS[best], old, size) if error < float(test.error(old).sum()) else old
     shift = mean_y - torch.einsum("gk,gko->go", mean_x, weight)
     return Fit(weight=weight, shift=shift if with_shift else torch.zeros_like(shift))

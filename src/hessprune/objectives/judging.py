@@ -1,5 +1,7 @@
 """Judge a model by an objective: the mean loss over batches, in one pass."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -57,13 +59,26 @@ def mean_loss(objective: Objective, dense: nn.Module, model: nn.Module, batches:
         >>> round(mean_loss(GivenLoss(loss_fn=None), nn.Identity(), nn.Identity(), data), 4)  # ln 2
         0.6931
     """
-    total = weight = 0.0
-    device = device_of(model)
-    with seeded(0), evaluation_mode(model), evaluation_mode(dense):
-        for inputs, targets in batches:
+    return mean_losses(objective, dense, [model], batches)[0]
+
+
+@torch.no_grad()
+def mean_losses(objective: Objective, dense: nn.Module, models: Sequence[nn.Module], batches: Any) -> list[float]:
+    """Return the mean loss of each of some models as `mean_loss` does; the dense model runs once for all of them."""
+    totals, weight = [0.0] * len(models), 0.0
+    device = device_of(models[0])
+    with ExitStack() as modes:
+        for model in (dense, *models):
+            modes.enter_context(evaluation_mode(model))
+        for number, (inputs, targets) in enumerate(batches):
             inputs, targets = to_device((inputs, targets), device)
-            reference = forward(dense, inputs) if objective.compares else None
-            loss, share = objective.judge(forward(model, inputs), reference, inputs, targets, leading_size(inputs))
-            total, weight = total + share * loss, weight + share
+            with seeded(number):
+                reference = forward(dense, inputs) if objective.compares else None
+            for place, model in enumerate(models):
+                with seeded(number):  # what is drawn in a forward is drawn alike in all of them
+                    output = forward(model, inputs)
+                loss, share = objective.judge(output, reference, inputs, targets, leading_size(inputs))
+                totals[place] += share * loss
+            weight += share
     check_weight(weight)
-    return total / weight
+    return [total / weight for total in totals]

@@ -9,7 +9,7 @@ from torch import nn
 
 from hessprune.foundation.batches import Rereadable
 from hessprune.objectives.choice import Chosen, choose_objective
-from hessprune.objectives.judging import mean_loss
+from hessprune.objectives.judging import mean_losses
 from hessprune.planning.plan import Plan
 from hessprune.pruning.task import Task
 from hessprune.surgery.apply import apply_plan
@@ -66,4 +66,5 @@ def recovered(
     if not has_batchnorm(fitted):
         return fitted
     candidates = (fitted, reestimate_batchnorm(fitted, batches))
-    return min(candidates, key=lambda model: mean_loss(objective, dense, model, batches))
+    losses = mean_losses(objective, dense, candidates, batches)
+    return candidates[losses[1] < losses[0]]

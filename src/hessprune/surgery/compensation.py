@@ -16,7 +16,7 @@ from hessprune.foundation.arrival import arrived
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches
 from hessprune.objectives.choice import Chosen, choose_objective
-from hessprune.objectives.judging import mean_loss, splits
+from hessprune.objectives.judging import mean_losses, splits
 from hessprune.planning.plan import Plan
 from hessprune.surgery.calibration import Samples, gather
 from hessprune.surgery.fits import check_pair
@@ -80,9 +80,8 @@ def compensate(
         return copy.deepcopy(pruned)
     trial = refitted(dense, pruned, plan, fitting, TRIAL_ROWS)
     held_out = [(part.inputs, part.targets) for part in left_out(samples, test)]
-    if mean_loss(objective, dense, trial, held_out) < mean_loss(objective, dense, pruned, held_out):
-        return refitted(dense, pruned, plan, samples)
-    return copy.deepcopy(pruned)
+    before, after = mean_losses(objective, dense, [pruned, trial], held_out)
+    return refitted(dense, pruned, plan, samples) if after < before else copy.deepcopy(pruned)
 
 
 def left_out(samples: Sequence[Samples], test: Tensor) -> list[Samples]:

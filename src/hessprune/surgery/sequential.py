@@ -27,7 +27,7 @@ from hessprune.layers.chains import find_stack
 from hessprune.layers.recording import record, slow_attention
 from hessprune.layers.stack import Reading, Stack, Stage
 from hessprune.objectives.choice import Chosen, choose_objective
-from hessprune.objectives.judging import mean_loss, splits
+from hessprune.objectives.judging import mean_losses, splits
 from hessprune.planning.plan import Plan
 from hessprune.surgery.block_files import BlockFiles, tensors_of
 from hessprune.surgery.calibration import Samples, gather, most_samples, samples_in_memory
@@ -85,7 +85,7 @@ def compensate_by_block(
         return copy.deepcopy(pruned)
     fitted = refitted_by_block(dense, pruned, plan, fitting, stack=stack, folder=folder)
     judging = [pair for part in left_out(samples, test) for pair in _in_portions(part, pruned)]
-    before, after = (mean_loss(objective, dense, model, judging) for model in (pruned, fitted))
+    before, after = mean_losses(objective, dense, [pruned, fitted], judging)
     return fitted if after < before else copy.deepcopy(pruned)
 
 
