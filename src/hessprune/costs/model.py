@@ -115,6 +115,11 @@ class CostModel:
         irregular = self._irregular(products, record_products(model, example_inputs, groups), list(state))
         self._irregular_products = [products[number] for number in irregular]
         self._changes = size_changes(model, example_inputs, groups, products, irregular)
+        sizes = [product.sizes for product in self._irregular_products]
+        self._dense_sizes, self._num_sizes = np.concatenate([np.zeros(0), *sizes]), list(map(len, sizes))
+        parts = np.split(self._changes, np.cumsum(self._num_sizes)[:-1], 1)
+        self._changing = [np.flatnonzero(part.any(1)) for part in parts][: len(sizes)]
+        self._known_macs: list[dict[tuple[float, ...], int]] = [{} for _ in sizes]
         self._cache, self._cache_per_unit = cache_bytes(model, example_inputs, groups)
         macs = dict.fromkeys(state, 0)
         for number in {*range(len(products))} - {*irregular}:
@@ -146,27 +151,33 @@ class CostModel:
         return (self._sizes - np.tensordot(counts, self._per_unit, axes=1)).prod(1)
 
     def _irregular_macs(self, counts: np.ndarray) -> int:
-        sizes = iter(self._dense_sizes() - counts @ self._changes)
-        return sum(product.macs([next(sizes) for _ in product.sizes]) for product in self._irregular_products)
+        sizes, start, total = self._dense_sizes - counts @ self._changes, 0, 0
+        for place, number in enumerate(self._num_sizes):
+            total += self._macs_of(place, sizes[start : start + number])
+            start += number
+        return total
+
+    def _macs_of(self, place: int, sizes: np.ndarray) -> int:
+        """Return the MACs of an irregular product; a plan asks for the same sizes thousands of times."""
+        known, key = self._known_macs[place], tuple(sizes.tolist())
+        if key not in known:
+            known[key] = self._irregular_products[place].macs(key)
+        return known[key]
 
     def _irregular_saved(self, counts: np.ndarray) -> np.ndarray:
         """Return the MACs that one more unit of each group saves in the irregular products."""
         saved = np.zeros(len(counts))
         if not self._irregular_products:
             return saved
-        sizes = self._dense_sizes() - counts @ self._changes
+        sizes = self._dense_sizes - counts @ self._changes
         start = 0
-        for product in self._irregular_products:
-            axes = slice(start, start + len(product.sizes))
-            changing = np.flatnonzero(self._changes[:, axes].any(1))
-            now = product.macs(sizes[axes].tolist()) if len(changing) else 0
+        for place, changing in enumerate(self._changing):
+            axes = slice(start, start + self._num_sizes[place])
+            now = self._macs_of(place, sizes[axes]) if len(changing) else 0
             for number in changing:
-                saved[number] += now - product.macs((sizes[axes] - self._changes[number, axes]).tolist())
+                saved[number] += now - self._macs_of(place, sizes[axes] - self._changes[number, axes])
             start = axes.stop
         return saved
-
-    def _dense_sizes(self) -> np.ndarray:
-        return np.concatenate([np.zeros(0), *(product.sizes for product in self._irregular_products)])
 
     def _set_axes(self, state: Mapping[str, Tensor], groups: list[Group]) -> None:
         """Set the axis sizes `(T, A)` of all tensors, and the positions that one unit takes on them, `(G, T, A)`."""
