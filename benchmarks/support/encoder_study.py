@@ -44,7 +44,7 @@ ONLY = {"michel": "heads", "vbp": "neurons", "dvbp+ob2c": "neurons", "corp": "ne
 """What a published formula is for, where that is not both kinds of units."""
 FIRST = ("joint, compensated", "michel", "kwon")
 TURNS = (FIRST, ("k-prune",), (*(name for name in OURS if name not in FIRST), "vbp", "dvbp+ob2c", "corp", "osscar"))
-"""The order of cells within a draw: what tells most first, and what takes long late."""
+"""The order of cells: what tells most first, in all draws, and what takes long late."""
 METHODS = tuple(dict.fromkeys(itertools.chain(*TURNS)))
 
 
@@ -137,7 +137,7 @@ def _pair(batch: Any) -> tuple[dict[str, Tensor], Tensor]:
 
 def cells(draws: Iterable[int], shares: int) -> Iterator[tuple[int, str, float, str]]:
     """Yield draw, kind, share and method of all cells, of the first `shares` shares; what tells most comes first."""
-    for draw, methods in itertools.product(draws, TURNS):
+    for methods, draw in itertools.product(TURNS, draws):
         for kind, method in itertools.product(KINDS, methods):
             if draw and method in WITHOUT_DATA:
                 continue
