@@ -53,6 +53,18 @@ class Summed(Net):
         return self.f(self.a(x) + self.b(x))
 
 
+class Sorting(Net):
+    """A net with a layer that reads the samples which begin with a positive number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = nn.Linear(4, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, rows = self.a(x), (x[:, 0] > 0).nonzero()[:, 0]
+        return self.f(torch.zeros_like(h).index_add(0, rows, self.b(x[rows]).relu()) + h)
+
+
 class AtMostEight(Net):
     """Two groups; of the first one, the forward uses eight units, or none where there are more."""
 

@@ -53,3 +53,33 @@ def test_branches_that_depend_on_numbers_are_refused_as_before() -> None:
 
     with pytest.raises(hp.errors.UnsupportedModelError, match="Replace control flow that depends on tensor values"):
         hp.find_groups(Branching(), torch.randn(2, 4))
+
+
+class Experts(nn.Module):
+    """A layer whose rows go to one of two experts each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.gate, self.head = nn.Linear(6, 8), nn.Linear(6, 2), nn.Linear(8, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, chosen = self.up(x), self.gate(x).argmax(-1)
+        out = torch.zeros_like(h)
+        for number, expert in enumerate(self.experts):
+            rows = (chosen == number).nonzero()[:, 0]
+            out = out.index_add(0, rows, expert(h[rows]))
+        return self.head(out)
+
+
+def test_experts_are_pruned_where_the_example_reaches_all_of_them() -> None:
+    net, x = Experts().double().eval(), torch.randn(64, 6, dtype=torch.float64)
+    few = x[[int((net.gate(x).argmax(-1) == 0).nonzero()[0])]]
+    with pytest.raises(hp.errors.UnsupportedModelError, match=r"selects nothing\. Pass more samples"):
+        hp.find_groups(net, few)
+    groups = hp.find_groups(net, x)
+    result = hp.prune(net, x, [x], budget=hp.Budget(params=0.6), method="magnitude", compensate=False)
+    assert {"up", "experts.0.0", "experts.1.0"} == {group.name for group in groups}
+    expected = masked(net, groups, result.plan.removed)(x)
+    torch.testing.assert_close(result.model(x), expected, rtol=0, atol=1e-10)

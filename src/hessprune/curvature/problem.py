@@ -211,6 +211,7 @@ def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: Any, effort
     per_sample = bytes_per_sample(folded, readout, effort.estimator, precision)
     layer = largest_layer(folded, precision)
     chunk = chunk_size(per_sample, layer, effort.options, device=device, estimator=effort.estimator)
+    chunk = 1 if folded.recording.routed else chunk
     default = 0.0 if precision.dtype == torch.float64 else DEFAULT_TOLERANCE[effort.estimator]
     return Problem(
         folded=folded,

@@ -55,6 +55,8 @@ class ReadingLayer:
 
     def add_inputs(self, rows: Tensor) -> None:
         """Add inputs `(g, R, K)`; the first ones give the origin."""
+        if not rows.shape[1]:
+            return
         if self.origin is None:
             self.origin = rows.double().mean(1)
         rows = rows - self.origin[:, None].to(rows.dtype)

@@ -56,7 +56,6 @@ def fold_batchnorm(model: nn.Module, inputs: Any) -> Folded:
         >>> torch.allclose(fold_batchnorm(model, x).model(x), model(x), atol=1e-5)
         True
     """
-    inputs = sample_rows(inputs, torch.tensor([0, -1], device="cpu"))
     if is_sharded(model):  # it cannot be copied, and nobody holds a whole weight to fold into
         return Folded(model=model, scale={}, recording=record(model, inputs))
     clone = copy.deepcopy(model).requires_grad_(False).eval()
@@ -71,7 +70,8 @@ def fold_batchnorm(model: nn.Module, inputs: Any) -> Folded:
             continue
         if flat or isinstance(uses[weight].call, Convolution):
             scale[weight] = _fold(clone, layer, norms[mean], uses[weight].call)
-    if scale and not _agree(clone, model, inputs):  # the model reads its BatchNorm other than by calling it
+    two = sample_rows(inputs, torch.tensor([0, -1], device="cpu"))
+    if scale and not _agree(clone, model, two):  # the model reads its BatchNorm other than by calling it
         return Folded(model=copy.deepcopy(model).requires_grad_(False).eval(), scale={}, recording=recording)
     return Folded(model=clone, scale=scale, recording=recording)
 

@@ -25,12 +25,16 @@ from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.modules import failing_module, forward
 from hessprune.foundation.sharded import running_parameters
 from hessprune.foundation.state import evaluation_mode
-from hessprune.foundation.trees import sample_rows, tensors_in
+from hessprune.foundation.trees import leading_size, sample_rows, tensors_in
 from hessprune.operators.maps import Arguments, LinearMap, SampleLayout
 from hessprune.operators.names import is_in_place
 from hessprune.operators.table import Operator, operator_of, read_linear_map
 
 _LINEAR = operator_of(F.linear)
+_SELECTING = frozenset({"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount"})
+"""Operators whose result always has a size that depends on numbers."""
+ALONE = 16
+"""Samples that run one by one to see whether the sizes of selections differ."""
 
 
 class CallMode(TorchFunctionMode):
@@ -110,6 +114,8 @@ class Recording:
     """Weights that reach another function than a convolution or a linear map."""
     shared: set[str] = field(default_factory=set)
     """Weights that read the same for all samples, such as a table of positions: no sample has a part of its own."""
+    routed: set[str] = field(default_factory=set)
+    """Weights whose number of rows differs between samples, such as those of experts: a sample must run alone."""
     bytes_per_sample: int = 0
     """Bytes of all intermediate results, for one sample."""
 
@@ -151,6 +157,7 @@ class _Recorder(CallMode):
         self._parts: dict[int, list[tuple[int, str, int]]] = {}
         self._absorbed: list[tuple[int, int, str, tuple[int, int]]] = []
         self.inputs: list[Tensor] = []
+        self.selects = False
 
     def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         x = arguments[0]
@@ -165,6 +172,7 @@ class _Recorder(CallMode):
 
     def on_other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:  # noqa: ARG002
         output, operator = func(*args, **kwargs), operator_of(func)
+        self.selects = self.selects or _selects(operator.name, args)
         self.recording.met |= {self._names[id(each)] for each in [*args, *kwargs.values()] if id(each) in self._names}
         if operator.derivative != "look":
             if operator.name == "batch_norm":
@@ -251,7 +259,28 @@ def record(model: nn.Module, inputs: Any) -> Recording:
         pair.recording.layouts[use.weight] = _layout(both, one)
         if both.shape == one.shape:
             pair.recording.shared.add(use.weight)
+    if pair.selects:
+        pair.recording.routed = _routed(model, inputs)
+        pair.recording.shared -= pair.recording.routed
+        pair.recording.layouts |= dict.fromkeys(pair.recording.routed, SampleLayout())
     return pair.recording
+
+
+def _routed(model: nn.Module, inputs: Any) -> set[str]:
+    """Return the weights whose inputs have other sizes for some samples than for others."""
+    shapes: dict[tuple[str, int], set[tuple[int, ...]]] = {}
+    for number in range(min(leading_size(inputs), ALONE)):
+        alone = _run(model, sample_rows(inputs, torch.tensor([number], device="cpu")), 1).recording
+        for place, use in enumerate(alone.uses):
+            shapes.setdefault((use.weight, place), set()).add(use.input_shape)
+    return {weight for (weight, _), found in shapes.items() if len(found) > 1}
+
+
+def _selects(name: str, args: Any) -> bool:
+    """Return whether the size of an operator's result depends on numbers."""
+    if name in ("getitem", "index"):
+        return any(tensor.dtype == torch.bool for tensor in tensors_in(args[1:]))
+    return name in _SELECTING or (name == "where" and len(args) == 1)
 
 
 def _layout(both: Tensor, one: Tensor) -> SampleLayout:

@@ -65,7 +65,7 @@ def mean_loss(objective: Objective, dense: nn.Module, model: nn.Module, batches:
 @torch.no_grad()
 def mean_losses(objective: Objective, dense: nn.Module, models: Sequence[nn.Module], batches: Any) -> list[float]:
     """Return the mean loss of each of some models as `mean_loss` does; the dense model runs once for all of them."""
-    totals, weight = [0.0] * len(models), 0.0
+    totals, weight, share = [0.0] * len(models), 0.0, 0.0
     device = device_of(models[0])
     with ExitStack() as modes:
         for model in (dense, *models):

@@ -139,8 +139,7 @@ class Call:
     @property
     def module(self) -> str:
         """Dotted name of the innermost module that made this call."""
-        stack = self.node.meta.get("nn_module_stack") or {}
-        return next(reversed(list(stack.values())), ("", ""))[0]
+        return module_of(self.node)
 
     @property
     def where(self) -> str:
@@ -232,3 +231,9 @@ class Call:
             self.walk.freeze(operand, reason)
         fixed = self.labels.fixed
         return tree_map(lambda value: fixed(value.shape, reason) if isinstance(value, Tensor) else None, self.produced)
+
+
+def module_of(node: Node) -> str:
+    """Return the dotted name of the innermost module that made a call; empty for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next(reversed(list(stack.values())), ("", ""))[0]

@@ -32,17 +32,23 @@ def _scaled_parameter(call: Call) -> Leaf | None:
     return operand if isinstance(operand, Leaf) and operand.shape == call.shape and not is_divisor else None
 
 
+def where(call: Call) -> Any:
+    """Choose between two tensors; with a condition alone, return the places where it holds."""
+    return elementwise(call) if len(call.args) > 1 else call.refuse("places are chosen by numbers")
+
+
 register("relu", "relu6", "hardtanh", labels=elementwise, derivative="piecewise-linear", integer="activation")
 register("add", labels=elementwise, derivative="piecewise-linear", integer="sum", overloads=("Tensor",))
 register("mul", labels=elementwise, derivative="product", integer="product", overloads=("Tensor",))
 register("div", labels=elementwise, derivative="quotient")
 register("sigmoid", labels=elementwise, integer="lookup")
 register("dropout", "feature_dropout", "alias", labels=elementwise, derivative="piecewise-linear", integer="same")
+register("where", labels=where, derivative="piecewise-linear")
 register("dropout1d", "dropout2d", "dropout3d", derivative="piecewise-linear", integer="same")
 register("clone", "contiguous", labels=elementwise, derivative="piecewise-linear", integer="move")
 register(
     "leaky_relu", "rrelu", "hardsigmoid", "hardshrink", "softshrink", "threshold", "abs", "neg", "sub", "rsub",
-    "maximum", "minimum", "clamp", "clamp_min", "clamp_max", "where", "masked_fill", "nan_to_num",
+    "maximum", "minimum", "clamp", "clamp_min", "clamp_max", "masked_fill", "nan_to_num",
     "sign", "floor", "ceil", "round", "trunc", "frac", "isnan", "isinf", "eq", "ne", "lt", "le", "gt", "ge",
     "logical_not", "logical_and", "logical_or", "bitwise_not", "bitwise_and", "bitwise_or",
     "alpha_dropout", "feature_alpha_dropout", "detach", "detach_copy", "lift_fresh_copy", "lift_fresh",

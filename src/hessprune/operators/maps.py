@@ -27,7 +27,7 @@ class SampleLayout:
         x = x.movedim(self.axis, 0)
         if self.inner:
             x = x.unflatten(0, (-1, samples)).transpose(0, 1)
-        return x.reshape(samples, -1, x.shape[-1])
+        return x.reshape(samples, x.shape[:-1].numel() // samples, x.shape[-1])  # perhaps no rows at all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

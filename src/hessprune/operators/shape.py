@@ -191,11 +191,11 @@ def _looked_up(call: Call, labels: Tensor) -> Tensor:
     for index in call["indices"]:
         if isinstance(index, Tensor | Leaf):
             call.walk.freeze(index, f"it holds positions for '{call.operator}'{call.where}")
-    shapes = _index_shapes(call)
+    shapes = index_shapes(call)
     return call.target(labels, [shape and torch.zeros(shape, dtype=torch.int64, device="cpu") for shape in shapes])
 
 
-def _index_shapes(call: Call) -> list[torch.Size | None]:
+def index_shapes(call: Call) -> list[torch.Size | None]:
     """Return the shape of the index along each axis; a mask stands for an index along each of its axes."""
     shapes: list[torch.Size | None] = []
     for index, node in zip(call["indices"], call.node.args[1], strict=True):  # type: ignore[arg-type]
@@ -216,7 +216,7 @@ def _note_bounds(call: Call, labels: Tensor, dim: int) -> None:
 def _named_axes(call: Call, labels: Tensor) -> list[int]:
     """Return the axes along which the call names positions."""
     if call.operator == "index":
-        return [dim for dim, shape in enumerate(_index_shapes(call)) if shape is not None]
+        return [dim for dim, shape in enumerate(index_shapes(call)) if shape is not None]
     if call.operator == "slice":
         size, end = labels.shape[call["dim"]], call.get("end")
         is_full = (call.get("start") or 0) in (0, -size) and (end is None or end >= size) and call["step"] == 1

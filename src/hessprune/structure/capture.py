@@ -41,6 +41,8 @@ def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
     with evaluation_mode(own), torch.no_grad(), quiet(), compiler_at_work():
         try:
             return _program(own, args, kwargs)
+        except UnsupportedModelError:
+            raise
         except Exception as error:  # the user's forward may raise anything
             output = _checked_run(model, example_inputs)
             _check_registered({"inputs": example_inputs, "outputs": output}, error)

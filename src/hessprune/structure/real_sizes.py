@@ -11,6 +11,10 @@ from torch.fx import Interpreter, Node
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hessprune.errors import UnsupportedModelError
+from hessprune.foundation.formatting import shown
+from hessprune.operators.call import module_of
+
 
 def has_open_sizes(program: ExportedProgram) -> bool:
     """Return whether the graph has values, or sizes of values, that are known only when it runs."""
@@ -26,9 +30,19 @@ def settle_sizes(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[s
         program: Of a model in evaluation mode; changed in place.
         args: The example's positional arguments.
         kwargs: The example's keyword arguments.
+
+    Raises:
+        UnsupportedModelError: A selection is empty, so that what reads it is not seen.
     """
     reader = Interpreter(program.graph_module, garbage_collect_values=False)
     reader.run(*_flat_inputs(program, args, kwargs))
+    for node, value in reader.env.items():
+        if isinstance(value, Tensor) and _is_open(node.meta.get("val")) and not value.numel():
+            raise UnsupportedModelError(
+                "the example inputs must reach every selection by their numbers, as of samples for an expert, but one "
+                f"in {shown(module_of(node) or 'the model')} selects nothing. Pass more samples as "
+                "`example_inputs`."
+            )
     for node, value in reader.env.items():
         if node.op != "output":
             node.meta["val"] = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, value)

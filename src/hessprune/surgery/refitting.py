@@ -196,7 +196,8 @@ class Student(StepMode):
         super().__init__(model, scene.samples, scene.branches, recording.layouts)
         self._targets, self._pause, self._every, self._start = scene.targets, pause, every, scene.start
         self._uses: Counter[str] = Counter()
-        self._stays = recording.looked_up  # other rows than those of outputs would change
+        # Of a looked-up table other rows than those of outputs would change; experts may receive other rows now.
+        self._stays = recording.looked_up | recording.routed
 
     def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         """Pause in front of a layer, then run it."""
