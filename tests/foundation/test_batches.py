@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 import hessprune as hp
 from hessprune.foundation.batches import Pairs, Rereadable, as_pair
@@ -174,3 +174,38 @@ def test_an_input_may_belong_to_all_samples(method: str) -> None:
     model, x, table = Beside().eval(), torch.randn(12, 3), torch.randn(1, 2)
     pruned = hp.prune(model, (x, table), [(x[:8], table), (x[8:], table)], budget=hp.Budget(macs=0.5), method=method)
     assert pruned.model(x, table).shape == (12, 4)
+
+
+@pytest.mark.parametrize(
+    ("batches", "number"),
+    [
+        ([(X, Y), (X[:1], Y[:1])], 5),
+        ((X, X), 8),
+        (DataLoader([*X], batch_size=3), 4),
+        (DataLoader([*X], batch_size=3, drop_last=True), None),
+        (DataLoader([*X], batch_sampler=[[0, 1], [2]]), None),
+        (DataLoader([*X], batch_sampler=BatchSampler(SequentialSampler([0, 1]), 2, drop_last=False)), 2),
+        (DataLoader(Stream([*X]), batch_size=2), None),
+    ],
+)
+def test_samples_are_counted_without_a_pass(batches: Any, number: int | None) -> None:
+    assert Rereadable(batches).count() == number
+
+
+@pytest.mark.parametrize(
+    ("batches", "remedy"),
+    [
+        ([[[0.1, 0.2, 0.3]] * 5], r"Make a tensor of numbers: torch\.tensor\(numbers\)"),
+        ([[*X]], r"Stack samples: torch\.stack\(samples\)"),
+        ([(X, X[:1], Y)], r"Give several inputs as \(\(a, b\), targets\)"),
+        (
+            [(sample, torch.tensor(0)) for sample in X],
+            r"Put samples into batches: DataLoader\(dataset",
+        ),
+        ([(X, torch.tensor(0))], r"Put samples into batches: DataLoader\(dataset"),
+        ([(X, Y[:2])], "Give as many targets as inputs"),
+    ],
+)
+def test_what_is_no_batch_is_refused_with_the_way_to_make_one(batches: Any, remedy: str) -> None:
+    with pytest.raises(hp.errors.DataError, match=remedy):
+        hp.prune(NET, X, batches, budget=hp.Budget(macs=0.5), method="hap")

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from hessprune.errors import DataError
 from hessprune.foundation.checks import check_rereadable, refuse_ended
 from hessprune.foundation.identity import content_sha256
 from hessprune.foundation.processes import whole
+from hessprune.foundation.progress import known_length
 from hessprune.foundation.state import seeded
 from hessprune.foundation.texts import has_decoder
 from hessprune.foundation.trees import describe, leading_size
@@ -78,6 +79,15 @@ def _array_remedy(value: Any) -> str:
     return " Make tensors of arrays: torch.from_numpy(array)." if is_array else ""
 
 
+def _sequence_remedy(values: Any) -> str:
+    """Return the remedy for a sequence that is no pair: samples side by side, numbers, or several inputs."""
+    if all(isinstance(value, Tensor) and value.shape == values[0].shape for value in values):
+        return "Stack samples: torch.stack(samples); give several inputs as ((a, b), targets)."
+    if isinstance(values[0], list | int | float):
+        return "Make a tensor of numbers: torch.tensor(numbers)."
+    return "Give several inputs as ((a, b), targets)."
+
+
 def read_pair(batch: Any, model: nn.Module | None, required: tuple[str, ...], name: str = "batches") -> tuple[Any, Any]:
     """Return a batch as `(inputs, targets)`, as `as_pair` does, with all inputs that a model needs."""
     inputs, targets = as_pair(batch, required, name)
@@ -98,7 +108,7 @@ def _of_sequence(batch: Any, arity: int, name: str) -> tuple[Any, Any]:
     if len(batch) != 2:
         raise DataError(
             f"`{name}` must yield inputs, or (inputs, targets) pairs, got {type(batch).__name__} of length "
-            f"{len(batch)}. Give several inputs as ((a, b), targets)."
+            f"{len(batch)}. {_sequence_remedy(batch)}"
         )
     return batch[0], batch[1]
 
@@ -203,6 +213,16 @@ class Rereadable:
     def of(cls, batches: Any, model: nn.Module | None = None) -> "Rereadable":
         """Wrap batches, unless they are wrapped already."""
         return batches if isinstance(batches, cls) else cls(batches, model=model)
+
+    def count(self) -> int | None:
+        """Return the number of samples where a list or a loader tells it without a pass, however it forms batches."""
+        if isinstance(self.batches, list | tuple):
+            return sum(leading_size(read_pair(batch, self._model, self._required)[0]) for batch in self.batches)
+        sampler = getattr(self.batches, "batch_sampler", None) if isinstance(self.batches, DataLoader) else None
+        if type(sampler) is BatchSampler:
+            with whole(self.batches):
+                return None if sampler.drop_last else known_length(sampler.sampler)
+        return getattr(self.batches, "num_samples", None)
 
     def hashed(self) -> "Rereadable":
         """Let the next whole pass hash every batch, inputs and targets, into `sha256`; return the same batches."""

@@ -74,11 +74,11 @@ def forward(model: nn.Module, inputs: Any, name: str = "batches") -> Any:
     except _OTHER_CAUSES:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError) as error:
+        remedy = dtype_remedy(model, inputs) or _pair_remedy(model, inputs) or batching(inputs, 1).strip()
         reason, module = str(error).strip().partition("\n")[0].rstrip("."), failing_module(model, error)
         where = f", in module '{module}'" if module else ""
         raise DataError(
-            f"inputs in `{name}` must fit the model, got {describe(inputs)}{where}: {reason}. "
-            f"{dtype_remedy(model, inputs) or _pair_remedy(model, inputs) or CHECK_INPUTS}"
+            f"inputs in `{name}` must fit the model, got {describe(inputs)}{where}: {reason}. {remedy or CHECK_INPUTS}"
         ) from error
 
 
@@ -99,6 +99,14 @@ def _pair_remedy(model: nn.Module, inputs: Any) -> str:
     if not is_pair or not isinstance(inputs, Mapping) or has_decoder(inputs):
         return ""
     return "Give `decoder_input_ids` beside the inputs of the encoder."
+
+
+def batching(values: Any, axes: int = 0) -> str:
+    """Return the remedy for the inputs or targets of a single sample, which have few axes; else an empty string."""
+    tensors = list(tensors_in(values))
+    single = bool(tensors) and all(tensor.dim() <= axes for tensor in tensors)
+    words = axes and any(not tensor.is_floating_point() for tensor in tensors)
+    return " Put samples into batches: DataLoader(dataset, batch_size=64)." if single and not words else ""
 
 
 def failing_module(model: nn.Module, error: BaseException) -> str:

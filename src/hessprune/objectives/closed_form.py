@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hessprune.errors import DataError
 from hessprune.foundation.checks import check_labels
 from hessprune.foundation.losses import LossFn, as_cross_entropy, labels_for
+from hessprune.foundation.modules import batching
 from hessprune.foundation.trees import describe
 from hessprune.objectives.factors import DiagonalFactor, LogitFactor, SoftmaxFactor
 from hessprune.objectives.objective import BatchLoss
@@ -120,7 +121,7 @@ def _tensor(targets: Any, samples: int) -> Tensor:
     if not isinstance(targets, Tensor) or targets.dim() == 0 or len(targets) != samples:
         raise DataError(
             f"targets in `batches` must hold one entry for each of {samples} samples, got {describe(targets)}. "
-            "Give (inputs, targets), or the loss that takes these targets as `loss_fn`."
+            f"Give (inputs, targets), or the loss that takes these targets as `loss_fn`.{batching(targets)}"
         )
     return targets if targets.is_floating_point() else targets.long()
 

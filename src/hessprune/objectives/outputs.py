@@ -84,7 +84,8 @@ class Outputs:
         if not places:
             raise UnsupportedModelError(
                 "the model must return a floating-point tensor with an axis of samples, got "
-                f"{describe(alone)} for one sample and {describe(pair)} for two. Return outputs for every sample."
+                f"{describe(alone)} for one sample and {describe(pair)} for two. Return outputs for every sample; of "
+                "inputs, the first axis is that of the samples."
             )
         return cls(places=places, sampled=sampled)
 
