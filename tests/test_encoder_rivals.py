@@ -21,6 +21,7 @@ kwon = importlib.import_module("support.encoder_rivals.kwon")
 kprune = importlib.import_module("support.encoder_rivals.kprune")
 osscar = importlib.import_module("support.encoder_rivals.osscar")
 variance = importlib.import_module("support.encoder_rivals.variance")
+designs = importlib.import_module("support.encoder_designs")
 study = importlib.import_module("support.encoder_study")
 stream = importlib.import_module("support.encoder_rivals.stream")
 squares = importlib.import_module("support.encoder_rivals.least_squares")
@@ -265,7 +266,7 @@ def test_the_marchenko_pastur_part_drops_noise() -> None:
 
 def test_a_study_measures_each_cell_once(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands in the file is not measured again; every new cell is saved before the next one."""
-    wanted, saved, asked = list(study.cells(range(2), 1)), [], []
+    wanted, saved, asked = list(designs.SENTENCES.cells(range(2), 1)), [], []
     assert len(wanted) == len(set(wanted))
     assert {method for _, kind, _, method in wanted if kind == "heads"} >= {"michel", "kwon", "k-prune", "osscar"}
 
@@ -275,6 +276,7 @@ def test_a_study_measures_each_cell_once(case: Any, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(study.Draw, "pruned", pruned)
     given = study.Study(
+        design=designs.SENTENCES,
         model=case.model,
         example=case.example,
         calibration=lambda draw: draw,

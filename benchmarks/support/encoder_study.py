@@ -1,10 +1,9 @@
 """A study of encoders: every way to prune one without training, cell by cell, and what comes of it."""
 
 import argparse
-import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,42 +15,17 @@ from torch import Tensor, nn
 import hessprune as hp
 from hessprune.foundation.files import write_json
 from support.claims import Claims
+from support.encoder_designs import OURS, Design
 from support.encoder_rivals import RIVALS, setting
 
-KINDS: dict[str, tuple[tuple[str, ...], str, tuple[float, ...]]] = {
-    "both": (("heads", "neurons"), "macs", (0.3, 0.2, 0.5, 0.4)),
-    "heads": (("heads",), "units", (0.4, 0.25, 0.5, 0.7)),
-    "neurons": (("neurons",), "units", (0.3, 0.2, 0.5, 0.4)),
-}
-"""Units that may go, what is budgeted, and the kept shares."""
 RECOVERED = "both, one epoch"
-OURS: dict[str, tuple[hp.Method, bool, bool | None]] = {
-    "joint, compensated": (hp.Joint(refit=True), True, None),
-    "joint": (hp.Joint(refit=False), False, None),
-    "hap": (hp.HAP(), False, None),
-    "sosp-i": (hp.SOSPI(), False, None),
-    "magnitude": (hp.Magnitude(), False, None),
-    "magnitude, whatever it costs": (hp.Magnitude(), False, False),
-    "random": (hp.Random(), False, None),
-    "magnitude, compensated": (hp.Magnitude(), True, None),
-    "hap, compensated": (hp.HAP(), True, None),
-    "nvit": (hp.NViT(), False, None),
-}
-"""Criteria of hessprune: method, whether survivors compensate, and whether saliencies are taken per cost."""
-WITHOUT_DATA = ("magnitude", "magnitude, whatever it costs")
-"""What is the same in all draws, and measured in the first one."""
-ONLY = {"michel": "heads", "vbp": "neurons", "dvbp+ob2c": "neurons", "corp": "neurons"}
-"""What a published formula is for, where that is not both kinds of units."""
-FIRST = ("joint, compensated", "michel", "kwon")
-TURNS = (FIRST, ("k-prune",), (*(name for name in OURS if name not in FIRST), "vbp", "dvbp+ob2c", "corp", "osscar"))
-"""The order of cells: what tells most first, in all draws, and what takes long late."""
-METHODS = tuple(dict.fromkeys(itertools.chain(*TURNS)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A dense encoder with its data, and how it is judged."""
 
+    design: Design
     model: nn.Module
     example: Any
     calibration: Callable[[int], Any]
@@ -93,7 +67,7 @@ class Draw:
 
     def pruned(self, method: str, kind: str, share: float) -> nn.Module:
         """Return the pruned model of one cell."""
-        kinds, quantity, _ = KINDS[kind]
+        kinds, quantity, _ = self.study.design.kinds[kind]
         model, example, groups = self.study.model, self.study.example, self.study.of_kind(kinds)
         if method in RIVALS:
             given = setting(
@@ -118,7 +92,7 @@ class Draw:
         """Return the saliencies of the units of one kind, measured once."""
         key = str(method), kind
         if key not in self.found:
-            groups = self.study.of_kind(KINDS[kind][0])
+            groups = self.study.of_kind(self.study.design.kinds[kind][0])
             # The published criteria are of the loss on labels; joint asks for the dense outputs alone.
             loss_fn = None if isinstance(method, hp.Joint) else F.cross_entropy
             self.found[key] = hp.saliency(
@@ -133,16 +107,6 @@ def _pair(batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         return {name: values for name, values in batch.items() if name != "labels"}, batch["labels"]
     inputs, labels = batch
     return {"x": inputs}, labels
-
-
-def cells(draws: Iterable[int], shares: int) -> Iterator[tuple[int, str, float, str]]:
-    """Yield draw, kind, share and method of all cells, of the first `shares` shares; what tells most comes first."""
-    for methods, draw in itertools.product(TURNS, draws):
-        for kind, method in itertools.product(KINDS, methods):
-            if draw and method in WITHOUT_DATA:
-                continue
-            if ONLY.get(method, kind) == kind and (kind == "both" or method != "magnitude, whatever it costs"):
-                yield from ((draw, kind, share, method) for share in KINDS[kind][2][:shares])
 
 
 def measure(
@@ -167,9 +131,9 @@ def measure(
         save()
 
 
-def best_three(rows: list[dict[str, Any]], share: float) -> list[str]:
+def best_three(design: Design, rows: list[dict[str, Any]], share: float) -> list[str]:
     """Return the methods that lose least over heads and neurons together."""
-    found = {method: value for method in METHODS if (value := mean(rows, method, "both", share)) is not None}
+    found = {method: value for method in design.methods if (value := mean(rows, method, "both", share)) is not None}
     return sorted(found, key=lambda method: -found[method])[:3]
 
 
@@ -179,27 +143,16 @@ def mean(rows: list[dict[str, Any]], method: str, kind: str, share: float) -> fl
     return 100 * sum(found) / len(found) if found else None
 
 
-def state(claims: Claims, rows: list[dict[str, Any]]) -> None:
-    """State what the issue of all this is: who loses least, and by how much."""
-    ours = "joint, compensated"
-    for kind, (_, _, shares) in KINDS.items():
-        for share in sorted((share for share in shares if share <= 0.5), reverse=True):
-            found = {method: value for method in METHODS if (value := mean(rows, method, kind, share)) is not None}
-            best = max((method for method in found if method != ours), key=lambda m: found[m], default=None)
-            if ours in found and best is not None:
-                name = f"{kind}, {1 - share:.0%} removed: points ahead of the best other method"
-                claims.at_least(name, found[ours] - found[best], 0, peer=f"{best} {found[best]:.1f}")
-    for kind, share, rival, points in (
-        ("both", 0.3, "k-prune", 1.0),
-        ("both", 0.2, "k-prune", 1.0),
-        ("both", 0.3, "kwon", 5.0),
-        ("both", 0.2, "kwon", 5.0),
-        ("heads", 0.4, "michel", 0.8),
-    ):
-        value, other = (mean(rows, method, kind, share) for method in (ours, rival))
-        if value is not None and other is not None:
-            name = f"{kind}, {1 - share:.0%} removed: points ahead of {rival}"
-            claims.at_least(name, value - other, points, peer=round(other, 1))
+def state(claims: Claims, design: Design, rows: list[dict[str, Any]]) -> None:
+    """State by how much we lose less than others."""
+    ours = design.turns[0][0]
+    for kind, share, rival, points in design.ahead:
+        found = {name: value for name in design.methods if (value := mean(rows, name, kind, share)) is not None}
+        others = [name for name in found if name != ours and rival in ("", name)]
+        if ours in found and others:
+            best = max(others, key=lambda name: found[name])
+            name = f"{kind}, {1 - share:.0%} removed: points ahead of {rival or 'the best other method'}"
+            claims.at_least(name, found[ours] - found[best], points, peer=f"{best} {found[best]:.1f}")
 
 
 def more_arguments(parser: argparse.ArgumentParser) -> None:
@@ -211,45 +164,61 @@ def more_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first-draw", type=int, default=0, help="draw to begin with, so that processes share draws")
 
 
-def run_study(options: argparse.Namespace, build: Callable[[], Study], shown: str = "") -> None:
-    """Measure what `--out` does not hold, state the claims, draw; `shown` are the arguments that tables name."""
+def run_study(
+    options: argparse.Namespace,
+    design: Design,
+    build: Callable[[], Study],
+    shown: str = "",
+    extras: Mapping[str, Callable[[Study], Any]] | None = None,
+) -> None:
+    """Measure what `--out` does not hold, state the claims, draw.
+
+    Args:
+        options: Of the command line.
+        design: The cells.
+        build: Makes the study.
+        shown: Arguments that tables name.
+        extras: Further measurements, made once, by their names in the file.
+    """
     before = json.loads(options.out.read_text("utf-8")) if options.out and options.out.exists() else {}
     rows: list[dict[str, Any]] = list(before.get("rows", ()))
-    wanted = list(cells([0], 1) if options.quick else cells(range(options.first_draw, options.draws), 4))
-    dense, claims = before.get("dense"), Claims()
-    if wanted or options.recover or dense is None:
+    wanted = list(design.cells([0], 1) if options.quick else design.cells(range(options.first_draw, options.draws), 4))
+    held, claims = {"dense": before.get("dense")} | {name: before.get(name) for name in extras or ()}, Claims()
+    if wanted or options.recover or held["dense"] is None:
         study = build()
-        dense = dense or list(study.judge(study.model))
+        held["dense"] = held["dense"] or list(study.judge(study.model))
 
         def save() -> None:
             if options.out is not None:
-                write_json(options.out, {"claims": [], "dense": dense, "rows": rows})
+                write_json(options.out, {"claims": [], "rows": rows, **held})
 
         measure(study, rows, wanted, save)
         for share in (0.5, 0.3) if options.recover else ():
-            measure(study, rows, [(0, RECOVERED, share, method) for method in best_three(rows, share)], save)
+            measure(study, rows, [(0, RECOVERED, share, method) for method in best_three(design, rows, share)], save)
+        for name, function in (extras or {}).items():
+            held[name] = held[name] or function(study)
     if options.quick:
         claims.at_least("cells of an untrained network that were measured", len(rows), len(wanted))
     else:
-        state(claims, rows)
-    claims.write(options.out, dense=dense, rows=rows, arguments=shown)
+        state(claims, design, rows)
+    claims.write(options.out, rows=rows, arguments=shown, **held)
     if options.picture is not None:
-        draw(rows, 100 * dense[0], options.picture)
+        draw(design, rows, 100 * held["dense"][0], options.picture)
 
 
-def draw(rows: list[dict[str, Any]], dense: float, path: Path) -> None:
+def draw(design: Design, rows: list[dict[str, Any]], dense: float, path: Path) -> None:
     """Draw mean accuracy against the share that is removed: one panel for each kind of units, the best methods."""
     from matplotlib.figure import Figure  # which only drawing needs
 
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     for axes, (kind, (_, quantity, shares)) in zip(
-        figure.subplots(1, len(KINDS), sharey=True), KINDS.items(), strict=True
+        figure.subplots(1, len(design.kinds), sharey=True), design.kinds.items(), strict=True
     ):
-        for number, method in enumerate(METHODS):
+        for number, method in enumerate(design.methods):
             points = [(1 - share, mean(rows, method, kind, share)) for share in sorted(shares, reverse=True)]
             points = [point for point in points if point[1] is not None]
             if points:
-                bold = {"linewidth": 3, "color": "#cc3d8f"} if method == METHODS[0] else {"color": f"C{number % 10}"}
+                bold = {"linewidth": 3, "color": "#cc3d8f"} if not number else {"color": f"C{number % 10}"}
                 axes.plot(*zip(*points, strict=True), label=method, marker="os^D"[number % 4], markersize=4, **bold)
         axes.axhline(dense, color="#8a929c", linestyle="--", linewidth=0.9)
         axes.set(title=kind, xlabel=f"{'MACs' if quantity == 'macs' else kind} removed", ylim=(48, 90))

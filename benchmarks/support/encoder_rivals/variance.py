@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from support.encoder_rivals.kwon import Weights
 from support.encoder_rivals.least_squares import spread
 from support.encoder_rivals.osscar import uniform
-from support.encoder_rivals.setting import Kept, Setting, cheapest, cut
+from support.encoder_rivals.setting import Kept, Setting, Sublayer, cheapest, cut
 from support.encoder_rivals.stream import Stream
 
 MIXTURE, DAMPING = 0.5, 1e-4
@@ -36,9 +36,15 @@ def spreads(setting: Setting) -> dict[str, tuple[Tensor, Tensor]]:
 def denoised(setting: Setting) -> dict[str, Tensor]:
     """Return the scores of DVBP."""
     return {
-        name: (1 - MIXTURE) * covariance.diagonal() + MIXTURE * spiked(covariance, setting.samples)
-        for name, (_, covariance) in setting.once(spreads).items()
+        s.name: by_unit(s, (1 - MIXTURE) * covariance.diagonal() + MIXTURE * spiked(covariance, setting.samples))
+        for s in setting.sublayers
+        for _, covariance in [setting.once(spreads)[s.name]]
     }
+
+
+def by_unit(sublayer: Sublayer, variance: Tensor) -> Tensor:
+    """Return the variance of each unit, summed over its inputs, by what it costs, so that heads and neurons compare."""
+    return variance.view(sublayer.units, -1).sum(1) / sublayer.cost
 
 
 def bayes(covariance: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
@@ -66,7 +72,7 @@ def pruned(setting: Setting, kept: Kept, stats: dict[str, tuple[Tensor, Tensor]]
 def vbp(setting: Setting) -> nn.Module:
     """Prune by variance, and absorb means."""
     stats = setting.once(spreads)
-    kept = cheapest(setting, {name: covariance.diagonal() for name, (_, covariance) in stats.items()})
+    kept = cheapest(setting, {s.name: by_unit(s, stats[s.name][1].diagonal()) for s in setting.sublayers})
     return pruned(setting, kept, stats, refit=False)
 
 
