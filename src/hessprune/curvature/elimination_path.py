@@ -62,9 +62,9 @@ def eliminated_losses(
     """Eliminate the units of each key from least to most needed; return the loss increase after each removal.
 
     The increase refers to the mean loss over samples. Costs one forward and backward pass over all samples, up to ten
-    backward passes (nine for classes, of texts 128 in all) over 256 samples (all of up to 256, each second one of 512),
-    and `O(K³)` operations for each layer that reads `K` inputs. The result depends on the order of the samples, but not
-    on batches or chunks.
+    backward passes (nine for ten classes, one for more, of texts 128 in all) over 256 samples (all of up to 256, each
+    second one of 512), and `O(K³)` operations for each layer that reads `K` inputs. The result depends on the order of
+    the samples, but not on batches or chunks.
 
     Args:
         model: Any module; it is left as it was.

@@ -4,6 +4,7 @@ One pass over the data measures both. Every random choice depends on the seed, t
 data alone, so that the statistics do not depend on batches or chunks beyond rounding.
 """
 
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
 ROWS_PER_SAMPLE = 256
 """Most positions of each sample that enter the covariance of a layer's inputs."""
+WIDE, ROWS_PER_INPUT = 1024, 8
+"""A layer of so many inputs takes no more positions than this multiple of them, if the number of samples is known."""
 
 
 @dataclass(kw_only=True)
@@ -160,11 +163,17 @@ class _StatisticsMode(TapMode):
     """Adds up moments of inputs and curvatures of outputs for one chunk of samples."""
 
     def __init__(
-        self, problem: Problem, layers: dict[str, ReadingLayer], seed: int, places: Tensor, shelf: Shelf
+        self,
+        problem: Problem,
+        layers: dict[str, ReadingLayer],
+        seed: int,
+        places: Tensor,
+        shelf: Shelf,
+        in_all: int | None,
     ) -> None:
         super().__init__(problem.folded, problem.readout, 1, problem.objective.read)
         self._layers, self._shelf = layers, shelf
-        self._seed, self._places = seed, places  # of the samples in the whole data
+        self._seed, self._places, self._in_all = seed, places, in_all  # of the samples in the whole data
 
     def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         """Run a layer, and add its inputs at random positions."""
@@ -175,18 +184,20 @@ class _StatisticsMode(TapMode):
         layer = self._layers.setdefault(name, new)
         out = super().on_call(name, call, arguments)
         if not (isinstance(call, Convolution) and call.transposed):
-            keep = self._sampled(name, rows_by_sample(call, out, self.samples))
+            keep = self._sampled(name, rows_by_sample(call, out, self.samples), columns_of(call, weight).shape[1])
             rows = design(call, x, weight, keep).transpose(0, 1).to(layer.weight.dtype)
             with torch.autocast(x.device.type, enabled=False):  # a forward may open a region of its own
                 layer.add_inputs(rows)
         return out
 
-    def _sampled(self, name: str, rows: Tensor) -> Tensor:
+    def _sampled(self, name: str, rows: Tensor, inputs: int) -> Tensor:
         """Choose some of the rows `(N, T)` of a layer for each sample, by seed, layer and place of the sample."""
-        size = rows.shape[1]
-        if size > ROWS_PER_SAMPLE:
+        size, most = rows.shape[1], ROWS_PER_SAMPLE
+        if inputs >= WIDE and self._in_all:
+            most = min(most, math.ceil(ROWS_PER_INPUT * inputs / self._in_all))
+        if size > most:
             layer = zlib.crc32(name.encode())
-            rows = rows.gather(1, positions(self._seed, layer, self._places, ROWS_PER_SAMPLE, size=size))
+            rows = rows.gather(1, positions(self._seed, layer, self._places, most, size=size))
         return rows.flatten()
 
     def arrive(self, site: Any, x: Tensor, weight: Tensor, delta: Tensor) -> None:  # noqa: ARG002
@@ -246,11 +257,11 @@ def measure_reading_layers(
     that counts, which gives the origins.
     """
     layers: dict[str, ReadingLayer] = {}
-    total, counted, shelf = 0.0, {}, shelf or Shelf()
+    total, counted, shelf, in_all = 0.0, {}, shelf or Shelf(), problem.batches.count()
     for place, inputs, loss in problem.each_batch("inputs", everywhere=lambda: not layers):
         samples, own = loss.counted(), is_own(place.number)
         for rows in problem.split(samples)[: None if own else 1]:
-            mode = _StatisticsMode(problem, layers, seed, place.position + rows, shelf)
+            mode = _StatisticsMode(problem, layers, seed, place.position + rows, shelf, in_all)
             with problem.precision.casting(problem.device):
                 mode.forward(sample_rows(inputs, rows))
             factor = loss.factor(check_finite(mode.values), rows)
