@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hessprune as hp
+from hessprune.foundation.batches import Rereadable
 from hessprune.objectives.choice import choose_objective
 
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
@@ -114,3 +115,19 @@ def test_a_loss_overrides_and_labels_are_used_where_they_are_preferred() -> None
         choose_objective(model, data, "mse")
     with pytest.raises(hp.errors.DataError, match="must hold one entry for each of 12 samples, got int64 \\(3,\\)"):
         choose_objective(model, [(X, LABELS[:3])])
+
+
+def test_a_series_of_single_numbers_beside_words_has_no_classes() -> None:
+    """Detectors by words give one logit for each place and query, perhaps for one query."""
+
+    class Queries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places = nn.Embedding(9, 4), nn.Linear(3, 4)
+
+        def forward(self, input_ids: torch.Tensor, places: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": self.places(places) @ self.words(input_ids).mean(1)[:, :, None]}
+
+    inputs = {"input_ids": torch.randint(9, (6, 5)), "places": torch.randn(6, 5, 3)}
+    objective = choose_objective(Queries(), Rereadable([inputs]), None)
+    assert [part.rule for part in objective.parts] == ["squared error"]

@@ -183,7 +183,9 @@ class _Gate(torch.autograd.Function):
         out = site[2].forward(x, weight, None)
         ctx.save_for_backward(x, weight, out)
         ctx.site = site
-        return out if bias is None else out + bias.view(-1, *[1] * (out.dim() - 2) * isinstance(site[2], Convolution))
+        if bias is None:
+            return out.clone()  # the model may change its output in place
+        return out + bias.view(-1, *[1] * (out.dim() - 2) * isinstance(site[2], Convolution))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

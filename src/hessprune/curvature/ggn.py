@@ -135,7 +135,7 @@ class _Tap(torch.autograd.Function):
     def forward(ctx: Any, anchor: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, site: _Site) -> Tensor:  # noqa: ARG004
         ctx.save_for_backward(x, weight)
         ctx.site = site
-        return site.call.forward(x, weight, bias)
+        return changeable(site.call.forward(x, weight, bias))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -145,6 +145,11 @@ class _Tap(torch.autograd.Function):
         site.mode.arrive(site, x, weight, delta)
         gradient = site.call.input_gradient(delta, x, weight) if ctx.needs_input_grad[1] else None
         return None, gradient, None, None, None
+
+
+def changeable(out: Tensor) -> Tensor:
+    """Return a layer's output such that the model may change it in place, which autograd forbids for a view."""
+    return out if out._base is None else torch.ops.aten._unsafe_view(out, out.shape)
 
 
 def in_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> Arguments:

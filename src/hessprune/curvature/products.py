@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessprune.curvature.ggn import Read, in_autocast, output_axis
+from hessprune.curvature.ggn import Read, changeable, in_autocast, output_axis
 from hessprune.curvature.readout import Readout
 from hessprune.errors import UnsupportedModelError
 from hessprune.foundation.modules import forward
@@ -153,7 +153,7 @@ class _Layer(torch.autograd.Function):
     def forward(ctx: Any, anchor: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, site: _Site) -> Tensor:  # noqa: ARG004
         ctx.save_for_backward(x, weight)
         ctx.site = site
-        return site.call.forward(x, weight, bias)
+        return changeable(site.call.forward(x, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

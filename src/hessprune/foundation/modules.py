@@ -74,7 +74,8 @@ def forward(model: nn.Module, inputs: Any, name: str = "batches") -> Any:
     except _OTHER_CAUSES:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError) as error:
-        remedy = dtype_remedy(model, inputs) or _pair_remedy(model, inputs) or batching(inputs, 1).strip()
+        remedy = dtype_remedy(model, inputs) or _pair_remedy(model, inputs) or _lengths_remedy(inputs)
+        remedy = remedy or batching(inputs, 1).strip()
         reason, module = str(error).strip().partition("\n")[0].rstrip("."), failing_module(model, error)
         where = f", in module '{module}'" if module else ""
         raise DataError(
@@ -99,6 +100,14 @@ def _pair_remedy(model: nn.Module, inputs: Any) -> str:
     if not is_pair or not isinstance(inputs, Mapping) or has_decoder(inputs):
         return ""
     return "Give `decoder_input_ids` beside the inputs of the encoder."
+
+
+def _lengths_remedy(inputs: Any) -> str:
+    """Return the remedy for tensors of several lengths; an empty string for others."""
+    lengths = {len(tensor) for tensor in tensors_in(inputs) if tensor.dim()}
+    if len(lengths) < 2:
+        return ""
+    return "Give one entry for each sample in every tensor; one of another length than the first is given whole."
 
 
 def batching(values: Any, axes: int = 0) -> str:

@@ -185,7 +185,8 @@ class _Known:
         if not is_text and are_labels(whole, own) and self._belong(whole, own):
             check_labels(as_labels(whole, own), whole.shape[1])
             return Part(name=name, rule="divergence")
-        if tensor.dim() == 3 and is_logits and (are_labels(whole.movedim(2, 1), own) or tokens is not None):
+        is_series = tensor.dim() == 3 and tensor.shape[2] > 1
+        if is_series and is_logits and (are_labels(whole.movedim(2, 1), own) or tokens is not None):
             return Part(name=name, rule="divergence", axis=2, positions=_positions(tensor, tokens))
         if tensor.dim() == 2 and tensor.shape[1] > 1 and own is None and is_logits:
             return Part(name=name, rule="divergence")
