@@ -268,3 +268,33 @@ def test_ignored_samples_change_nothing():
         torch.testing.assert_close(path.loss, expected[key].loss, rtol=1e-10, atol=1e-15)
     with pytest.raises(DataError, match="must hold at least one label that counts, got only ignored ones"):
         eliminated_losses(model, slices, [(more, ignored)], precision="fp64")
+
+
+def test_experts_are_measured_without_a_refit():
+    """Each of two experts reads some samples: the loss is that of logits without the products of the removed inputs."""
+
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(4, 3) for _ in range(2))
+
+        def forward(self, x):
+            out = x.new_zeros(len(x), 3)
+            for number, expert in enumerate(self.experts):
+                rows = torch.where((x[:, 0] > 0) == bool(number))[0]
+                out = out.index_add(0, rows, expert(x[rows]))
+            return out
+
+    torch.manual_seed(0)
+    model = Experts().double().requires_grad_(False)
+    x, y = torch.randn(40, 4, dtype=torch.float64), torch.arange(40) % 3
+    pieces = [ParamSlice(param=f"experts.{n}.weight", dim=1, index=torch.arange(4)[:, None]) for n in range(2)]
+    path = eliminated_losses(model, {"x": pieces}, [(x[:17], y[:17]), (x[17:], y[17:])], precision="fp64")["x"]
+    dense, chosen = model(x), (x[:, 0] > 0).long()
+    weight = torch.stack([expert.weight for expert in model.experts])[chosen]  # (N, 3, 4)
+    slope = (dense.softmax(1) - F.one_hot(y, 3)) / len(x)
+    for count in range(1, 5):
+        gone = path.order[:count]
+        change = -torch.einsum("nok,nk->no", weight[:, :, gone], x[:, gone])
+        rise = F.cross_entropy(dense + change, y) - F.cross_entropy(dense, y) - (slope * change).sum()
+        torch.testing.assert_close(float(path.loss[count - 1]), float(rise), rtol=1e-8, atol=1e-12)

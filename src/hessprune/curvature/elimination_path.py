@@ -159,7 +159,7 @@ def _remove_all(
         for name, reader in shrinking.items():
             layer, change = layers[name], reader.change
             at_mean[name].append(layer.at_mean(change).to(layer.weight.dtype))
-            change = weight_from(layer.call, change, layer.weight) if layer.regression else change[0]
+            change = change[0] if layer.is_transposed else weight_from(layer.call, change, layer.weight)
             changes[name][level] = change.flatten()
     return Removals(order, stops, changes, {name: torch.stack(rows) for name, rows in at_mean.items()})
 

@@ -73,7 +73,10 @@ class ReadingLayer:
 
     @property
     def regression(self) -> bool:
-        """True for a layer that is a regression on rows of inputs, those of all its uses: no transposed convolution."""
+        """True for a layer that a refit adapts on rows of inputs, those of all its uses.
+
+        Transposed convolutions and experts that receive some rows are none.
+        """
         return self.rows > 0
 
     @property
@@ -86,9 +89,14 @@ class ReadingLayer:
         return (self.mean[:, None] @ columns).flatten() if self.regression else columns.new_zeros(())
 
     def columns(self) -> Tensor:
-        """Return the weight as `(g, K, O)`; without a regression each row holds all entries that one input meets."""
-        whole = columns_of(self.call, self.weight) if self.regression else self.weight.flatten(1)[None]
+        """Return the weight as `(g, K, O)`; of a transposed convolution each row holds all that one input meets."""
+        whole = self.weight.flatten(1)[None] if self.is_transposed else columns_of(self.call, self.weight)
         return whole.double()
+
+    @property
+    def is_transposed(self) -> bool:
+        """True for a transposed convolution, whose weight has its inputs in front."""
+        return isinstance(self.call, Convolution) and self.call.transposed
 
     def statistics(self) -> tuple[Tensor, Tensor | None]:
         """Return the inverse covariance and the curvature; the identity and None where the layer is no regression.
@@ -96,7 +104,9 @@ class ReadingLayer:
         The sums are used up: the inverse is computed in their place.
         """
         if not self.regression:
-            return torch.eye(len(self.weight), dtype=torch.float64, device=self.weight.device)[None], None
+            groups, inputs = self.columns().shape[:2]
+            identity = torch.eye(inputs, dtype=torch.float64, device=self.weight.device)
+            return identity.repeat(groups, 1, 1), None
         covariance, mean = self.squares, self._mean()
         assert covariance is not None
         for part, rows in self._covariance():
@@ -153,7 +163,7 @@ class ReadingLayer:
 
     def places(self, positions: Tensor) -> Tensor:
         """Return the rows of `columns` for positions `(U, m)` along the input axis, `(U, m')`."""
-        if not (self.regression and isinstance(self.call, Convolution)):
+        if self.is_transposed or not isinstance(self.call, Convolution):
             return positions
         size = self.weight[0, 0].numel()
         return (positions[:, :, None] * size + torch.arange(size, device=positions.device)).flatten(1)
@@ -173,6 +183,7 @@ class _StatisticsMode(TapMode):
     ) -> None:
         super().__init__(problem.folded, problem.readout, 1, problem.objective.read)
         self._layers, self._shelf = layers, shelf
+        self._routed = problem.folded.recording.routed  # which no refit will adapt
         self._seed, self._places, self._in_all = seed, places, in_all  # of the samples in the whole data
 
     def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
@@ -183,7 +194,7 @@ class _StatisticsMode(TapMode):
         new = ReadingLayer(call=call, weight=weight, centred=bias is not None, shelf=self._shelf)
         layer = self._layers.setdefault(name, new)
         out = super().on_call(name, call, arguments)
-        if not (isinstance(call, Convolution) and call.transposed):
+        if not (name in self._routed or (isinstance(call, Convolution) and call.transposed)):
             keep = self._sampled(name, rows_by_sample(call, out, self.samples), columns_of(call, weight).shape[1])
             rows = design(call, x, weight, keep).transpose(0, 1).to(layer.weight.dtype)
             with torch.autocast(x.device.type, enabled=False):  # a forward may open a region of its own

@@ -1,6 +1,7 @@
 """`hp.saliency`: every method behind one signature."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from hessprune.foundation.processes import check_same, check_same_content, num_p
 from hessprune.foundation.sharded import is_sharded, lent_as_sharded
 from hessprune.foundation.symmetric import as_symmetric
 from hessprune.layers.input_moments import InputMoments
+from hessprune.methods.experts import experts_apart
 from hessprune.methods.method import Method, Scores, Scoring
 from hessprune.methods.reach import sampled_groups, unseen_groups
 from hessprune.methods.text import as_method
@@ -102,21 +104,14 @@ def scored(
         objective = choose_objective(
             model, batches, loss_fn, outputs=outputs, prefer=method.needs, asker=f"{method.name!r}"
         )
-    sampled, unseen = [*groups], []
-    if objective is not None and not is_sharded(model):
-        sampled = sampled_groups(model, groups, batches)
-        unseen = unseen_groups(model, groups, batches, objective)
-        unseen += sorted({group.name for group in groups} - {group.name for group in sampled} - {*unseen})
-    if len(unseen) == len(groups):
-        raise NumericalError(
-            f"the loss must depend on a group at least, got none that a gradient of single samples reaches through "
-            f"convolutions and linear maps: {', '.join(unseen[:5])}. Take `no_grad` and `detach` out of the forward, "
-            "call layers instead of multiplying by their weights, or use method='magnitude'."
+    with (
+        nullcontext([*groups])
+        if objective is None or is_sharded(model)
+        else experts_apart(model, groups, batches) as apart
+    ):
+        scores, seen, unseen = _scores_of_seen(
+            Scoring(model=model, groups=apart, batches=batches, loss_fn=objective, seed=seed, moments=moments), method
         )
-    seen = [group for group in sampled if group.name not in unseen]
-    scores = method.score(
-        Scoring(model=model, groups=seen, batches=batches, loss_fn=objective, seed=seed, moments=moments)
-    )
     check_same_content(batches.sha256, "batches")
     if unseen:
         scores = _with_unseen(scores, groups, seen)
@@ -134,6 +129,24 @@ def scored(
         standard_error=scores.standard_error,
         interactions=scores.interactions,
     )
+
+
+def _scores_of_seen(scoring: Scoring, method: Method) -> tuple[Scores, list[Group], list[str]]:
+    """Score the groups that the objective sees; return them, too, and the names of the others."""
+    model, groups, objective = scoring.model, scoring.groups, scoring.loss_fn
+    sampled, unseen = [*groups], []
+    if objective is not None and not is_sharded(model):
+        sampled = sampled_groups(model, groups, scoring.batches)
+        unseen = unseen_groups(model, groups, scoring.batches, objective)
+        unseen += sorted({group.name for group in groups} - {group.name for group in sampled} - {*unseen})
+    if len(unseen) == len(groups):
+        raise NumericalError(
+            f"the loss must depend on a group at least, got none that a gradient of single samples reaches through "
+            f"convolutions and linear maps: {', '.join(unseen[:5])}. Take `no_grad` and `detach` out of the forward, "
+            "call layers instead of multiplying by their weights, or use method='magnitude'."
+        )
+    seen = [group for group in sampled if group.name not in unseen]
+    return method.score(replace(scoring, groups=seen)), seen, unseen
 
 
 def _check_sharded(method: Method) -> None:
