@@ -206,8 +206,21 @@ ENCODERS = {
 
 
 def encoder_tables() -> str:
+    """Return the tables of the study of sentences."""
+    return _tables_of_study(_record(ROOT / "benchmarks" / "results" / "encoders.json"), "sentences")
+
+
+def picture_tables() -> str:
+    """Return the tables of the study of images, and the milliseconds of one image."""
+    content = _record(ROOT / "benchmarks" / "results" / "encoders_vit.json")
+    lines = ["| MACs kept | torch, ms | ONNX Runtime, ms |", "|---|---|---|"]
+    lines += [f"| {row['kept']:.0%} | {row['torch']:.2f} | {row['onnx']:.2f} |" for row in content["latency"] or ()]
+    times = ["### Milliseconds of one image, one thread", "\n".join(lines)] if content["latency"] else []
+    return "\n\n".join([_tables_of_study(content, "images"), *times])
+
+
+def _tables_of_study(content: dict[str, Any], noun: str) -> str:
     """Return a table for each kind of units: mean accuracy ± spread over the draws, by method and share removed."""
-    content = _record(ROOT / "benchmarks" / "results" / "encoders.json")
     parts = []
     for kind, (title, removed) in ENCODERS.items():
         rows = [row for row in content["rows"] if row["kind"] == kind]
@@ -227,7 +240,7 @@ def encoder_tables() -> str:
             lines.append(f"| `{method}` | {' | '.join(shown)} |")
         parts.append("\n".join(lines))
     draws = 1 + max(row["draw"] for row in content["rows"])
-    head = f"Dense: {100 * content['dense'][0]:.1f} %. Draws of calibration sentences: {draws}."
+    head = f"Dense: {100 * content['dense'][0]:.1f} %. Draws of calibration {noun}: {draws}."
     return "\n\n".join([head, *parts])
 
 
@@ -284,6 +297,7 @@ BUILT = {
     ("decoders.md", "tables"): decoder_tables,
     ("choosing-a-method.md", "choosing"): choice_rows,
     ("encoders.md", "tables"): encoder_tables,
+    ("encoders.md", "pictures"): picture_tables,
     ("oneshot.md", "oneshot"): partial(comparison_tables, "oneshot"),
     ("oneshot.md", "finetuned"): partial(comparison_tables, "finetuned"),
     ("recipes.md", "keys"): recipe_tables,
