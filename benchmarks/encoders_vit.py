@@ -2,10 +2,10 @@
 
 The compact ViT of `recipes/cifar10-vit.yaml` (64 patches, width 96, 6 blocks of 6 heads and 384 neurons), trained once
 on the JPEG images of CIFAR-10 and kept below `--work`, which takes an hour on one core; no training after pruning.
-Neurons alone and heads alone, half of each; both together, 50 to 70 % of the MACs. Every method sees the same 512
-training images of each draw; accuracy on the n = 10 000 test images. Variances of heads are sums over their inputs, and
-count by cost. Milliseconds of one image in torch and in ONNX Runtime stand beside. A quick run takes untrained weights
-and noise.
+Half and three quarters of the neurons, half of the heads, or both together, 50 to 70 % of the MACs. Every method sees
+the same 512 training images of each draw; accuracy on the n = 10 000 test images. Variances of heads are sums over
+their inputs, and count by cost. Milliseconds of one image in torch and in ONNX Runtime stand beside. A quick run takes
+untrained weights and noise.
 """
 
 import argparse

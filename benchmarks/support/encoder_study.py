@@ -148,7 +148,7 @@ def state(claims: Claims, design: Design, rows: list[dict[str, Any]]) -> None:
     ours = design.turns[0][0]
     for kind, share, rival, points in design.ahead:
         found = {name: value for name in design.methods if (value := mean(rows, name, kind, share)) is not None}
-        others = [name for name in found if name != ours and rival in ("", name)]
+        others = [name for name in found if name not in (ours, *design.aside) and rival in ("", name)]
         if ours in found and others:
             best = max(others, key=lambda name: found[name])
             name = f"{kind}, {1 - share:.0%} removed: points ahead of {rival or 'the best other method'}"
