@@ -11,7 +11,7 @@ from hessprune.curvature import ParamSlice, TraceOptions, Until, block_traces, h
 from hessprune.curvature.memory import chunk_size
 from hessprune.curvature.precision import Precision, resolve
 from hessprune.foundation.progress import listening
-from hessprune.layers.recording import CallMode
+from hessprune.layers.calls import CallMode
 from tests.curvature.nets import Residual, all_rows, batches_of, build
 
 CPU = torch.device("cpu")

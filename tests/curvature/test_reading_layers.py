@@ -51,13 +51,15 @@ def test_a_part_of_the_positions_tells_the_covariance() -> None:
     assert float((found - exact).norm() / exact.norm()) < 0.5
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_all_positions_count_in_narrow_layers_and_of_streams(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("narrow")
+def test_streams_are_counted_before() -> None:
     class Stream:
         def __iter__(self) -> Any:
             return iter([(x, torch.zeros(SAMPLES, dtype=torch.int64))])
 
     x = images()
-    if stream:
-        monkeypatch.setattr(reading_layers, "WIDE", INPUTS)
-    assert moments(Stream() if stream else list(Stream())).rows == SAMPLES * POSITIONS
+    assert moments(Stream()).rows == moments(list(Stream())).rows < SAMPLES * POSITIONS
+
+
+def test_all_positions_count_in_narrow_layers() -> None:
+    assert moments([(images(), torch.zeros(SAMPLES, dtype=torch.int64))]).rows == SAMPLES * POSITIONS

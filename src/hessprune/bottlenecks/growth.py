@@ -12,7 +12,7 @@ from hessprune.errors import HessPruneError
 from hessprune.foundation.modules import call_model, device_of
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import leading_size, to_device
-from hessprune.layers.recording import CallMode
+from hessprune.layers.calls import CallMode
 from hessprune.objectives.choice import choose_objective
 from hessprune.operators.maps import Convolution, LinearMap
 from hessprune.pruning.task import Task

@@ -16,9 +16,9 @@ from torch import Tensor
 from hessprune.curvature.readout import Readout
 from hessprune.foundation.modules import forward
 from hessprune.foundation.trees import leading_size
+from hessprune.layers.calls import CallMode, slow_attention, weight_names
 from hessprune.layers.folding import Folded
 from hessprune.layers.per_sample import Geometry, geometry_of, gram_norms, patch_gram
-from hessprune.layers.recording import CallMode, slow_attention, weight_names
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
 Read = Callable[[Any, int], Tensor]
@@ -102,6 +102,8 @@ class TapMode(CallMode):
 
     def _gradients(self, site: "_Site", x: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
         """Return per-sample gradients; where a sample consists of several frames, their gradients are added up."""
+        if not x.numel():  # an expert without a row
+            return weight.new_zeros(self.samples, *weight.shape)
         gradients = site.call.sample_gradients(delta, x, weight)
         gradients = gradients.float() if gradients.dtype.itemsize < 4 else gradients
         return gradients.view(self.samples, -1, *weight.shape).sum(1) if len(gradients) != self.samples else gradients

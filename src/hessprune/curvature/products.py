@@ -24,8 +24,8 @@ from hessprune.curvature.readout import Readout
 from hessprune.errors import UnsupportedModelError
 from hessprune.foundation.modules import forward
 from hessprune.foundation.trees import leading_size
+from hessprune.layers.calls import CallMode, slow_attention, weight_names
 from hessprune.layers.folding import Folded
-from hessprune.layers.recording import CallMode, slow_attention, weight_names
 from hessprune.operators.maps import Arguments, Linear, LinearMap
 
 

@@ -31,7 +31,7 @@ from hessprune.operators.maps import Arguments, Convolution, LinearMap
 ROWS_PER_SAMPLE = 256
 """Most positions of each sample that enter the covariance of a layer's inputs."""
 WIDE, ROWS_PER_INPUT = 1024, 8
-"""A layer of so many inputs takes no more positions than this multiple of them, if the number of samples is known."""
+"""A layer of so many inputs takes no more positions than this multiple of them."""
 
 
 @dataclass(kw_only=True)
@@ -220,6 +220,13 @@ class _StatisticsMode(TapMode):
             layer.add_gradients(rows.to(layer.weight.dtype))
 
 
+def _samples_in_all(problem: Problem) -> int | None:
+    """Return the number of samples if a layer is so wide that it matters."""
+    names = {piece.param for pieces in problem.readout.slices.values() for piece in pieces}
+    wide = any(problem.folded.model.get_parameter(name)[0].numel() >= WIDE for name in names)
+    return problem.batches.count() if wide else None
+
+
 def input_moments(
     model: nn.Module,
     slices: Slices,
@@ -268,7 +275,7 @@ def measure_reading_layers(
     that counts, which gives the origins.
     """
     layers: dict[str, ReadingLayer] = {}
-    total, counted, shelf, in_all = 0.0, {}, shelf or Shelf(), problem.batches.count()
+    total, counted, shelf, in_all = 0.0, {}, shelf or Shelf(), _samples_in_all(problem)
     for place, inputs, loss in problem.each_batch("inputs", everywhere=lambda: not layers):
         samples, own = loss.counted(), is_own(place.number)
         for rows in problem.split(samples)[: None if own else 1]:

@@ -1,5 +1,6 @@
 """Calibration batches that are read several times: the same order each time, the caller's random state untouched."""
 
+import collections
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
@@ -7,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 
 from hessprune.errors import DataError
 from hessprune.foundation.checks import check_rereadable, refuse_ended
 from hessprune.foundation.identity import content_sha256
 from hessprune.foundation.processes import whole
-from hessprune.foundation.progress import known_length
 from hessprune.foundation.state import seeded
 from hessprune.foundation.texts import has_decoder
 from hessprune.foundation.trees import describe, leading_size
@@ -83,8 +83,10 @@ def _sequence_remedy(values: Any) -> str:
     """Return the remedy for a sequence that is no pair: samples side by side, numbers, or several inputs."""
     if all(isinstance(value, Tensor) and value.shape == values[0].shape for value in values):
         return "Stack samples: torch.stack(samples); give several inputs as ((a, b), targets)."
+    if all(isinstance(value, Tensor) and value.dim() == 1 for value in values):
+        return "Pad samples to one length and stack them; give several inputs as ((a, b), targets)."
     if isinstance(values[0], list | int | float):
-        return "Make a tensor of numbers: torch.tensor(numbers)."
+        return "Make a tensor of numbers, padded to one length: torch.tensor(numbers)."
     return "Give several inputs as ((a, b), targets)."
 
 
@@ -214,15 +216,11 @@ class Rereadable:
         """Wrap batches, unless they are wrapped already."""
         return batches if isinstance(batches, cls) else cls(batches, model=model)
 
-    def count(self) -> int | None:
-        """Return the number of samples where a list or a loader tells it without a pass, however it forms batches."""
-        if isinstance(self.batches, list | tuple):
-            return sum(leading_size(read_pair(batch, self._model, self._required)[0]) for batch in self.batches)
-        sampler = getattr(self.batches, "batch_sampler", None) if isinstance(self.batches, DataLoader) else None
-        if type(sampler) is BatchSampler:
-            with whole(self.batches):
-                return None if sampler.drop_last else known_length(sampler.sampler)
-        return getattr(self.batches, "num_samples", None)
+    def count(self) -> int:
+        """Return the number of samples, whatever batches they come in; reads all of them once, unless it is known."""
+        if not self.num_samples:
+            collections.deque(self, maxlen=0)
+        return self.num_samples
 
     def hashed(self) -> "Rereadable":
         """Let the next whole pass hash every batch, inputs and targets, into `sha256`; return the same batches."""

@@ -104,7 +104,7 @@ def _pair_remedy(model: nn.Module, inputs: Any) -> str:
 
 def _lengths_remedy(inputs: Any) -> str:
     """Return the remedy for tensors of several lengths; an empty string for others."""
-    lengths = {len(tensor) for tensor in tensors_in(inputs) if tensor.dim()}
+    lengths = {len(tensor) for tensor in tensors_in(inputs) if tensor.dim() and len(tensor) > 1}
     if len(lengths) < 2:
         return ""
     return "Give one entry for each sample in every tensor; one of another length than the first is given whole."

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from hessprune.foundation.modules import forward
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import sample_rows, tensors_in
-from hessprune.layers.recording import CallMode, batch_norm_arguments, slow_attention, weight_names
+from hessprune.layers.calls import CallMode, slow_attention, weight_names
+from hessprune.layers.recording import batch_norm_arguments
 from hessprune.operators.maps import Arguments, LinearMap, SampleLayout
 from hessprune.operators.table import operator_of
 

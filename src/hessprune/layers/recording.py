@@ -4,85 +4,30 @@ A function mode sees every torch function and recognises weights by identity, so
 modules called twice need no special case.
 """
 
-import types
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._ops import HigherOrderOperator
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
 from hessprune.errors import HessPruneError, UnsupportedModelError
-from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.modules import failing_module, forward
-from hessprune.foundation.sharded import running_parameters
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import leading_size, sample_rows, tensors_in
+from hessprune.layers.calls import CallMode, slow_attention, weight_names
+from hessprune.layers.choices import Choices
 from hessprune.operators.maps import Arguments, LinearMap, SampleLayout
 from hessprune.operators.names import is_in_place
-from hessprune.operators.table import Operator, operator_of, read_linear_map
+from hessprune.operators.table import Operator, operator_of
 
 _LINEAR = operator_of(F.linear)
-_SELECTING = frozenset({"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount"})
-"""Operators whose result always has a size that depends on numbers."""
 ALONE = 16
 """Samples that run one by one to see whether the sizes of selections differ."""
-
-
-class CallMode(TorchFunctionMode):
-    """Base of all modes that watch a model run: hands uses of weights to `on_call`, other functions to `on_other`."""
-
-    def __init__(
-        self, names: Mapping[int, str], samples: int, layouts: Mapping[str, SampleLayout] | None = None
-    ) -> None:
-        super().__init__()
-        self._names = dict(names)
-        self._layouts = layouts or {}
-        self.samples = samples
-        self._entered: list[AbstractContextManager[None]] = []
-
-    def __enter__(self) -> Any:
-        self._entered.append(plain_forwards())
-        self._entered[-1].__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._entered.pop().__exit__(None, None, None)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Route one call."""
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name == "multi_head_attention_forward":  # a composite: look inside it
-            with self:
-                return _without_dispatch(func)(*args, **kwargs)
-        if isinstance(func, HigherOrderOperator) and name == "cond":  # look inside the branch that runs
-            condition, yes, no, operands = args
-            with self:
-                return (yes if condition else no)(*operands)
-        reading = read_linear_map(func, args, kwargs)
-        if reading is not None and id(reading[0][1]) in self._names:
-            (arguments, make), weight = reading, self._names[id(reading[0][1])]
-            return self.on_call(weight, make(self.samples, self._layouts.get(weight, SampleLayout())), arguments)
-        return self.on_other(func, name, args, kwargs)
-
-    def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:  # noqa: ARG002 - for subclasses
-        """Handle a convolution or linear map by the weight called `name`."""
-        x, weight, bias = arguments
-        return call.forward(x, weight, bias)
-
-    def on_other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:  # noqa: ARG002 - for subclasses
-        """Handle any other function; `name` is its own name, with the underscores of in-place forms."""
-        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +60,10 @@ class Recording:
     shared: set[str] = field(default_factory=set)
     """Weights that read the same for all samples, such as a table of positions: no sample has a part of its own."""
     routed: set[str] = field(default_factory=set)
-    """Weights whose number of rows differs between samples, such as those of experts: a sample must run alone."""
+    """Weights whose rows are chosen by numbers, such as those of experts, some or none of each sample: samples must run
+    alone."""
+    chooses: bool = False
+    """True if sizes depend on the numbers of the inputs."""
     bytes_per_sample: int = 0
     """Bytes of all intermediate results, for one sample."""
 
@@ -157,12 +105,13 @@ class _Recorder(CallMode):
         self._parts: dict[int, list[tuple[int, str, int]]] = {}
         self._absorbed: list[tuple[int, int, str, tuple[int, int]]] = []
         self.inputs: list[Tensor] = []
-        self.selects = False
+        self.choices = Choices()
 
     def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         x = arguments[0]
         self.inputs.append(x.clone())  # an activation may overwrite it in place
         output = call.forward(*arguments)
+        self.choices.read(name, x, output)
         self._see(_LINEAR, arguments, output, frozenset([name]))
         self._producer[id(output)] = name
         self.recording.uses.append(
@@ -172,7 +121,7 @@ class _Recorder(CallMode):
 
     def on_other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:  # noqa: ARG002
         output, operator = func(*args, **kwargs), operator_of(func)
-        self.selects = self.selects or _selects(operator.name, args)
+        self.choices.see(operator.name, args, kwargs, output)
         self.recording.met |= {self._names[id(each)] for each in [*args, *kwargs.values()] if id(each) in self._names}
         if operator.derivative != "look":
             if operator.name == "batch_norm":
@@ -259,28 +208,27 @@ def record(model: nn.Module, inputs: Any) -> Recording:
         pair.recording.layouts[use.weight] = _layout(both, one)
         if both.shape == one.shape:
             pair.recording.shared.add(use.weight)
-    if pair.selects:
-        pair.recording.routed = _routed(model, inputs)
+    if pair.choices.found:
+        pair.recording.chooses = True
+        pair.recording.routed = _routed(model, inputs, pair.choices.readers | alone.choices.readers)
         pair.recording.shared -= pair.recording.routed
         pair.recording.layouts |= dict.fromkeys(pair.recording.routed, SampleLayout())
     return pair.recording
 
 
-def _routed(model: nn.Module, inputs: Any) -> set[str]:
-    """Return the weights whose inputs have other sizes for some samples than for others."""
+def _routed(model: nn.Module, inputs: Any, chosen: set[str]) -> set[str]:
+    """Return the weights whose rows differ between samples, and those `chosen` by numbers, unless each takes one row.
+
+    Equal numbers of rows of the samples that are looked at prove nothing of others.
+    """
     shapes: dict[tuple[str, int], set[tuple[int, ...]]] = {}
     for number in range(min(leading_size(inputs), ALONE)):
         alone = _run(model, sample_rows(inputs, torch.tensor([number], device="cpu")), 1).recording
         for place, use in enumerate(alone.uses):
             shapes.setdefault((use.weight, place), set()).add(use.input_shape)
-    return {weight for (weight, _), found in shapes.items() if len(found) > 1}
-
-
-def _selects(name: str, args: Any) -> bool:
-    """Return whether the size of an operator's result depends on numbers."""
-    if name in ("getitem", "index"):
-        return any(tensor.dtype == torch.bool for tensor in tensors_in(args[1:]))
-    return name in _SELECTING or (name == "where" and len(args) == 1)
+    differing = {weight for (weight, _), found in shapes.items() if len(found) > 1}
+    several = any(shape[0] != 1 for (weight, _), found in shapes.items() if weight in chosen for shape in found)
+    return differing | (chosen if several else set())
 
 
 def _layout(both: Tensor, one: Tensor) -> SampleLayout:
@@ -300,28 +248,3 @@ def _run(model: nn.Module, inputs: Any, samples: int) -> _Recorder:
             raise UnsupportedModelError(_without_statistics(model, failing_module(model, error))) from error
     recorder.finish(output)
     return recorder
-
-
-def weight_names(model: nn.Module) -> dict[int, str]:
-    """Return the first name of every parameter of at least two axes, by identity."""
-    return {id(value): name for name, value in running_parameters(model).items() if value.dim() >= 2}
-
-
-class slow_attention:  # noqa: N801 - a context manager reads like a function
-    """Keep attention modules off their fused inference path, which hides its parts from function modes."""
-
-    def __enter__(self) -> None:
-        self._enabled = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-
-    def __exit__(self, *_: object) -> None:
-        torch.backends.mha.set_fastpath_enabled(self._enabled)
-
-
-@cache
-def _without_dispatch(func: types.FunctionType) -> Callable[..., Any]:
-    """Return a copy of a function of `torch.nn.functional` that does not hand itself to function modes."""
-    never = {name: lambda *_: False for name in vars(F) if name.startswith("has_torch_function")}
-    copy = types.FunctionType(func.__code__, {**func.__globals__, **never}, func.__name__, func.__defaults__)
-    copy.__kwdefaults__ = func.__kwdefaults__
-    return copy

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from hessprune.foundation.modules import device_of, forward
 from hessprune.foundation.trees import leading_size, sample_rows, to_device
-from hessprune.layers.recording import CallMode, record, slow_attention, weight_names
+from hessprune.layers.calls import CallMode, slow_attention, weight_names
+from hessprune.layers.recording import record
 from hessprune.objectives.objective import BatchLoss, Objective
 from hessprune.structure.groups import Group, Slice
 

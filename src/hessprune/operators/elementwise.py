@@ -14,7 +14,8 @@ from hessprune.operators.table import register
 def elementwise(call: Call) -> Any:
     """Broadcast all tensor arguments and tie the labels that meet; a scaled parameter is still that parameter."""
     parameter = _scaled_parameter(call)
-    return parameter or call.meet(call.tensors()).expand(call.shape)
+    tensors = call.tensors()[:1] if call.operator == "type_as" else call.tensors()  # the other gives its type alone
+    return parameter or call.meet(tensors).expand(call.shape)
 
 
 # f(0) = 0: the zeroed slices of a parameter stay zero, so the result stands for the parameter itself.

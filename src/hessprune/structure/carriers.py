@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hessprune.foundation.modules import call_model, dry_run, split_name
-from hessprune.layers.recording import CallMode, slow_attention, weight_names
+from hessprune.layers.calls import CallMode, slow_attention, weight_names
 from hessprune.operators.maps import Arguments, LinearMap
 from hessprune.structure.groups import Group, producers
 

@@ -13,7 +13,7 @@ from hessprune.foundation.modules import call_model, device_of, to_dtype
 from hessprune.foundation.randomness import without_chance
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import to_device
-from hessprune.layers.recording import CallMode
+from hessprune.layers.calls import CallMode
 from hessprune.structure.masking import Followers
 from hessprune.structure.outputs import difference
 

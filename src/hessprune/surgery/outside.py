@@ -18,8 +18,9 @@ from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.tensors import named_tensors
 from hessprune.foundation.trees import sample_rows
 from hessprune.layers.branches import Branch, find_branches
+from hessprune.layers.calls import slow_attention
 from hessprune.layers.least_squares import ridge_of
-from hessprune.layers.recording import Recording, record, slow_attention
+from hessprune.layers.recording import Recording, record
 from hessprune.layers.regression import columns_of
 from hessprune.layers.stack import Stack
 from hessprune.layers.sums import Sums

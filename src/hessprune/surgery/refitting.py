@@ -18,8 +18,9 @@ from hessprune.foundation.modules import call_model
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.state import evaluation_mode
 from hessprune.layers.branches import Branch, StepMode, find_branches
+from hessprune.layers.calls import slow_attention
 from hessprune.layers.least_squares import Fit, ridge
-from hessprune.layers.recording import Recording, record, slow_attention
+from hessprune.layers.recording import Recording, record
 from hessprune.layers.regression import columns_of, design, rows_of, weight_from
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
 from hessprune.planning.plan import Plan

@@ -23,8 +23,9 @@ from hessprune.foundation.modules import call_model
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import sample_rows
+from hessprune.layers.calls import slow_attention
 from hessprune.layers.chains import find_stack
-from hessprune.layers.recording import record, slow_attention
+from hessprune.layers.recording import record
 from hessprune.layers.stack import Reading, Stack, Stage
 from hessprune.objectives.choice import Chosen, choose_objective
 from hessprune.objectives.judging import mean_losses, splits

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hessprune.costs.model import cost
+from hessprune.costs.model import Cost, cost
 from hessprune.errors import VerificationError
 from hessprune.foundation.arrival import arrived
 from hessprune.foundation.formatting import shown
+from hessprune.layers.recording import record
 from hessprune.planning.plan import Plan
 from hessprune.structure.capture import first_line
 from hessprune.structure.comparison import TOLERANCE, compare, outputs_of, positive
@@ -66,12 +67,17 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
     counted = cost(pruned, plan.inputs.like(inputs))
     if not plan.cost_before.kv_cache:  # plans of earlier versions do not count the cache
         counted = replace(counted, kv_cache=0)
-    if counted != plan.cost_after:
+    if counted != plan.cost_after and not _runs_by_choice(pruned, inputs, counted, plan):
         raise VerificationError(
             f"the pruned model must cost what the plan predicts, {plan.cost_after!r}, got {shown(counted)}. "
             "Make the plan anew with hp.make_plan."
         )
     return difference
+
+
+def _runs_by_choice(pruned: nn.Module, inputs: Any, counted: Cost, plan: Plan) -> bool:
+    """Return whether operations differ alone, of a model whose experts take rows by what earlier layers say."""
+    return replace(counted, macs=plan.cost_after.macs) == plan.cost_after and record(pruned, inputs).chooses
 
 
 def _compare(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> tuple[float, torch.dtype]:

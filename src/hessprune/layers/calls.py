@@ -1,0 +1,91 @@
+"""The base of all modes that watch a model run: it recognises weights by identity, and hands their uses on."""
+
+import types
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
+from torch.overrides import TorchFunctionMode
+
+from hessprune.foundation.bypass import plain_forwards
+from hessprune.foundation.sharded import running_parameters
+from hessprune.operators.maps import Arguments, LinearMap, SampleLayout
+from hessprune.operators.table import read_linear_map
+
+
+class CallMode(TorchFunctionMode):
+    """Base of all modes that watch a model run: hands uses of weights to `on_call`, other functions to `on_other`."""
+
+    def __init__(
+        self, names: Mapping[int, str], samples: int, layouts: Mapping[str, SampleLayout] | None = None
+    ) -> None:
+        super().__init__()
+        self._names = dict(names)
+        self._layouts = layouts or {}
+        self.samples = samples
+        self._entered: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> Any:
+        self._entered.append(plain_forwards())
+        self._entered[-1].__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._entered.pop().__exit__(None, None, None)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Route one call."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "multi_head_attention_forward":  # a composite: look inside it
+            with self:
+                return _without_dispatch(func)(*args, **kwargs)
+        if isinstance(func, HigherOrderOperator) and name == "cond":  # look inside the branch that runs
+            condition, yes, no, operands = args
+            with self:
+                return (yes if condition else no)(*operands)
+        reading = read_linear_map(func, args, kwargs)
+        if reading is not None and id(reading[0][1]) in self._names:
+            (arguments, make), weight = reading, self._names[id(reading[0][1])]
+            return self.on_call(weight, make(self.samples, self._layouts.get(weight, SampleLayout())), arguments)
+        return self.on_other(func, name, args, kwargs)
+
+    def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:  # noqa: ARG002 - for subclasses
+        """Handle a convolution or linear map by the weight called `name`."""
+        x, weight, bias = arguments
+        return call.forward(x, weight, bias)
+
+    def on_other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:  # noqa: ARG002 - for subclasses
+        """Handle any other function; `name` is its own name, with the underscores of in-place forms."""
+        return func(*args, **kwargs)
+
+
+def weight_names(model: nn.Module) -> dict[int, str]:
+    """Return the first name of every parameter of at least two axes, by identity."""
+    return {id(value): name for name, value in running_parameters(model).items() if value.dim() >= 2}
+
+
+class slow_attention:  # noqa: N801 - a context manager reads like a function
+    """Keep attention modules off their fused inference path, which hides its parts from function modes."""
+
+    def __enter__(self) -> None:
+        self._enabled = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        torch.backends.mha.set_fastpath_enabled(self._enabled)
+
+
+@cache
+def _without_dispatch(func: types.FunctionType) -> Callable[..., Any]:
+    """Return a copy of a function of `torch.nn.functional` that does not hand itself to function modes."""
+    never = {name: lambda *_: False for name in vars(F) if name.startswith("has_torch_function")}
+    copy = types.FunctionType(func.__code__, {**func.__globals__, **never}, func.__name__, func.__defaults__)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
