@@ -145,13 +145,14 @@ def mean(rows: list[dict[str, Any]], method: str, kind: str, share: float) -> fl
 
 def state(claims: Claims, design: Design, rows: list[dict[str, Any]]) -> None:
     """State by how much we lose less than others."""
-    ours = design.turns[0][0]
+    ours, names = design.turns[0][0], {"": "the best other method", "rivals": "the best rival"}
     for kind, share, rival, points in design.ahead:
         found = {name: value for name in design.methods if (value := mean(rows, name, kind, share)) is not None}
-        others = [name for name in found if name not in (ours, *design.aside) and rival in ("", name)]
+        named = {"": design.methods, "rivals": design.rivals}.get(rival, (rival,))
+        others = [name for name in found if name != ours and name in named]
         if ours in found and others:
             best = max(others, key=lambda name: found[name])
-            name = f"{kind}, {1 - share:.0%} removed: points ahead of {rival or 'the best other method'}"
+            name = f"{kind}, {1 - share:.0%} removed: points ahead of {names.get(rival, rival)}"
             claims.at_least(name, found[ours] - found[best], points, peer=f"{best} {found[best]:.1f}")
 
 
