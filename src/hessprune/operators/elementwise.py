@@ -14,8 +14,10 @@ from hessprune.operators.table import register
 def elementwise(call: Call) -> Any:
     """Broadcast all tensor arguments and tie the labels that meet; a scaled parameter is still that parameter."""
     parameter = _scaled_parameter(call)
+    if parameter is not None:
+        return parameter
     tensors = call.tensors()[:1] if call.operator == "type_as" else call.tensors()  # the other gives its type alone
-    return parameter or call.meet(tensors).expand(call.shape)
+    return call.meet(tensors).expand(call.shape)
 
 
 # f(0) = 0: the zeroed slices of a parameter stay zero, so the result stands for the parameter itself.
