@@ -63,3 +63,19 @@ def test_streams_are_counted_before() -> None:
 
 def test_all_positions_count_in_narrow_layers() -> None:
     assert moments([(images(), torch.zeros(SAMPLES, dtype=torch.int64))]).rows == SAMPLES * POSITIONS
+
+
+def test_inputs_along_the_first_axis_are_wide_too() -> None:
+    """As those of GPT-2, whose weights are transposed."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(reading_layers.WIDE, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight
+
+    piece = ParamSlice(param="weight", dim=0, index=torch.arange(reading_layers.WIDE)[:, None])
+    batches = [(torch.randn(4, reading_layers.WIDE), torch.tensor([0, 1, 0, 1]))]
+    assert input_moments(Turned(), {"x": [piece]}, batches)["weight"].rows == 4

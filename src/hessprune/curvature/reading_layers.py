@@ -173,18 +173,13 @@ class _StatisticsMode(TapMode):
     """Adds up moments of inputs and curvatures of outputs for one chunk of samples."""
 
     def __init__(
-        self,
-        problem: Problem,
-        layers: dict[str, ReadingLayer],
-        seed: int,
-        places: Tensor,
-        shelf: Shelf,
-        in_all: int | None,
+        self, problem: Problem, layers: dict[str, ReadingLayer], seed: int, places: Tensor, shelf: Shelf
     ) -> None:
         super().__init__(problem.folded, problem.readout, 1, problem.objective.read)
         self._layers, self._shelf = layers, shelf
         self._routed = problem.folded.recording.routed  # which no refit will adapt
-        self._seed, self._places, self._in_all = seed, places, in_all  # of the samples in the whole data
+        self._seed, self._places = seed, places  # of the samples in the whole data
+        self._in_all = problem.batches.num_samples  # known before where a layer is wide
 
     def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         """Run a layer, and add its inputs at random positions."""
@@ -204,7 +199,7 @@ class _StatisticsMode(TapMode):
     def _sampled(self, name: str, rows: Tensor, inputs: int) -> Tensor:
         """Choose some of the rows `(N, T)` of a layer for each sample, by seed, layer and place of the sample."""
         size, most = rows.shape[1], ROWS_PER_SAMPLE
-        if inputs >= WIDE and self._in_all:
+        if inputs >= WIDE:
             most = min(most, math.ceil(ROWS_PER_INPUT * inputs / self._in_all))
         if size > most:
             layer = zlib.crc32(name.encode())
@@ -220,11 +215,11 @@ class _StatisticsMode(TapMode):
             layer.add_gradients(rows.to(layer.weight.dtype))
 
 
-def _samples_in_all(problem: Problem) -> int | None:
-    """Return the number of samples if a layer is so wide that it matters."""
+def _is_wide(problem: Problem) -> bool:
+    """Return whether a layer may have so many inputs that the number of samples matters."""
     names = {piece.param for pieces in problem.readout.slices.values() for piece in pieces}
-    wide = any(problem.folded.model.get_parameter(name)[0].numel() >= WIDE for name in names)
-    return problem.batches.count() if wide else None
+    weights = [problem.folded.model.get_parameter(name) for name in names]
+    return any(max(len(weight), weight[0].numel()) >= WIDE for weight in weights)  # of some, inputs lie along axis 0
 
 
 def input_moments(
@@ -275,11 +270,13 @@ def measure_reading_layers(
     that counts, which gives the origins.
     """
     layers: dict[str, ReadingLayer] = {}
-    total, counted, shelf, in_all = 0.0, {}, shelf or Shelf(), _samples_in_all(problem)
+    total, counted, shelf = 0.0, {}, shelf or Shelf()
+    if _is_wide(problem):
+        problem.batches.count()
     for place, inputs, loss in problem.each_batch("inputs", everywhere=lambda: not layers):
         samples, own = loss.counted(), is_own(place.number)
         for rows in problem.split(samples)[: None if own else 1]:
-            mode = _StatisticsMode(problem, layers, seed, place.position + rows, shelf, in_all)
+            mode = _StatisticsMode(problem, layers, seed, place.position + rows, shelf)
             with problem.precision.casting(problem.device):
                 mode.forward(sample_rows(inputs, rows))
             factor = loss.factor(check_finite(mode.values), rows)

@@ -39,7 +39,7 @@ class Choices:
 
     def __init__(self) -> None:
         self.found = False
-        """Whether a size may depend on numbers."""
+        """True if a size may depend on numbers."""
         self.readers: set[str] = set()
         """Weights that read a tensor of such a size."""
         self._open: dict[int, Tensor] = {}  # these tensors by `id`, alive
