@@ -167,3 +167,34 @@ def test_convolutions_may_be_experts(method: str) -> None:
     x = torch.randn(12, 3, 5, 5)
     result = hp.prune(Images().eval(), x, [(x, torch.arange(12) % 3)], budget=hp.Budget(params=0.7), method=method)
     assert result.cost_after.params < result.cost_before.params
+
+
+@pytest.mark.parametrize("method", ["hap", "sosp-i", "taylor"])
+def test_rows_may_be_split_by_counts_that_python_reads(method: str) -> None:
+    class Sorted(nn.Module):
+        def __init__(self, *, dense: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.up, self.head, self.dense = nn.Linear(6, 8), nn.Linear(8, 3), dense
+            self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 5), nn.GELU(), nn.Linear(5, 8)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, chosen = self.up(x), (x[:, 0] > 0).long()
+            parts = chosen.argsort(stable=True).split(F.one_hot(chosen, 2).sum(0).tolist())
+            out = h
+            for number, (expert, rows) in enumerate(zip(self.experts, parts, strict=True)):
+                if self.dense:
+                    out = out + expert(h) * (chosen == number)[:, None]
+                else:
+                    out = out.index_add(0, rows, expert(h[rows]))
+            return self.head(out.relu())
+
+    torch.manual_seed(1)
+    x, y = torch.randn(20, 6, dtype=torch.float64), torch.arange(20) % 3
+    found = []
+    for dense in (False, True):
+        model = Sorted(dense=dense).double().eval()
+        groups = [group for group in hp.find_groups(model, x) if group.name.startswith("experts")]
+        found.append(hp.saliency(model, groups, [(x, y)], method=method, loss_fn=F.cross_entropy))
+    for name, values in found[1].items():
+        torch.testing.assert_close(found[0][name], values, rtol=1e-4, atol=1e-9)
