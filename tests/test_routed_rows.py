@@ -1,5 +1,6 @@
 """Layers that receive some rows of each sample, such as experts: their scores are those of a model without routing."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -103,6 +104,17 @@ class BySign(nn.Module):
         return self.head(out.relu().view(*x.shape[:2], -1).mean(1))
 
 
+def check_scores(network: Callable[..., nn.Module], x: Tensor, batches: Any, method: str) -> None:
+    """Compare the scores of experts with those of the twin that computes all rows."""
+    found = []
+    for dense in (False, True):
+        model = network(dense=dense).double().eval()
+        groups = [group for group in hp.find_groups(model, x) if group.name.startswith("experts")]
+        found.append(hp.saliency(model, groups, batches, method=method, loss_fn=F.cross_entropy))
+    for name, values in found[1].items():
+        torch.testing.assert_close(found[0][name], values, rtol=1e-4, atol=1e-9)
+
+
 @pytest.mark.parametrize("negative", [[3, 3, 2, 4], [0, 0, 0, 6], [6, 0, 0, 0]])
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("method", ["hap", "taylor", "sosp-i", "sosp-h"])
@@ -110,14 +122,7 @@ def test_equal_or_empty_shares_of_the_first_samples_prove_nothing(negative: list
     x, y = torch.randn(4, 6, 6, dtype=torch.float64).abs(), torch.tensor([0, 1, 2, 0])
     for sample, number in enumerate(negative):
         x[sample, :number, 0] *= -1
-    batches = list(zip(x.split(size), y.split(size), strict=True))
-    found = []
-    for dense in (False, True):
-        model = BySign(dense=dense).double().eval()
-        groups = [group for group in hp.find_groups(model, x) if group.name.startswith("experts")]
-        found.append(hp.saliency(model, groups, batches, method=method, loss_fn=F.cross_entropy))
-    for name, values in found[1].items():
-        torch.testing.assert_close(found[0][name], values, rtol=1e-4, atol=1e-9)
+    check_scores(BySign, x, list(zip(x.split(size), y.split(size), strict=True)), method)
 
 
 def test_an_earlier_layer_changes_who_comes_to_a_later_expert() -> None:
@@ -191,10 +196,4 @@ def test_rows_may_be_split_by_counts_that_python_reads(method: str) -> None:
 
     torch.manual_seed(1)
     x, y = torch.randn(20, 6, dtype=torch.float64), torch.arange(20) % 3
-    found = []
-    for dense in (False, True):
-        model = Sorted(dense=dense).double().eval()
-        groups = [group for group in hp.find_groups(model, x) if group.name.startswith("experts")]
-        found.append(hp.saliency(model, groups, [(x, y)], method=method, loss_fn=F.cross_entropy))
-    for name, values in found[1].items():
-        torch.testing.assert_close(found[0][name], values, rtol=1e-4, atol=1e-9)
+    check_scores(Sorted, x, [(x, y)], method)
