@@ -59,6 +59,21 @@ def test_scores_are_squares_of_the_change_to_first_order() -> None:
         torch.testing.assert_close(found[group.name].float(), total.square(), rtol=1e-3, atol=1e-12)
 
 
+def test_experts_that_two_blocks_share_are_scored_through_both() -> None:
+    model, example = mixture()
+    layers, labels = model.model.layers, example["input_ids"]
+    layers[1].mlp.experts = layers[0].mlp.experts
+    (group,) = expert_groups(model, example)
+    found = hp.saliency(model, [group], [(example, labels)], method="nvit", loss_fn=loss)[group.name]
+    model.zero_grad()
+    loss(model(**example), labels).backward()
+    weights, total = dict(model.named_parameters()), torch.zeros(group.num_units)
+    for piece in group.slices:
+        product = (weights[piece.param] * weights[piece.param].grad).movedim(piece.dim, 0).flatten(1).sum(1)
+        total += product[piece.positions()].sum(1)
+    torch.testing.assert_close(found.float(), total.square(), rtol=1e-3, atol=1e-12)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_scores_the_experts(method: str) -> None:
     model, example = mixture()

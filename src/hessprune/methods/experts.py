@@ -68,17 +68,16 @@ def experts_apart(model: nn.Module, groups: Sequence[Group], batches: Any) -> It
         return
     inputs = to_device(next(iter(batches))[0], device_of(model))
     two = sample_rows(inputs, torch.tensor([0, -1], device="cpu"))
-    before = _answer(model, two)
+    before, apart = _answer(model, two), {module: ExpertsApart(module) for module in stacked.values()}
     try:
-        for name, module in stacked.items():
-            _put(model, name, ExpertsApart(module))
-        if not _agrees(model, two, before):
-            _restore(model, stacked)
-            yield [*groups]
-        else:
+        _exchange(model, apart)
+        if _agrees(model, two, before):
             yield [_apart(group, stacked) for group in groups]
+        else:
+            _exchange(model, {new: module for module, new in apart.items()})
+            yield [*groups]
     finally:
-        _restore(model, stacked)
+        _exchange(model, {new: module for module, new in apart.items()})
 
 
 def _is_stacked(module: nn.Module) -> bool:
@@ -104,14 +103,12 @@ def _agrees(model: nn.Module, inputs: Any, before: Tensor) -> bool:
     return torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().max()))
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    owner, place = split_name(name)
-    setattr(model.get_submodule(owner), place, module)
-
-
-def _restore(model: nn.Module, stacked: Mapping[str, nn.Module]) -> None:
-    for name, module in stacked.items():
-        _put(model, name, module)
+def _exchange(model: nn.Module, others: Mapping[nn.Module, nn.Module]) -> None:
+    """Put other modules in the places of some, in all of them where blocks share one."""
+    for name, module in [*model.named_modules(remove_duplicate=False)]:
+        if module in others:
+            owner, place = split_name(name)
+            setattr(model.get_submodule(owner), place, others[module])
 
 
 def _apart(group: Group, stacked: Mapping[str, nn.Module]) -> Group:

@@ -1,5 +1,6 @@
 """Capture a model as a flat ATen graph with `torch.export`, without touching its source or its state."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
@@ -69,9 +70,33 @@ def _program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     with without_cache(model), without_causal_guess(), experts_run_by(model, BY_GROUP):
         program = torch.export.export(model, args, kwargs, strict=False)
     program.graph.eliminate_dead_code()
+    _name_as_in(model, program)
     if has_open_sizes(program):
         settle_sizes(program, args, kwargs)
     return program
+
+
+def _name_as_in(model: nn.Module, program: ExportedProgram) -> None:
+    """Name the modules of calls as the model does.
+
+    Where the model shares a module, torch writes down how the forward reached one: `layers.slice(None, 2, None).0`.
+    """
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        for key, (name, kind) in stack.items():
+            if "slice(" in name:
+                stack[key] = (_own_name(model, name), kind)
+
+
+def _own_name(model: nn.Module, name: str) -> str:
+    """Return a module's own name, with `layers.1` for `layers.slice(1, None, None).0`."""
+    own, layers = "", {layer: layer_name for layer_name, layer in model.named_modules()}
+    module: Any = model
+    for written in re.findall(r"slice\([^)]*\)|[^.]+", name):
+        ends = [None if end == "None" else int(end) for end in re.findall(r"None|-?\d+", written)]
+        module = module[slice(*ends)] if written.startswith("slice(") else getattr(module, written)
+        own = layers.get(module, own)
+    return own
 
 
 def _checked_run(model: nn.Module, example_inputs: Any) -> Any:
