@@ -55,6 +55,8 @@ class Design:
 
 FIRST = ("joint, compensated", "michel", "kwon")
 NEURONS = ("vbp", "dvbp+ob2c", "corp")
+PARTS_OF_OURS = ("joint", "magnitude, compensated", "hap, compensated")
+"""What tells selection and compensation apart, measured where both kinds of units go."""
 SENTENCES = Design(
     kinds={
         "both": (("heads", "neurons"), "macs", (0.3, 0.2, 0.5, 0.4)),
@@ -62,7 +64,7 @@ SENTENCES = Design(
         "neurons": (("neurons",), "units", (0.3, 0.2, 0.5, 0.4)),
     },
     turns=(FIRST, ("k-prune",), (*(name for name in OURS if name not in FIRST), *NEURONS, "osscar")),
-    only={"michel": "heads"} | dict.fromkeys(NEURONS, "neurons"),
+    only={"michel": "heads"} | dict.fromkeys(NEURONS, "neurons") | dict.fromkeys(PARTS_OF_OURS, "both"),
     ahead=(
         *((kind, share, "", 0.0) for kind in ("both", "heads", "neurons") for share in (0.5, 0.4, 0.3, 0.25, 0.2)),
         ("both", 0.3, "k-prune", 1.0),

@@ -1,8 +1,12 @@
+from pathlib import Path
+
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import hessprune as hp
 from hessprune.quantize.rewrite import aten, rewrite
 from tests.quantize.nets import BUILDERS, images, network
 
@@ -107,3 +111,30 @@ def test_a_mean_over_space_takes_images_of_another_size(pool):
     assert not REMOVED & {node.target for node in graph.graph.nodes}
     larger = torch.randn(2, 3, 14, 12).double()
     torch.testing.assert_close(torch.fx.GraphModule(graph, graph.graph)(larger), model(larger))
+
+
+class Twice(nn.Module):
+    """One layer on two values of different size, as a head of a detector reads maps of several scales."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.layer(x), self.layer(y)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_a_bias_is_rounded_for_each_use_of_its_layer(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer, shape = (nn.Linear(8, 8), (64, 8)) if kind == "linear" else (nn.Conv2d(3, 8, 3), (64, 3, 8, 8))
+    model, pair = Twice(layer).eval(), (torch.randn(shape), 0.1 * torch.randn(shape))
+    int8 = hp.convert_qat(hp.calibrate(hp.prepare_qat(model, pair), [(pair, None)]))
+    file = hp.export_onnx(int8, pair, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(file)
+    fed = {entry.name: value.numpy() for entry, value in zip(session.get_inputs(), pair, strict=True)}
+    with torch.no_grad():
+        answers = zip(model(*pair), int8(*pair), session.run(None, fed), strict=True)
+    for dense, own, theirs in answers:
+        for found in (own, torch.from_numpy(theirs)):
+            assert float((found - dense).abs().max()) < 0.06 * float(dense.abs().max())

@@ -40,6 +40,9 @@ def rewrite(module: GraphModule) -> None:
             _gate(module, node)
         elif node.target in PADS:
             _pad(module, node)
+    for node in list(module.graph.nodes):
+        if integer_kind(node.target) in WEIGHT_AXES:
+            _read_own_bias(module, node)
     module.graph.eliminate_dead_code()
     _drop_unread(module)
     module.recompile()
@@ -56,6 +59,16 @@ def layer_name(node: Node) -> str:
         return split_name(str(node.args[1].target))[0]
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return stack[-1][0] if stack else node.name
+
+
+def _read_own_bias(module: GraphModule, layer: Node) -> None:
+    """Let a layer that is used several times read its bias at each use: its steps depend on the values that come in."""
+    bias = layer.args[2] if len(layer.args) > 2 else None
+    if isinstance(bias, Node) and bias.op == "get_attr" and len(bias.users) > 1:
+        with module.graph.inserting_before(layer):
+            own = module.graph.get_attr(str(bias.target))
+        own.meta = dict(bias.meta)
+        layer.replace_input_with(bias, own)
 
 
 def _remove_batchnorm(module: GraphModule, node: Node) -> None:
