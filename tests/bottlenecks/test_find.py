@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hessprune as hp
-from hessprune.bottlenecks.shares import Draw
-from hessprune.foundation.batches import Rereadable
 
 
 def trained(widths: tuple[int, ...], seed: int = 0) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
@@ -39,14 +37,6 @@ def test_a_narrowed_layer_is_named_first(place: int) -> None:
     assert found.narrow[0] == found[0]
     assert [item.relative for item in found] == sorted(item.relative for item in found)
     assert all(item.gain is not None and item.gain > 0 for item in found)
-
-
-def test_draws_share_no_sample_and_lose_none() -> None:
-    x = torch.arange(23.0)[:, None]
-    batches = Rereadable([(part, part.long().squeeze(1)) for part in x.split(5)])
-    drawn = [torch.cat([inputs for inputs, _ in Draw(batches, number, 3)]) for number in range(3)]
-    assert torch.equal(torch.cat(drawn).sort(0).values, x)
-    assert all(torch.equal(inputs.squeeze(1).long(), targets) for inputs, targets in Draw(batches, 1, 3))
 
 
 def test_values_go_through_json_and_print_in_five_lines() -> None:

@@ -73,3 +73,40 @@ def test_convolutions_follow_the_definition(stride: int) -> None:
     values, vectors = torch.linalg.eigh(s)
     expected = float(torch.linalg.svdvals(vectors @ torch.diag(values**-0.5) @ vectors.T @ cross)[0]) ** 2
     assert gains(net, [(x, y)])["0"] == pytest.approx(expected, rel=1e-5)
+
+
+class Modulated(nn.Module):
+    """A convolution whose channels a linear layer scales, in front of it in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.conv = nn.Linear(5, 6), nn.Conv2d(3, 6, 3)
+        self.next, self.head = nn.Conv2d(6, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, images: Tensor, condition: Tensor) -> Tensor:
+        scale = self.scale(condition)[:, :, None, None]
+        self.seen = self.next((self.conv(images) * scale).relu()).relu()
+        return self.head(self.seen.mean((2, 3)))
+
+
+def test_a_layer_of_another_rank_may_produce_the_units_and_the_model_keeps_nothing() -> None:
+    torch.manual_seed(0)
+    model = Modulated()
+    batches = [({"images": torch.randn(8, 3, 9, 9), "condition": torch.randn(8, 5)}, torch.arange(8) % 4)] * 2
+    found = hp.find_bottlenecks(model, batches[0][0], batches, method="magnitude", levels=(0.3,))
+    assert {item.group: item.gain is not None for item in found} == {"scale": True, "next": True}
+    assert not hasattr(model, "seen")
+
+
+def test_no_gain_is_stated_where_no_layer_is_seen_to_read() -> None:
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.table = nn.Linear(6, 16), nn.Parameter(torch.randn(16, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(self.first(x).relu(), self.table.t())
+
+    batches = [(torch.randn(8, 6), torch.arange(8) % 4)]
+    found = hp.find_bottlenecks(Transposed(), batches[0][0], batches, method="magnitude", levels=(0.3,))
+    assert [item.gain for item in found] == [None]

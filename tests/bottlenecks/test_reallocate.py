@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import hessprune as hp
 from tests.bottlenecks.test_find import trained
@@ -58,3 +59,31 @@ def test_a_larger_budget_lets_the_model_grow() -> None:
     assert 0.6 <= pruned <= 0.7
     widths = {group.name: group.num_units for group in hp.find_groups(net, batches[0][0][:1])}
     assert all(width <= 4 * widths[name] for name, width in result.plan.steps[1].widths.items())
+
+
+class Tied(nn.Module):
+    """An embedding that is the head, too: one unit more of it changes both uses of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(30, 16), nn.Linear(16, 30, bias=False)
+        self.up, self.down = nn.Linear(16, 24), nn.Linear(24, 16)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        return self.head(x + self.down(self.up(x).relu()))
+
+
+def test_channels_of_tied_embeddings_stay_and_are_refused_by_name() -> None:
+    torch.manual_seed(0)
+    model, ids = Tied(), torch.randint(0, 30, (6, 7))
+
+    def loss(output: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output.flatten(0, 1), targets.flatten())
+
+    result = hp.reallocate(model, ids, [(ids, ids)] * 3, loss_fn=loss)
+    assert result.cost_after.params <= result.cost_before.params
+    assert result.plan.steps[1].added.keys() == {"up"}
+    with pytest.raises(hp.errors.VerificationError, match="Leave 'embedding' out of `widths`"):
+        hp.widen(model, ids, {"embedding": 20, "up": 30})

@@ -58,7 +58,8 @@ def find_bottlenecks(
         method: The criterion: `"sosp-h"` and `"sosp-i"` as published, or `"joint"`.
         loss_fn: A loss of `(output, targets)`, or `"next_word"`, as for `hp.prune`.
         quantity: What the levels count: `"params"`, `"macs"` or `"units"`.
-        draws: Parts of the samples; the figures are means over them, with their spread.
+        draws: Parts of the samples; the figures are means over them, with their spread. Whole batches are drawn, at
+            most as many as there are, where targets have no row for each sample, such as boxes.
         ranking: Floors and layers that stay (`ignore`).
         seed: For whatever the method draws at random.
 

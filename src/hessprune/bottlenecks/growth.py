@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hessprune.errors import HessPruneError
-from hessprune.foundation.modules import call_model, device_of
+from hessprune.foundation.modules import call_model, device_of, shared_copy
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import leading_size, to_device
 from hessprune.layers.calls import CallMode
@@ -102,30 +102,34 @@ def growth(task: Task) -> dict[str, float]:
 
 def _pairs(task: Task) -> Iterator[_Pair]:
     """Yield for each group its first producing layer beside each reading one, as far as both are of moderate width."""
-    parameters = dict(task.model.named_parameters())
+    weights = dict(task.model.named_parameters())
     for group in task.groups:
-        producer = next((p.param for p in group.slices_with_role("producer") if p.dim == 0), None)
-        if producer is None or parameters[producer][0].numel() > WIDEST:
-            continue
+        producers = [p.param for p in group.slices_with_role("producer") if p.dim == 0 and weights[p.param].dim() >= 2]
         for consumer in dict.fromkeys(p.param for p in group.slices_with_role("consumer") if p.dim == 1):
-            if parameters[consumer][0].numel() <= WIDEST and parameters[consumer].dim() >= 2:
+            rank = weights[consumer].dim()
+            fit = (name for name in producers if rank in (2, weights[name].dim()))  # a kernel reads maps of its rank
+            producer = next(fit, None)
+            if producer and max(weights[name][0].numel() for name in (producer, consumer)) <= WIDEST:
                 yield _Pair(group=group.name, producer=producer, consumer=consumer)
 
 
 def _passes(task: Task, objective: Any, pairs: Sequence[_Pair]) -> Iterator[tuple[dict[str, _Call], dict[str, Tensor]]]:
     """Yield the calls of each batch, and by name of a reading layer the wanted update of its output."""
     wanted = {name for pair in pairs for name in (pair.producer, pair.consumer)}
-    names = {id(p): name for name, p in task.model.named_parameters() if name in wanted}
+    model = shared_copy(task.model)  # a forward may keep what it computes
+    names = {id(p): name for name, p in model.named_parameters() if name in wanted}
     readers = list(dict.fromkeys(pair.consumer for pair in pairs))
     for inputs, targets in task.batches:
         inputs, targets = to_device((inputs, targets), device_of(task.model))
         samples = leading_size(inputs)
-        with torch.enable_grad(), evaluation_mode(task.model), _Tape(names, samples) as tape:
-            output = call_model(task.model, inputs)
+        with torch.enable_grad(), evaluation_mode(model), _Tape(names, samples) as tape:
+            output = call_model(model, inputs)
             values, batch = objective.read(output, samples), objective.on(inputs, targets, samples)
             batch.see([(output, samples)], values)
             loss = batch.loss(values, torch.arange(samples, device=values.device))
             present = [name for name in readers if name in tape.calls]
+            if not present:
+                return
             slopes = torch.autograd.grad(loss * samples, [tape.calls[n].output for n in present], allow_unused=True)
         yield tape.calls, {n: -slope for n, slope in zip(present, slopes, strict=True) if slope is not None}
 

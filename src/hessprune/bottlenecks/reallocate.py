@@ -1,5 +1,6 @@
 """`hp.reallocate`: take units where they matter least, and put as much cost where a unit matters most."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from hessprune.bottlenecks.values import Bottlenecks
 from hessprune.bottlenecks.widths import narrowest_within
 from hessprune.costs.budget import Budget, check_budget
 from hessprune.costs.model import cost
-from hessprune.errors import ArgumentError, BudgetError
+from hessprune.errors import ArgumentError, BudgetError, VerificationError
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_range
 from hessprune.foundation.trees import leading_size
@@ -20,7 +21,7 @@ from hessprune.planning.ranking import Ranking
 from hessprune.pruning.prune import prune
 from hessprune.structure.find import find_groups
 from hessprune.surgery.result import Result
-from hessprune.surgery.widening import Start, widen
+from hessprune.surgery.widening import Start, WidenResult, grows, widen
 
 DRAWS = 3
 """Of the calibration samples, for the bottlenecks."""
@@ -52,8 +53,9 @@ def reallocate(
 
     The pruning takes the share `moved` of the budget, or of the model's cost where that is less. Then groups grow, each
     by an equal factor of its width, until the cost is back at the budget: those whose verdict is `"bottleneck"`, or the
-    narrowest quarter where there are none, and the next narrowest ones once these have four times their width. Train
-    afterwards: the new units know what their parents know.
+    narrowest quarter where there are none, and the next narrowest ones once these have four times their width. Groups
+    that cannot grow, such as the channels of tied embeddings, stay. Train afterwards: the new units know what their
+    parents know.
 
     Args:
         model: A trained model; left untouched.
@@ -121,8 +123,7 @@ def reallocate(
     )
     multiple = 1 if ranking is None else ranking.round_to
     bound: dict[str, Any] = {quantity: int(limit)}
-    widths = _widths(smaller.model, example_inputs, found, Budget(**bound), multiple)
-    wider = widen(smaller.model, example_inputs, widths, start=start, seed=seed)
+    wider = _widened(smaller.model, example_inputs, found, Budget(**bound), multiple, start=start, seed=seed)
     return Reallocation(
         model=wider.model,
         plan=Chain(steps=(smaller.plan, wider.plan)),
@@ -132,18 +133,38 @@ def reallocate(
     )
 
 
-def _widths(model: nn.Module, example_inputs: Any, found: Bottlenecks, budget: Budget, multiple: int) -> dict[str, int]:
-    """Return the widths of the narrow groups that bring the cost to the budget, by one factor for all of them.
+def _widened(
+    model: nn.Module,
+    example_inputs: Any,
+    found: Bottlenecks,
+    budget: Budget,
+    multiple: int,
+    **settings: Any,
+) -> WidenResult:
+    """Widen the narrow groups, by one factor for all of them, until the cost is at the budget.
 
     Raises:
         BudgetError: Not even one more unit fits.
+        VerificationError: No group can grow.
     """
-    units = {group.name: group.num_units for group in find_groups(model, example_inputs)}
-    names = [item.group for item in found if item.group in units]
+    groups = find_groups(model, example_inputs, compare=True)
+    units = {group.name: group.num_units for group in groups}
     first = len(found.narrow) or max(1, len(found) // 4)
-    widths = narrowest_within(model, example_inputs, names, first, budget, multiple=multiple)
-    if all(width == units[name] for name, width in widths.items()):
-        raise BudgetError(
-            f"`moved` must leave room for one more unit in {', '.join(map(repr, names[:3]))}, and does not. Raise it."
-        )
-    return widths
+
+    def widened(names: Sequence[str]) -> WidenResult:
+        widths = narrowest_within(model, example_inputs, names, first, budget, multiple=multiple)
+        if all(width == units[name] for name, width in widths.items()):
+            raise BudgetError(
+                f"`moved` must leave room for one more unit in {', '.join(map(repr, names[:3]))}, and does not. "
+                "Raise it."
+            )
+        return widen(model, example_inputs, widths, **settings)
+
+    names = [item.group for item in found if item.group in units]
+    try:
+        return widened(names)
+    except VerificationError:  # a group cannot grow, such as the channels of tied embeddings
+        names = [name for name in names if grows(model, example_inputs, groups, name)]
+        if not names:
+            raise
+        return widened(names)

@@ -8,41 +8,63 @@ import torch
 from torch import Tensor
 
 from hessprune.costs.budget import Budget
-from hessprune.errors import ArgumentError, BudgetError
+from hessprune.errors import ArgumentError, BudgetError, HessPruneError
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.progress import track
 from hessprune.foundation.trees import leading_size, sample_rows, tensors_in
 from hessprune.methods.scoring import saliency
+from hessprune.objectives.choice import choose_objective
+from hessprune.objectives.judging import splits
 from hessprune.planning.planner import make_plan
 from hessprune.pruning.task import Task
 
 
 class Draw:
-    """Every so-manieth sample of some batches: draws of one number of parts share no sample."""
+    """Every so-manieth sample of some batches, or every so-manieth batch: draws of one number share no sample.
 
-    def __init__(self, batches: Rereadable, number: int, parts: int) -> None:
-        self.batches, self.number, self.parts = batches, number, parts
+    Args:
+        batches: The data.
+        number: Which draw this is.
+        parts: Number of draws.
+        apart: Whether the targets have a row for each sample.
+    """
+
+    def __init__(self, batches: Rereadable, number: int, parts: int, *, apart: bool) -> None:
+        self.batches, self.number, self.parts, self.apart = batches, number, parts, apart
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         place = 0
-        for inputs, targets in self.batches:
+        for at, (inputs, targets) in enumerate(self.batches):
             count = leading_size(inputs)
             places = torch.arange(count, device="cpu")
             rows = places[(place + places) % self.parts == self.number]
             place += count
-            if len(rows):
-                yield sample_rows(inputs, rows), _rows_of(targets, rows, count)
+            if not self.apart:
+                if at % self.parts == self.number:
+                    yield inputs, targets
+            elif len(rows):
+                yield sample_rows(inputs, rows), None if targets is None else sample_rows(targets, rows)
 
 
-def _rows_of(targets: Any, rows: Tensor, count: int) -> Any:
-    tensors = list(tensors_in(targets))
-    apart = bool(tensors) and all(tensor.dim() and len(tensor) == count for tensor in tensors)
-    return sample_rows(targets, rows) if apart else targets
+def _come_apart(task: Task) -> bool:
+    """Return whether the targets of all batches have a row for each sample, which a loss then means by them."""
+    for inputs, targets in task.batches:
+        count, tensors = leading_size(inputs), list(tensors_in(targets))
+        if targets is not None and not (tensors and all(tensor.dim() and len(tensor) == count for tensor in tensors)):
+            return False
+    inputs, targets = next(iter(task.batches))
+    try:
+        objective = choose_objective(task.model, task.batches, task.loss_fn, outputs=task.outputs)
+    except HessPruneError:  # the method says what is wrong
+        return True
+    return targets is None or splits(objective, task.model, inputs, targets)
 
 
 def removed_shares(task: Task, levels: Sequence[float], draws: int) -> tuple[tuple[float, ...], Tensor]:
     """Return the levels within reach, and the removed share of each group at them, `(draws, levels, G)`.
+
+    Draws are of whole batches where the targets do not come apart, and at most as many as there are batches.
 
     Args:
         task: Model, groups, data, method, loss and ranking; its budget names the quantity.
@@ -56,12 +78,14 @@ def removed_shares(task: Task, levels: Sequence[float], draws: int) -> tuple[tup
     samples = sum(leading_size(inputs) for inputs, _ in task.batches)
     if samples < draws:
         raise ArgumentError(f"`draws` must be at most the number of samples, {samples}, got {draws}. Ask for fewer.")
+    apart = draws == 1 or _come_apart(task)
+    draws = draws if apart else min(draws, sum(1 for _ in task.batches))
     found = []
     for number in track(range(draws), "bottlenecks"):
         values = saliency(
             task.model,
             task.groups,
-            Draw(task.batches, number, draws) if draws > 1 else task.batches,
+            Draw(task.batches, number, draws, apart=apart) if draws > 1 else task.batches,
             task.method,
             loss_fn=task.loss_fn,
             outputs=task.outputs,

@@ -69,7 +69,8 @@ def widen(
     Raises:
         ArgumentError: A name is unknown, or a width is smaller than the present one.
         UnsupportedModelError: The model has no groups.
-        VerificationError: The wider model gives other outputs; its forward fixes a size.
+        VerificationError: The wider model gives other outputs, since its forward fixes a size, or a weight is used in
+            two places (tied embeddings); the line names the groups.
 
     References:
         Chen, Goodfellow and Shlens, Net2Net, ICLR 2016.
@@ -90,7 +91,11 @@ def widen(
         parents = {name: _drawn(group.num_units, number, seed) for name, (group, number) in more.items()}
         wide = enlarged_groups(groups, parents, axes_of(groups, dense))
         exact = _widened(copy.deepcopy(dense).double(), wide, "split", seed)  # zeros would hide a misplaced unit
-        _check_outputs(dense, exact, example_inputs)
+        reason = _difference(dense, exact, example_inputs)
+        if reason is not None:
+            names = [name for name in more if not grows(dense, example_inputs, groups, name)] or [*more]
+            listed = ", ".join(map(repr, names))
+            raise VerificationError(f"{reason} Leave {listed} out of `widths`.")
         wider = _widened(copy.deepcopy(dense), wide, start, seed)
         before, after = cost(dense, example_inputs), cost(wider, example_inputs)
     widening = Widening(
@@ -146,22 +151,28 @@ def _widened(model: nn.Module, wide: Enlarged, start: str, seed: int) -> nn.Modu
     return model
 
 
-def _check_outputs(dense: nn.Module, wide: nn.Module, inputs: Any) -> None:
-    """Raise unless two models give the same outputs."""
+def grows(model: nn.Module, example_inputs: Any, groups: Sequence[Group], name: str) -> bool:
+    """Return whether a model with one more unit in one of its groups gives the same outputs."""
+    wide = enlarged_groups(groups, {name: [0]}, axes_of(groups, model))
+    return _difference(model, _widened(copy.deepcopy(model).double(), wide, "split", 0), example_inputs) is None
+
+
+def _difference(dense: nn.Module, wide: nn.Module, inputs: Any) -> str | None:
+    """Return why two models do not give the same outputs; None if they do."""
     try:
         found, dtype = compare(lambda _: copy.deepcopy(dense), wide, inputs)
     except Exception as error:  # the user's forward may raise anything
         first = str(error).strip().partition("\n")[0]
-        raise VerificationError(
+        return (
             f"the wider model must run on the example inputs, but its forward failed: {first}. A size is fixed in its "
-            "source code: leave the layers involved out of `widths`."
-        ) from error
-    if not found <= TOLERANCE[dtype]:
-        raise VerificationError(
-            f"the wider model must give the outputs of the old one, but they differ by {found:.2e} (relative, "
-            f"{dtype}). Its forward treats channels by position, or no weight of its own reads them (tied embeddings): "
-            "leave the layers involved out of `widths`."
+            "source code."
         )
+    if found <= TOLERANCE[dtype]:
+        return None
+    return (
+        f"the wider model must give the outputs of the old one, but they differ by {found:.2e} (relative, {dtype}). "
+        "Its forward treats channels by position, or no weight of its own reads them (tied embeddings)."
+    )
 
 
 def _shapes(model: nn.Module, groups: Sequence[Group]) -> dict[str, tuple[int, ...]]:
