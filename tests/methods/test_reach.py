@@ -96,3 +96,27 @@ def test_units_of_weights_that_no_layer_multiplies_by_stay_and_are_named(method:
     pruned = hp.prune(ByHand(), X, BATCHES, budget=hp.Budget(macs=0.8), method=method)
     assert pruned.plan.provenance["unseen"] == ["up"]
     assert pruned.model.up.out_features == 8 > pruned.model.wide.out_features
+
+
+class Embedded(nn.Module):
+    """Two tables beside each other, as of users and items, and a network on top."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.items = nn.Embedding(20, 8), nn.Embedding(20, 8)
+        self.wide, self.last = nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        both = torch.cat([self.users(ids[:, 0]), self.items(ids[:, 1])], 1)
+        return self.last(self.wide(both).relu())
+
+
+@pytest.mark.parametrize("method", ["joint", "taylor", "hap", "sosp-h", "sosp-i", "nvit"])
+def test_embeddings_are_scored_or_stay_whole_by_name(method: str) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 20, (32, 2))
+    result = hp.prune(Embedded(), ids[:1], [(ids, torch.arange(32) % 3)], budget=hp.Budget(macs=0.5), method=method)
+    stay = [] if method in ("joint", "taylor") else ["items", "users"]
+    assert result.plan.provenance.get("unseen", []) == stay
+    assert result.plan.removed["wide"]
+    assert all(not result.plan.removed[name] for name in stay)

@@ -42,6 +42,7 @@ class Joint(Method):
     """
 
     name = "joint"
+    scores_tables = True
     needs = "dense outputs"
     temperature: float | Literal["auto"] = "auto"
     refit: bool | None = None

@@ -44,7 +44,7 @@ def unseen_groups(model: nn.Module, groups: Sequence[Group], batches: Any, objec
     return _without_gradient(other, groups, values, loss)
 
 
-def sampled_groups(model: nn.Module, groups: Sequence[Group], batches: Any) -> list[Group]:
+def sampled_groups(model: nn.Module, groups: Sequence[Group], batches: Any, *, tables: bool = True) -> list[Group]:
     """Return the groups of which curvature and gradients of single samples exist, each with the slices that count.
 
     Layers that read a table, such as one of relative positions, know nothing of samples. A group that only such layers
@@ -56,6 +56,7 @@ def sampled_groups(model: nn.Module, groups: Sequence[Group], batches: Any) -> l
         model: Left as it was.
         groups: From `find_groups`.
         batches: Pairs of inputs and targets.
+        tables: Whether units that tables alone give, such as an embedding of words, count, too.
     """
     recording = record(model, to_device(next(iter(batches))[0], device_of(model)))
     used, names = {use.weight for use in recording.uses}, weight_names(model)
@@ -68,10 +69,12 @@ def sampled_groups(model: nn.Module, groups: Sequence[Group], batches: Any) -> l
     other = {name for name, first in weights.items() if first not in used | recording.looked_up}
     other = {name for name in other - idle if ".parametrizations." not in name}  # which are refused with a remedy
     left_out = {name for name, first in every.items() if first in recording.shared} | idle
+    alone = set() if tables else {name for name, first in weights.items() if first in recording.looked_up - used}
     return [
         replace(group, slices=tuple(piece for piece in group.slices if piece.param not in left_out))
         for group in groups
-        if not any(
+        if not _is_within(group.slices_with_role("producer"), alone)
+        and not any(
             _is_within(held := group.slices_with_role(role), left_out) or any(piece.param in other for piece in held)
             for role in ("producer", "consumer")
         )

@@ -136,7 +136,7 @@ def _scores_of_seen(scoring: Scoring, method: Method) -> tuple[Scores, list[Grou
     model, groups, objective = scoring.model, scoring.groups, scoring.loss_fn
     sampled, unseen = [*groups], []
     if objective is not None and not is_sharded(model):
-        sampled = sampled_groups(model, groups, scoring.batches)
+        sampled = sampled_groups(model, groups, scoring.batches, tables=method.scores_tables)
         unseen = unseen_groups(model, groups, scoring.batches, objective)
         unseen += sorted({group.name for group in groups} - {group.name for group in sampled} - {*unseen})
     if len(unseen) == len(groups):

@@ -29,6 +29,7 @@ class Taylor(Method):
     """
 
     name = "taylor"
+    scores_tables = True
     needs = "gradient"
     precision: Precision = "fp32"
     memory_limit: int | None = None
