@@ -1,6 +1,7 @@
 """Widened models: equal outputs, new units that learn, and a way through files."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,3 +181,16 @@ def test_a_damaged_widening_is_one_line(tmp_path) -> None:
     ):
         with pytest.raises(hp.errors.CheckpointError, match="complete JSON"):
             hp.Widening.from_json(damaged)
+
+
+def test_a_compiled_model_of_the_factory_takes_a_widening(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+
+    def factory() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    x = torch.randn(4, 6)
+    wider = hp.widen(factory(), x, {"0": 12})
+    hp.save(wider.model, wider.plan, tmp_path)
+    again = hp.load(tmp_path, lambda: torch.compile(factory(), backend="eager"))
+    torch.testing.assert_close(again(x), wider.model(x), rtol=0, atol=0)

@@ -5,6 +5,7 @@ import copy
 from torch import nn
 
 from hessprune.errors import CheckpointError
+from hessprune.foundation.arrival import arrived
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.tensors import named_tensors
 from hessprune.planning.chain import Change, steps_of
@@ -28,6 +29,7 @@ def replay(dense: nn.Module, change: Change) -> nn.Module:
 
 def _replayed(model: nn.Module, widening: Widening) -> nn.Module:
     """Return a copy with the new units of a widening."""
+    model = arrived(model)
     state = dict(named_tensors(model))
     wrong = [name for name, shape in widening.shapes.items() if name not in state or state[name].shape != shape]
     if wrong:
