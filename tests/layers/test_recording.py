@@ -143,3 +143,20 @@ def test_functions_may_take_their_tensors_by_name() -> None:
     recording = record(Named(), X)
     assert [use.weight for use in recording.uses] == ["a", "b"]
     assert recording.looked_up == {"table"}
+
+
+def test_a_weight_of_several_matrices_is_no_linear_map() -> None:
+    """As the grouped layers of ConvBERT: other layers are scored, and groups that they make stay whole."""
+
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.groups, self.b = nn.Linear(6, 8), nn.Parameter(torch.randn(2, 4, 4)), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x).relu().unflatten(-1, (2, 4)).transpose(0, 1)
+            return self.b(torch.matmul(x, self.groups).transpose(0, 1).flatten(1))
+
+    recording = record(Grouped(), torch.randn(4, 6))
+    assert [use.weight for use in recording.uses] == ["a.weight", "b.weight"]
+    assert "groups" in recording.met
