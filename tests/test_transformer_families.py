@@ -140,3 +140,26 @@ def test_classifiers_that_read_a_table_of_positions_or_the_ends_of_texts(name: s
     assert result.plan.num_removed > 0
     unseen = result.saliency.provenance.get("unseen", [])
     assert [key.rpartition(".")[2] for key in unseen] == (["pos_key_proj"] if name == "DebertaV2" else [])
+
+
+VIEWED: dict[str, tuple[str, dict[str, Any]]] = {
+    "Mamba": ("MambaForCausalLM", {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}),
+    "Falcon": ("FalconForCausalLM", {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1}),
+}
+"""Models that multiply by views of their weights."""
+
+
+@pytest.mark.parametrize("name", VIEWED)
+def test_weights_behind_views_are_scored(name: str) -> None:
+    transformers = package("transformers")
+    kind, options = VIEWED[name]
+    options |= {"num_attention_heads": 4} if name == "Falcon" else {}
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(getattr(transformers, f"{name}Config")(**options)).eval()
+    ids = torch.randint(3, 50, (4, 8))
+    groups = hp.find_groups(model, {"input_ids": ids[:1]})
+    batches = [({"input_ids": ids}, torch.randint(50, (4, 8)))]
+    for method in ("joint", "hap", "sosp-i"):
+        saliency = hp.saliency(model, groups, batches, method=method)
+        assert not saliency.provenance.get("unseen")
+        assert saliency.keys() == {group.name for group in groups}

@@ -54,6 +54,36 @@ class Tokens(nn.Module):
         return self.head(F.relu(F.relu(self.first(x)) @ self.bare).mean(1))
 
 
+class Views(nn.Module):
+    """Every weight reaches its product through a view: turned, squeezed, on the left, by rows or by columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turned = nn.Linear(3, 4)
+        self.back = nn.Parameter(torch.randn(4, 5) / 2)
+        self.depthwise = nn.Conv1d(5, 5, 3, groups=5, padding=1)
+        self.left = nn.Parameter(torch.randn(6, 5) / 2)
+        self.pointwise = nn.Conv2d(6, 4, 1)
+        self.points = nn.Linear(4, 6)
+        self.rows = nn.Linear(6, 5)
+        self.columns = nn.Parameter(torch.randn(4, 5) / 2)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 2, 4, 4)
+        x = x.flatten(1)[:, :30].reshape(len(x), 10, 3)
+        x = F.relu(x @ self.turned.weight.T + self.turned.bias)
+        x = F.relu(F.linear(x, self.back.t())).mT
+        kernels = self.depthwise.weight.squeeze(1)
+        x = F.relu(F.conv1d(x, weight=kernels.unsqueeze(1), bias=self.depthwise.bias, padding=1, groups=5))
+        x = F.relu(self.left @ x).mT
+        x = F.relu(F.linear(x, self.pointwise.weight.flatten(1), self.pointwise.bias)).mT
+        x = F.relu(F.conv1d(x, self.points.weight[:, :, None], self.points.bias)).mT
+        (a, b), (c, d) = self.rows.weight.split([2, 3]), self.rows.bias.split([2, 3])
+        x = torch.cat([F.relu(F.linear(x, a, c)), F.relu(F.linear(x, b, d))], -1)
+        x = F.linear(x[..., :2], self.columns[:, :2]) + x[..., 2:] @ self.columns[:, 2:].T
+        return self.head(F.relu(x).mean(1))
+
+
 class Sequence1d(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -111,6 +141,21 @@ class Attention(nn.Module):
         return self.head(x.mean(1))
 
 
+class CrossAttention(nn.Module):
+    """Queries of some inputs, keys and values of others; the packed projection is used by rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, 4)
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(1, 2)).transpose(0, 1)  # (8, N, 4)
+        x = x[:3] + self.attention(x[:3], x[3:], x[3:], need_weights=False)[0]
+        return self.head(x.mean(0))
+
+
 PIECEWISE = {
     "residual": Residual,
     "in-place": lambda: Residual(inplace=True),
@@ -118,7 +163,7 @@ PIECEWISE = {
     "tokens": Tokens,
     "sequence": Sequence1d,
 }
-SMOOTH = {"twice": Twice, "gated": Gated, "attention": Attention}
+SMOOTH = {"twice": Twice, "gated": Gated, "attention": Attention, "views": Views, "cross-attention": CrossAttention}
 
 
 def build(factory, seed: int = 0) -> nn.Module:

@@ -62,11 +62,13 @@ class Normalised(nn.Module):
         mean, variance = norm.running_mean, norm.running_var
         if self.spelling == "functional":
             return F.batch_norm(y, mean, variance, norm.weight, norm.bias)
+        if self.spelling == "keywords":
+            return F.batch_norm(input=y, weight=norm.weight, bias=norm.bias, running_var=variance, running_mean=mean)
         func = torch.batch_norm if self.spelling == "torch" else torch.ops.aten.batch_norm.default
         return func(y, norm.weight, norm.bias, mean, variance, False, 0.1, 1e-5, False)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("spelling", ["module", "functional", "torch", "aten"])
+@pytest.mark.parametrize("spelling", ["module", "functional", "keywords", "torch", "aten"])
 def test_a_batchnorm_in_any_spelling_can_be_folded(spelling: str) -> None:
     """ATen has the affine terms in front of the statistics, `F.batch_norm` behind them."""
     model = Normalised(spelling)
@@ -107,3 +109,54 @@ def test_an_in_place_activation_passes_the_weight_on() -> None:
 
     assert record(Behind(function), X).smooth == {"conv.weight"}
     assert record(Behind(lambda y: F.relu(y, inplace=True)), X).smooth == set()
+
+
+class Beside(nn.Module):
+    """Two convolutions side by side in front of a BatchNorm, in one of the spellings of a concatenation."""
+
+    def __init__(self, spelling: dict[str, int]) -> None:
+        super().__init__()
+        self.left, self.right, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 2, 3), nn.BatchNorm2d(6)
+        self.spelling = spelling
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(torch.cat(tensors=[self.left(x), self.right(x)], **self.spelling))
+
+
+@pytest.mark.parametrize("spelling", [{"dim": 1}, {"axis": 1}, {"axis": -3}])
+def test_a_concatenation_in_any_spelling_tells_who_lies_where(spelling: dict[str, int]) -> None:
+    model = Beside(spelling)
+    mean = id(model.norm.running_mean)
+    assert record(model, X).absorbing == {"left.weight": (mean, 0), "right.weight": (mean, 4)}
+
+
+def test_functions_may_take_their_tensors_by_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.table = (nn.Parameter(torch.ones(*size)) for size in ((6, 5), (5, 2), (3, 6)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1)[:, :6] + F.embedding(input=x.flatten(1)[:, 0].long() * 0, weight=self.table)
+            return torch.matmul(input=torch.mm(input=x, mat2=self.a), other=self.b)
+
+    recording = record(Named(), X)
+    assert [use.weight for use in recording.uses] == ["a", "b"]
+    assert recording.looked_up == {"table"}
+
+
+def test_a_weight_of_several_matrices_is_no_linear_map() -> None:
+    """As the grouped layers of ConvBERT: other layers are scored, and groups that they make stay whole."""
+
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.groups, self.b = nn.Linear(6, 8), nn.Parameter(torch.randn(2, 4, 4)), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x).relu().unflatten(-1, (2, 4)).transpose(0, 1)
+            return self.b(torch.matmul(x, self.groups).transpose(0, 1).flatten(1))
+
+    recording = record(Grouped(), torch.randn(4, 6))
+    assert [use.weight for use in recording.uses] == ["a.weight", "b.weight"]
+    assert "groups" in recording.met

@@ -1,8 +1,10 @@
 """Units whose number a decoder's configuration fixes in the state that it keeps stay, by name."""
 
+import pytest
 import torch
 
 import hessprune as hp
+from hessprune.errors import UnsupportedModelError
 from tests.huggingface import package
 
 
@@ -30,3 +32,26 @@ def test_groups_of_a_decoder_that_keeps_no_state_of_fixed_size_stay_as_they_are(
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=20)).eval()
     groups = hp.find_groups(model, {"input_ids": torch.randint(3, 20, (1, 8))})
     assert sorted(group.kind for group in groups) == ["heads", "neurons"]
+
+
+def mamba(state_size: int) -> torch.nn.Module:
+    """Return a Mamba-2 of 8 heads in 2 groups."""
+    transformers = package("transformers")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 24, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 6}
+    settings = transformers.Mamba2Config(**sizes, state_size=state_size, n_groups=2, chunk_size=4)
+    return transformers.Mamba2ForCausalLM(settings).eval()
+
+
+def test_heads_of_a_state_go_where_attributes_count_them() -> None:
+    model, ids = mamba(16), torch.randint(4, 40, (2, 12))
+    options = {"method": "magnitude", "compensate": False}
+    smaller = hp.prune(model, {"input_ids": ids[:1]}, [{"input_ids": ids}], budget=hp.Budget(macs=0.85), **options)
+    assert sum(map(len, smaller.plan.removed.values())) > 0
+    assert smaller.model.generate(input_ids=ids, max_new_tokens=5, do_sample=False).shape == (2, 17)
+
+
+def test_a_step_from_the_cache_with_sizes_of_its_own_keeps_groups_whole() -> None:
+    """With as many heads as numbers in a state, no attribute tells which of both a view of the step counts."""
+    with pytest.raises(UnsupportedModelError, match="the state that the model keeps has the size of its configuration"):
+        hp.find_groups(mamba(8), {"input_ids": torch.randint(4, 40, (1, 12))})

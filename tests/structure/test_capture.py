@@ -42,3 +42,23 @@ def test_slices_of_a_list_of_modules_bear_its_names() -> None:
     assert {"layers.0.reader", "layers.1.reader", "layers.3.reader"} <= found
     result = hp.prune(model, x, [x], budget=hp.Budget(macs=0.6))
     assert result.cost_after.macs <= 0.6 * result.cost_before.macs
+
+
+class Casting(nn.Module):
+    """Casts its own layers to the type that they have, as routers of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a = self.a.to(torch.float32)
+        return self.b.to(x.dtype)(self.a(x).relu())
+
+
+def test_a_forward_may_cast_its_layers_to_the_type_that_they_have() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 6)
+    result = hp.prune(Casting(), x[:1], [(x, torch.arange(16) % 3)], budget=hp.Budget(macs=0.5))
+    assert result.model.a.weight.shape == (4, 6)
+    assert Casting().double().b.weight.dtype == torch.float64

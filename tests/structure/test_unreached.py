@@ -45,6 +45,14 @@ class Empty(Net):
         self.none = nn.Parameter(torch.zeros(0, 8))
 
 
+class Scale(Net):
+    """A parameter without axes, which only a loss reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(1.0))
+
+
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "hessprune.structure.find"]
 
@@ -92,3 +100,7 @@ def test_no_more_than_three_are_named(caplog: pytest.LogCaptureFixture) -> None:
         assert len(hp.find_groups(model, X).unreached) == 5
     assert "more.0, more.1, more.2" in warned(caplog)[0]
     assert "more.3" not in warned(caplog)[0]
+
+
+def test_an_unused_number_reads_no_channels() -> None:
+    assert hp.find_groups(Scale(), X).unreached == ()

@@ -47,6 +47,30 @@ def vit() -> tuple[nn.Module, dict]:
     return transformers.ViTForImageClassification(settings).eval(), {"pixel_values": IMAGES}
 
 
+def detr() -> tuple[nn.Module, dict]:
+    """Return a detector whose backbone knows of no attention."""
+    transformers = package("transformers")
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 16], "depths": [1] * 4, "layer_type": "basic"}
+    backbone = transformers.ResNetConfig(**sizes, out_features=["stage4"])
+    sizes = {"d_model": 16, "num_queries": 3}
+    for side in ("encoder", "decoder"):
+        sizes |= {f"{side}_layers": 1, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 16}
+    model = transformers.DetrForObjectDetection(transformers.DetrConfig(**sizes, backbone_config=backbone))
+    return model.eval(), {"pixel_values": torch.randn(2, 3, 32, 32)}
+
+
+def mixed() -> tuple[nn.Module, dict]:
+    """Return an encoder of images with a decoder of texts, each with an attention of its own."""
+    transformers = package("transformers")
+    vision = transformers.ViTConfig(**SIZES, image_size=16, patch_size=8)
+    text = config(is_decoder=True, add_cross_attention=True)
+    settings = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, text)
+    settings.decoder._attn_implementation = "eager"
+    settings.encoder._attn_implementation = "sdpa"
+    model = transformers.VisionEncoderDecoderModel(settings)
+    return model.eval(), {"pixel_values": IMAGES, "decoder_input_ids": tokens()["input_ids"][:2]}
+
+
 def pruned(make) -> tuple[nn.Module, hp.Plan, dict]:
     torch.manual_seed(0)
     model, batch = make()
@@ -138,3 +162,16 @@ def test_a_folder_needs_transformers(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingDependencyError, match="`transformers` is needed here"):
         hp.load(tmp_path)
+
+
+@pytest.mark.parametrize("make", [detr, mixed])
+def test_each_part_of_a_model_keeps_its_own_attention(make, tmp_path):
+    model, plan, batch = pruned(make)
+    hp.save(model, plan, tmp_path)
+    again = hp.load(tmp_path)
+    parts = [
+        (m.config, n.config) for m, n in zip(model.modules(), again.modules(), strict=True) if hasattr(m, "config")
+    ]
+    assert all(a._attn_implementation == b._attn_implementation for a, b in parts)
+    assert len({a._attn_implementation for a, _ in parts}) > 1
+    assert torch.equal(outputs(again, batch), outputs(model, batch))

@@ -200,3 +200,32 @@ def test_dropout_in_evaluation_does_not_look_like_a_fault() -> None:
     model, x = Dropping(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), example(2, 4)
     plan = plan_for(model, x)
     assert hp.verify(model, hp.apply_plan(model, plan, example_inputs=x), plan, x) < 1e-12
+
+
+class Masked(nn.Module):
+    """Adds the least number of a type times integers: `0 · -inf` in double precision, whose least number overflows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        y = self.body(x)
+        return y + ((1 - mask) * torch.finfo(y.dtype).min).sum(-1, keepdim=True)
+
+
+class MaskedByWidth(Masked):
+    """Slicing is wrong here."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return super().forward(x, mask) * self.body[1](self.body[0](x)).shape[1]
+
+
+def test_outputs_that_are_finite_in_single_precision_alone_are_compared_there() -> None:
+    x = example(3, 4), torch.ones(3, 5).long()
+    model = Masked()
+    assert not bool(torch.isfinite(Masked().double()(x[0].double(), x[1])).any())
+    plan = plan_for(model, x)
+    assert hp.verify(model, hp.apply_plan(model, plan, example_inputs=x), plan, x) < 1e-5
+    with pytest.raises(VerificationError, match="float32"):
+        hp.apply_plan(MaskedByWidth(), plan, example_inputs=x)

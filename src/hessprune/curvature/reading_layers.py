@@ -177,7 +177,7 @@ class _StatisticsMode(TapMode):
     ) -> None:
         super().__init__(problem.folded, problem.readout, 1, problem.objective.read)
         self._layers, self._shelf = layers, shelf
-        self._routed = problem.folded.recording.routed  # which no refit will adapt
+        self._unfit = problem.folded.recording.unfit  # which no refit will adapt
         self._seed, self._places = seed, places  # of the samples in the whole data
         self._in_all = problem.batches.num_samples  # known before where a layer is wide
 
@@ -189,7 +189,7 @@ class _StatisticsMode(TapMode):
         new = ReadingLayer(call=call, weight=weight, centred=bias is not None, shelf=self._shelf)
         layer = self._layers.setdefault(name, new)
         out = super().on_call(name, call, arguments)
-        if not (name in self._routed or (isinstance(call, Convolution) and call.transposed)):
+        if not (name in self._unfit or (isinstance(call, Convolution) and call.transposed)):
             keep = self._sampled(name, rows_by_sample(call, out, self.samples), columns_of(call, weight).shape[1])
             rows = design(call, x, weight, keep).transpose(0, 1).to(layer.weight.dtype)
             with torch.autocast(x.device.type, enabled=False):  # a forward may open a region of its own

@@ -168,7 +168,7 @@ class _BranchRecorder(StepMode):
             self._note(output, same, self._now(name, output))
             self._alive += inputs
         if tail is not None and operator.name == "batch_norm" and tail.scale is None:
-            scale = _scale(*batch_norm_arguments(func, args), **kwargs)
+            scale = _scale(batch_norm_arguments(func, args, kwargs))
             self._tails[self._key(output)] = replace(tail, scale=scale)
         elif tail is not None and operator.integer == "same":
             self._tails[self._key(output)] = tail
@@ -213,8 +213,7 @@ def _changes(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _scale(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:  # noqa: ARG001
+def _scale(arguments: Mapping[str, Any]) -> Tensor:
     """Return the factors of a BatchNorm in evaluation mode."""
-    eps = options.get("eps", rest[3] if len(rest) > 3 else 1e-5)
-    factor = (var + eps).rsqrt()
+    factor, weight = (arguments["running_var"] + arguments.get("eps", 1e-5)).rsqrt(), arguments.get("weight")
     return factor if weight is None else factor * weight

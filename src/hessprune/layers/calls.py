@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.sharded import running_parameters
+from hessprune.layers.views import Detour, detour_by, factors_of
 from hessprune.operators.maps import Arguments, LinearMap, SampleLayout
 from hessprune.operators.table import read_linear_map
 
@@ -28,6 +29,8 @@ class CallMode(TorchFunctionMode):
         self._names = dict(names)
         self._layouts = layouts or {}
         self.samples = samples
+        self.divided: set[str] = set()
+        """Weights of which some products took a part."""
         self._entered: list[AbstractContextManager[None]] = []
 
     def __enter__(self) -> Any:
@@ -51,10 +54,35 @@ class CallMode(TorchFunctionMode):
             with self:
                 return (yes if condition else no)(*operands)
         reading = read_linear_map(func, args, kwargs)
-        if reading is not None and id(reading[0][1]) in self._names:
-            (arguments, make), weight = reading, self._names[id(reading[0][1])]
-            return self.on_call(weight, make(self.samples, self._layouts.get(weight, SampleLayout())), arguments)
+        if reading is not None and (weight := self._weight_of(reading[0][1])):
+            (arguments, make), layout = reading, self._layouts.get(weight, SampleLayout())
+            call, seen = make(self.samples, layout), arguments[1]
+            if id(seen) in self._names:
+                return self.on_call(weight, call, arguments)
+            detour = detour_by(call, seen, seen._base, self.samples, layout)  # type: ignore[arg-type]
+            if detour is not None:
+                return self._through(weight, detour, arguments)
+        factors = factors_of(func, args, kwargs)
+        if factors is not None and self._weight_of(factors[0]):  # W @ x = (xᵀ @ Wᵀ)ᵀ
+            with self:
+                return (factors[1].mT @ factors[0].mT).mT
         return self.on_other(func, name, args, kwargs)
+
+    def _weight_of(self, seen: Tensor) -> str | None:
+        """Return the name of a weight, or of the one that a tensor is a view of."""
+        return self._names.get(id(seen)) or (None if seen._base is None else self._names.get(id(seen._base)))
+
+    def _through(self, weight: str, detour: Detour, arguments: Arguments) -> Tensor:
+        """Handle a product with a view of a weight as one with the weight itself."""
+        x, view, bias = arguments
+        with self:
+            x = detour.enter(x)
+        whole: Any = view._base
+        self.divided |= {weight} if detour.is_part else set()
+        output = self.on_call(weight, detour.call, (x, whole, None if detour.is_part else bias))
+        with self:
+            output = detour.leave(output)
+            return output + bias if detour.is_part and bias is not None else output
 
     def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:  # noqa: ARG002 - for subclasses
         """Handle a convolution or linear map by the weight called `name`."""

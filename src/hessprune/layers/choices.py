@@ -48,11 +48,13 @@ class Choices:
         """Take note of one function."""
         if name in READING:
             self.found = True
-        elif _selects(name, args):
+        elif _selects(name, args, kwargs):
             self.found = True
             self._keep(output)
-        elif self._open and (name not in WRITING or id(args[0]) in self._open) and self._meets(args, kwargs):
-            self._keep(output)
+        elif self._open and self._meets(args, kwargs):
+            written = args[0] if args else kwargs.get("input")
+            if name not in WRITING or id(written) in self._open:
+                self._keep(output)
 
     def read(self, weight: str, x: Tensor, output: Tensor) -> None:
         """Take note of a layer."""
@@ -67,8 +69,8 @@ class Choices:
         self._open |= {id(tensor): tensor for tensor in tensors_in(output)}
 
 
-def _selects(name: str, args: Any) -> bool:
+def _selects(name: str, args: Any, kwargs: Any) -> bool:
     """Return whether the size of an operator's result depends on numbers."""
     if name in ("getitem", "index"):
         return any(tensor.dtype == torch.bool for tensor in tensors_in(args[1:]))
-    return name in SELECTING or (name == "where" and len(args) == 1)
+    return name in SELECTING or (name == "where" and len(args) + len(kwargs) == 1)

@@ -62,10 +62,17 @@ class Recording:
     routed: set[str] = field(default_factory=set)
     """Weights whose rows are chosen by numbers, such as those of experts, some or none of each sample: samples must run
     alone."""
+    divided: set[str] = field(default_factory=set)
+    """Weights of which some products take a part of the rows or columns."""
     chooses: bool = False
     """True if sizes depend on the numbers of the inputs."""
     bytes_per_sample: int = 0
     """Bytes of all intermediate results, for one sample."""
+
+    @property
+    def unfit(self) -> set[str]:
+        """Weights whose rows of inputs are no regression that a refit could adapt."""
+        return self.routed | self.divided
 
     def count(self, weight: str) -> int:
         """Return how often `weight` is used."""
@@ -125,17 +132,19 @@ class _Recorder(CallMode):
         self.recording.met |= {self._names[id(each)] for each in [*args, *kwargs.values()] if id(each) in self._names}
         if operator.derivative != "look":
             if operator.name == "batch_norm":
-                self._see_batch_norm(*batch_norm_arguments(func, args), **kwargs)
+                self._see_batch_norm(batch_norm_arguments(func, args, kwargs))
             if operator.name == "embedding":
-                self.recording.looked_up |= {self._names[id(arg)] for arg in args if id(arg) in self._names}
+                given = [*args, *kwargs.values()]
+                self.recording.looked_up |= {self._names[id(arg)] for arg in given if id(arg) in self._names}
             if operator.name == "cat":
                 self._see_concatenation(output, *args, **kwargs)
             self._see(operator, [*args, *kwargs.values()], output, overwrites=is_in_place(func))
         return output
 
-    def _see_batch_norm(self, x: Tensor, mean: Tensor | None, *rest: Any, training: bool = False, **_: Any) -> None:
+    def _see_batch_norm(self, arguments: Mapping[str, Any]) -> None:
         """Note a BatchNorm and the weight whose output it normalises; refuse statistics of the batch."""
-        if training or mean is None or (len(rest) > 3 and rest[3]):
+        x, mean = arguments["input"], arguments["running_mean"]
+        if arguments.get("training") or mean is None:
             raise _BatchStatisticsError
         self._means[id(mean)] += 1
         if id(x) in self._producer:
@@ -144,9 +153,11 @@ class _Recorder(CallMode):
         for tensor, weight, start in self._parts.get(id(x), ()):
             self._absorbed.append((id(x), tensor, weight, (id(mean), start)))
 
-    def _see_concatenation(self, output: Tensor, tensors: Any, dim: int = 0) -> None:
-        """Note the weights whose outputs lie side by side along the channels."""
-        if dim % output.dim() == 1:
+    def _see_concatenation(
+        self, output: Tensor, tensors: Any, dim: int = 0, *, axis: int | None = None, **_: Any
+    ) -> None:
+        """Note the weights whose outputs lie side by side along the channels; `axis` is numpy's name of `dim`."""
+        if (dim if axis is None else axis) % output.dim() == 1:
             starts = accumulate((tensor.shape[1] for tensor in tensors), initial=0)
             pairs = zip(tensors, starts, strict=False)
             parts = [(id(t), self._producer[id(t)], start) for t, start in pairs if id(t) in self._producer]
@@ -178,6 +189,7 @@ class _Recorder(CallMode):
     def finish(self, output: Any) -> None:
         """Conclude the run: pairs can be folded if nothing else uses the tensor or either module."""
         self.consumed.update(id(tensor) for tensor in tensors_in(output))
+        self.recording.divided = self.divided
         weights = Counter(use.weight for use in self.recording.uses)
         means = Counter(mean for _, _, mean in self.normalised)
         self.recording.foldable = [
@@ -192,12 +204,11 @@ class _Recorder(CallMode):
         }
 
 
-def batch_norm_arguments(func: Any, args: Sequence[Any]) -> Sequence[Any]:
-    """Return the arguments of a BatchNorm in the order of `F.batch_norm`; ATen's has the affine terms in front."""
-    if func is F.batch_norm or len(args) < 5:
-        return args
-    x, weight, bias, mean, variance, *rest = args
-    return x, mean, variance, weight, bias, *rest
+def batch_norm_arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a BatchNorm by name; ATen's has the affine terms in front of the statistics."""
+    statistics, affine = ("running_mean", "running_var"), ("weight", "bias")
+    order = statistics + affine if func is F.batch_norm else affine + statistics
+    return {**dict(zip(("input", *order, "training", "momentum", "eps"), args, strict=False)), **kwargs}
 
 
 def record(model: nn.Module, inputs: Any) -> Recording:

@@ -32,14 +32,14 @@ def columns_of(call: LinearMap, weight: Tensor) -> Tensor:
     """Return a weight as the matrix of a regression, `(g, K, O)`."""
     if isinstance(call, Convolution):
         return weight.flatten(1).unflatten(0, (call.groups, -1)).mT
-    return weight[None] if call.transposed else weight.mT[None]
+    return weight[None] if call.transposed else weight.flatten(1).mT[None]
 
 
 def weight_from(call: LinearMap, columns: Tensor, weight: Tensor) -> Tensor:
     """Return the matrix `(g, K, O)` of a regression as a weight."""
     if isinstance(call, Convolution):
         return columns.mT.reshape(weight.shape).to(weight.dtype)
-    return (columns[0] if call.transposed else columns[0].mT).to(weight.dtype)
+    return (columns[0] if call.transposed else columns[0].mT).reshape(weight.shape).to(weight.dtype)
 
 
 def design(call: LinearMap, x: Tensor, weight: Tensor, positions: Tensor) -> Tensor:

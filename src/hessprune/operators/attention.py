@@ -10,7 +10,7 @@ from hessprune.operators.call import Call
 from hessprune.operators.labels import constant, removable, varies
 from hessprune.operators.leaves import Leaf
 from hessprune.operators.linear import contract, emit, product_with_parameter
-from hessprune.operators.maps import read_addmm, read_matmul
+from hessprune.operators.maps import read_addmm, read_matmul, read_mm
 from hessprune.operators.table import register
 
 
@@ -27,7 +27,8 @@ def matmul(call: Call) -> Any:
     return product(call, tensors[0], tensors[1]).expand(call.shape)
 
 
-register("matmul", "mm", labels=matmul, linear_map=read_matmul, derivative="product")
+register("matmul", labels=matmul, linear_map=read_matmul, derivative="product")
+register("mm", labels=matmul, linear_map=read_mm, derivative="product")
 register("bmm", labels=matmul, derivative="product")
 register("rmatmul", derivative="product")
 

@@ -111,7 +111,10 @@ class Convolution:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Linear:
-    """`x @ weightᵀ`, or `x @ weight` if `transposed`; all axes of `x` before the last hold samples and positions."""
+    """`x @ weightᵀ`, or `x @ weight` if `transposed`; all axes of `x` before the last hold samples and positions.
+
+    The weight may be that of a pointwise convolution, with more axes of size 1.
+    """
 
     samples: int
     layout: SampleLayout = SampleLayout()
@@ -119,30 +122,30 @@ class Linear:
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the layer's output `(..., O)`."""
-        return F.linear(x, weight.t() if self.transposed else weight, bias)
+        return F.linear(x, weight.t() if self.transposed else weight.flatten(1), bias)
 
     def input_gradient(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG002
         """Return the gradient in `x`, given the gradient `delta` in the output."""
-        return delta @ (weight.t() if self.transposed else weight)
+        return delta @ (weight.t() if self.transposed else weight.flatten(1))
 
-    def weight_gradient(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG002
+    def weight_gradient(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Return the gradient in the weight, summed over the samples."""
         left, right = (x, delta) if self.transposed else (delta, x)
-        return left.flatten(0, -2).t() @ right.flatten(0, -2)
+        return (left.flatten(0, -2).t() @ right.flatten(0, -2)).view(weight.shape)
 
-    def sample_gradients(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG002
+    def sample_gradients(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Return every sample's weight gradient `(N, *weight.shape)`, summed over its positions."""
         delta, x = self.by_sample(delta), self.by_sample(x)
         left, right = (x, delta) if self.transposed else (delta, x)
-        return left.transpose(1, 2) @ right
+        return (left.transpose(1, 2) @ right).view(self.samples, *weight.shape)
 
     def by_sample(self, x: Tensor) -> Tensor:
         """Return `x` as `(N, T, features)`."""
         return self.layout.by_sample(x, self.samples)
 
-    def output_scale(self, scale: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG002
+    def output_scale(self, scale: Tensor, weight: Tensor) -> Tensor:
         """Spread one number per output feature over the weight, broadcastable to its shape."""
-        return scale.view(1, -1) if self.transposed else scale.view(-1, 1)
+        return scale.view(1, -1) if self.transposed else scale.view(-1, *[1] * (weight.dim() - 1))
 
 
 LinearMap = Convolution | Linear
@@ -188,9 +191,16 @@ def read_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Re
     return (input, weight, bias), lambda samples, layout: Linear(samples=samples, layout=layout)
 
 
-def read_matmul(input: Tensor, other: Tensor) -> Reading:
-    """Read `torch.matmul` and `torch.mm` with the weight on the right."""
+def read_matmul(input: Tensor, other: Tensor) -> Reading | None:
+    """Read `torch.matmul` with the weight on the right; None where several matrices are multiplied."""
+    if other.dim() > 2:
+        return None
     return (input, other, None), lambda samples, layout: Linear(samples=samples, layout=layout, transposed=True)
+
+
+def read_mm(input: Tensor, mat2: Tensor) -> Reading | None:
+    """Read `torch.mm`, whose keywords are its own."""
+    return read_matmul(input, mat2)
 
 
 def read_addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **factors: float) -> Reading | None:

@@ -131,7 +131,7 @@ def integer_kind(target: Any) -> Integer | None:
 def read_linear_map(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reading | None:
     """Return the tensors of a product with a weight, and what makes its `LinearMap`; None for any other function.
 
-    In-place forms are not read: the caller computes the result anew.
+    Forms that write to a tensor are not read: the caller computes the result anew.
     """
     reader = operator_of(func).linear_map
-    return None if reader is None or is_in_place(func) else reader(*args, **kwargs)
+    return None if reader is None or is_in_place(func) or "out" in kwargs else reader(*args, **kwargs)

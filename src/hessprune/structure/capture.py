@@ -1,7 +1,8 @@
 """Capture a model as a flat ATen graph with `torch.export`, without touching its source or its state."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -67,13 +68,34 @@ def capture_training(model: nn.Module, example_inputs: Any) -> ExportedProgram |
 def _program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
     """Export a model, which is changed; results that nothing reads are left out."""
     free_heads(model)
-    with without_cache(model), without_causal_guess(), experts_run_by(model, BY_GROUP):
+    with without_cache(model), without_causal_guess(), _without_idle_casts(), experts_run_by(model, BY_GROUP):
         program = torch.export.export(model, args, kwargs, strict=False)
     program.graph.eliminate_dead_code()
     _name_as_in(model, program)
     if has_open_sizes(program):
         settle_sizes(program, args, kwargs)
     return program
+
+
+@contextmanager
+def _without_idle_casts() -> Iterator[None]:
+    """Let a forward cast modules to the type that they have (`self.router.to(torch.float32)`); one thread at a time.
+
+    torch swaps the parameters then, which an exporter holds.
+    """
+    apply = nn.Module._apply
+
+    def applied(module: nn.Module, fn: Any, recurse: bool = True) -> Any:
+        before = [*module.parameters(), *module.buffers()]
+        pairs = [(tensor, fn(tensor)) for tensor in before]
+        is_idle = all((a.dtype, a.device) == (b.dtype, b.device) for a, b in pairs)
+        return module if is_idle else apply(module, fn, recurse)
+
+    nn.Module._apply = applied  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module._apply = apply  # type: ignore[method-assign]
 
 
 def _name_as_in(model: nn.Module, program: ExportedProgram) -> None:

@@ -73,7 +73,7 @@ def _is_regression(recording: Recording, name: str) -> bool:
     """Return whether all uses of a weight are regressions that the layer may follow."""
     calls = [use.call for use in recording.uses if use.weight == name]
     turned = any(isinstance(call, Convolution) and call.transposed for call in calls)
-    return name not in recording.looked_up | recording.routed and not turned
+    return name not in recording.looked_up | recording.unfit and not turned
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,34 @@ def config_text(model: nn.Module) -> str:
 
 
 def attention_of(model: nn.Module) -> dict[str, str]:
-    """Return the implementation of attention, which a config does not keep and which decides the last bits."""
-    found = getattr(config_of(model), "_attn_implementation", None)
-    return {"attn_implementation": found} if isinstance(found, str) else {}
+    """Return the implementation of attention, which a config does not keep and which decides the last bits.
+
+    Where the configs within the model's own have other ones, as that of a backbone may: all of them by their paths.
+    """
+    every = dict(_configs(config_of(model)))
+    found = {path: getattr(config, "_attn_implementation", None) for path, config in every.items()}
+    if not isinstance(found[""], str):
+        return {}
+    if len({*found.values()}) == 1:
+        return {"attn_implementation": found[""]}
+    told = {path: value for path, value in found.items() if isinstance(value, str)}
+    return {"attn_implementation": json.dumps(told, sort_keys=True)}
+
+
+def _configs(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a config and all within it, with their paths."""
+    yield path, config
+    for name in getattr(config, "sub_configs", ()):
+        if (part := getattr(config, name, None)) is not None:
+            yield from _configs(part, f"{path}.{name}" if path else name)
+
+
+def _attend_by(config: Any, attention: str) -> None:
+    """Set the implementation of attention of each config that `attention_of` named."""
+    told = json.loads(attention)
+    for path, part in _configs(config):
+        if path in told:
+            part._attn_implementation_internal = told[path]  # without handing it on to the configs within
 
 
 def factory_of(folder: Path, attention: str | None) -> Callable[[], nn.Module]:
@@ -77,12 +102,15 @@ def factory_of(folder: Path, attention: str | None) -> Callable[[], nn.Module]:
             f"'{path}' must name a class of transformers under `architectures`, got {name!r}. "
             "Pass the function that builds the dense model: hp.load(folder, factory)."
         )
-    options = {} if attention is None else {"attn_implementation": attention}
+    is_told_apart = attention is not None and attention.startswith("{")
+    options = {} if attention is None or is_told_apart else {"attn_implementation": attention}
 
     def build() -> nn.Module:
         try:
             with quiet(), seeded(0):
                 config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **options)
+                if attention is not None and is_told_apart:
+                    _attend_by(config, attention)
                 return cls(dense_config(config))
         except Exception as error:  # whatever a config that was written by hand trips over
             reason = " ".join(str(error).split())[:120] or type(error).__name__

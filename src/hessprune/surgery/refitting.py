@@ -198,7 +198,7 @@ class Student(StepMode):
         self._targets, self._pause, self._every, self._start = scene.targets, pause, every, scene.start
         self._uses: Counter[str] = Counter()
         # Of a looked-up table other rows than those of outputs would change; experts may receive other rows now.
-        self._stays = recording.looked_up | recording.routed
+        self._stays = recording.looked_up | recording.unfit
 
     def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
         """Pause in front of a layer, then run it."""
