@@ -87,3 +87,20 @@ def halved(tree: Any) -> Any:
         return leaf[:, : max(2, steps // 2)] if is_long else leaf
 
     return tree_map(cut, tree)
+
+
+def shuffled(tree: Any) -> Any:
+    """Return samples whose numbers stand in another order along the last axis, at random: other samples of their range.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> shuffled(torch.arange(8.0).expand(2, 8)).sort(-1).values.tolist()[1]
+        [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    """
+    size = leading_size(tree)
+
+    def shuffle(leaf: Any) -> Any:
+        moves = isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 1 and leaf.shape[0] == size
+        return leaf.gather(-1, torch.rand_like(leaf).argsort(-1)) if moves else leaf
+
+    return tree_map(shuffle, tree)

@@ -100,7 +100,7 @@ class WeightQuantizer(FakeQuantizer):
 
 
 class ActivationQuantizer(FakeQuantizer):
-    """Round an activation, with one scale per tensor.
+    """Round an activation, with one scale per tensor, `least_step` or more.
 
     Calibration sets the range. In training the range follows a moving average of the batches until it is frozen.
     """
@@ -109,9 +109,17 @@ class ActivationQuantizer(FakeQuantizer):
     high: Tensor
 
     def __init__(
-        self, *, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, is_dynamic: bool = False
+        self,
+        *,
+        dtype: torch.dtype,
+        quant_min: int,
+        quant_max: int,
+        qscheme: torch.qscheme,
+        is_dynamic: bool = False,
+        least_step: float = torch.finfo(torch.float32).eps,
     ) -> None:
         super().__init__(dtype=dtype, quant_min=quant_min, quant_max=quant_max, qscheme=qscheme, is_dynamic=is_dynamic)
+        self.least_step = least_step
         self.register_buffer("low", torch.zeros((), device="cpu"))
         self.register_buffer("high", torch.zeros((), device="cpu"))
         self.statistic: Callable[[Tensor], None] | None = None  # set during calibration, when nothing is rounded
@@ -151,7 +159,7 @@ class ActivationQuantizer(FakeQuantizer):
         low, high = low.clamp(max=0), high.clamp(min=0)
         if self.qscheme == torch.per_tensor_symmetric:
             low, high = -torch.maximum(-low, high), torch.maximum(-low, high)
-        scale = ((high - low) / (self.quant_max - self.quant_min)).clamp(min=torch.finfo(torch.float32).eps)
+        scale = ((high - low) / (self.quant_max - self.quant_min)).clamp(min=self.least_step)
         zero = (self.quant_min - torch.round(low / scale)).clamp(self.quant_min, self.quant_max)
         return scale, zero.to(torch.int32)
 
