@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from hessprune.deploy.axes import Axes, halved, positional, resized, shuffled
 from hessprune.deploy.onnx_model import onnx_feed, onnx_session
+from hessprune.deploy.outputs import KEY, structure_of
 from hessprune.errors import ArgumentError, UnsupportedModelError, VerificationError
 from hessprune.foundation.arrival import observed
 from hessprune.foundation.caches import without_cache
 from hessprune.foundation.checks import check_range, optional_import
 from hessprune.foundation.experts import BY_BATCH, experts_run_by
 from hessprune.foundation.files import staging, writable_file
-from hessprune.foundation.modules import call_model, device_of, predict
+from hessprune.foundation.modules import call_model, device_of, forward
 from hessprune.foundation.multihead import without_causal_guess
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.quiet import quiet
@@ -138,13 +139,14 @@ def _no_kernels(model: nn.Module, reason: str) -> str:
 def write_onnx(model: nn.Module, example: Any, path: Path, *, axes: Axes, remedy: str) -> None:
     """Write `model` in evaluation mode as ONNX, without a check; `remedy` ends the error if torch cannot capture it."""
     with seeded(0), evaluation_mode(model), torch.no_grad():
-        predict(model, example, "example_inputs")
+        output = forward(model, example, "example_inputs")
         # torch.export takes an axis of length 1 for a constant
         traced = resized(example, 2) if axes.batch and leading_size(example) == 1 else example
         captured = capture(model, traced, axes.of(traced), remedy=remedy)
         program = _translated(captured, axes.of(traced, names=True))
         if getattr(model, "target", None) == "onnxruntime":
             _keep_sums(program.model.graph)
+        program.model.metadata_props[KEY] = structure_of(output)
         program.save(path, external_data=_size_bytes(model) > MAX_INLINE_BYTES)
 
 

@@ -8,13 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from hessprune.deploy.outputs import KEY, structured
 from hessprune.errors import ArgumentError, DataError
 from hessprune.foundation.checks import optional_import
 from hessprune.foundation.trees import tensors_in
 
+TYPES = {"float": "float32", "double": "float64"}
+"""Names of torch for those of ONNX Runtime, where they differ."""
+
 
 class OnnxModel(nn.Module):
-    """An ONNX file as a module; its forward returns the first output of ONNX Runtime.
+    """An ONNX file as a module; its forward returns what the exported model returned.
+
+    Files that `export_onnx` did not write return a tensor, or a tuple of all outputs.
 
     Args:
         path: The file.
@@ -24,10 +30,12 @@ class OnnxModel(nn.Module):
     def __init__(self, path: Path | str, num_threads: int = 1) -> None:
         super().__init__()
         self._session = onnx_session(Path(path), num_threads)
+        self._structure = self._session.get_modelmeta().custom_metadata_map.get(KEY, "")
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the file."""
-        return torch.from_numpy(self._session.run(None, onnx_feed(self._session, kwargs or args))[0])
+        outputs = self._session.run(None, onnx_feed(self._session, kwargs or args))
+        return structured(self._structure, [torch.from_numpy(output) for output in outputs])
 
 
 def onnx_session(path: Path | bytes, num_threads: int = 1, *, profile: Path | None = None) -> Any:
