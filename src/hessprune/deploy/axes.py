@@ -44,10 +44,25 @@ class Axes:
         def axes(leaf: Any) -> dict[int, Any] | None:
             if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != size:
                 return None
-            found = {0: batch} if self.batch else {}
-            return found | ({1: length} if self.length and leaf.dim() > 1 and leaf.shape[1] == steps else {})
+            return {axis: (batch, length)[axis] for axis in self._free(leaf, size, steps)}
 
         return tree_map(axes, example if isinstance(example, Mapping) else positional(example))
+
+    def free(self, example: Any) -> list[set[int]]:
+        """Return the axes of every tensor, in the order of `tensors_in`.
+
+        Example:
+            >>> Axes().free((torch.zeros(2, 5), torch.zeros(3)))
+            [{0}, set()]
+        """
+        size, steps = leading_size(example), length_of(example)
+        return [self._free(tensor, size, steps) for tensor in tensors_in(example)]
+
+    def _free(self, tensor: Tensor, size: int, steps: int) -> set[int]:
+        if not tensor.dim() or tensor.shape[0] != size:
+            return set()
+        is_long = self.length and tensor.dim() > 1 and tensor.shape[1] == steps
+        return ({0} if self.batch else set()) | ({1} if is_long else set())
 
     def fewer(self, verb: str) -> str:
         """Return the advice to ask for fewer axes, after a verb; empty where there are none."""
