@@ -50,9 +50,10 @@ def prepare_qat(
     """Return a copy of `model` in which weights and activations are rounded to the grids of INT8.
 
     Weights have one scale per output channel and no zero point, activations one scale per tensor; biases are int32.
-    BatchNorm is folded into the layers first, so that training sees the weights that will run. The graph accepts any
-    batch size, and any size of images for which it computes what the model does. Quantisers stand where `target` can
-    fuse operators into integer kernels. Layers without such a kernel stay in FP32, and `.fp32_layers` lists them.
+    BatchNorm is folded into the layers first, and weights that are computed from parameters become parameters, so that
+    training sees the weights that will run. The graph accepts any batch size, and any size of images for which it
+    computes what the model does. Quantisers stand where `target` can fuse operators into integer kernels. Layers
+    without such a kernel stay in FP32, and `.fp32_layers` lists them.
 
     Args:
         model: Any float model that `torch.export` captures; stays untouched.

@@ -23,7 +23,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from hessprune.operators.table import Integer, integer_kind
-from hessprune.quantize.rewrite import MOVES, WEIGHT_AXES, aten, layer_name
+from hessprune.quantize.rewrite import MOVES, WEIGHT_AXES, aten, has_weight, layer_name
 
 OPERANDS: dict[Integer | None, int] = {"sum": 2, "product": 2, "pool": 1, "lookup": 1}
 """Kinds of operators that run in integers beside the layers, and how many values they read."""
@@ -59,7 +59,7 @@ class FusionQuantizer(Quantizer):
             if (axis := WEIGHT_AXES.get(integer_kind(node.target))) is not None:
                 x, weight, bias, *_ = cast("tuple[Node, ...]", (*node.args, None))
                 _annotation(node).input_qspec_map[weight] = self.weight[axis]
-                if bias is not None:
+                if bias is not None and bias.op == "get_attr":  # a bias that depends on the inputs is added in floats
                     _annotation(node).input_qspec_map[bias] = _bias(source(x), (weight, node))
         return model
 
@@ -75,7 +75,7 @@ class FusionQuantizer(Quantizer):
         """Return whether an operator is to run in integers: layers, and additions, products and means of images."""
         kind = integer_kind(node.target)
         if kind in WEIGHT_AXES:
-            return layer_name(node) not in self.keep_fp32
+            return has_weight(node) and layer_name(node) not in self.keep_fp32
         if OPERANDS.get(kind) == 2:
             return len(moved(node)) == 2 and node.meta["val"].dim() > 3 and not node.kwargs
         return kind in OPERANDS
