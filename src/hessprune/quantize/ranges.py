@@ -164,13 +164,16 @@ class ActivationQuantizer(FakeQuantizer):
         return scale, zero.to(torch.int32)
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
-        """Replace the range."""
+        """Replace the range; [0, 1] is exact for values that are always zero, and steps of biases are not tiny."""
         self.low.copy_(low)
-        self.high.copy_(high)
+        self.high.copy_(torch.where(high > low, high, low + 1))
 
     def _follow(self, low: Tensor, high: Tensor) -> None:
-        weight = MOMENTUM if self.is_calibrated else 1.0
-        self.set_range(self.low.lerp(low, weight), self.high.lerp(high, weight))
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        if not self.is_calibrated:
+            self.set_range(low, high)
+        elif bool(high > low):  # zeros tell nothing of the range
+            self.set_range(self.low.lerp(low, MOMENTUM), self.high.lerp(high, MOMENTUM))
 
 
 class Statistic(Protocol):
