@@ -21,7 +21,7 @@ from hessprune.foundation.multihead import without_causal_guess
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode, seeded
-from hessprune.foundation.trees import leading_size, tensors_in, to_device
+from hessprune.foundation.trees import leading_size, shared_in, tensors_in, to_device
 
 OPSET = 20  # the newest one that ONNX Runtime runs without conversion and the exporter writes natively
 MAX_INLINE_BYTES = 1_500_000_000  # a protobuf ends at 2 GiB; larger weights go to `<name>.data` beside the file
@@ -42,10 +42,10 @@ def export_onnx(
 ) -> Path:
     """Write `model` in evaluation mode as ONNX, with BatchNorm folded into the preceding convolutions.
 
-    The check runs the file in ONNX Runtime on the example and, with a dynamic batch, on batches of 1 and of one sample
-    more than the example; with a dynamic length, also on samples of half the length; for quantised models, also on
-    samples that hold the example's numbers in another order. Each output y of torch and ŷ of ONNX Runtime must satisfy
-    `max|ŷ − y| ≤ tolerance·max|y|`.
+    The check runs the file in ONNX Runtime on the example and, with a dynamic batch, on batches of one sample more than
+    the example and of 1 (unless integers that belong to all samples may name the others, as edges of a graph do); with
+    a dynamic length, also on samples of half the length; for quantised models, also on samples that hold the example's
+    numbers in another order. Each output y of torch and ŷ of ONNX Runtime must satisfy `max|ŷ − y| ≤ tolerance·max|y|`.
     An existing file is replaced only after the check.
 
     Args:
@@ -221,17 +221,24 @@ def _compare(model: nn.Module, path: Path, example: Any, axes: Axes, tolerance: 
     """Raise unless ONNX Runtime and torch agree on the example, and on inputs of other sizes."""
     session = onnx_session(path)
     size = leading_size(example)
-    tried = [resized(example, batch_size) for batch_size in ((size, 1, size + 1) if axes.batch else (size,))]
+    may_index = any(not tensor.is_floating_point() for tensor in shared_in(example))  # edges of a graph, into its nodes
+    sizes = (size, *(() if may_index else (1,)), size + 1) if axes.batch else (size,)
+    tried = [resized(example, batch_size) for batch_size in sizes]
     tried += [halved(example)] if axes.length else []
     if hasattr(model, "export_tolerance"):  # integers overflow for some samples only
         tried.append(shuffled(resized(example, max(size, SAMPLES) if axes.batch else size)))
     for inputs in tried:
         batch_size = leading_size(inputs)
-        expected = [output.detach().cpu() for output in tensors_in(call_model(model, inputs))]
+        remedy = f"{axes.fewer('Pass') or 'Replace that operator in its forward'}."
+        try:
+            expected = [output.detach().cpu() for output in tensors_in(call_model(model, inputs))]
+        except Exception as error:  # of the model's own code, which took the example
+            raise UnsupportedModelError(
+                f"`model` must run a batch of {batch_size}, got: {_first_line(error)}. {remedy}"
+            ) from error
         try:
             outputs = [torch.from_numpy(output) for output in session.run(None, onnx_feed(session, inputs))]
         except Exception as error:  # ONNX Runtime raises its own classes
-            remedy = f"{axes.fewer('Pass') or 'Replace that operator in its forward'}."
             raise VerificationError(
                 f"ONNX Runtime must run a batch of {batch_size}, got: {_first_line(error)}. {remedy}"
             ) from error

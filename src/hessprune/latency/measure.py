@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from hessprune.deploy.onnx_model import onnx_feed, onnx_session
+from hessprune.deploy.onnx_model import onnx_feed, onnx_run, onnx_session
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_range
 from hessprune.foundation.modules import call_model, device_of, predict
@@ -165,6 +165,7 @@ def _cuda_clock_ms(run: Callable[[], Any]) -> float:
 
 def _onnx_call(path: Path, inputs: Any, num_threads: int) -> Callable[[], Any]:
     session = onnx_session(path, num_threads)
+    onnx_run(session, inputs)  # which names inputs that do not fit
     feed = onnx_feed(session, inputs)
     return lambda: session.run(None, feed)
 
