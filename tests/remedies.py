@@ -388,6 +388,8 @@ ROWS = (
         lambda _: hp.evaluate(NET, BATCHES), "Yield .inputs, labels."),
     Row("inputs in `{}` must fit the model", lambda: hp.evaluate(NET, [(X[:, :3], Y)]),
         lambda _: hp.evaluate(NET, BATCHES), "Check size, channels and dtype"),
+    Row("inputs in `{}` must fit the model", lambda: hp.measure(NET, X[:1], [boxed()]),
+        lambda _: hp.measure(NET, X[:1], [vars(boxed())]), r"yield a dict of arguments, vars\(batch\)"),
     Row("weights must be finite", lambda: score(model=scaled(torch.nan)), lambda _: score(),
         "Load a checkpoint that converged"),
     # Models as they arrive

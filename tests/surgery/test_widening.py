@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hessprune as hp
+from hessprune.errors import NumericalError
 from hessprune.lab.models.registry import build_model
 from tests.cases import AWKWARD, image, make
 from tests.networks.network import Network
@@ -180,3 +181,9 @@ def test_a_damaged_widening_is_one_line(tmp_path) -> None:
     ):
         with pytest.raises(hp.errors.CheckpointError, match="complete JSON"):
             hp.Widening.from_json(damaged)
+
+
+def test_a_model_without_numbers_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).to("meta")
+    with pytest.raises(NumericalError, match="on the meta device"):
+        hp.widen(net, torch.zeros(1, 4), {"0": 12})

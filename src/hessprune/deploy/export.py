@@ -13,7 +13,7 @@ from hessprune.deploy.outputs import KEY, structure_of
 from hessprune.errors import ArgumentError, UnsupportedModelError, VerificationError
 from hessprune.foundation.arrival import observed
 from hessprune.foundation.caches import without_cache
-from hessprune.foundation.checks import check_range, optional_import
+from hessprune.foundation.checks import check_numbers, check_range, optional_import
 from hessprune.foundation.experts import BY_BATCH, experts_run_by
 from hessprune.foundation.files import staging, writable_file
 from hessprune.foundation.modules import call_model, device_of, forward
@@ -68,6 +68,7 @@ def export_onnx(
         ArgumentError: `tolerance` is out of range, or the model is prepared for quantisation but not converted.
         DataError: The example does not fit the model.
         MissingDependencyError: onnx, onnxscript or, for the check, onnxruntime is not installed.
+        NumericalError: Weights hold no numbers.
         OutputError: The folder cannot be written.
         UnsupportedModelError: The model cannot be captured, has an operator without an ONNX counterpart, or is in a
             precision that ONNX Runtime does not run.
@@ -82,6 +83,7 @@ def export_onnx(
     tolerance = _tolerance(model) if tolerance is None else tolerance
     check_range("tolerance", tolerance, low=0)
     model = observed(model)
+    check_numbers(model)
     if check and torch.bfloat16 in _dtypes(model):
         raise UnsupportedModelError(_no_kernels(model, "it has no kernels for bfloat16"))
     for package in ("onnx", "onnxscript", *(("onnxruntime",) if check else ())):

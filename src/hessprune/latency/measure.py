@@ -12,7 +12,7 @@ from torch import nn
 
 from hessprune.deploy.onnx_model import onnx_feed, onnx_run, onnx_session
 from hessprune.errors import ArgumentError
-from hessprune.foundation.checks import check_range
+from hessprune.foundation.checks import check_numbers, check_range
 from hessprune.foundation.modules import call_model, device_of, predict
 from hessprune.foundation.progress import track
 from hessprune.foundation.state import evaluation_mode, torch_threads
@@ -52,6 +52,7 @@ def measure_latency(
         ArgumentError: A number is out of range, or the ONNX file is missing.
         DataError: The inputs do not fit the model.
         MissingDependencyError: `model` is a path, and ONNX Runtime is not installed.
+        NumericalError: Weights hold no numbers.
 
     Example:
         >>> import torch, hessprune as hp
@@ -129,6 +130,7 @@ def _timed_call(model: nn.Module | str | Path, inputs: Any, num_threads: int) ->
     if not isinstance(model, nn.Module):
         run = _onnx_call(Path(model), inputs, num_threads)
         return lambda: _wall_clock_ms(run)
+    check_numbers(model)
     moved = to_device(inputs, device_of(model))
     with evaluation_mode(model):
         predict(model, moved, "example_inputs")
