@@ -200,3 +200,8 @@ def test_texts_without_a_next_word_and_unknown_metrics_are_refused():
         evaluate(model, [{"input_ids": torch.tensor([[0]])}], metric="perplexity")
     with pytest.raises(ArgumentError, match=r"`metric` must be a function.*metric='perplexity'"):
         evaluate(model, [{"input_ids": torch.tensor([[0, 1]])}], metric="bleu")
+
+
+def test_a_model_without_numbers_is_refused():
+    with pytest.raises(NumericalError, match=r"got '0.weight' on the meta device. Call model.to_empty"):
+        evaluate(_net().to("meta"), _batches())

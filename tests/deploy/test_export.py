@@ -275,3 +275,30 @@ def test_a_length_that_the_forward_fixes_is_refused_by_name(tmp_path):
 
     with pytest.raises(UnsupportedModelError, match=r"or pass dynamic_batch=False or dynamic_length=False\."):
         export_onnx(Fixed(), torch.randn(2, 12), tmp_path / "m.onnx", dynamic_length=True)
+
+
+class Edges(nn.Module):
+    """A layer of a graph network; edges hold numbers of nodes, in any order of the arguments."""
+
+    def __init__(self, *, swapped: bool = False) -> None:
+        super().__init__()
+        self.first, self.last, self.swapped = nn.Linear(6, 8), nn.Linear(8, 2), swapped
+
+    def forward(self, x, edges):
+        x, edges = (edges, x) if self.swapped else (x, edges)
+        h = self.first(x)
+        return self.last(torch.zeros_like(h).index_add_(0, edges[1], h[edges[0]]).relu())
+
+
+def test_a_graph_is_not_cut_to_fewer_nodes_than_its_edges_name(tmp_path):
+    torch.manual_seed(0)
+    x, edges = torch.randn(12, 6), torch.randint(0, 12, (2, 30))
+    model = Edges().eval()
+    path = export_onnx(model, (x, edges), tmp_path / "graph.onnx")
+    more = torch.randn(15, 6)
+    torch.testing.assert_close(OnnxModel(path)(more, edges), model(more, edges))
+    with pytest.raises(
+        UnsupportedModelError, match=r"must run a batch of 1, got: IndexError.*Pass dynamic_batch=False"
+    ):
+        export_onnx(Edges(swapped=True), (edges, x), tmp_path / "edges.onnx")
+    assert export_onnx(Edges(swapped=True), (edges, x), tmp_path / "edges.onnx", dynamic_batch=False).exists()

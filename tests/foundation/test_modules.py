@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -20,6 +22,24 @@ NET = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2))
 def test_predict_names_inputs_module_and_reason(inputs, message):
     with pytest.raises(DataError, match=message):
         _modules.predict(NET, inputs, "data")
+
+
+@dataclass
+class Batch:
+    x: torch.Tensor
+
+
+class Detached(nn.Module):
+    def forward(self, x):
+        return NET(x.detach())
+
+
+def test_a_dataclass_for_a_model_of_tensors_is_named():
+    for model in (NET, Detached()):
+        with pytest.raises(DataError, match=r"got Batch.* yield a dict of arguments, vars\(batch\), or \(inputs, targ"):
+            _modules.predict(model, Batch(torch.zeros(2, 3, 8, 8)))
+    with pytest.raises(AttributeError):
+        _modules.predict(Detached(), [1.0])
 
 
 def test_predict_leaves_our_own_errors_alone():

@@ -1,6 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
+import hessprune as hp
 from hessprune.errors import ArgumentError
 from hessprune.foundation.quiet import quiet
 
@@ -84,6 +86,45 @@ def test_ranges_follow_training_until_they_are_frozen():
     other = _activation()
     other.load_state_dict(quantizer.state_dict())
     assert not bool(other.observer_enabled)
+
+
+def test_values_that_are_always_zero_are_calibrated_and_do_not_shrink_a_range():
+    quantizer = _activation().train()
+    quantizer(torch.zeros(3))
+    assert quantizer.is_calibrated
+    assert not bool(quantizer.eval()(torch.zeros(3)).any())
+    for _ in range(3):
+        quantizer.train()(torch.zeros(3))
+    assert [float(quantizer.low), float(quantizer.high)] == [0, 1]
+    constant = _activation().train()
+    assert float(constant(torch.full((3,), 5.0))[0]) == pytest.approx(5)
+    assert constant.is_calibrated
+
+
+class Recurrent(nn.Module):
+    """Starts from zeros, and ends in a layer that reads zeros alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.dead, self.last = (nn.Linear(*sizes) for sizes in [(5, 8), (8, 8), (8, 8), (8, 3)])
+        nn.init.constant_(self.dead.bias, -100.0)
+
+    def forward(self, x):
+        h = torch.zeros_like(self.first(x[:, 0]))
+        for step in range(x.shape[1]):
+            h = torch.tanh(self.first(x[:, step]) + self.again(h))
+        return self.last(h) + self.last(self.dead(h).relu())
+
+
+@pytest.mark.parametrize("method", ["mse", "minmax"])
+@pytest.mark.parametrize("rounding", ["second-order", "nearest"])
+def test_a_state_that_starts_at_zero_is_quantised(method, rounding, tmp_path):
+    torch.manual_seed(0)
+    model, x = Recurrent().eval(), torch.randn(32, 4, 5)
+    int8 = hp.convert_qat(hp.calibrate(hp.prepare_qat(model, x), [x], method=method, rounding=rounding))
+    assert hp.export_onnx(int8, x, tmp_path / "int8.onnx").exists()
+    expected = model(x).detach()
+    assert float((int8(x) - expected).abs().max() / expected.abs().max()) < 0.03
 
 
 def test_values_without_a_range_are_refused():

@@ -138,3 +138,63 @@ def test_a_bias_is_rounded_for_each_use_of_its_layer(kind: str, tmp_path: Path) 
     for dense, own, theirs in answers:
         for found in (own, torch.from_numpy(theirs)):
             assert float((found - dense).abs().max()) < 0.06 * float(dense.abs().max())
+
+
+class Computed(nn.Module):
+    """Layers whose weights are computed, one of them from a weight that is read plainly, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm, self.attention = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.MultiheadAttention(8, 2)
+        self.up, self.low = nn.Parameter(torch.randn(4, 2)), nn.Parameter(torch.randn(2, 8))
+        self.classes = nn.Parameter(torch.randn(5, 4))
+        self.back = nn.ConvTranspose2d(8, 4, 2)
+
+    def forward(self, x):
+        weight = self.body.weight - self.body.weight.mean((1, 2, 3), keepdim=True)
+        image = self.norm(F.conv2d(x, weight, self.body.bias * 2)).relu()
+        x = F.conv_transpose2d(image, self.back.weight * 0.5).mean((2, 3)) @ torch.ones(4, 8)
+        x = x + self.attention(x[None], image.mean(2).permute(2, 0, 1), image.amax(2).permute(2, 0, 1))[0][0]
+        x = F.linear(F.linear(x, self.up @ self.low), self.classes)
+        return F.linear(F.normalize(F.linear(x, self.classes.t())), F.normalize(self.classes), torch.arange(5.0))
+
+
+def test_weights_that_are_computed_are_rounded_as_others_are(tmp_path):
+    torch.manual_seed(0)
+    model, x = Computed().eval(), torch.randn(32, 3, 8, 8)
+    data = [(x, torch.arange(32) % 5)]
+    ready = hp.calibrate(hp.prepare_qat(model, x[:2]), data)
+    assert not ready.fp32_layers
+    int8 = hp.convert_qat(ready)
+    assert {value.dtype for value in int8.state_dict().values() if value.dim() > 1} == {torch.int8}
+    path = hp.export_onnx(int8, x[:2], tmp_path / "int8.onnx")
+    expected = model(x).detach()
+    session = onnxruntime.InferenceSession(str(path))
+    theirs = torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+    for found in (int8(x).detach(), theirs):
+        assert float((found - expected).abs().max() / expected.abs().max()) < 0.05
+    ranked = hp.quantization_sensitivity(model, x[:2], data)
+    assert set(ranked) == {"", "body", "back", "attention", "attention.out_proj"}
+    assert all(0 < layer.weights < 0.1 for layer in ranked.values())
+    assert hp.choose_fp32_layers(model, x[:2], data, tolerance=90) == {}
+
+
+class Dynamic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.make, self.head = nn.Linear(6, 8), nn.Linear(6, 64), nn.Linear(8, 3, bias=False)
+
+    def forward(self, x):
+        x = F.linear(self.body(x), self.make(x).mean(0).view(8, 8)).relu()
+        return F.linear(x, self.head.weight, x.mean(0)[:3])
+
+
+def test_weights_and_biases_that_depend_on_the_inputs_stay_in_floats(tmp_path):
+    torch.manual_seed(0)
+    model, x = Dynamic().eval(), torch.randn(32, 6)
+    ready = hp.prepare_qat(model, x)
+    assert list(ready.fp32_layers.values()) == ["weights that depend on the inputs"]
+    int8 = hp.convert_qat(hp.calibrate(ready, [3 * x]))
+    assert hp.export_onnx(int8, x, tmp_path / "int8.onnx", tolerance=0.05).exists()
+    expected = model(x).detach()
+    assert float((int8(x) - expected).abs().max() / expected.abs().max()) < 0.1

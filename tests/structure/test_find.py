@@ -242,3 +242,23 @@ def test_dict_and_tuple_inputs() -> None:
     for inputs in ((a, b), {"a": a, "b": b}):
         groups = find_groups(Two(), inputs)
         assert owners(groups[0], "producer") == {("left.weight", 0), ("right.weight", 0)}
+
+
+class Places(nn.Module):
+    """BatchNorm, which counts its batches, and an index that is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.table, self.head = nn.Embedding(9, 8), nn.Linear(8, 2)
+        self.register_buffer("places", torch.arange(6))
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu().flatten(2).transpose(1, 2)
+        return self.head((x[:, :6] + self.table(self.places)).mean(1))
+
+
+def test_groups_of_a_model_without_numbers_are_those_of_the_model():
+    found, expected = (find_groups(model, torch.zeros(1, 3, 8, 8)) for model in (Places().to("meta"), Places()))
+    assert [(group.name, group.num_units) for group in found] == [("conv", 8)]
+    assert [group.slices for group in found] == [group.slices for group in expected]

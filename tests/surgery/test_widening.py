@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hessprune as hp
+from hessprune.errors import NumericalError
 from hessprune.lab.models.registry import build_model
 from tests.cases import AWKWARD, image, make
 from tests.networks.network import Network
@@ -194,3 +195,9 @@ def test_a_compiled_model_of_the_factory_takes_a_widening(tmp_path: Path) -> Non
     hp.save(wider.model, wider.plan, tmp_path)
     again = hp.load(tmp_path, lambda: torch.compile(factory(), backend="eager"))
     torch.testing.assert_close(again(x), wider.model(x), rtol=0, atol=0)
+
+
+def test_a_model_without_numbers_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).to("meta")
+    with pytest.raises(NumericalError, match="on the meta device"):
+        hp.widen(net, torch.zeros(1, 4), {"0": 12})

@@ -44,10 +44,25 @@ class Axes:
         def axes(leaf: Any) -> dict[int, Any] | None:
             if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != size:
                 return None
-            found = {0: batch} if self.batch else {}
-            return found | ({1: length} if self.length and leaf.dim() > 1 and leaf.shape[1] == steps else {})
+            return {axis: (batch, length)[axis] for axis in self._free(leaf, size, steps)}
 
         return tree_map(axes, example if isinstance(example, Mapping) else positional(example))
+
+    def free(self, example: Any) -> list[set[int]]:
+        """Return the axes of every tensor, in the order of `tensors_in`.
+
+        Example:
+            >>> Axes().free((torch.zeros(2, 5), torch.zeros(3)))
+            [{0}, set()]
+        """
+        size, steps = leading_size(example), length_of(example)
+        return [self._free(tensor, size, steps) for tensor in tensors_in(example)]
+
+    def _free(self, tensor: Tensor, size: int, steps: int) -> set[int]:
+        if not tensor.dim() or tensor.shape[0] != size:
+            return set()
+        is_long = self.length and tensor.dim() > 1 and tensor.shape[1] == steps
+        return ({0} if self.batch else set()) | ({1} if is_long else set())
 
     def fewer(self, verb: str) -> str:
         """Return the advice to ask for fewer axes, after a verb; empty where there are none."""
@@ -87,3 +102,20 @@ def halved(tree: Any) -> Any:
         return leaf[:, : max(2, steps // 2)] if is_long else leaf
 
     return tree_map(cut, tree)
+
+
+def shuffled(tree: Any) -> Any:
+    """Return samples whose numbers stand in another order along the last axis, at random: other samples of their range.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> shuffled(torch.arange(8.0).expand(2, 8)).sort(-1).values.tolist()[1]
+        [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    """
+    size = leading_size(tree)
+
+    def shuffle(leaf: Any) -> Any:
+        moves = isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 1 and leaf.shape[0] == size
+        return leaf.gather(-1, torch.rand_like(leaf).argsort(-1)) if moves else leaf
+
+    return tree_map(shuffle, tree)

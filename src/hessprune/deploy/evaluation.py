@@ -13,7 +13,7 @@ from hessprune.deploy.onnx_model import OnnxModel
 from hessprune.errors import ArgumentError, DataError, NumericalError
 from hessprune.foundation.arrival import observed
 from hessprune.foundation.batches import Pairs
-from hessprune.foundation.checks import check_batches
+from hessprune.foundation.checks import check_batches, check_numbers
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.losses import (
     LossFn,
@@ -101,7 +101,7 @@ def evaluate(
             one number, and no known name.
         DataError: The batches are empty or one-shot, do not fit the model, hold labels out of range, or lack targets.
         MissingDependencyError: A path is given and ONNX Runtime is not installed.
-        NumericalError: Some outputs are NaN or infinite, or the metric is NaN.
+        NumericalError: Some outputs are NaN or infinite, the metric is NaN, or weights hold no numbers.
 
     Example:
         >>> import torch, hessprune as hp
@@ -113,6 +113,7 @@ def evaluate(
     loss = loss_of(loss_fn)
     check_average(loss)
     model = OnnxModel(model) if isinstance(model, str | Path) else observed(model)
+    check_numbers(model)
     device, totals = device_of(model), _totals(model, loss, metric)
     with seeded(0), evaluation_mode(model), torch.no_grad():
         check_batches(batches)

@@ -7,23 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hessprune.deploy.axes import Axes, halved, positional, resized
+from hessprune.deploy.axes import Axes, halved, positional, resized, shuffled
 from hessprune.deploy.onnx_model import onnx_feed, onnx_session
+from hessprune.deploy.outputs import KEY, structure_of
 from hessprune.errors import ArgumentError, UnsupportedModelError, VerificationError
 from hessprune.foundation.arrival import observed
 from hessprune.foundation.caches import without_cache
-from hessprune.foundation.checks import check_range, optional_import
+from hessprune.foundation.checks import check_numbers, check_range, optional_import
 from hessprune.foundation.experts import BY_BATCH, experts_run_by
 from hessprune.foundation.files import staging, writable_file
-from hessprune.foundation.modules import call_model, device_of, predict
+from hessprune.foundation.modules import call_model, device_of, forward
 from hessprune.foundation.multihead import without_causal_guess
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode, seeded
-from hessprune.foundation.trees import leading_size, tensors_in, to_device
+from hessprune.foundation.trees import leading_size, shared_in, tensors_in, to_device
 
 OPSET = 20  # the newest one that ONNX Runtime runs without conversion and the exporter writes natively
 MAX_INLINE_BYTES = 1_500_000_000  # a protobuf ends at 2 GiB; larger weights go to `<name>.data` beside the file
+SAMPLES = 8
+"""Other samples than the example that a quantised model is checked on, at least."""
 REMEDY = "Remove data-dependent Python from its forward"
 
 
@@ -39,9 +42,10 @@ def export_onnx(
 ) -> Path:
     """Write `model` in evaluation mode as ONNX, with BatchNorm folded into the preceding convolutions.
 
-    The check runs the file in ONNX Runtime on the example and, with a dynamic batch, on batches of 1 and of one sample
-    more than the example; with a dynamic length, also on samples of half the length. Each output y of torch and ŷ of
-    ONNX Runtime must satisfy `max|ŷ − y| ≤ tolerance·max|y|`.
+    The check runs the file in ONNX Runtime on the example and, with a dynamic batch, on batches of one sample more than
+    the example and of 1 (unless integers that belong to all samples may name the others, as edges of a graph do); with
+    a dynamic length, also on samples of half the length; for quantised models, also on samples that hold the example's
+    numbers in another order. Each output y of torch and ŷ of ONNX Runtime must satisfy `max|ŷ − y| ≤ tolerance·max|y|`.
     An existing file is replaced only after the check.
 
     Args:
@@ -64,6 +68,7 @@ def export_onnx(
         ArgumentError: `tolerance` is out of range, or the model is prepared for quantisation but not converted.
         DataError: The example does not fit the model.
         MissingDependencyError: onnx, onnxscript or, for the check, onnxruntime is not installed.
+        NumericalError: Weights hold no numbers.
         OutputError: The folder cannot be written.
         UnsupportedModelError: The model cannot be captured, has an operator without an ONNX counterpart, or is in a
             precision that ONNX Runtime does not run.
@@ -78,6 +83,7 @@ def export_onnx(
     tolerance = _tolerance(model) if tolerance is None else tolerance
     check_range("tolerance", tolerance, low=0)
     model = observed(model)
+    check_numbers(model)
     if check and torch.bfloat16 in _dtypes(model):
         raise UnsupportedModelError(_no_kernels(model, "it has no kernels for bfloat16"))
     for package in ("onnx", "onnxscript", *(("onnxruntime",) if check else ())):
@@ -135,13 +141,14 @@ def _no_kernels(model: nn.Module, reason: str) -> str:
 def write_onnx(model: nn.Module, example: Any, path: Path, *, axes: Axes, remedy: str) -> None:
     """Write `model` in evaluation mode as ONNX, without a check; `remedy` ends the error if torch cannot capture it."""
     with seeded(0), evaluation_mode(model), torch.no_grad():
-        predict(model, example, "example_inputs")
+        output = forward(model, example, "example_inputs")
         # torch.export takes an axis of length 1 for a constant
         traced = resized(example, 2) if axes.batch and leading_size(example) == 1 else example
         captured = capture(model, traced, axes.of(traced), remedy=remedy)
         program = _translated(captured, axes.of(traced, names=True))
         if getattr(model, "target", None) == "onnxruntime":
             _keep_sums(program.model.graph)
+        program.model.metadata_props[KEY] = structure_of(output)
         program.save(path, external_data=_size_bytes(model) > MAX_INLINE_BYTES)
 
 
@@ -216,14 +223,24 @@ def _compare(model: nn.Module, path: Path, example: Any, axes: Axes, tolerance: 
     """Raise unless ONNX Runtime and torch agree on the example, and on inputs of other sizes."""
     session = onnx_session(path)
     size = leading_size(example)
-    tried = [resized(example, batch_size) for batch_size in ((size, 1, size + 1) if axes.batch else (size,))]
-    for inputs in [*tried, *([halved(example)] if axes.length else [])]:
+    may_index = any(not tensor.is_floating_point() for tensor in shared_in(example))  # edges of a graph, into its nodes
+    sizes = (size, *(() if may_index else (1,)), size + 1) if axes.batch else (size,)
+    tried = [resized(example, batch_size) for batch_size in sizes]
+    tried += [halved(example)] if axes.length else []
+    if hasattr(model, "export_tolerance"):  # integers overflow for some samples only
+        tried.append(shuffled(resized(example, max(size, SAMPLES) if axes.batch else size)))
+    for inputs in tried:
         batch_size = leading_size(inputs)
-        expected = [output.detach().cpu() for output in tensors_in(call_model(model, inputs))]
+        remedy = f"{axes.fewer('Pass') or 'Replace that operator in its forward'}."
+        try:
+            expected = [output.detach().cpu() for output in tensors_in(call_model(model, inputs))]
+        except Exception as error:  # of the model's own code, which took the example
+            raise UnsupportedModelError(
+                f"`model` must run a batch of {batch_size}, got: {_first_line(error)}. {remedy}"
+            ) from error
         try:
             outputs = [torch.from_numpy(output) for output in session.run(None, onnx_feed(session, inputs))]
         except Exception as error:  # ONNX Runtime raises its own classes
-            remedy = f"{axes.fewer('Pass') or 'Replace that operator in its forward'}."
             raise VerificationError(
                 f"ONNX Runtime must run a batch of {batch_size}, got: {_first_line(error)}. {remedy}"
             ) from error

@@ -108,20 +108,29 @@ def check_labels(targets: Tensor, num_classes: int, name: str = "batches") -> No
         )
 
 
+def check_numbers(model: nn.Module) -> None:
+    """Raise if any parameter or buffer is a shape without numbers.
+
+    Raises:
+        NumericalError: Some lies on the meta device.
+    """
+    empty = [name for name, value in model.state_dict().items() if isinstance(value, Tensor) and value.is_meta]
+    if empty:
+        raise NumericalError(
+            f"weights must hold numbers, got {empty[0]!r} on the meta device. "
+            "Call model.to_empty(device='cpu') and load weights."
+        )
+
+
 def check_finite_parameters(model: nn.Module) -> None:
     """Raise if any parameter or statistic holds a NaN or an infinity, or another buffer a NaN, naming all of them.
 
     Masks of attention and bounds of clamps are buffers that may be infinite.
 
     Raises:
-        NumericalError: Some state is not finite.
+        NumericalError: Some state is not finite, or lies on the meta device.
     """
-    empty = [name for name, value in model.state_dict().items() if value.is_meta]
-    if empty:
-        raise NumericalError(
-            f"weights must hold numbers, got {empty[0]!r} on the meta device. "
-            "Call model.to_empty(device='cpu') and load weights."
-        )
+    check_numbers(model)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     bad = [
         name

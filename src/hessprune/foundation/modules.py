@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,7 @@ T = TypeVar("T")
 CHECK_INPUTS = "Check size, channels and dtype of the inputs."
 # What a forward pass may raise through no fault of its inputs.
 _OTHER_CAUSES = (HessPruneError, torch.OutOfMemoryError, torch.AcceleratorError)
+_MISFITS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError)
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
@@ -69,13 +71,14 @@ def forward(model: nn.Module, inputs: Any, name: str = "batches") -> Any:
     Raises:
         DataError: The forward pass fails; the message holds the shapes, the module and torch's own reason.
     """
+    misfits = (*_MISFITS, AttributeError) if is_dataclass(inputs) else _MISFITS  # else a mistake in the forward
     try:
         return call_model(model, inputs)
     except _OTHER_CAUSES:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError) as error:
-        remedy = dtype_remedy(model, inputs) or _pair_remedy(model, inputs) or _lengths_remedy(inputs)
-        remedy = remedy or batching(inputs, 1).strip()
+    except misfits as error:
+        remedy = _dataclass_remedy(inputs) or dtype_remedy(model, inputs) or _pair_remedy(model, inputs)
+        remedy = remedy or _lengths_remedy(inputs) or batching(inputs, 1).strip()
         reason, module = str(error).strip().partition("\n")[0].rstrip("."), failing_module(model, error)
         where = f", in module '{module}'" if module else ""
         raise DataError(
@@ -92,6 +95,13 @@ def dtype_remedy(model: nn.Module, inputs: Any) -> str:
     name, other = (str(dtype).removeprefix("torch.") for dtype in (held, min(given - {held}, key=str)))
     call = "model.float()" if other == "float32" else f"model.to(torch.{other})"
     return f"The weights are {name}, the inputs {other}: call {call}, or pass inputs of dtype {name}."
+
+
+def _dataclass_remedy(inputs: Any) -> str:
+    """Return the remedy for a dataclass, which a forward receives as it is; an empty string for others."""
+    if not is_dataclass(inputs) or isinstance(inputs, Mapping):
+        return ""
+    return "A dataclass is a single argument: yield a dict of arguments, vars(batch), or (inputs, targets)."
 
 
 def _pair_remedy(model: nn.Module, inputs: Any) -> str:

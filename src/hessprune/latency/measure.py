@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from hessprune.deploy.onnx_model import onnx_feed, onnx_session
+from hessprune.deploy.onnx_model import onnx_feed, onnx_run, onnx_session
 from hessprune.errors import ArgumentError
-from hessprune.foundation.checks import check_range
+from hessprune.foundation.checks import check_numbers, check_range
 from hessprune.foundation.modules import call_model, device_of, predict
 from hessprune.foundation.progress import track
 from hessprune.foundation.state import evaluation_mode, torch_threads
@@ -52,6 +52,7 @@ def measure_latency(
         ArgumentError: A number is out of range, or the ONNX file is missing.
         DataError: The inputs do not fit the model.
         MissingDependencyError: `model` is a path, and ONNX Runtime is not installed.
+        NumericalError: Weights hold no numbers.
 
     Example:
         >>> import torch, hessprune as hp
@@ -129,6 +130,7 @@ def _timed_call(model: nn.Module | str | Path, inputs: Any, num_threads: int) ->
     if not isinstance(model, nn.Module):
         run = _onnx_call(Path(model), inputs, num_threads)
         return lambda: _wall_clock_ms(run)
+    check_numbers(model)
     moved = to_device(inputs, device_of(model))
     with evaluation_mode(model):
         predict(model, moved, "example_inputs")
@@ -165,6 +167,7 @@ def _cuda_clock_ms(run: Callable[[], Any]) -> float:
 
 def _onnx_call(path: Path, inputs: Any, num_threads: int) -> Callable[[], Any]:
     session = onnx_session(path, num_threads)
+    onnx_run(session, inputs)  # which names inputs that do not fit
     feed = onnx_feed(session, inputs)
     return lambda: session.run(None, feed)
 

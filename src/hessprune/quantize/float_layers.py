@@ -10,7 +10,7 @@ from hessprune.foundation.checks import nearest
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.modules import split_name
 from hessprune.operators.table import integer_kind
-from hessprune.quantize.rewrite import WEIGHT_AXES, layer_name
+from hessprune.quantize.rewrite import WEIGHT_AXES, has_weight, layer_name
 
 
 def kept_layers(graph: GraphModule, patterns: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
@@ -45,6 +45,9 @@ def fp32_layers_of(graph: GraphModule, kept: Mapping[str, str]) -> dict[str, str
             for user in node.users:
                 if integer_kind(user.target) not in WEIGHT_AXES:
                     fp32_layers.setdefault(split_name(node.target)[0], f"no integer kernel for {_operator_name(user)}")
+    for node in graph.graph.nodes:
+        if integer_kind(node.target) in WEIGHT_AXES and not has_weight(node):
+            fp32_layers.setdefault(layer_name(node), "weights that depend on the inputs")
     layers = [node for node in graph.graph.nodes if integer_kind(node.target) in WEIGHT_AXES]
     if all(layer_name(node) in fp32_layers for node in layers):
         raise UnsupportedModelError(

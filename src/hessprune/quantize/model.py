@@ -13,6 +13,7 @@ from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import switch_graphs
 from hessprune.quantize.backend import find_backend
 from hessprune.quantize.exact import integer_graph
+from hessprune.quantize.sizes import Sizes, check_sizes
 
 _FACTS = "hessprune"  # the key of our entries in `GraphModule.meta`, which copies take along
 
@@ -26,6 +27,7 @@ class QuantizedModel(GraphModule):
             the integers of ONNX Runtime bit for bit, or runs the graph: the backend's `execution` decides.
         target: The runtime that the quantisers are placed for.
         fp32_layers: Layers that stay in FP32, each with the reason.
+        sizes: The sizes of inputs that it accepts.
         export_tolerance: Largest relative difference that `export_onnx` accepts: the backend's `tolerance`.
     """
 
@@ -53,6 +55,11 @@ class QuantizedModel(GraphModule):
         """Layers that stay in FP32, each with the reason."""
         return dict(self.meta[_FACTS]["fp32_layers"])
 
+    @property
+    def sizes(self) -> dict[int | str, list[Sizes]]:
+        """The sizes of the tensors of each argument, by position or name; None for an axis of any size."""
+        return self.meta.get(_FACTS, {}).get("sizes", {})  # none yet while torch builds or copies the module
+
     def recompile(self) -> PythonCode:
         """Update the forward after a change of the graph."""
         code = super().recompile()
@@ -71,12 +78,17 @@ class QuantizedModel(GraphModule):
 
 
 def _choosing(simulated: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a forward that computes in integers; while torch captures or compiles the model, it runs the graph."""
+    """Return a forward that computes in integers; while torch captures or compiles the model, it runs the graph.
+
+    The sizes of inputs are checked first.
+    """
     integer: Callable[..., Any] | None = None
 
     @functools.wraps(simulated)
     def forward(self: QuantizedModel, *args: Any, **kwargs: Any) -> Any:
         nonlocal integer
+        if not torch.compiler.is_compiling():
+            check_sizes(self.sizes, args, kwargs)
         if torch.compiler.is_compiling() or not _computes_integers(self):
             return simulated(self, *args, **kwargs)
         integer = integer or type(integer_graph(self)).forward

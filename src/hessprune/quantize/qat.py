@@ -31,6 +31,7 @@ from hessprune.quantize.graph import activation_quantizers, run_all, weights_rea
 from hessprune.quantize.model import QuantizedModel, quantized
 from hessprune.quantize.rewrite import rewrite
 from hessprune.quantize.rounding import round_weights
+from hessprune.quantize.sizes import Sizes, accepted_sizes
 
 if TYPE_CHECKING:
     from hessprune.quantize.ranges import ActivationQuantizer, Statistic
@@ -49,9 +50,10 @@ def prepare_qat(
     """Return a copy of `model` in which weights and activations are rounded to the grids of INT8.
 
     Weights have one scale per output channel and no zero point, activations one scale per tensor; biases are int32.
-    BatchNorm is folded into the layers first, so that training sees the weights that will run. The graph accepts any
-    batch size. Quantisers stand where `target` can fuse operators into integer kernels. Layers without such a kernel
-    stay in FP32, and `.fp32_layers` lists them.
+    BatchNorm is folded into the layers first, and weights that are computed from parameters become parameters, so that
+    training sees the weights that will run. The graph accepts any batch size, and any size of images for which it
+    computes what the model does. Quantisers stand where `target` can fuse operators into integer kernels. Layers
+    without such a kernel stay in FP32, and `.fp32_layers` lists them.
 
     Args:
         model: Any float model that `torch.export` captures; stays untouched.
@@ -99,7 +101,7 @@ def prepare_qat(
     _torchao()
     with evaluation_mode(plain), seeded(0), torch.no_grad(), progress_bar("preparing for INT8", 2) as bar:
         example = to_device(example_inputs, device_of(plain))
-        graph = _float_graph(copy.deepcopy(plain), example, Axes(length=dynamic_length))
+        graph, sizes = _float_graph(copy.deepcopy(plain), example, Axes(length=dynamic_length))
         bar.advance(1, "captured")
         kept = kept_layers(graph, keep_fp32)
         fp32_layers = fp32_layers_of(graph, kept)
@@ -107,7 +109,7 @@ def prepare_qat(
             quantizer = backend.make_quantizer(activations, weight_bits, list(kept))
         prepared = _place(graph, quantizer, target)
         bar.advance(1, "placed")
-    return quantized(prepared, stage="prepared", target=target, fp32_layers=fp32_layers)
+    return quantized(prepared, stage="prepared", target=target, fp32_layers=fp32_layers, sizes=sizes)
 
 
 def calibrate(
@@ -212,18 +214,23 @@ def convert_qat(model: nn.Module) -> QuantizedModel:
         quantizer(weight)  # sets the scale
     with quiet():
         converted = _torchao().convert_pt2e(model)
-    return quantized(converted, stage="converted", target=model.target, fp32_layers=model.fp32_layers)
+    facts = {"target": model.target, "fp32_layers": model.fp32_layers, "sizes": model.sizes}
+    return quantized(converted, stage="converted", **facts)
 
 
-def _float_graph(model: nn.Module, example: Any, axes: Axes) -> GraphModule:
-    """Capture a model for any size of some axes, and replace operators by equivalents with an integer kernel."""
+def _float_graph(model: nn.Module, example: Any, axes: Axes) -> tuple[GraphModule, dict[int | str, list[Sizes]]]:
+    """Capture a model for any size of some axes, and replace operators by equivalents with an integer kernel.
+
+    Returns:
+        The graph, and the sizes that it accepts.
+    """
     predict(model, example, "example_inputs")
     traced = resized(example, 2) if leading_size(example) == 1 else example
     remedy = "Remove data-dependent Python and fixed batch sizes from its forward."
     graph = capture(model, traced, axes.of(traced), remedy=remedy).module()
     assert isinstance(graph, GraphModule)
     rewrite(graph)
-    return graph
+    return graph, accepted_sizes(model, graph, traced, axes)
 
 
 def _place(graph: GraphModule, quantizer: Any, target: str) -> GraphModule:

@@ -8,6 +8,7 @@ softmax, …) computes in floats between two quantisers.
 
 import operator
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -22,7 +23,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from hessprune.operators.table import Integer, integer_kind
-from hessprune.quantize.rewrite import MOVES, WEIGHT_AXES, layer_name
+from hessprune.quantize.rewrite import MOVES, WEIGHT_AXES, aten, has_weight, layer_name
 
 OPERANDS: dict[Integer | None, int] = {"sum": 2, "product": 2, "pool": 1, "lookup": 1}
 """Kinds of operators that run in integers beside the layers, and how many values they read."""
@@ -49,25 +50,32 @@ class FusionQuantizer(Quantizer):
         values = {source(x) for node in layers for x in moved(node)}
         values |= {end(node) for node in layers if _needs_integers(end(node), node)}
         roots = _share(model, values)
+        steps = _least_steps(roots)
         for value in values:
             shared = roots[value] is not value
-            _annotation(value).output_qspec = SharedQuantizationSpec(roots[value]) if shared else self.activation
+            own = self._in_steps_of(steps[value]) if value in steps else self.activation
+            _annotation(value).output_qspec = SharedQuantizationSpec(roots[value]) if shared else own
         for node in layers:
             if (axis := WEIGHT_AXES.get(integer_kind(node.target))) is not None:
                 x, weight, bias, *_ = cast("tuple[Node, ...]", (*node.args, None))
                 _annotation(node).input_qspec_map[weight] = self.weight[axis]
-                if bias is not None:
+                if bias is not None and bias.op == "get_attr":  # a bias that depends on the inputs is added in floats
                     _annotation(node).input_qspec_map[bias] = _bias(source(x), (weight, node))
         return model
 
     def validate(self, model: GraphModule) -> None:
         """Accept every model: what cannot be quantised stays in FP32."""
 
+    def _in_steps_of(self, least: float) -> QuantizationSpec:
+        """Return how values are quantised that must not have finer steps."""
+        constructor: Any = self.activation.observer_or_fake_quant_ctr
+        return replace(self.activation, observer_or_fake_quant_ctr=constructor.with_args(least_step=least))
+
     def _is_integer(self, node: Node) -> bool:
         """Return whether an operator is to run in integers: layers, and additions, products and means of images."""
         kind = integer_kind(node.target)
         if kind in WEIGHT_AXES:
-            return layer_name(node) not in self.keep_fp32
+            return has_weight(node) and layer_name(node) not in self.keep_fp32
         if OPERANDS.get(kind) == 2:
             return len(moved(node)) == 2 and node.meta["val"].dim() > 3 and not node.kwargs
         return kind in OPERANDS
@@ -137,6 +145,22 @@ def _share(model: GraphModule, values: set[Node]) -> dict[Node, Node]:
                 first, second = sorted((find(node), find(x)), key=order.__getitem__)
                 root[second] = first
     return {value: find(value) for value in values}
+
+
+def _least_steps(roots: Mapping[Node, Node]) -> dict[Node, float]:
+    """Return the least step of ranges that hold a softmax over N entries, 1/(128·N): half the range at equal shares.
+
+    The kernel of ONNX Runtime multiplies 2³²/(e⁵·N) by the reciprocal of the step in 32 bits, which finer steps
+    overflow. N = 2 is the worst case of an axis of any length; a single entry is always 1.
+    """
+    steps: dict[Node, float] = {}
+    for value, root in roots.items():
+        if value.target is aten.softmax.int:
+            x, axis, *_ = value.args
+            length = x.meta["val"].shape[axis]  # type: ignore[union-attr,index]
+            least = 1 / (128 * length) if isinstance(length, int) else 1 / 256
+            steps[root] = max(steps.get(root, 0.0), least)
+    return steps
 
 
 def _annotation(node: Node) -> QuantizationAnnotation:

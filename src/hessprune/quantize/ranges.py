@@ -100,7 +100,7 @@ class WeightQuantizer(FakeQuantizer):
 
 
 class ActivationQuantizer(FakeQuantizer):
-    """Round an activation, with one scale per tensor.
+    """Round an activation, with one scale per tensor, `least_step` or more.
 
     Calibration sets the range. In training the range follows a moving average of the batches until it is frozen.
     """
@@ -109,9 +109,17 @@ class ActivationQuantizer(FakeQuantizer):
     high: Tensor
 
     def __init__(
-        self, *, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, is_dynamic: bool = False
+        self,
+        *,
+        dtype: torch.dtype,
+        quant_min: int,
+        quant_max: int,
+        qscheme: torch.qscheme,
+        is_dynamic: bool = False,
+        least_step: float = torch.finfo(torch.float32).eps,
     ) -> None:
         super().__init__(dtype=dtype, quant_min=quant_min, quant_max=quant_max, qscheme=qscheme, is_dynamic=is_dynamic)
+        self.least_step = least_step
         self.register_buffer("low", torch.zeros((), device="cpu"))
         self.register_buffer("high", torch.zeros((), device="cpu"))
         self.statistic: Callable[[Tensor], None] | None = None  # set during calibration, when nothing is rounded
@@ -151,18 +159,21 @@ class ActivationQuantizer(FakeQuantizer):
         low, high = low.clamp(max=0), high.clamp(min=0)
         if self.qscheme == torch.per_tensor_symmetric:
             low, high = -torch.maximum(-low, high), torch.maximum(-low, high)
-        scale = ((high - low) / (self.quant_max - self.quant_min)).clamp(min=torch.finfo(torch.float32).eps)
+        scale = ((high - low) / (self.quant_max - self.quant_min)).clamp(min=self.least_step)
         zero = (self.quant_min - torch.round(low / scale)).clamp(self.quant_min, self.quant_max)
         return scale, zero.to(torch.int32)
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
-        """Replace the range."""
+        """Replace the range; [0, 1] is exact for values that are always zero, and steps of biases are not tiny."""
         self.low.copy_(low)
-        self.high.copy_(high)
+        self.high.copy_(torch.where(high > low, high, low + 1))
 
     def _follow(self, low: Tensor, high: Tensor) -> None:
-        weight = MOMENTUM if self.is_calibrated else 1.0
-        self.set_range(self.low.lerp(low, weight), self.high.lerp(high, weight))
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        if not self.is_calibrated:
+            self.set_range(low, high)
+        elif bool(high > low):  # zeros tell nothing of the range
+            self.set_range(self.low.lerp(low, MOMENTUM), self.high.lerp(high, MOMENTUM))
 
 
 class Statistic(Protocol):

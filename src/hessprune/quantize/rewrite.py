@@ -3,7 +3,7 @@
 BatchNorm goes into the convolution or linear layer in front of it. Where there is none (pre-activation networks, dense
 connections) it becomes a 1×1 depthwise convolution, which runtimes run in integers together with the ReLU behind it.
 Means over space become average pooling, hard gates clamped depthwise convolutions, zeros for missing channels of every
-other pixel a 1×1 convolution, for the same reason.
+other pixel a 1×1 convolution, for the same reason. Weights that are computed from parameters become parameters.
 """
 
 import operator
@@ -29,6 +29,7 @@ MOVES = "moves"  # mark, in a node's `meta`, of a layer whose outputs are inputs
 
 def rewrite(module: GraphModule) -> None:
     """Remove BatchNorm and means over space, in place; the graph is one of evaluation mode."""
+    _compute_weights(module)
     for node in list(module.graph.nodes):
         if node.op == "call_module":  # only checks that the inputs look like the example
             module.graph.erase_node(node)
@@ -53,12 +54,66 @@ def tensor_of(module: nn.Module, node: Node) -> Tensor:
     return operator.attrgetter(str(node.target))(module)
 
 
+def has_weight(node: Node) -> bool:
+    """Return whether a node computes a layer whose weight is a parameter, not a value that depends on the inputs."""
+    is_layer = integer_kind(node.target) in WEIGHT_AXES
+    return is_layer and isinstance(node.args[1], Node) and node.args[1].op == "get_attr"
+
+
 def layer_name(node: Node) -> str:
     """Return the dotted name of the layer that a node computes: where its weight lives, or where it was captured."""
-    if integer_kind(node.target) in WEIGHT_AXES and isinstance(node.args[1], Node) and node.args[1].op == "get_attr":
-        return split_name(str(node.args[1].target))[0]
+    if has_weight(node):
+        return split_name(str(node.args[1].target))[0]  # type: ignore[union-attr]
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return stack[-1][0] if stack else node.name
+
+
+def _compute_weights(module: GraphModule) -> None:
+    """Let layers read parameters of their own where they read computed ones: normalised, sliced or transposed."""
+    known = _sources(module)
+    for layer in [node for node in module.graph.nodes if integer_kind(node.target) in WEIGHT_AXES]:
+        for read in layer.args[1:3]:
+            if isinstance(read, Node) and read.op != "get_attr" and read in known:
+                _compute_weight(module, read, known[read])
+
+
+@torch.no_grad()
+def _compute_weight(module: GraphModule, node: Node, sources: list[Node]) -> None:
+    """Put a parameter in the place of a node that is computed from parameters and buffers, beside the first of them."""
+    held = [source for source in sources if isinstance(tensor_of(module, source), nn.Parameter)]
+    path, parameter = (
+        str([*held, *sources][0].target) if sources else node.name,
+        nn.Parameter(_computed(module, node).contiguous()),
+    )
+    while any(other.target == path for other in module.graph.nodes):
+        path += "_"
+    parameter.requires_grad_(any(tensor_of(module, source).requires_grad for source in sources))
+    parent, attribute = split_name(path)
+    module.get_submodule(parent).register_parameter(attribute, parameter)
+    with module.graph.inserting_before(node):
+        own = module.graph.get_attr(path)
+    own.meta["val"] = node.meta["val"].fake_mode.from_tensor(parameter)
+    node.replace_all_uses_with(own)
+
+
+def _sources(module: GraphModule) -> dict[Node, list[Node]]:
+    """Return the parameters and buffers that each value is computed from, for all that depend on nothing else."""
+    found: dict[Node, list[Node]] = {}
+    for node in module.graph.nodes:
+        draws = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if node.op == "get_attr":
+            found[node] = [node]
+        elif node.op == "call_function" and not draws and all(x in found for x in node.all_input_nodes):
+            found[node] = list(dict.fromkeys(source for x in node.all_input_nodes for source in found[x]))
+    return found
+
+
+def _computed(module: GraphModule, node: Node) -> Any:
+    """Return the value of a node that depends on parameters and buffers only."""
+    if node.op == "get_attr":
+        return tensor_of(module, node)
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda x: _computed(module, x))
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _read_own_bias(module: GraphModule, layer: Node) -> None:

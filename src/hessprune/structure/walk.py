@@ -43,14 +43,14 @@ class GraphWalk:
         self.widths: dict[int, list[LiteralUse]] = {}
         """Attributes that tell the width of an input, by module, once for each call."""
         self._literals: dict[tuple[int, str], LiteralUse] = {}
-        self._state: dict[str, Leaf | Value] = {}
+        self._state: dict[str, Leaf | Value | Tensor] = {}
         self._shapes: dict[str, torch.Size] = {}
         self._buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-        leaves: dict[int, Leaf | Value] = {}
+        leaves: dict[int, Leaf | Value | Tensor] = {}
         for named in (model.named_parameters, model.named_buffers):
             for name, tensor in named(remove_duplicate=False):
                 self._shapes[name] = tensor.shape
-                self._state[name] = leaves.setdefault(id(tensor), _leaf(name, tensor))
+                self._state[name] = leaves.setdefault(id(tensor), self._leaf(name, tensor))
         for program in programs:
             self._run_program(program)
         self._count_heads()
@@ -224,6 +224,14 @@ class GraphWalk:
                 return args[0]
         raise AssertionError("a graph ends in an output node")
 
+    def _leaf(self, name: str, tensor: Tensor) -> Leaf | Value | Tensor:
+        """Return a parameter with labelled axes, or integers with their values; labels for those without."""
+        if tensor.is_floating_point():
+            return Leaf.of(name, tensor)
+        if tensor.is_meta:
+            return self.labels.fixed(tensor.shape, f"it meets '{name}', which holds no numbers")
+        return Value(tensor.detach().clone().cpu())
+
     def _held(self, value: Any) -> Any:
         """Return labels for a constant of the source code; integers keep their values."""
         if not isinstance(value, Tensor):
@@ -238,11 +246,6 @@ class GraphWalk:
             return folded
         rule = operator_of(call.target).labels
         return rule(call) if rule else call.refuse(f"operator '{call.operator}'{call.where} has no rule")
-
-
-def _leaf(name: str, tensor: Tensor) -> Leaf | Value:
-    """Return a parameter with labelled axes, or integers with their values."""
-    return Leaf.of(name, tensor) if tensor.is_floating_point() else Value(tensor.detach().clone().cpu())
 
 
 def _settled(value: Any) -> Any:
