@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hessprune.operators.call import Call
 from hessprune.operators.leaves import Leaf
-from hessprune.operators.shape import index_shapes
+from hessprune.operators.positions import index_shapes
 from hessprune.operators.table import register
 
 
