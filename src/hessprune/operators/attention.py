@@ -41,11 +41,15 @@ def product(call: Call, left: Tensor, right: Tensor) -> Tensor:
     if varies(left, -1) and varies(left, -2) and not removable(right):  # the axis that both share stays as it is
         call.labels.tie_along(left, -1)
         left = left.narrow(-1, 0, 1).expand(left.shape)
+    left, right = call.per_head(left, -1), call.per_head(right, -2)
     contracted = varies(left, -1), varies(right, -2)
     if any(contracted):
         call.labels.tie(call.channels(left, -1), call.channels(right, -2))
     rows = constant(left.shape) if contracted[0] else left
     columns = constant(right.shape) if contracted[1] else right
+    if varies(rows, -2) and varies(columns, -1) and call.walk.shares(call.node, rows):  # as a table of values
+        call.pin(columns, -1, "every head reads it")
+        columns = constant(right.shape)
     return call.meet([rows.narrow(-1, 0, 1), columns.narrow(-2, 0, 1)])
 
 

@@ -163,8 +163,8 @@ def _walk(model: nn.Module, example_inputs: Any, kinds: Collection[Kind]) -> tup
     programs = [program] if training is None else [program, training]
     unread = unread_parameters(model, programs) if training else unread
     walk = GraphWalk(model, programs, asked=kinds)
-    stuck = walk.stuck()
-    return (GraphWalk(model, programs, stuck, asked=kinds) if stuck else walk), unread
+    stuck, shared = walk.stuck(), walk.shared()
+    return (GraphWalk(model, programs, stuck, shared=shared, asked=kinds) if stuck or shared else walk), unread
 
 
 def _freeze(groups: Iterable[Group], reason: str) -> list[Frozen]:

@@ -31,10 +31,12 @@ class GraphWalk:
         programs: Sequence[ExportedProgram],
         stuck: Mapping[tuple[str, int], str] | None = None,
         *,
+        shared: Collection[Node] = (),
         asked: Collection[str] = (),
     ) -> None:
         self.labels = Labels()
-        self._stuck = stuck or {}
+        self._stuck, self._shared = stuck or {}, {*shared}
+        self._grids: list[tuple[Node, Tensor]] = []
         self.closure = Closure(self.labels, asked)
         self.axes: dict[tuple[str, int], Axis] = {}
         self.elements: dict[str, Tensor] = {}
@@ -86,9 +88,16 @@ class GraphWalk:
         """Return labels for the value of a graph node; a parameter used element-wise gets one per element."""
         if isinstance(value, Leaf):
             return self._leaf_labels(value)
-        if isinstance(value, Value):
-            return self.labels.fixed(value.tensor.shape, "it meets a tensor of integers")
-        return value
+        return self._value_labels(value.tensor) if isinstance(value, Value) else value
+
+    def _value_labels(self, tensor: Tensor) -> Tensor:
+        """Return labels for integers: where all channels or heads have the same, as in a mask, these may go.
+
+        Whether the size of that axis follows the units shows on trial; all other axes are fixed.
+        """
+        if tensor.dim() > 2 and tensor.shape[1] > 1 and bool((tensor == tensor.narrow(1, 0, 1)).all()):
+            return along(self.labels.new(tensor.shape[1]), 1, tensor.shape)
+        return self.labels.fixed(tensor.shape, "it meets a tensor of integers")
 
     def channels(self, activation: Any, dim: int, reason: str) -> Tensor:
         """Tie all labels that share an index along `dim`; return one label per index.
@@ -166,6 +175,20 @@ class GraphWalk:
                 if np.isin(roots[axis.labels.numpy()], frozen).all():
                     found[key] = reason
         return found
+
+    def shares(self, node: Node, labels: Tensor) -> bool:
+        """Return whether heads share what a call reads for each of them, as an earlier walk has shown."""
+        self._grids.append((node, labels))
+        return node in self._shared
+
+    def shared(self) -> set[Node]:
+        """Return the calls that made one unit of all heads: in a walk that knows them, heads share what they read."""
+        roots = self.labels.roots()
+        heads = np.unique(
+            roots[np.concatenate([np.empty(0, np.int64), *(part.numpy() for part in self.closure.heads)])]
+        )
+        whole = ((node, labels) for node, labels in self._grids if not self.labels.varying(labels))
+        return {node for node, labels in whole if np.isin(roots[compact(labels)[0].numpy()], heads[heads > 0]).all()}
 
     def note_head(self, labels: Tensor) -> None:
         """Note that these labels are heads of attention, or tied to some."""
