@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_map
 
 from hessprune.foundation.written import WrittenSize
 from hessprune.operators.call import Call
-from hessprune.operators.labels import along, varies
+from hessprune.operators.labels import along, constant, varies, varying
 from hessprune.operators.leaves import Leaf, Value
 from hessprune.operators.table import register
 
@@ -111,13 +111,21 @@ register("unfold", labels=windows, derivative="piecewise-linear")
 
 
 def gather(call: Call) -> Tensor:
-    """Pin the axis along which values are looked up at computed positions; freeze these positions."""
+    """Pin the axis along which values are looked up at computed positions."""
     labels, index = (call.walk.as_labels(arg) for arg in call.args if isinstance(arg, Tensor | Leaf | Value))
     call.pin(labels, call["dim"], f"'{call.operator}' looks channels up by a computed index")
-    call.walk.freeze(index, f"it holds positions for '{call.operator}'{call.where}")
     for dim, size in enumerate(call.shape):
-        labels = labels.narrow(dim, 0, 1 if dim == call["dim"] % labels.dim() else size)
-    return labels.expand(call.shape)
+        labels = labels.narrow(dim, 0, 1 if dim == call["dim"] % labels.dim() else min(size, labels.shape[dim]))
+    return call.meet([labels, looked_up_along(call, index)]).expand(call.shape)
+
+
+def looked_up_along(call: Call, index: Tensor) -> Tensor:
+    """Return the labels of positions along an axis: of units along other axes, each has its own; all else is frozen."""
+    axes = varying(index)
+    if axes and call["dim"] % index.dim() not in axes:
+        return index.narrow(call["dim"], 0, 1)
+    call.walk.freeze(index, f"it holds positions for '{call.operator}'{call.where}")
+    return constant([1] * index.dim())
 
 
 register("gather", "take_along_dim", labels=gather, derivative="piecewise-linear")
