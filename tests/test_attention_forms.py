@@ -124,6 +124,10 @@ LAYOUTS: dict[str, Layout] = {
     "padding as large as the scores": masking(lambda m, mask, scores: mask.expand_as(scores), PADDING),
     "a mask over heads": masking(lambda m, mask, scores: mask.expand(2, m.heads, 6, 6), heads=4),
     "padding over heads": masking(lambda m, mask, scores: mask.expand(-1, 4, 6, -1), PADDING),
+    "padding repeated over heads": masking(
+        lambda m, mask, scores: mask.repeat_interleave(m.heads, 1), PADDING, heads=4
+    ),
+    "padding tiled over heads": masking(lambda m, mask, scores: mask.repeat(1, m.heads, 6, 1), PADDING, heads=4),
     "heads beside the batch, and a whole width": written(merged, heads=4),
     "relative keys by einsum": related(by_einsum),
     "relative keys by matmul": related(by_matmul),

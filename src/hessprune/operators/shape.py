@@ -34,19 +34,20 @@ def run(call: Call) -> Any:
     return call.target(*args, **kwargs)
 
 
-def expand(call: Call) -> Any:
-    """Expand the labels; what no unit lies in and is copied along the axis of heads goes with what it meets there."""
+def copied(call: Call) -> Any:
+    """Copy the labels; what no unit lies in and is copied along the axis of heads goes with what it meets there."""
     labels, out = call.walk.as_labels(call.args[0]), run(call)
-    if _is_copied(labels, out):
-        out = along(call.labels.new(out.shape[1]), 1, out.shape)
+    size = labels.shape[1 - out.dim() + labels.dim()] if out.dim() < labels.dim() + 2 else 1
+    is_mask = out.dim() > 2 and size == 1 < out.shape[1] and not removable(labels)
+    return along(call.labels.new(out.shape[1]), 1, out.shape) if is_mask else out
+
+
+def expand(call: Call) -> Any:
+    """Expand the labels."""
+    out = copied(call)
     for dim in varying(out):
         call.note_size(WrittenSize("expand", dim, out.dim(), out.shape[dim]), out)
     return out
-
-
-def _is_copied(labels: Tensor, out: Tensor) -> bool:
-    """Return whether a mask, say, is expanded over heads: axis 1 of several, none of whose units can go."""
-    return out.dim() == labels.dim() > 2 and labels.shape[1] < out.shape[1] and not removable(labels)
 
 
 def expand_as(call: Call) -> Any:
@@ -56,10 +57,8 @@ def expand_as(call: Call) -> Any:
 
 register("expand", "broadcast_to", labels=expand, derivative="piecewise-linear")
 register("expand_as", labels=expand_as, derivative="piecewise-linear")
-register(
-    "flip", "repeat", "tile", "repeat_interleave", "diagonal",
-    labels=run, derivative="piecewise-linear",
-)  # fmt: skip
+register("repeat", "tile", "repeat_interleave", labels=copied, derivative="piecewise-linear")
+register("flip", "diagonal", labels=run, derivative="piecewise-linear")
 
 
 def getitem(call: Call) -> Any:

@@ -95,7 +95,8 @@ class GraphWalk:
 
         Whether the size of that axis follows the units shows on trial; all other axes are fixed.
         """
-        if tensor.dim() > 2 and tensor.shape[1] > 1 and bool((tensor == tensor.narrow(1, 0, 1)).all()):
+        is_long = not tensor.is_meta and tensor.dim() > 2 and tensor.shape[1] > 1
+        if is_long and bool((tensor == tensor.narrow(1, 0, 1)).all()):
             return along(self.labels.new(tensor.shape[1]), 1, tensor.shape)
         return self.labels.fixed(tensor.shape, "it meets a tensor of integers")
 
