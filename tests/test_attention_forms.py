@@ -111,6 +111,40 @@ def by_bias(m: Any, q: Tensor, k: Tensor, v: Tensor, apart: Tensor) -> Tensor:
     return scores.softmax(-1) @ v
 
 
+class Latent(nn.Module):
+    """Keys and values from one narrow layer, widths cut in unequal parts, and a rotated part that all heads share."""
+
+    def __init__(self, rotate: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.q, self.down, self.up = nn.Linear(24, HEADS * 10), nn.Linear(24, 8 + 4), nn.Linear(8, HEADS * 11)
+        self.proj, self.heads, self.rotate = nn.Linear(HEADS * 5, 24), HEADS, rotate
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, turned = self.q(x).view(b, n, -1, 10).transpose(1, 2).split([6, 4], -1)
+        low, shared = self.down(x).split([8, 4], -1)
+        k, v = self.up(low).view(b, n, -1, 11).transpose(1, 2).split([6, 5], -1)
+        shared = self.rotate(shared.view(b, 1, n, 4)).expand(*k.shape[:-1], -1)
+        scores = torch.cat([q, self.rotate(turned)], -1) @ torch.cat([k, shared], -1).transpose(-2, -1)
+        return self.proj(joined(scores, v))
+
+
+def turned(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    angles = torch.arange(x.shape[-2], dtype=x.dtype)[:, None]
+    return x * angles.cos() + torch.cat([-second, first], -1) * angles.sin()
+
+
+def turned_as_complex(x: Tensor) -> Tensor:
+    angles = torch.arange(x.shape[-2], dtype=x.dtype)[:, None]
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(torch.ones_like(angles), angles)
+    return torch.view_as_real(pairs).flatten(-2)
+
+
+def latent(rotate: Callable[[Tensor], Tensor]) -> Layout:
+    return Layout(lambda: Around(Latent(rotate), lambda m, x: m(x)), (X,), others=(LONGER,))
+
+
 def related(core: Callable[..., Tensor]) -> Layout:
     return Layout(lambda: Around(Related(core), lambda m, x: m(x)), (X,), others=(LONGER,))
 
@@ -135,6 +169,8 @@ LAYOUTS: dict[str, Layout] = {
     "a bias by numbers": related(by_bias),
     "relative keys and values": related(in_keys_and_values),
     "one map for all heads": related(by_layer),
+    "latent keys and values": latent(turned),
+    "latent keys, complex": latent(turned_as_complex),
     "attributes as large by chance": written(counted, heads=4, all_heads=24, scale=4, size=24),
 }
 

@@ -52,6 +52,7 @@ register("clone", "contiguous", labels=elementwise, derivative="piecewise-linear
 register(
     "leaky_relu", "rrelu", "hardsigmoid", "hardshrink", "softshrink", "threshold", "abs", "neg", "sub", "rsub",
     "maximum", "minimum", "clamp", "clamp_min", "clamp_max", "masked_fill", "nan_to_num",
+    "complex", "real", "imag", "conj", "_conj", "conj_physical", "resolve_conj",
     "fmax", "fmin", "copysign", "nextafter", "positive", "deg2rad", "rad2deg",
     "sign", "sgn", "signbit", "floor", "ceil", "round", "trunc", "frac", "isnan", "isinf", "isfinite", "isneginf",
     "isposinf", "isclose", "eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or",
@@ -66,6 +67,7 @@ register(
     "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "log_sigmoid", "logsigmoid", "tanh", "tanhshrink",
     "hardswish", "softsign", "exp", "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "square", "reciprocal", "sin",
     "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh", "sinc", "hypot", "exp2",
+    "polar", "angle",
     "log10", "logit", "logaddexp", "logaddexp2", "xlogy", "special_xlog1py", "special_entr", "erf", "erfc", "erfinv",
     "special_erfcx", "special_ndtr", "special_ndtri", "special_log_ndtr", "lgamma", "mvlgamma", "digamma", "polygamma",
     "igamma", "igammac", "special_zeta", "i0", "special_i0e", "special_i1", "special_i1e", "floor_divide", "remainder",

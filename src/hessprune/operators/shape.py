@@ -42,6 +42,22 @@ def copied(call: Call) -> Any:
     return along(call.labels.new(out.shape[1]), 1, out.shape) if is_mask else out
 
 
+def complex_view(call: Call) -> Tensor:
+    """Read pairs of numbers as complex ones: both stand for one channel."""
+    labels = call.walk.as_labels(call.args[0])
+    call.labels.tie_along(labels, -1)
+    return labels[..., 0]
+
+
+def real_view(call: Call) -> Tensor:
+    """Read complex numbers as pairs, along a new axis."""
+    return call.walk.as_labels(call.args[0]).unsqueeze(-1).expand(call.shape)
+
+
+register("view_as_complex", labels=complex_view, derivative="piecewise-linear")
+register("view_as_real", labels=real_view, derivative="piecewise-linear")
+
+
 def expand(call: Call) -> Any:
     """Expand the labels."""
     out = copied(call)

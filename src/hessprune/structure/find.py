@@ -164,7 +164,10 @@ def _walk(model: nn.Module, example_inputs: Any, kinds: Collection[Kind]) -> tup
     unread = unread_parameters(model, programs) if training else unread
     walk = GraphWalk(model, programs, asked=kinds)
     stuck, shared = walk.stuck(), walk.shared()
-    return (GraphWalk(model, programs, stuck, shared=shared, asked=kinds) if stuck or shared else walk), unread
+    while stuck.keys() - walk.stays.keys() or shared - walk.sharing:
+        walk = GraphWalk(model, programs, walk.stays | stuck, shared=walk.sharing | shared, asked=kinds)
+        stuck, shared = walk.stuck(), walk.shared()
+    return walk, unread
 
 
 def _freeze(groups: Iterable[Group], reason: str) -> list[Frozen]:

@@ -35,7 +35,10 @@ class GraphWalk:
         asked: Collection[str] = (),
     ) -> None:
         self.labels = Labels()
-        self._stuck, self._shared = stuck or {}, {*shared}
+        self.stays = {**(stuck or {})}
+        """Axes of parameters that stay as a whole, with the reason, as an earlier walk has shown."""
+        self.sharing = {*shared}
+        """Calls that read the same for every head, as an earlier walk has shown."""
         self._grids: list[tuple[Node, Tensor]] = []
         self.closure = Closure(self.labels, asked)
         self.axes: dict[tuple[str, int], Axis] = {}
@@ -73,16 +76,20 @@ class GraphWalk:
         key = leaf.name, parameter_dim
         if key not in self.axes:
             self.axes[key] = Axis(self.labels.new(self._shapes[leaf.name][parameter_dim]))
-            if key in self._stuck:
-                self.labels.freeze(self.axes[key].labels, self._stuck[key])
+            if key in self.stays:
+                self.labels.freeze(self.axes[key].labels, self.stays[key])
         self.axes[key].roles.add("follower" if role == "producer" and self.is_buffer(leaf) else role)
-        if key in self._stuck:
-            return self.labels.fixed((leaf.shape[dim],), self._stuck[key])
+        if key in self.stays:
+            return self.labels.fixed((leaf.shape[dim],), self.stays[key])
         return self.axes[key].labels[leaf.starts[dim] :][: leaf.shape[dim]]
 
     def is_buffer(self, leaf: Leaf) -> bool:
         """Return whether no training changes a leaf."""
-        return leaf.name in self._buffers
+        return self.is_fixed(leaf.name)
+
+    def is_fixed(self, name: str) -> bool:
+        """Return whether a tensor of the model is a buffer."""
+        return name in self._buffers
 
     def as_labels(self, value: Any) -> Tensor:
         """Return labels for the value of a graph node; a parameter used element-wise gets one per element."""
@@ -180,7 +187,7 @@ class GraphWalk:
     def shares(self, node: Node, labels: Tensor) -> bool:
         """Return whether heads share what a call reads for each of them, as an earlier walk has shown."""
         self._grids.append((node, labels))
-        return node in self._shared
+        return node in self.sharing
 
     def shared(self) -> set[Node]:
         """Return the calls that made one unit of all heads: in a walk that knows them, heads share what they read."""
