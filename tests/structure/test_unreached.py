@@ -92,3 +92,9 @@ def test_no_more_than_three_are_named(caplog: pytest.LogCaptureFixture) -> None:
         assert len(hp.find_groups(model, X).unreached) == 5
     assert "more.0, more.1, more.2" in warned(caplog)[0]
     assert "more.3" not in warned(caplog)[0]
+
+
+def test_a_number_that_the_forward_does_not_read_has_no_width() -> None:
+    model = Net()
+    model.scale = nn.Parameter(torch.tensor(2.0))
+    assert not hp.find_groups(model, X).unreached

@@ -65,5 +65,5 @@ def _read_sizes(layer: nn.Module, own: Sequence[Tensor]) -> Iterator[int]:
     if isinstance(layer, nn.Embedding):
         return
     weights = [tensor for tensor in own if tensor.dim() > 1]
-    for tensor in weights or own:
+    for tensor in weights or [tensor for tensor in own if tensor.dim()]:
         yield tensor.shape[0 if tensor.dim() == 1 or getattr(layer, "transposed", False) else 1]
