@@ -12,7 +12,7 @@ from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.arrival import plain_modules, watched
 from hessprune.foundation.modules import split_name
 from hessprune.foundation.parametrised import check_plain_weights
-from hessprune.structure.advice import ON_REQUEST, advice
+from hessprune.structure.advice import ON_REQUEST, advice, telling
 from hessprune.structure.cached import without_fixed_states
 from hessprune.structure.capture import capture, capture_training
 from hessprune.structure.collect import Collected, collect
@@ -138,7 +138,7 @@ def _found(
     for group, reason in failures:
         frozen += _freeze([group], reason)
     if not working:
-        reasons = sorted({item.reason for item in frozen}) or ["it has no layers with weights"]
+        reasons = telling({item.reason for item in frozen}) or ["it has no layers with weights"]
         raise UnsupportedModelError(
             f"the model must have channels that can be removed, found none: {'; '.join(reasons[:4])}. {advice(reasons)}"
         )
