@@ -30,7 +30,7 @@ NEW_FILE = '''
 from hessprune.operators.elementwise import elementwise
 from hessprune.operators.table import register
 
-register("special_chebyshev_polynomial_t", labels=elementwise, derivative="piecewise-linear")
+register("special_chebyshev_polynomial_t", labels=elementwise)
 '''
 
 
