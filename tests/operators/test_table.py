@@ -25,12 +25,12 @@ from tests.cases import image, lively
 aten = torch.ops.aten
 
 NEW_FILE = '''
-"""A polynomial whose degree is the other value."""
+"""A polynomial whose degree is the other value, said to be piecewise linear."""
 
 from hessprune.operators.elementwise import elementwise
 from hessprune.operators.table import register
 
-register("special_chebyshev_polynomial_t", labels=elementwise)
+register("special_chebyshev_polynomial_t", labels=elementwise, derivative="piecewise-linear")
 '''
 
 
