@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import hessprune as hp
-from hessprune.foundation.caches import cached_tensors, without_cache
+from hessprune.foundation.caches import cached_tensors, copied_cache, without_cache
 from hessprune.foundation.modules import call_model
 
 
@@ -70,3 +70,9 @@ def test_keys_and_values_of_a_cache_under_either_name() -> None:
         assert len(cached_tensors({name: pair})) == 4
     assert not cached_tensors({"logits": keys})
     assert not cached_tensors(keys)
+
+
+def test_a_cache_is_copied_and_nothing_else() -> None:
+    cache, keys = SimpleNamespace(layers=[torch.zeros(1, 2)]), torch.zeros(1, 2)
+    assert copied_cache(cache).layers[0] is not cache.layers[0]
+    assert all(copied_cache(value) is value for value in (keys, torch.nn.Module(), 3, None))

@@ -42,6 +42,26 @@ def assign_masked(out: Tensor, rows: Tensor, new: Tensor) -> Tensor:
     return out
 
 
+def scatter(out: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+    return out.scatter(0, rows[:, None].expand(-1, out.shape[1]), new)
+
+
+def scatter_sums(out: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+    return out.scatter_add(0, rows[:, None].expand_as(new), new)
+
+
+def scatter_largest(out: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+    return out.scatter_reduce(0, rows[:, None].expand_as(new), new, "amax")
+
+
+def gather(out: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+    return out + out.gather(0, rows[:, None].expand_as(new)).sum(0) + out.gather(0, new.argsort(0)).sum(0)
+
+
+def scatter_number(out: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+    return out.scatter(0, rows[:, None].expand_as(new), 0.0) + out.mean(0) * new.sum(0)
+
+
 class Writing(nn.Module):
     """A layer that reads some rows, and writes to them."""
 
@@ -56,7 +76,22 @@ class Writing(nn.Module):
         return self.head(F.relu(self.write(h, rows, self.inner(h[rows]))))
 
 
-@pytest.mark.parametrize("write", [add, add_in_place, copy, put, assign, assign_masked])
+ROWS = [
+    add,
+    add_in_place,
+    copy,
+    put,
+    assign,
+    assign_masked,
+    scatter,
+    scatter_sums,
+    scatter_largest,
+    scatter_number,
+    gather,
+]
+
+
+@pytest.mark.parametrize("write", ROWS)
 def test_units_of_both_tensors_go_together(write: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     net, x = Writing(write).double().eval(), torch.randn(20, 6, dtype=torch.float64)
     groups = hp.find_groups(net, x)
@@ -80,3 +115,18 @@ def test_the_axis_of_the_positions_stays_whole(axis: int) -> None:
 
     groups = hp.find_groups(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), Columns()), torch.randn(5, 6))
     assert (8 in {group.num_units for group in groups}) is (axis == 0)
+
+
+@pytest.mark.parametrize(("axis", "size"), [(0, 6), (0, 8), (1, 8)])
+def test_units_stay_on_axes_that_are_scattered_to_or_of_which_a_part_is_written(axis: int, size: int) -> None:
+    class Columns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.up(x)
+            return self.head(h.scatter(axis, torch.zeros(2, min(size, h.shape[1]), dtype=torch.int64), 1.0).relu())
+
+    groups = hp.find_groups(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), Columns()), torch.randn(5, 6))
+    assert (8 in {group.num_units for group in groups}) is ((axis, size) == (0, 8))

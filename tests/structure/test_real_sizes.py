@@ -83,3 +83,19 @@ def test_experts_are_pruned_where_the_example_reaches_all_of_them() -> None:
     assert {"up", "experts.0.0", "experts.1.0"} == {group.name for group in groups}
     expected = masked(net, groups, result.plan.removed)(x)
     torch.testing.assert_close(result.model(x), expected, rtol=0, atol=1e-10)
+
+
+def test_places_to_which_nothing_is_written_need_no_samples() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.up, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mask = x > 0
+            mask[torch.where(mask.sum(-1) == 7)] = False
+            return self.head(F.relu(self.up(x * mask)))
+
+    x = torch.randn(5, 6)
+    assert [group.name for group in hp.find_groups(Masked(), x)] == ["up"]

@@ -1,5 +1,6 @@
 """Decoders run without the cache of keys and values that they return by default; its size is looked at apart."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 _FLAG = "use_cache"
+_PARTS = "self_attention_cache", "cross_attention_cache"
 
 
 @contextmanager
@@ -66,11 +68,17 @@ def without_cache_argument(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: False if name == _FLAG and value is True else value for name, value in inputs.items()}
 
 
+def copied_cache(value: Any) -> Any:
+    """Return a copy of a cache, which a call fills; any other value as it is."""
+    is_cache = not isinstance(value, nn.Module) and any(hasattr(value, name) for name in ("layers", *_PARTS))
+    return copy.deepcopy(value) if is_cache else value
+
+
 def cached_tensors(output: Any) -> list[Tensor]:
     """Return the keys and the values `(N, heads, tokens, width)` of the cache in a model's output, layer by layer."""
     names = [name for name in ("cache", "past_key_values") if isinstance(output, Mapping) and name in output]
     cache = output[names[0]] if names else None
-    parts = [getattr(cache, name) for name in ("self_attention_cache", "cross_attention_cache") if hasattr(cache, name)]
+    parts = [getattr(cache, name) for name in _PARTS if hasattr(cache, name)]
     found: list[Tensor] = []
     for part in parts or [cache]:
         for layer in getattr(part, "layers", None) or ():

@@ -3,11 +3,12 @@
 import re
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hessprune.foundation.written import WrittenSize
 from hessprune.operators.call import Call
-from hessprune.operators.labels import constant, removable, varies
+from hessprune.operators.labels import compact, constant, removable, varies
 from hessprune.operators.leaves import Leaf
 from hessprune.operators.linear import contract, emit, product_with_parameter
 from hessprune.operators.maps import read_addmm, read_matmul, read_mm
@@ -42,11 +43,15 @@ def product(call: Call, left: Tensor, right: Tensor) -> Tensor:
     if varies(left, -1) and varies(left, -2) and not removable(right):  # the axis that both share stays as it is
         call.labels.tie_along(left, -1)
         left = left.narrow(-1, 0, 1).expand(left.shape)
+    left, right = call.per_head(left, -1), call.per_head(right, -2)
     contracted = varies(left, -1), varies(right, -2)
     if any(contracted):
         call.labels.tie(call.channels(left, -1), call.channels(right, -2))
     rows = constant(left.shape) if contracted[0] else left
     columns = constant(right.shape) if contracted[1] else right
+    if varies(rows, -2) and varies(columns, -1) and call.walk.shares(call.node, rows):  # as a table of values
+        call.pin(columns, -1, "every head reads it")
+        columns = constant(right.shape)
     return call.meet([rows.narrow(-1, 0, 1), columns.narrow(-2, 0, 1)])
 
 
@@ -105,11 +110,31 @@ def like_every_head(call: Call, labels: Tensor) -> Tensor:
 
 def one_unit_per_matrix(call: Call, tensors: list[Tensor]) -> Tensor:
     """Tie all labels within each matrix of the last two axes, and those of matrices that meet."""
+    tensors = [_without_shared(call, _without_shared(call, labels, -1), -2) for labels in tensors]
     for labels in tensors:
         call.labels.tie_along(labels, -1)
         call.labels.tie_along(labels[..., :1], -2)
         call.walk.note_head(labels[..., :1, :1])
     return call.meet([labels[..., :1, :1] for labels in tensors])
+
+
+def _without_shared(call: Call, labels: Tensor, dim: int) -> Tensor:
+    """Freeze what is the same in all matrices along an axis of which other parts belong to one matrix each.
+
+    As the rotated part of keys that all heads share: it would tie the heads.
+    """
+    small = compact(labels)[0]
+    if not varies(small, dim) or not removable(small):
+        return labels
+    others = [axis for axis in range(small.dim()) if axis != small.dim() + dim]
+    in_all = small == small[(slice(0, 1),) * (small.dim() - 2)]
+    is_shared = in_all.all(others) if any(varies(small, axis) for axis in others[:-1]) else in_all.new_zeros(())
+    if is_shared.dim() == 0 or is_shared.all() or not is_shared.any():
+        return labels
+    places = torch.arange(small.shape[dim], device="cpu")
+    call.labels.freeze(small.index_select(dim, places[is_shared]), f"every head reads it{call.where}")
+    own = places.where(~is_shared, places[~is_shared][0])
+    return labels.index_select(dim, own)
 
 
 def einsum(call: Call) -> Any:

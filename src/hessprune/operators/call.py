@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hessprune.foundation.written import WrittenSize
-from hessprune.operators.labels import CONSTANT, Labels
+from hessprune.operators.labels import CONSTANT, Labels, varying
 from hessprune.operators.leaves import Leaf, LiteralUse, Role, SizeUse, Value
 from hessprune.operators.names import operator_name
 
@@ -82,6 +82,10 @@ class Walk(Protocol):
 
     def note_width(self, use: LiteralUse) -> None:
         """Note an integer attribute that tells the width of an input, and on which nothing depends."""
+
+    def shares(self, node: Node, labels: Tensor) -> bool:
+        """Return whether heads share what a call reads for each of them, as an earlier walk has shown."""
+        ...
 
     def note_head(self, labels: Tensor) -> None:
         """Note that these labels are heads of attention, or tied to some."""
@@ -173,6 +177,15 @@ class Call:
     def channels(self, labels: Tensor, dim: int) -> Tensor:
         """Return one label per index of an axis; see `Walk.channels`."""
         return self.walk.channels(labels, dim, self.mixing)
+
+    def per_head(self, labels: Tensor, dim: int) -> Tensor:
+        """Return labels whose axis `dim` stays where heads, along another axis, share what this call reads it with."""
+        axes = varying(labels)
+        is_grid = len(axes) > 1 and dim % labels.dim() in axes and not self.walk.closure.frees_widths
+        if not is_grid or not self.walk.shares(self.node, labels):
+            return labels
+        self.labels.tie_along(labels, dim)
+        return labels.narrow(dim, 0, 1).expand(labels.shape)
 
     def vector(self, name: str) -> Tensor | None:
         """Return labels `(C,)` for an argument with one number per channel; None if the call has no such argument."""

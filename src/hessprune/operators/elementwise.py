@@ -52,8 +52,12 @@ register("clone", "contiguous", labels=elementwise, derivative="piecewise-linear
 register(
     "leaky_relu", "rrelu", "hardsigmoid", "hardshrink", "softshrink", "threshold", "abs", "neg", "sub", "rsub",
     "maximum", "minimum", "clamp", "clamp_min", "clamp_max", "masked_fill", "nan_to_num",
-    "sign", "floor", "ceil", "round", "trunc", "frac", "isnan", "isinf", "eq", "ne", "lt", "le", "gt", "ge",
-    "logical_not", "logical_and", "logical_or", "bitwise_not", "bitwise_and", "bitwise_or",
+    "complex", "real", "imag", "conj", "_conj", "conj_physical", "resolve_conj",
+    "fmax", "fmin", "copysign", "nextafter", "positive", "deg2rad", "rad2deg",
+    "sign", "sgn", "signbit", "floor", "ceil", "round", "trunc", "frac", "isnan", "isinf", "isfinite", "isneginf",
+    "isposinf", "isclose", "eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or",
+    "logical_xor", "bitwise_not", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift",
+    "bitwise_right_shift", "gcd", "lcm",
     "alpha_dropout", "feature_alpha_dropout", "detach", "detach_copy", "lift_fresh_copy", "lift_fresh",
     "to", "_to_copy", "type_as", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
     "fill", "zero", "copy",
@@ -62,7 +66,12 @@ register(
 register(
     "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "log_sigmoid", "logsigmoid", "tanh", "tanhshrink",
     "hardswish", "softsign", "exp", "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "square", "reciprocal", "sin",
-    "cos", "erf", "floor_divide", "remainder", "fmod", "pow", "atan2", "lerp", "addcmul", "addcdiv", "bernoulli",
+    "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh", "sinc", "hypot", "exp2",
+    "polar", "angle",
+    "log10", "logit", "logaddexp", "logaddexp2", "xlogy", "special_xlog1py", "special_entr", "erf", "erfc", "erfinv",
+    "special_erfcx", "special_ndtr", "special_ndtri", "special_log_ndtr", "lgamma", "mvlgamma", "digamma", "polygamma",
+    "igamma", "igammac", "special_zeta", "i0", "special_i0e", "special_i1", "special_i1e", "floor_divide", "remainder",
+    "fmod", "pow", "float_power", "ldexp", "heaviside", "lerp", "addcmul", "addcdiv", "bernoulli",
     labels=elementwise,
 )  # fmt: skip
 register(

@@ -16,6 +16,7 @@ def linear(call: Call) -> Any:
     weight, x = call["weight"], call.walk.as_labels(call["input"])
     if not isinstance(weight, Leaf):
         return call.refuse(f"the linear layer's weight{call.where} is computed, not a parameter")
+    x = call.per_head(x, -1)
     contract(call, call.channels(x, -1), weight, 1)
     return emit(call, x, rows_of(call, weight, 0), -1)
 
@@ -59,6 +60,7 @@ def emit(call: Call, x: Tensor, rows: Tensor, dim: int, bias_name: str = "bias")
 
 def product_with_parameter(call: Call, x: Tensor, weight: Leaf, dim: int, *, inner: int) -> Tensor:
     """Contract axis `dim` of an activation with axis `inner` of a bare matrix of parameters."""
+    x = call.per_head(x, dim)
     contract(call, call.channels(x, dim), weight, inner)
     return emit(call, x, rows_of(call, weight, 1 - inner), dim)
 

@@ -46,9 +46,10 @@ def mixing(call: Call) -> Any:
     return labels
 
 
-register("cumsum", "sort", "topk", labels=mixing, derivative="piecewise-linear")
+register("cumsum", "cummax", "cummin", "sort", "argsort", "topk", labels=mixing, derivative="piecewise-linear")
 register(
-    "softmax", "log_softmax", "_softmax", "_log_softmax", "softmin", "cumprod", "normalize", labels=mixing
+    "softmax", "log_softmax", "_softmax", "_log_softmax", "softmin", "cumprod", "logcumsumexp", "normalize",
+    labels=mixing,
 )  # fmt: skip
 
 

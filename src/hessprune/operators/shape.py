@@ -10,8 +10,8 @@ from hessprune.foundation.padding import ChannelPad
 from hessprune.foundation.written import WrittenSize
 from hessprune.operators.call import Call
 from hessprune.operators.convolution import over_space
-from hessprune.operators.labels import along, constant, varies, varying
-from hessprune.operators.leaves import Leaf, Value
+from hessprune.operators.labels import along, constant, removable, varies, varying
+from hessprune.operators.leaves import Leaf
 from hessprune.operators.table import register
 
 
@@ -34,19 +34,47 @@ def run(call: Call) -> Any:
     return call.target(*args, **kwargs)
 
 
+def copied(call: Call) -> Any:
+    """Copy the labels; what no unit lies in and is copied along the axis of heads goes with what it meets there."""
+    labels, out = call.walk.as_labels(call.args[0]), run(call)
+    size = labels.shape[1 - out.dim() + labels.dim()] if out.dim() < labels.dim() + 2 else 1
+    is_mask = out.dim() > 2 and size == 1 < out.shape[1] and not removable(labels)
+    return along(call.labels.new(out.shape[1]), 1, out.shape) if is_mask else out
+
+
+def complex_view(call: Call) -> Tensor:
+    """Read pairs of numbers as complex ones: both stand for one channel."""
+    labels = call.walk.as_labels(call.args[0])
+    call.labels.tie_along(labels, -1)
+    return labels[..., 0]
+
+
+def real_view(call: Call) -> Tensor:
+    """Read complex numbers as pairs, along a new axis."""
+    return call.walk.as_labels(call.args[0]).unsqueeze(-1).expand(call.shape)
+
+
+register("view_as_complex", labels=complex_view, derivative="piecewise-linear")
+register("view_as_real", labels=real_view, derivative="piecewise-linear")
+
+
 def expand(call: Call) -> Any:
     """Expand the labels."""
-    out = run(call)
+    out = copied(call)
     for dim in varying(out):
         call.note_size(WrittenSize("expand", dim, out.dim(), out.shape[dim]), out)
     return out
 
 
+def expand_as(call: Call) -> Any:
+    """Tie axes to those that give them their sizes."""
+    return call.meet(call.tensors()).expand(call.shape)
+
+
 register("expand", "broadcast_to", labels=expand, derivative="piecewise-linear")
-register(
-    "expand_as", "flip", "repeat", "tile", "repeat_interleave", "diagonal",
-    labels=run, derivative="piecewise-linear",
-)  # fmt: skip
+register("expand_as", labels=expand_as, derivative="piecewise-linear")
+register("repeat", "tile", "repeat_interleave", labels=copied, derivative="piecewise-linear")
+register("flip", "diagonal", labels=run, derivative="piecewise-linear")
 
 
 def getitem(call: Call) -> Any:
@@ -160,92 +188,6 @@ def pixel_unshuffle(call: Call) -> Tensor:
 
 
 register("pixel_unshuffle", labels=pixel_unshuffle, derivative="piecewise-linear")
-
-
-def positional(call: Call) -> Any:
-    """Pin the axes whose positions the source code names; over space such positions are free."""
-    labels = call.walk.as_labels(call.args[0])
-    for dim in _named_axes(call, labels):
-        is_slice = call.operator == "slice" and call["step"] == 1
-        call.pin(labels, dim, f"'{call.operator}' names channels by position", spares_heads=is_slice)
-        if is_slice and varies(labels, dim):
-            _note_bounds(call, labels, dim % labels.dim())
-    indices = [call.get("index"), *(call.get("indices") or ())]
-    if any(isinstance(index, Tensor | Leaf) for index in indices):
-        return _looked_up(call, labels)
-    arguments = tree_map(lambda arg: arg.tensor if isinstance(arg, Value) else arg, (call.args[1:], call.kwargs))
-    return call.target(labels, *arguments[0], **arguments[1])
-
-
-register("slice", labels=positional, derivative="piecewise-linear", integer="move")
-register(
-    "select", "unbind", "narrow", "roll", "rot90", "index", "index_select",
-    labels=positional, derivative="piecewise-linear",
-)  # fmt: skip
-
-
-def _looked_up(call: Call, labels: Tensor) -> Tensor:
-    """Return the labels at computed positions: those at the first one, since the axis that is looked up stays whole."""
-    if isinstance(call.args[0], Leaf) or call.operator == "index_select":
-        return call.refuse(f"'{call.operator}'{call.where} looks channels up by a computed index")
-    for index in call["indices"]:
-        if isinstance(index, Tensor | Leaf):
-            call.walk.freeze(index, f"it holds positions for '{call.operator}'{call.where}")
-    shapes = index_shapes(call)
-    return call.target(labels, [shape and torch.zeros(shape, dtype=torch.int64, device="cpu") for shape in shapes])
-
-
-def index_shapes(call: Call) -> list[torch.Size | None]:
-    """Return the shape of the index along each axis; a mask stands for an index along each of its axes."""
-    shapes: list[torch.Size | None] = []
-    for index, node in zip(call["indices"], call.node.args[1], strict=True):  # type: ignore[arg-type]
-        shape = None if index is None else call.walk.as_labels(index).shape
-        dtype = getattr(getattr(node, "meta", {}).get("val"), "dtype", None)
-        is_mask = shape is not None and dtype in (torch.bool, torch.uint8)
-        shapes += [call.shape[len(shapes) : len(shapes) + 1]] * len(shape) if is_mask and shape else [shape]
-    return shapes
-
-
-def _note_bounds(call: Call, labels: Tensor, dim: int) -> None:
-    """Note the whole size of a sliced axis, and the sizes in front of both ends of the slice."""
-    whole = labels.shape[dim]
-    for bound in {whole, *slice(call.get("start"), call.get("end")).indices(whole)[:2]} - {0}:
-        call.note_size(WrittenSize("slice", dim, labels.dim(), bound), labels.narrow(dim, 0, bound))
-
-
-def _named_axes(call: Call, labels: Tensor) -> list[int]:
-    """Return the axes along which the call names positions."""
-    if call.operator == "index":
-        return [dim for dim, shape in enumerate(index_shapes(call)) if shape is not None]
-    if call.operator == "slice":
-        size, end = labels.shape[call["dim"]], call.get("end")
-        is_full = (call.get("start") or 0) in (0, -size) and (end is None or end >= size) and call["step"] == 1
-        return [] if is_full else [call["dim"]]
-    dims = call.get("dims") if call.operator in {"roll", "rot90"} else call.get("dim") or 0
-    return list(range(labels.dim())) if dims in (None, []) else [dims] if isinstance(dims, int) else list(dims)
-
-
-def windows(call: Call) -> Tensor:
-    """Pin the axis along which windows slide."""
-    labels, dim = call.walk.as_labels(call.args[0]), call["dimension"]
-    call.pin(labels, dim, "'unfold' slides over its channels")
-    return labels.narrow(dim, 0, 1).unsqueeze(-1).expand(call.shape)
-
-
-register("unfold", labels=windows, derivative="piecewise-linear")
-
-
-def gather(call: Call) -> Tensor:
-    """Pin the axis along which values are looked up at computed positions; freeze these positions."""
-    labels, index = (call.walk.as_labels(arg) for arg in call.args if isinstance(arg, Tensor | Leaf | Value))
-    call.pin(labels, call["dim"], f"'{call.operator}' looks channels up by a computed index")
-    call.walk.freeze(index, f"it holds positions for '{call.operator}'{call.where}")
-    for dim, size in enumerate(call.shape):
-        labels = labels.narrow(dim, 0, 1 if dim == call["dim"] % labels.dim() else size)
-    return labels.expand(call.shape)
-
-
-register("gather", "take_along_dim", labels=gather, derivative="piecewise-linear")
 
 
 def pad(call: Call) -> Any:

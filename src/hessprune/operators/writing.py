@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hessprune.operators.call import Call
 from hessprune.operators.leaves import Leaf
-from hessprune.operators.shape import index_shapes
+from hessprune.operators.positions import index_shapes, looked_up_along
 from hessprune.operators.table import register
 
 
@@ -40,4 +40,19 @@ def _first_along(labels: Tensor, axes: Iterable[int]) -> Tensor:
     return labels
 
 
+def scatter(call: Call) -> Any:
+    """Write values to computed positions along an axis: units along others are tied, unless a part is written alone."""
+    reason, index = f"'{call.operator}' writes to computed positions", call.walk.as_labels(call["index"])
+    source = call["src"] if isinstance(call.get("src"), Tensor | Leaf) else None
+    parts = [call.walk.as_labels(part) for part in (call.args[0], source) if part is not None]
+    for axis, size in enumerate(index.shape):
+        for number, part in enumerate(parts):
+            if axis == call["dim"] % index.dim() or part.shape[axis] != size:
+                call.pin(part, axis, reason)
+                parts[number] = part.narrow(axis, 0, 1)
+    return call.meet([*parts, looked_up_along(call, index)]).expand(call.shape)
+
+
+register("scatter", "scatter_add", labels=scatter, derivative="piecewise-linear")
+register("scatter_reduce", labels=scatter)
 register("index_add", "index_copy", "index_put", labels=put, derivative="piecewise-linear")

@@ -5,6 +5,19 @@ from collections.abc import Collection
 ON_REQUEST = "it is ignored on request"
 """The reason of an axis that `ignore` froze."""
 
+_COMPUTED = "is computed, not a parameter"
+
+
+def telling(reasons: Collection[str]) -> list[str]:
+    """Return reasons in order, those for which no width of a layer is known first.
+
+    Example:
+        >>> from hessprune.structure.advice import telling
+        >>> telling(["the model returns it", "the linear layer's weight is computed, not a parameter"])[0]
+        "the linear layer's weight is computed, not a parameter"
+    """
+    return sorted(reasons, key=lambda reason: (_COMPUTED not in reason, reason))
+
 
 def advice(reasons: Collection[str]) -> str:
     """Return the remedy that fits the reasons for which axes are frozen.
@@ -18,8 +31,15 @@ def advice(reasons: Collection[str]) -> str:
         return "Shorten `ignore`."
     if any("has no rule" in reason for reason in reasons):
         return "Give the operator a rule with hessprune.operators.table.register, or replace it."
+    if any(_COMPUTED in reason for reason in reasons):
+        return "Compute such weights in front of the forward, and keep them as parameters."
     if any("fixed size" in reason for reason in reasons):
         return "Make tensors that meet channels in the likeness of these, as torch.zeros_like does."
-    if any("mixes" in reason or "together" in reason for reason in reasons):
+    if any("'mean' reduces" in reason or "together" in reason for reason in reasons):
+        return (
+            "Prune a network with a hidden layer whose channels no operator mixes; or let channels go that a norm "
+            "normalises, with units=('embedding',)."
+        )
+    if any("mixes" in reason for reason in reasons):
         return "Prune a network with at least one hidden layer whose channels no operator mixes."
     return "Prune a network with at least one hidden layer."

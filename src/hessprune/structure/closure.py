@@ -114,9 +114,14 @@ class Closure:
             pass
 
     def stuck(self) -> list[tuple[Tensor, str]]:
-        """Return the labels along axes cut into unequal parts that stay after all, with the reason."""
+        """Return the labels along axes cut into unequal parts that stay after all, with the reason.
+
+        Where widths are cut within heads, the heads may go: such axes count only if no other axis is cut.
+        """
         cuts = [(pin, self._labels.resolve(pin.labels)) for pin in self._pins if pin.cuts]
-        return [(compact(pin.labels)[0].unique(), pin.reason) for pin, now in cuts if not removable(now)]
+        stuck = [pin for pin, now in cuts if not removable(now)]
+        whole = [pin for pin in stuck if _axes(pin.labels) == (pin.dim,)]
+        return [(compact(pin.labels)[0].unique(), pin.reason) for pin in whole or stuck]
 
     def _tie_meetings(self) -> bool:
         """Tie the meetings that other ties have settled."""

@@ -1,6 +1,6 @@
 """Turn labels into groups: tied labels are one unit, and units with the same slices form a group."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from hessprune.structure.walk import GraphWalk
 
 NamedAxis = tuple[str, int, Axis]
 LONELY = "all of its channels depend on each other"
+NUMBERS = "buffers alone have it, and no parameter"
 TOGETHER = "a norm normalises its heads together"
 ONE_WIDTH = "queries, keys and values have one width here: ask for 'qk' and 'v'"
 
@@ -68,7 +69,7 @@ def collect(walk: GraphWalk) -> Collected:
         group = _named(_build(walk, roots, axes, units, rows), names)
         members = units.root[rows[:, 0]]
         known: list[Kind] = [kind for kind, roots_of in marked.items() if np.isin(members, roots_of).any()]
-        if reason := LONELY if group.num_units == 1 else _obstacle(known, walk.closure.asked):
+        if reason := _obstacle(walk, group, known):
             frozen += [Frozen(param=piece.param, dim=piece.dim, reason=reason) for piece in group.slices]
             continue
         kind = kind_of(walk.modules[""], group.slices, known[0] if known else None)
@@ -106,11 +107,15 @@ def _pairs(
             yield parts["qk"], parts["v"]
 
 
-def _obstacle(known: Sequence[Kind], asked: Collection[str]) -> str:
-    """Return the reason for which units of several kinds stay, if they do."""
+def _obstacle(walk: GraphWalk, group: Group, known: Sequence[Kind]) -> str:
+    """Return the reason for which the units of a group stay, if they do: no parameter has them, say."""
+    if all(walk.is_fixed(piece.param) for piece in group.slices):
+        return NUMBERS
+    if group.num_units == 1:
+        return LONELY
     if "embedding" in known and len(known) > 1:
         return TOGETHER
-    return ONE_WIDTH if {"qk", "v"} <= {*known} and not {"qk", "v"} <= {*asked} else ""
+    return ONE_WIDTH if {"qk", "v"} <= {*known} and not {"qk", "v"} <= {*walk.closure.asked} else ""
 
 
 def _marked(walk: GraphWalk, roots: np.ndarray) -> dict[Kind, np.ndarray]:

@@ -1,7 +1,7 @@
 """Compare a sliced model with a masked one: the same function, up to rounding, or a fault."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from hessprune.structure.outputs import difference, is_finite_somewhere
 # Largest accepted difference, relative to the largest output. Both models run in float64 where the model allows it;
 # the order of summation remains.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+ROUNDED = 1e-5
+"""Largest difference, relative to the largest output, of equal models that round to single precision on their way."""
 
 # A zero in a divisor, such as a stored deviation, makes numbers that are not finite; but a unit that another
 # activation multiplies is gone only if its bias is zero, too.
@@ -37,7 +39,8 @@ def compare(
     """Return the relative difference of a sliced model from the closest masked one, and the precision of both.
 
     Costs two forwards if the first mask agrees, and up to two more if not; as many again in single precision where
-    outputs in double precision are not finite. Draws of random numbers are the same in all.
+    outputs in double precision are not finite. Draws of random numbers are the same in all. Where a forward rounds to
+    single precision on its way, the models run again without, if that is the difference.
 
     Args:
         mask: Returns a new masked model; what follows the units is kept or masked as asked.
@@ -47,6 +50,16 @@ def compare(
             that are zero on these inputs shows, too.
         dtype: The precision to try first.
     """
+    least, dtype = _least(mask, sliced, inputs, awake, dtype)
+    if dtype == torch.float64 and TOLERANCE[dtype] < least < ROUNDED:
+        with suppress(Exception), _Whole():  # the forward may insist on its roundings
+            least = min(least, _least(mask, sliced, inputs, awake, dtype)[0])
+    return least, dtype
+
+
+def _least(
+    mask: Callable[[Followers], nn.Module], sliced: nn.Module, inputs: Any, awake: bool, dtype: torch.dtype
+) -> tuple[float, torch.dtype]:
     masked = mask("kept")
     try:
         expected = outputs_of(masked, inputs, dtype, awake)
@@ -71,6 +84,17 @@ def outputs_of(model: nn.Module, inputs: Any, dtype: torch.dtype, awake: bool = 
     leaky = _Leaky() if awake else nullcontext()
     with torch.no_grad(), evaluation_mode(model), without_chance(), CallMode({}, 1), leaky:
         return call_model(model, to_device(inputs, device_of(model), dtype))
+
+
+class _Whole(TorchDispatchMode):
+    """Keeps numbers in double precision that a forward rounds to a lower one."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64:
+            asked = kwargs.get("dtype")
+            kwargs = {**kwargs, "dtype": torch.float64} if asked and asked.is_floating_point else kwargs
+        return func(*args, **kwargs)
 
 
 class _Leaky(TorchDispatchMode):

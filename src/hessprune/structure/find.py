@@ -12,7 +12,7 @@ from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.arrival import plain_modules, watched
 from hessprune.foundation.modules import split_name
 from hessprune.foundation.parametrised import check_plain_weights
-from hessprune.structure.advice import ON_REQUEST, advice
+from hessprune.structure.advice import ON_REQUEST, advice, telling
 from hessprune.structure.cached import without_fixed_states
 from hessprune.structure.capture import capture, capture_training
 from hessprune.structure.collect import Collected, collect
@@ -138,7 +138,7 @@ def _found(
     for group, reason in failures:
         frozen += _freeze([group], reason)
     if not working:
-        reasons = sorted({item.reason for item in frozen}) or ["it has no layers with weights"]
+        reasons = telling({item.reason for item in frozen}) or ["it has no layers with weights"]
         raise UnsupportedModelError(
             f"the model must have channels that can be removed, found none: {'; '.join(reasons[:4])}. {advice(reasons)}"
         )
@@ -163,8 +163,11 @@ def _walk(model: nn.Module, example_inputs: Any, kinds: Collection[Kind]) -> tup
     programs = [program] if training is None else [program, training]
     unread = unread_parameters(model, programs) if training else unread
     walk = GraphWalk(model, programs, asked=kinds)
-    stuck = walk.stuck()
-    return (GraphWalk(model, programs, stuck, asked=kinds) if stuck else walk), unread
+    stuck, shared = walk.stuck(), walk.shared()
+    while stuck.keys() - walk.stays.keys() or shared - walk.sharing:
+        walk = GraphWalk(model, programs, walk.stays | stuck, shared=walk.sharing | shared, asked=kinds)
+        stuck, shared = walk.stuck(), walk.shared()
+    return walk, unread
 
 
 def _freeze(groups: Iterable[Group], reason: str) -> list[Frozen]:

@@ -37,7 +37,8 @@ def settle_sizes(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[s
     reader = Interpreter(program.graph_module, garbage_collect_values=False)
     reader.run(*_flat_inputs(program, args, kwargs))
     for node, value in reader.env.items():
-        if isinstance(value, Tensor) and _is_open(node.meta.get("val")) and not value.numel():
+        is_data = isinstance(value, Tensor) and value.is_floating_point()  # no places to which nothing is written
+        if is_data and _is_open(node.meta.get("val")) and not value.numel():
             raise UnsupportedModelError(
                 "the example inputs must reach every selection by their numbers, as of samples for an expert, but one "
                 f"in {shown(module_of(node) or 'the model')} selects nothing. Pass more samples as "

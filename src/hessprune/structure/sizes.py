@@ -194,18 +194,19 @@ def _all_choices(model: nn.Module, sized: Group) -> list[Literal]:
 def _choices(model: nn.Module, group: Group, module: str, sized: Group) -> Iterator[Group]:
     """Yield the group with attributes that may count its units, the fewest and innermost first, then with all sizes.
 
-    Attributes come one by one, all of one module, and all of all modules.
+    Attributes come one by one, two or all of one module, and all of all modules; at last, each of these with all sizes.
     """
     names = [module, *(split_name(piece.param)[0] for piece in group.slices)]
     around = dict.fromkeys(outer for name in names for outer in _outwards(name))
     by_module = [_counting(model.get_submodule(name), name, group) for name in around]
     sets: list[tuple[Literal, ...]] = [(literal,) for literals in by_module for literal in literals]
+    sets += [pair for literals in by_module if len(literals) > 2 for pair in itertools.combinations(literals, 2)]
     sets += [literals for literals in by_module if len(literals) > 1]
     if sum(map(bool, by_module)) > 1:
         sets.append(tuple(literal for literals in by_module for literal in literals))
     yield from (replace(group, literals=(*group.literals, *literals)) for literals in sets)
     if len(sized.literals) > len(group.literals):
-        yield sized
+        yield from (_sized(sized, literals) for literals in ((), *sets))
 
 
 def _counting(module: nn.Module, name: str, group: Group) -> tuple[Literal, ...]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from hessprune.foundation.caches import copied_cache
 from hessprune.foundation.integers import RealIntegers, inputs_with_integers, with_integers
 from hessprune.foundation.modules import borrowing_copy, call_model, device_of, empty_copy, failing_module
 from hessprune.foundation.multihead import free_heads
@@ -78,7 +79,7 @@ class Trial:
         calls: dict[str, Rerun] = {}
 
         def keep(name: str) -> Callable[..., None]:
-            return lambda module, args, kwargs: calls.update({name: partial(module, *args, **kwargs)})
+            return lambda module, args, kwargs: calls.update({name: _rerun(module, args, kwargs)})
 
         modules = {name: module for name, module in self.model.named_modules() if name in names}
         hooks = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in modules.items()]
@@ -143,6 +144,17 @@ class Trial:
             place = self._places.setdefault(group.name, len(self._places))
             count = 1 + place % max(1, group.num_units // 2)
             yield group, sorted(random.Random(place).sample(range(group.num_units), count))
+
+
+def _rerun(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rerun:
+    """Return a repetition of a call, with a cache as it was before the call."""
+    args, kwargs = tree_map(copied_cache, (args, kwargs))
+
+    def run() -> Any:
+        own_args, own_kwargs = tree_map(copied_cache, (args, kwargs))
+        return module(*own_args, **own_kwargs)
+
+    return run
 
 
 def _num_parameters(model: nn.Module) -> int:

@@ -31,10 +31,15 @@ class GraphWalk:
         programs: Sequence[ExportedProgram],
         stuck: Mapping[tuple[str, int], str] | None = None,
         *,
+        shared: Collection[Node] = (),
         asked: Collection[str] = (),
     ) -> None:
         self.labels = Labels()
-        self._stuck = stuck or {}
+        self.stays = {**(stuck or {})}
+        """Axes of parameters that stay as a whole, with the reason, as an earlier walk has shown."""
+        self.sharing = {*shared}
+        """Calls that read the same for every head, as an earlier walk has shown."""
+        self._grids: list[tuple[Node, Tensor]] = []
         self.closure = Closure(self.labels, asked)
         self.axes: dict[tuple[str, int], Axis] = {}
         self.elements: dict[str, Tensor] = {}
@@ -71,24 +76,36 @@ class GraphWalk:
         key = leaf.name, parameter_dim
         if key not in self.axes:
             self.axes[key] = Axis(self.labels.new(self._shapes[leaf.name][parameter_dim]))
-            if key in self._stuck:
-                self.labels.freeze(self.axes[key].labels, self._stuck[key])
+            if key in self.stays:
+                self.labels.freeze(self.axes[key].labels, self.stays[key])
         self.axes[key].roles.add("follower" if role == "producer" and self.is_buffer(leaf) else role)
-        if key in self._stuck:
-            return self.labels.fixed((leaf.shape[dim],), self._stuck[key])
+        if key in self.stays:
+            return self.labels.fixed((leaf.shape[dim],), self.stays[key])
         return self.axes[key].labels[leaf.starts[dim] :][: leaf.shape[dim]]
 
     def is_buffer(self, leaf: Leaf) -> bool:
         """Return whether no training changes a leaf."""
-        return leaf.name in self._buffers
+        return self.is_fixed(leaf.name)
+
+    def is_fixed(self, name: str) -> bool:
+        """Return whether a tensor of the model is a buffer."""
+        return name in self._buffers
 
     def as_labels(self, value: Any) -> Tensor:
         """Return labels for the value of a graph node; a parameter used element-wise gets one per element."""
         if isinstance(value, Leaf):
             return self._leaf_labels(value)
-        if isinstance(value, Value):
-            return self.labels.fixed(value.tensor.shape, "it meets a tensor of integers")
-        return value
+        return self._value_labels(value.tensor) if isinstance(value, Value) else value
+
+    def _value_labels(self, tensor: Tensor) -> Tensor:
+        """Return labels for integers: where all channels or heads have the same, as in a mask, these may go.
+
+        Whether the size of that axis follows the units shows on trial; all other axes are fixed.
+        """
+        is_long = not tensor.is_meta and tensor.dim() > 2 and tensor.shape[1] > 1
+        if is_long and bool((tensor == tensor.narrow(1, 0, 1)).all()):
+            return along(self.labels.new(tensor.shape[1]), 1, tensor.shape)
+        return self.labels.fixed(tensor.shape, "it meets a tensor of integers")
 
     def channels(self, activation: Any, dim: int, reason: str) -> Tensor:
         """Tie all labels that share an index along `dim`; return one label per index.
@@ -166,6 +183,20 @@ class GraphWalk:
                 if np.isin(roots[axis.labels.numpy()], frozen).all():
                     found[key] = reason
         return found
+
+    def shares(self, node: Node, labels: Tensor) -> bool:
+        """Return whether heads share what a call reads for each of them, as an earlier walk has shown."""
+        self._grids.append((node, labels))
+        return node in self.sharing
+
+    def shared(self) -> set[Node]:
+        """Return the calls that made one unit of all heads: in a walk that knows them, heads share what they read."""
+        roots = self.labels.roots()
+        heads = np.unique(
+            roots[np.concatenate([np.empty(0, np.int64), *(part.numpy() for part in self.closure.heads)])]
+        )
+        whole = ((node, labels) for node, labels in self._grids if not self.labels.varying(labels))
+        return {node for node, labels in whole if np.isin(roots[compact(labels)[0].numpy()], heads[heads > 0]).all()}
 
     def note_head(self, labels: Tensor) -> None:
         """Note that these labels are heads of attention, or tied to some."""
