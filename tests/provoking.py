@@ -217,9 +217,14 @@ def trace_distances(estimator: str) -> Any:
     return block_traces(model, all_rows(model), [(X.double(), Y)], estimator=estimator, precision="fp64")
 
 
-def words(method: Any, ignore: tuple = ()) -> Any:
+def words(method: Any) -> Any:
     net = Embedded()
-    return hp.saliency(net, hp.find_groups(net, WORDS, ignore), [(WORDS, Y[:8])], method)
+    return hp.saliency(net, hp.find_groups(net, WORDS), [(WORDS, Y[:8])], method)
+
+
+def word_traces(ignore: tuple = ()) -> Any:
+    net = Embedded()
+    return hp.hessian_trace(net, hp.find_groups(net, WORDS, ignore), [(WORDS, Y[:8])])
 
 
 def tune(model: nn.Module = NET, train: Any = BATCHES, loss_fn: Any = None, teacher: Any = None, **options: Any) -> Any:

@@ -77,6 +77,7 @@ from tests.provoking import (
     tune,
     widening,
     with_lock,
+    word_traces,
     words,
     written,
 )
@@ -487,8 +488,8 @@ ROWS = (
         lambda: trace_distances("hutchinson"),
         lambda text: trace_distances(advised(text, "estimator='(.*)':")),
         "estimator='exact'"),
-    Row("`slices` must name weights of convolutions", lambda: words("hap"),
-        lambda text: (words("hap", (advised(text, r"ignore=\('(.*)',\)"),)), words("magnitude")),
+    Row("`slices` must name weights of convolutions", lambda: word_traces(),
+        lambda text: word_traces((advised(text, r"ignore=\('(.*)',\)"),)),
         "or use method='magnitude'"),
     Row("`slices` must name weights that read samples", lambda: traced(()),
         lambda text: (traced((advised(text, r"ignore=\('(.*)',\)"),)), score(model=TABLED)),
