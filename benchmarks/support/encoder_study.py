@@ -209,20 +209,21 @@ def run_study(
 
 def draw(design: Design, rows: list[dict[str, Any]], dense: float, path: Path) -> None:
     """Draw mean accuracy against the share that is removed: one panel for each kind of units, the best methods."""
-    from matplotlib.figure import Figure  # which only drawing needs
+    from matplotlib import colormaps  # which only drawing needs
+    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    figure, colors = Figure(figsize=(12, 3.8), layout="constrained"), colormaps["tab20"].colors
     for axes, (kind, (_, quantity, shares)) in zip(
-        figure.subplots(1, len(design.kinds), sharey=True), design.kinds.items(), strict=True
+        figure.subplots(1, len(design.kinds)), design.kinds.items(), strict=True
     ):
         for number, method in enumerate(design.methods):
             points = [(1 - share, mean(rows, method, kind, share)) for share in sorted(shares, reverse=True)]
             points = [point for point in points if point[1] is not None]
             if points:
-                bold = {"linewidth": 3, "color": "#cc3d8f"} if not number else {"color": f"C{number % 10}"}
+                bold = {"linewidth": 3, "color": "#cc3d8f"} if not number else {"color": colors[number % 20]}
                 axes.plot(*zip(*points, strict=True), label=method, marker="os^D"[number % 4], markersize=4, **bold)
         axes.axhline(dense, color="#8a929c", linestyle="--", linewidth=0.9)
-        axes.set(title=kind, xlabel=f"{'MACs' if quantity == 'macs' else kind} removed", ylim=(48, 90))
+        axes.set(title=kind, xlabel=f"{'MACs' if quantity == 'macs' else kind} removed")
         axes.xaxis.set_major_formatter("{x:.0%}")
     figure.axes[0].set_ylabel("accuracy, %")
     handles = {
