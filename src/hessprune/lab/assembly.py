@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hessprune.foundation.files import read_json
+from hessprune.foundation.formatting import shortened
 from hessprune.foundation.machine import cpu_name
 from hessprune.lab.context import Model, Run
 from hessprune.lab.layer_table import layer_table, reasons_of
@@ -290,7 +291,8 @@ def _fp32_notes(models: Mapping[str, Model]) -> Iterator[str]:
     """Name the layers of the INT8 model that are none, and why."""
     if "int8" in models:
         left = read_json(models["int8"].stage.file("quantize.json"))["fp32_layers"]
-        named = "; ".join(f"{name} ({reason})" for name, reason in left.items())
+        alike = {reason: [name for name in left if left[name] == reason] for reason in left.values()}
+        named = "; ".join(f"{shortened(names)} ({reason})" for reason, names in alike.items())
         yield f"Layers of it left in FP32: {named or 'none'}."
 
 
