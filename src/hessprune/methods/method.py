@@ -83,7 +83,7 @@ class Method(ABC):
     per_cost: ClassVar[bool] = True
     """Whether a ranking divides saliencies by the cost that a unit frees, unless it is told otherwise."""
     scores_tables: ClassVar[bool] = False
-    """Whether units that tables alone give, such as an embedding of words, are scored; else they stay, by name."""
+    """True if units that tables alone give, such as an embedding of words, are scored; else they stay, by name."""
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -17,7 +17,7 @@ from hessprune.structure.groups import Group
 from hessprune.structure.halving import passing
 
 STATE = ("cache", "past_key_values", "cache_params", "state")
-"""What an output, and the argument that takes it up, may call the cache."""
+"""Names of the cache among outputs, and of the argument that takes it up."""
 
 
 def without_fixed_states(
