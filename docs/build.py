@@ -245,11 +245,25 @@ def _tables_of_study(content: dict[str, Any], noun: str) -> str:
 
 
 def decoder_tables() -> str:
-    """Return a table of mean perplexity ± spread over the draws, by method and share removed; and what is open."""
+    """Return the tables of perplexity of decoders, and what is open."""
     content = _record(ROOT / "benchmarks" / "results" / "decoders.json")
     rows = content["rows"]
     if content["dense"] is None or not rows:
         return "Nothing is measured yet."
+    head = f"Perplexity by the share of the blocks' parameters removed; dense: {content['dense']:.1f}."
+    parts = [head, *_still_to_measure(rows), _decoder_table([row for row in rows if "steps" not in row])]
+    trained = [row for row in rows if "steps" in row]
+    if trained:
+        table = _decoder_table(trained)
+        parts += [f"After {trained[0]['steps']} steps of distillation, of the first draw:", table]
+    if whole := content.get("whole"):
+        shown = ", ".join(f"{name} {value:.1f}" for name, value in whole.items())
+        parts.append(f"On all tokens of test, with 20% removed from the first draw's model: {shown}.")
+    return "\n\n".join(parts)
+
+
+def _decoder_table(rows: list[dict[str, Any]]) -> str:
+    """Return mean perplexity ± spread over the draws, by method and share removed."""
     found: dict[tuple[str, float], list[float]] = {}
     for row in rows:
         found.setdefault((row["method"], row["share"]), []).append(row["perplexity"])
@@ -261,20 +275,16 @@ def decoder_tables() -> str:
         shown = [_spread(found[method, share]) if (method, share) in found else "–" for share in shares]
         marked = [f"**{text}**" if (method, share) in best else text for text, share in zip(shown, shares, strict=True)]
         lines.append(f"| `{method}` | {' | '.join(marked)} |")
-    head = f"Perplexity by the share of the blocks' parameters removed; dense: {content['dense']:.1f}."
-    return "\n\n".join([head, *_still_to_measure(rows), "\n".join(lines)])
+    return "\n".join(lines)
 
 
 def _still_to_measure(rows: list[dict[str, Any]]) -> list[str]:
     """Say in short lines which of the planned perplexities are measured; nothing once all of them are."""
-    wanted = 2 * 4 * len(DECODERS)
+    wanted = 2 * 4 * len(DECODERS) + len(DECODERS)
     if len(rows) >= wanted:
         return []
-    found = ", ".join(f"`{row['method']}` at {row['share']:.0%}" for row in rows[:3]) + (", …" if len(rows) > 3 else "")
-    planned = f"{wanted} perplexities ({len(DECODERS)} methods, 4 shares, 2 draws of texts)"
-    return [
-        f"Measured so far: {len(rows)} of {planned}: {found}.\nThe other {wanted - len(rows)} are not measured yet."
-    ]
+    planned = f"{wanted} perplexities ({len(DECODERS)} methods, 4 shares, 2 draws of texts; one share distilled)"
+    return [f"Measured so far: {len(rows)} of {planned}.\nThe others are not measured yet."]
 
 
 DECODERS = (

@@ -24,6 +24,11 @@ SHARES = (0.1, 0.2, 0.3, 0.4)
 FIRST = (OURS, "flap", "osscar")
 TURNS = (((0.2, 0.3), FIRST), ((0.2, 0.3), METHODS), ((0.1, 0.4), FIRST), ((0.1, 0.4), METHODS))
 """The order of cells within a draw: what tells most first."""
+DISTILLED, STEPS = 0.2, 200
+"""Share that is removed before distillation, and its steps; of the first draw alone."""
+PARTS = ("pruned", "distilled", "whole")
+Cell = tuple[int, float, str, int]
+"""Draw, share, method, and steps of distillation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,10 @@ class Study:
     """From a draw to calibration sequences, `(N, T)`."""
     judge: Callable[[nn.Module], float]
     """From a model to its perplexity on test."""
+    judge_whole: Callable[[nn.Module], float]
+    """The same on all of test."""
+    tune: Callable[[nn.Module, int], nn.Module]
+    """From a pruned model and a number of steps to what the dense model makes of it."""
     work: Path | None = None
     """Keeps statistics."""
 
@@ -93,40 +102,57 @@ def _kept(found: hp.Statistics, folder: Path) -> hp.Statistics:
     return found
 
 
-def cells(draws: int, *, quick: bool = False) -> Iterator[tuple[int, float, str]]:
-    """Yield draw, share and method of all cells; what tells most comes first."""
+def cells(draws: int, *, quick: bool = False) -> Iterator[Cell]:
+    """Yield all cells; what tells most comes first, and distillation last."""
     seen = set()
     for draw, (shares, methods) in itertools.product(range(draws), TURNS[:2] if quick else TURNS):
         for share, method in itertools.product(shares[: 1 if quick else None], methods):
             if (draw, share, method) not in seen:
                 seen.add((draw, share, method))
-                yield draw, share, method
+                yield draw, share, method, 0
+    for method in dict.fromkeys((*FIRST, *METHODS)):
+        yield 0, DISTILLED, method, 3 if quick else STEPS
 
 
-def measure(
-    study: Study, rows: list[dict[str, Any]], wanted: Iterable[tuple[int, float, str]], save: Callable[[], None]
-) -> None:
+def cell_of(row: dict[str, Any]) -> Cell:
+    """Return the cell that a row of the record measures."""
+    return row["draw"], row["share"], row["method"], row.get("steps", 0)
+
+
+def measure(study: Study, rows: list[dict[str, Any]], wanted: Iterable[Cell], save: Callable[[], None]) -> None:
     """Measure the wanted cells that are not in `rows`, and append them one by one."""
-    done, current = {(row["draw"], row["share"], row["method"]) for row in rows}, Draw(study, 0)
-    for draw, share, method in wanted:
-        if (draw, share, method) in done:
+    done, current = set(map(cell_of, rows)), Draw(study, 0)
+    for cell in wanted:
+        draw, share, method, steps = cell
+        if cell in done:
             continue
         current = current if current.number == draw else Draw(study, draw)
         started = time.process_time()
         model = current.pruned(method, share)
+        model = study.tune(model, steps) if steps else model
         seconds = time.process_time() - started
         given = current.given
         params = [hp.cost(each, given.example).params for each in (study.model, model)]
-        row = {"draw": draw, "share": share, "method": method, "perplexity": round(study.judge(model), 4)}
-        gone = (params[0] - params[1]) / given.total
-        rows.append(row | {"gone": round(gone, 4), "seconds": round(seconds, 1)})
+        row = {"draw": draw, "share": share, "method": method, **({"steps": steps} if steps else {})}
+        row |= {"perplexity": round(study.judge(model), 4), "gone": round((params[0] - params[1]) / given.total, 4)}
+        rows.append(row | {"seconds": round(seconds, 1)})
         print(rows[-1], flush=True)
         save()
 
 
-def mean(rows: list[dict[str, Any]], method: str, share: float) -> float | None:
+def judge_whole(study: Study, whole: dict[str, float], save: Callable[[], None]) -> None:
+    """Measure the perplexity of all of test, of the dense model and of ours at the share that is distilled."""
+    models = {"dense": lambda: study.model, OURS: lambda: Draw(study, 0).pruned(OURS, DISTILLED)}
+    for name, model in models.items():
+        if name not in whole:
+            whole[name] = round(study.judge_whole(model()), 4)
+            print("whole test", name, whole[name], flush=True)
+            save()
+
+
+def mean(rows: list[dict[str, Any]], method: str, share: float, steps: int = 0) -> float | None:
     """Return the mean perplexity of one cell over the draws; None where it was not measured."""
-    found = [row["perplexity"] for row in rows if (row["method"], row["share"]) == (method, share)]
+    found = [row["perplexity"] for row in rows if cell_of(row)[1:] == (share, method, steps)]
     return sum(found) / len(found) if found else None
 
 
@@ -134,11 +160,12 @@ def state(claims: Claims, rows: list[dict[str, Any]], dense: float) -> None:
     """State which method is lowest, and by how much."""
     if not any(row["method"] == OURS for row in rows):
         claims.add("perplexity over that of the best other method", "not measured yet", "<= 1", holds=None)
-    for share in SHARES:
-        found = {method: value for method in METHODS if (value := mean(rows, method, share)) is not None}
+    for share, steps in (*((share, 0) for share in SHARES), (DISTILLED, STEPS)):
+        found = {method: value for method in METHODS if (value := mean(rows, method, share, steps)) is not None}
         best = min((method for method in found if method != OURS), key=lambda m: found[m], default=None)
         if OURS in found and best is not None:
-            name = f"{share:.0%} removed: perplexity over that of the best other method"
+            distilled = f", {steps} steps of distillation" if steps else ""
+            name = f"{share:.0%} removed{distilled}: perplexity over that of the best other method"
             claims.at_most(name, found[OURS] / found[best], 1.0, peer=f"{best} {found[best]:.1f}")
     increase = {method: mean(rows, method, 0.2) for method in (OURS, "flap")}
     ours, flap = increase[OURS], increase["flap"]
@@ -153,6 +180,7 @@ def more_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--picture", type=Path, help="PNG to draw of what is measured")
     parser.add_argument("--draws", type=int, default=2, help="draws of calibration sequences; 0 measures nothing")
     parser.add_argument("--only", nargs="*", default=METHODS, choices=METHODS, help="methods to measure")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="parts to measure")
 
 
 def run_study(options: argparse.Namespace, build: Callable[[], Study], shown: str = "") -> None:
@@ -160,28 +188,30 @@ def run_study(options: argparse.Namespace, build: Callable[[], Study], shown: st
     before = json.loads(options.out.read_text("utf-8")) if options.out and options.out.exists() else {}
     rows: list[dict[str, Any]] = list(before.get("rows", ()))
     every = cells(1 if options.quick else options.draws, quick=options.quick)
-    wanted = [cell for cell in every if cell[2] in options.only]
-    dense, claims = before.get("dense"), Claims()
-    if wanted:
+    wanted = [cell for cell in every if cell[2] in options.only and PARTS[cell[3] > 0] in options.parts]
+    dense, whole, claims = before.get("dense"), before.get("whole", {}), Claims()
+    judges_whole = bool(options.draws) and "whole" in options.parts
+    if wanted or judges_whole:
         study = build()
 
         def save() -> None:
             if options.out is not None:
-                found = {"claims": [], "environment": environment(), "dense": dense, "rows": rows, "arguments": shown}
-                write_json(options.out, found)
+                shared = {"environment": environment(), "arguments": shown}
+                write_json(options.out, {"claims": [], **shared, "dense": dense, "whole": whole, "rows": rows})
 
         dense = dense or study.judge(study.model)
         save()
         measure(study, rows, wanted, save)
+        if judges_whole:
+            judge_whole(study, whole, save)
     if options.quick:
         claims.at_least("cells of an untrained network that were measured", len(rows), len(wanted))
     elif dense is not None:
         state(claims, rows, dense)
-    missing = len(list(cells(2))) - len(rows)
-    whole = missing + len(rows)
-    text = f"Partial: {len(rows)} of {whole} perplexities (method, share, draw) are measured, {missing} are not yet."
-    note = {"note": text} if missing > 0 else {}
-    claims.write(options.out, dense=dense, rows=rows, arguments=shown, **note)
+    planned = len(list(cells(2)))
+    text = f"Partial: {len(rows)} of {planned} perplexities are measured, {planned - len(rows)} are not yet."
+    note = {"note": text} if len(rows) < planned else {}
+    claims.write(options.out, dense=dense, whole=whole, rows=rows, arguments=shown, **note)
     if options.picture is not None and dense is not None:
         draw(rows, dense, options.picture)
 
