@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hessprune.layers.recording import record
 from hessprune.layers.sums import Sums
 from hessprune.planning.plan import Plan
 from hessprune.planning.planner import plan_removing
-from hessprune.surgery import calibration
+from hessprune.surgery import calibration, compensation
 from hessprune.surgery.compensation import compensate
 from tests.cases import AWKWARD, Flatten, Grouped, Inverted, Plain, Residual, Shared, Tokens, image, make
 
@@ -273,3 +274,20 @@ def test_complex_parameters_stay_complex(method: str) -> None:
     x = torch.randn(16, 1, 16)
     pruned = hp.prune(Spectral(), x[:2], [(x, x)], budget=hp.Budget(macs=0.8), method=method, loss_fn=nn.MSELoss())
     assert pruned.model.weight.dtype == torch.cfloat
+
+
+@pytest.mark.parametrize(("failing", "expected"), [(0, [64, 400]), (1, [64, 320, 400]), (2, [64, 320])])
+def test_a_trial_on_few_samples_comes_first(failing: int, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 2))
+    x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
+    plan, sizes, own = plan_for(net, x[:1], 0.5), [], compensation.refitted
+
+    def refitted(dense: nn.Module, pruned: nn.Module, plan: Plan, samples: list[Any], share: float = 1.0) -> nn.Module:
+        sizes.append(sum(map(len, samples)))
+        return pruned if len(sizes) <= failing else own(dense, pruned, plan, samples, share)
+
+    monkeypatch.setattr(compensation, "refitted", refitted)
+    pruned = hp.apply_plan(net, plan)
+    found = compensate(net, pruned, plan, [x])
+    assert sizes == expected
+    assert torch.equal(found[2].weight, pruned[2].weight) == (failing == 2)

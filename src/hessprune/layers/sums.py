@@ -27,20 +27,24 @@ class Sums:
     def of(cls, x: Tensor, y: Tensor) -> "Sums":
         """Sum over rows, in portions that stay in the processor's cache.
 
-        Only one half of the symmetric `XᵀX` is computed, block by block: R K² / 2 multiplications.
+        Only one half of the symmetric `XᵀX` is computed, block by block: R K² / 2 multiplications. Products of a
+        portion are taken about means, in the precision of the rows, and added up in float64.
         """
         size = x.shape[-1]
+        dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+        origins = [rows[:ROWS].to(dtype).sum(0) / max(1, len(rows[:ROWS])) for rows in (x, y)]
         sum_x, sum_y, squares = (x.new_zeros(like.shape[1:], dtype=torch.float64) for like in (x, y, y))
         xx, xy = (sum_x.new_zeros(*x.shape[1:], width) for width in (size, y.shape[-1]))
-        for few_x, few_y in zip(x.split(ROWS), y.split(ROWS), strict=True):
-            inputs, outputs = few_x.double().movedim(0, -2), few_y.double().movedim(0, -2)
+        for few in zip(x.split(ROWS), y.split(ROWS), strict=True):
+            inputs, outputs = ((rows.to(dtype) - mean).movedim(0, -2) for rows, mean in zip(few, origins, strict=True))
             for start in range(0, size, BLOCK):
                 xx[..., start : start + BLOCK, start:] += inputs[..., start : start + BLOCK].mT @ inputs[..., start:]
             xy += inputs.mT @ outputs
-            sum_x += inputs.sum(-2)
-            sum_y += outputs.sum(-2)
-            squares += outputs.square().sum(-2)
-        return cls(count=len(x), x=sum_x, y=sum_y, xx=_mirrored(xx), xy=xy, yy=squares)
+            sum_x += inputs.double().sum(-2)
+            sum_y += outputs.double().sum(-2)
+            squares += outputs.double().square().sum(-2)
+        centred = cls(count=len(x), x=sum_x, y=sum_y, xx=_mirrored(xx), xy=xy, yy=squares)
+        return centred.about(*(-mean.double() for mean in origins))
 
     def __add__(self, other: "Sums") -> "Sums":
         """Return the sums over both sets of rows."""
