@@ -1,11 +1,12 @@
 """Calibration samples in memory."""
 
+import pytest
 import torch
 from torch import nn
 
 from hessprune.foundation.batches import Rereadable
 from hessprune.surgery import calibration
-from hessprune.surgery.calibration import gather
+from hessprune.surgery.calibration import behind, gather, holds_few
 
 MODEL = nn.Conv2d(3, 4, 3, padding=1)
 
@@ -38,3 +39,24 @@ def test_targets_follow_their_samples_where_there_is_one_for_each() -> None:
 def test_no_more_is_read_than_memory_holds(monkeypatch) -> None:
     monkeypatch.setattr(calibration, "MEMORY", 4 * calibration.LIVE * (3 + 4) * 64 * 5)  # five images of 8 × 8
     assert [len(part) for part in gather(Rereadable(images((3, 8), (3, 8), (3, 8))), MODEL)] == [5]
+
+
+def test_samples_behind_the_first_ones_come_in_parts() -> None:
+    batches = Rereadable([(torch.arange(5.0)[:, None], torch.arange(5)), (5 + torch.arange(5.0)[:, None], None)])
+    found = list(behind(batches, 3, size=2, number=4))
+    assert [inputs.flatten().tolist() for inputs, _ in found] == [[3, 4], [5, 6]]
+    assert found[0][1].tolist() == [3, 4]
+    assert list(behind(batches, 10, size=2, number=4)) == []
+
+
+def test_targets_of_a_whole_batch_come_with_all_of_its_samples() -> None:
+    batches = Rereadable([(torch.zeros(4, 1), torch.zeros(7)), (torch.ones(4, 1), torch.zeros(3))])
+    (found,) = behind(batches, 2, size=2, number=2)
+    assert found[0].flatten().tolist() == [1, 1, 1, 1]
+
+
+def test_memory_holds_few_samples_where_it_holds_less_than_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nn.Linear(3, 5), torch.zeros(12, 3)
+    monkeypatch.setattr(calibration, "MEMORY", 16 * 8 * 6)
+    assert [holds_few(model, Rereadable([x[:size]])) for size in (11, 12)] == [False, False]
+    assert holds_few(model, Rereadable([x, x[:1]]))

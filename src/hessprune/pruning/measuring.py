@@ -110,9 +110,9 @@ def measure(
     with shown_progress(progress), torch.inference_mode(False), plain_forwards(), naming_computed_weights(model):
         task = task.ready()
         moments: dict[str, InputMoments] = {}
-        saliencies = {str(each): _scored(replace(task, method=each), moments) for each in methods}
+        saliencies = {str(each): scored_with_moments(replace(task, method=each), moments) for each in methods}
         if compensate and not moments:
-            moments |= _moments(task)
+            moments |= layer_moments(task)
     return Statistics(
         saliencies=saliencies,
         moments=moments if compensate else None,
@@ -122,7 +122,8 @@ def measure(
     )
 
 
-def _scored(task: Task, moments: dict[str, InputMoments]) -> Saliency:
+def scored_with_moments(task: Task, moments: dict[str, InputMoments]) -> Saliency:
+    """Score the units of a task; `moments` receives those of layer inputs that the method measures anyway."""
     with watched(task.model) as plain:
         return scored(
             plain,
@@ -136,7 +137,7 @@ def _scored(task: Task, moments: dict[str, InputMoments]) -> Saliency:
         )
 
 
-def _moments(task: Task) -> dict[str, InputMoments]:
+def layer_moments(task: Task) -> dict[str, InputMoments]:
     """Measure the moments of all layers that read units, in one forward pass over the data."""
     with watched(task.model) as plain:
         slices = role_slices(sampled_groups(plain, task.groups, task.batches), "consumer")

@@ -14,6 +14,7 @@ from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.options import check_flag
 from hessprune.foundation.parametrised import naming_computed_weights
+from hessprune.foundation.sharded import is_sharded
 from hessprune.methods.method import Method
 from hessprune.methods.scoring import saliency
 from hessprune.methods.text import as_method
@@ -23,13 +24,14 @@ from hessprune.planning.implants import Implant, as_implant
 from hessprune.planning.plan import Plan
 from hessprune.planning.ranking import Ranking
 from hessprune.pruning.kept import with_folder
-from hessprune.pruning.measuring import with_statistics
+from hessprune.pruning.measuring import scored_with_moments, with_statistics
 from hessprune.pruning.recovery import cut_and_recover
 from hessprune.pruning.statistics import Statistics
 from hessprune.pruning.steps import plan_in_steps
 from hessprune.pruning.task import Task
 from hessprune.pruning.timing import with_latency_table
 from hessprune.structure.groups import Group
+from hessprune.surgery.calibration import holds_few
 from hessprune.surgery.result import Result
 
 
@@ -82,7 +84,9 @@ def prune(
         outputs: Names of the outputs that are compared, or weights by name; all of them if None.
         implant: Share of the units leaving the full zone that keep a low-rank stand-in, the most salient of them.
         compensate: Refit the surviving layers to the dense layers' outputs and re-estimate BatchNorm, each where that
-            lowers the loss on calibration samples. No labels are trained on; seconds, not epochs.
+            lowers the loss on calibration samples. No labels are trained on; seconds, not epochs. Where memory holds
+            less than half of the samples, as of long texts, a refit by moments of all of them stands beside, as with
+            `stats`, and the lower loss on others wins.
         ranking: Floors, `round_to`, layers that stay (`ignore`), and steps between which saliencies are measured anew.
         seed: For whatever the method draws at random.
         stats: From `hp.measure` with the same arguments: the model runs on four samples alone then, and survivors are
@@ -147,6 +151,9 @@ def decide(task: Task) -> tuple[Saliency, Plan]:
 
 def score(task: Task, model: nn.Module, groups: Sequence[Group]) -> Saliency:
     """Estimate the saliencies of a model's units with the method, the data and the loss of a task."""
+    refits = model is task.model and task.compensate and task.sequential is False and not is_sharded(model)
+    if refits and holds_few(model, task.batches):
+        return scored_with_moments(task, task.measured)
     return saliency(
         model, groups, task.batches, task.method, loss_fn=task.loss_fn, outputs=task.outputs, seed=task.seed
     )

@@ -51,6 +51,8 @@ class Task:
     """Keeps the finished stages; `hp.prune` keeps none."""
     moments: Mapping[str, InputMoments] | None = None
     """Moments of layer inputs by weight, from which survivors are refitted without data."""
+    measured: dict[str, InputMoments] = field(default_factory=dict, repr=False)
+    """Receives the moments that scoring measures anyway, where a refit by them may come out ahead."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss_fn", loss_of(self.loss_fn))

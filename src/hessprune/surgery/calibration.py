@@ -1,7 +1,7 @@
 """Calibration samples in memory: batches of equal shape joined, others side by side."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,6 +118,40 @@ def _numbers_of(inputs: Any) -> int:
 def most_samples(model: nn.Module, inputs: Any) -> int:
     """Return the number of samples that one forward pass can hold, from a run on two samples."""
     return samples_in_memory(record(model, inputs))
+
+
+def holds_few(model: nn.Module, batches: Rereadable) -> bool:
+    """Return whether one forward pass holds less than half of the samples, as `gather` reads them."""
+    most = seen = 0
+    for inputs, _ in batches:
+        most = most or 2 * most_samples(model, to_device(inputs, device_of(model)))
+        seen += leading_size(inputs)
+        if seen > most:
+            return True
+    return False
+
+
+def behind(batches: Rereadable, seen: int, *, size: int, number: int) -> Iterator[tuple[Any, Any]]:
+    """Yield inputs and targets of samples behind the first ones, in parts; none where they cannot be told apart.
+
+    Args:
+        batches: The data.
+        seen: Samples that are left out.
+        size: Most samples of a part whose targets can be split.
+        number: Samples, at least where there are so many.
+    """
+    place, left = 0, number
+    for inputs, targets in batches:
+        count = leading_size(inputs)
+        samples = Samples(inputs=inputs, targets=targets, places=place + torch.arange(count, device="cpu"))
+        rows, place = torch.arange(min(count, max(0, seen - place)), count, device="cpu"), place + count
+        for few in rows.split(size if samples.can_be_split else count):
+            if len(few) and left > 0 and (samples.can_be_split or len(few) == count):
+                part = samples.rows(few)
+                left -= len(part)
+                yield part.inputs, part.targets
+        if left <= 0:
+            return
 
 
 def samples_in_memory(recording: Recording) -> int:
