@@ -75,6 +75,8 @@ def _better_by_moments(task: Task, plan: Plan, pruned: nn.Module, passes: nn.Mod
     judging = [*behind(task.batches, size, size=size, number=number)] or [next(iter(task.batches))]
     objective = choose_objective(task.model, task.batches, task.loss_fn, outputs=task.outputs)
     losses = mean_losses(objective, task.model, [passes, other], judging)
+    if losses[1] < losses[0]:
+        _log.info("memory holds %d samples for a refit: the moments of all served; sequential=True may do better", size)
     return other if losses[1] < losses[0] else passes
 
 
