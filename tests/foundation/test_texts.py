@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hessprune.foundation.texts import are_words_last, has_decoder, position_mask
+from hessprune.foundation.texts import are_words_last, has_decoder, position_mask, word_masks
 
 KEPT = torch.tensor([[0, 1, 1], [1, 1, 0]])
 LOOKED_AT = KEPT[:, None, None, :].bool().expand(2, 4, 3, 3) & torch.ones(3, 3).tril().bool()
@@ -64,3 +64,18 @@ def test_words_or_their_embeddings_tell_the_axis_of_classes() -> None:
     assert are_words_last(logits, torch.zeros(2, 3, dtype=torch.int32))
     for inputs in (torch.zeros(2, 3), torch.zeros(2, 3, 8), {"pixel_values": torch.zeros(2, 3, 3)}):
         assert not are_words_last(logits, inputs)
+
+
+def test_word_masks_come_by_length_and_of_pairs_either_counts():
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert word_masks(None, {"input_ids": mask, "attention_mask": mask}, 2)[3].equal(mask.bool())
+    assert word_masks(None, torch.zeros(2, 3), 2) == {}
+    pair = {"input_ids": mask, "attention_mask": mask, "decoder_input_ids": mask[:, :2]}
+    own = torch.tensor([[1, 0], [1, 1]])
+    found = word_masks(None, {**pair, "decoder_attention_mask": own}, 2)
+    assert sorted(found) == [2, 3]
+    assert found[2].equal(own.bool())
+    one_length = {**pair, "decoder_input_ids": mask}
+    assert word_masks(None, one_length, 2) == {}, "every position of the decoder counts"
+    both = word_masks(None, {**one_length, "decoder_attention_mask": mask.flip(1)}, 2)
+    assert both[3].equal(mask.bool() | mask.flip(1).bool())

@@ -22,9 +22,10 @@ from hessprune.curvature.results import Slices
 from hessprune.curvature.squares import PANEL, Squares
 from hessprune.foundation.processes import check_agreement, is_own, num_processes, summed, summed_numbers
 from hessprune.foundation.shelf import Shelf
+from hessprune.foundation.texts import word_masks
 from hessprune.foundation.trees import sample_rows
 from hessprune.layers.input_moments import InputMoments
-from hessprune.layers.regression import columns_of, design, rows_by_sample, rows_of
+from hessprune.layers.regression import columns_of, design, rows_by_sample, rows_of, word_rows
 from hessprune.objectives.objective import check_weight
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
@@ -105,8 +106,7 @@ class ReadingLayer:
         """
         if not self.regression:
             groups, inputs = self.columns().shape[:2]
-            identity = torch.eye(inputs, dtype=torch.float64, device=self.weight.device)
-            return identity.repeat(groups, 1, 1), None
+            return torch.eye(inputs, dtype=torch.float64, device=self.weight.device).repeat(groups, 1, 1), None
         covariance, mean = self.squares, self._mean()
         assert covariance is not None
         for part, rows in self._covariance():
@@ -173,12 +173,13 @@ class _StatisticsMode(TapMode):
     """Adds up moments of inputs and curvatures of outputs for one chunk of samples."""
 
     def __init__(
-        self, problem: Problem, layers: dict[str, ReadingLayer], seed: int, places: Tensor, shelf: Shelf
+        self, problem: Problem, layers: dict[str, ReadingLayer], seed: int, places: Tensor, inputs: Any, shelf: Shelf
     ) -> None:
         super().__init__(problem.folded, problem.readout, 1, problem.objective.read)
         self._layers, self._shelf = layers, shelf
         self._unfit = problem.folded.recording.unfit  # which no refit will adapt
         self._seed, self._places = seed, places  # of the samples in the whole data
+        self._masks = word_masks(problem.folded.model, inputs, len(places))
         self._in_all = problem.batches.num_samples  # known before where a layer is wide
 
     def on_call(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
@@ -191,6 +192,7 @@ class _StatisticsMode(TapMode):
         out = super().on_call(name, call, arguments)
         if not (name in self._unfit or (isinstance(call, Convolution) and call.transposed)):
             keep = self._sampled(name, rows_by_sample(call, out, self.samples), columns_of(call, weight).shape[1])
+            keep = keep if (words := word_rows(call, out, self._masks)) is None else keep[words[keep]]
             rows = design(call, x, weight, keep).transpose(0, 1).to(layer.weight.dtype)
             with torch.autocast(x.device.type, enabled=False):  # a forward may open a region of its own
                 layer.add_inputs(rows)
@@ -202,14 +204,12 @@ class _StatisticsMode(TapMode):
         if inputs >= WIDE:
             most = min(most, math.ceil(ROWS_PER_INPUT * inputs / self._in_all))
         if size > most:
-            layer = zlib.crc32(name.encode())
-            rows = rows.gather(1, positions(self._seed, layer, self._places, most, size=size))
+            rows = rows.gather(1, positions(self._seed, zlib.crc32(name.encode()), self._places, most, size=size))
         return rows.flatten()
 
     def arrive(self, site: Any, x: Tensor, weight: Tensor, delta: Tensor) -> None:  # noqa: ARG002
         """Add the outer products of the gradients at the layer's output."""
-        layer = self._layers[site.name]
-        if layer.regression:
+        if (layer := self._layers[site.name]).regression:
             groups = columns_of(site.call, weight).shape[0]
             rows = rows_of(site.call, delta).unflatten(1, (groups, -1)).transpose(0, 1)
             layer.add_gradients(rows.to(layer.weight.dtype))
@@ -276,9 +276,10 @@ def measure_reading_layers(
     for place, inputs, loss in problem.each_batch("inputs", everywhere=lambda: not layers):
         samples, own = loss.counted(), is_own(place.number)
         for rows in problem.split(samples)[: None if own else 1]:
-            mode = _StatisticsMode(problem, layers, seed, place.position + rows, shelf)
+            few = sample_rows(inputs, rows)
+            mode = _StatisticsMode(problem, layers, seed, place.position + rows, few, shelf)
             with problem.precision.casting(problem.device):
-                mode.forward(sample_rows(inputs, rows))
+                mode.forward(few)
             factor = loss.factor(check_finite(mode.values), rows)
             if curvature:
                 noise = signs(seed, 0, place.position + rows, factor.mass.shape[1])

@@ -115,6 +115,34 @@ def position_mask(inputs: Any, positions: Sequence[int], *, encoder: bool = Fals
     return None
 
 
+def word_masks(model: Any, inputs: Any, samples: int) -> dict[int, Tensor]:
+    """Return by length `T` which positions `(N, T)` of the texts among the inputs hold words and not padding.
+
+    A layer's rows tell nothing but their number, so that of an encoder's and a decoder's texts of one length each
+    position counts that is a word of either; all do if the decoder has no mask.
+
+    Args:
+        model: Takes the inputs; names those that stand in a row.
+        inputs: Of the batch.
+        samples: `N`.
+
+    Example:
+        >>> import torch
+        >>> word_masks(None, {"attention_mask": torch.tensor([[1, 1, 0]])}, 1)
+        {3: tensor([[ True,  True, False]])}
+    """
+    named, found = by_name(argument_names(model), inputs), {}
+    tokens = tokens_of(named)
+    silent = tokens is not None and has_decoder(named) and not any(masks_of(named))
+    for encoder in (True, False):
+        for _, mask in masks_of(named, encoder=encoder):
+            length = mask.shape[-1] if mask.dim() else 0
+            kept = position_mask(named, (samples, length), encoder=encoder)
+            if kept is not None and not (silent and tokens is not None and length == tokens.shape[1]):
+                found[length] = kept | found[length] if length in found else kept
+    return found
+
+
 def _kept(mask: Tensor) -> Tensor:
     """Return where a mask is 1 or true, or adds nothing much to a score."""
     if not mask.is_floating_point():

@@ -1,5 +1,7 @@
 """One use of a weight as a regression: rows of inputs times a matrix give rows of outputs."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +28,32 @@ def rows_by_sample(call: LinearMap, out: Tensor, samples: int) -> Tensor:
     if isinstance(call, Convolution):
         return numbers.view(samples, -1)
     return call.layout.by_sample(numbers.view(*out.shape[:-1], 1), samples).squeeze(-1)
+
+
+def samples_of_rows(call: LinearMap, out: Tensor, samples: int) -> Tensor:
+    """Return the sample of each row, in the order of `rows_of`; of rows that are not shared out evenly, about that."""
+    rows = torch.arange(out.numel() // out.shape[1 if isinstance(call, Convolution) else -1], device=out.device)
+    if len(rows) % samples:
+        return rows * samples // len(rows)
+    numbers = rows_by_sample(call, out, samples)
+    rows[numbers] = torch.arange(samples, device=out.device)[:, None].expand_as(numbers)
+    return rows
+
+
+def word_rows(call: LinearMap, out: Tensor, masks: Mapping[int, Tensor]) -> Tensor | None:
+    """Return which rows of outputs, in the order of `rows_of`, belong to words and not to padding; None if all do.
+
+    Args:
+        call: A linear layer that has `T` rows for each sample; all rows of others count.
+        out: Its outputs.
+        masks: Which positions `(N, T)` are words, by `T`.
+    """
+    for mask in masks.values() if not isinstance(call, Convolution) else ():
+        if out.numel() == mask.numel() * out.shape[-1] and not bool(mask.all()):
+            words = torch.zeros(mask.numel(), dtype=torch.bool, device=out.device)
+            words[rows_by_sample(call, out, len(mask))] = mask.to(out.device)
+            return words
+    return None
 
 
 def columns_of(call: LinearMap, weight: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Calibration samples in memory: batches of equal shape joined, others side by side."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.identity import content_sha256
 from hessprune.foundation.modules import device_of
+from hessprune.foundation.texts import word_masks
 from hessprune.foundation.trees import (
     describe_shapes,
     join_inputs,
@@ -38,6 +39,8 @@ class Samples:
     """Their places in the data, `(N,)`."""
     apart: bool = True
     """False if a row of the targets is not that of a sample."""
+    masks: Mapping[int, Tensor] = field(default_factory=dict)
+    """Which positions of texts `(N, T)` hold words and not padding, by `T`."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -49,7 +52,9 @@ class Samples:
     def rows(self, rows: Tensor) -> "Samples":
         """Return some samples, with their targets if there is one entry for each sample."""
         targets = sample_rows(self.targets, rows) if self.can_be_split and self.targets is not None else self.targets
-        return replace(self, inputs=sample_rows(self.inputs, rows), targets=targets, places=self.places[rows])
+        masks = {length: mask[rows.to(mask.device)] for length, mask in self.masks.items()}
+        inputs = sample_rows(self.inputs, rows)
+        return replace(self, inputs=inputs, targets=targets, places=self.places[rows], masks=masks)
 
     @property
     def can_be_split(self) -> bool:
@@ -81,7 +86,8 @@ def gather(
         count = leading_size(inputs)
         size = _numbers_of(inputs) / count
         limit = limit or most(model, to_device(inputs, device)) * size
-        samples = Samples(inputs=inputs, targets=targets, places=place + torch.arange(count, device="cpu"))
+        places, masks = place + torch.arange(count, device="cpu"), word_masks(model, inputs, count)
+        samples = Samples(inputs=inputs, targets=targets, places=places, masks=masks)
         if splits is not None and targets is not None and samples.can_be_split:
             apart = splits(inputs, targets) if apart is None else apart
             samples = replace(samples, apart=apart)
@@ -106,7 +112,9 @@ def _joined(parts: Sequence[Samples], device: torch.device) -> Samples:
     whole = parts[0]
     if len(parts) > 1:
         inputs, targets = (join_inputs([getattr(part, name) for part in parts]) for name in ("inputs", "targets"))
-        whole = replace(whole, inputs=inputs, targets=targets, places=torch.cat([part.places for part in parts]))
+        masks = {length: torch.cat([part.masks[length] for part in parts]) for length in whole.masks}
+        places = torch.cat([part.places for part in parts])
+        whole = replace(whole, inputs=inputs, targets=targets, places=places, masks=masks)
     inputs, targets = to_device((whole.inputs, whole.targets), device)
     return replace(whole, inputs=inputs, targets=targets)
 

@@ -24,10 +24,11 @@ from hessprune.layers.recording import Recording, record
 from hessprune.layers.regression import columns_of
 from hessprune.layers.stack import Stack
 from hessprune.layers.sums import Sums
-from hessprune.operators.maps import Arguments, Convolution, LinearMap
+from hessprune.operators.maps import Arguments, Convolution, LinearMap, SampleLayout
 from hessprune.planning.plan import Plan
 from hessprune.surgery.calibration import Samples, most_samples
-from hessprune.surgery.refitting import Piece, Refitter, Scene, Student, Teacher, targets_for
+from hessprune.surgery.refitting import Piece, Refitter, Scene, Student
+from hessprune.surgery.teacher import Teacher, targets_for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,9 +148,17 @@ class _EnoughError(Exception):
 class _Answers(Teacher):
     """Records the outputs of one layer."""
 
-    def __init__(self, model: nn.Module, portion: _Portion, share: float, name: str, uses: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        portion: _Portion,
+        share: float,
+        name: str,
+        uses: int,
+        layouts: Mapping[str, SampleLayout],
+    ) -> None:
         branches = {name: portion.dense_branches[name]} if name in portion.dense_branches else {}
-        super().__init__(model, len(portion), branches, share)
+        super().__init__(model, portion.part.rows(portion.rows), branches, share, layouts)
         self._name, self._uses = name, uses
 
     def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
@@ -175,7 +184,7 @@ class _Layer:
     def pieces(self, portion: _Portion, share: float) -> list[Piece]:
         """Return the rows of the layer's regression on some samples, one piece for each use."""
         inputs = portion.inputs
-        teacher = _Answers(self.dense, portion, share, self.name, self.uses)
+        teacher = _Answers(self.dense, portion, share, self.name, self.uses, self.recording.layouts)
         with suppress(_EnoughError), teacher:
             call_model(self.dense, inputs)
         scene = Scene(

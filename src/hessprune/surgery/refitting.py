@@ -8,7 +8,7 @@ several shapes run in lockstep.
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,15 +22,12 @@ from hessprune.layers.calls import slow_attention
 from hessprune.layers.least_squares import Fit, ridge
 from hessprune.layers.recording import Recording, record
 from hessprune.layers.regression import columns_of, design, rows_of, weight_from
-from hessprune.operators.maps import Arguments, Convolution, LinearMap
+from hessprune.operators.maps import Arguments, Convolution, LinearMap, SampleLayout
 from hessprune.planning.plan import Plan
 from hessprune.surgery.calibration import Samples
-from hessprune.surgery.implants.arrangement import origins
-from hessprune.surgery.implants.module import parts_of
 from hessprune.surgery.lockstep import Pause, in_lockstep
+from hessprune.surgery.teacher import Target, Teacher, targets_for
 
-ROWS_PER_INPUT, MIN_ROWS, MAX_ROWS = 48, 8192, 32768
-"""Sampled positions for each column of the regression, and the least and most positions of a layer."""
 NEGLIGIBLE = 1e-6
 """Share of the largest BatchNorm factor below which a channel's output does not matter."""
 
@@ -67,7 +64,7 @@ def refit_in_place(
     recording, total = record(student, samples[0].inputs), sum(map(len, samples))
     with evaluation_mode(dense), evaluation_mode(student), slow_attention():
         scenes = [
-            _scene(dense, student, plan, part, own, share * len(part) / total)
+            _scene(dense, student, plan, part, own, share * len(part) / total, recording.layouts)
             for part, own in zip(samples, dense_inputs, strict=True)
         ]
         later = [_listen(student, recording, scene) for scene in scenes]
@@ -81,16 +78,6 @@ def refit_in_place(
 
             in_lockstep([_run(student, recording, scene, answers, n) for n, scene in enumerate(scenes)], meet)
     return [(scene.output, answer) for scene, answer in zip(scenes, answers, strict=True)]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Target:
-    """The dense layer's output at sampled positions of one use, and the tensor that is added to it."""
-
-    weight: str
-    positions: Tensor  # (R,)
-    output: Tensor  # (R, O)
-    other: Tensor | None  # (R, O)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,12 +107,18 @@ class Piece:
 
 
 def _scene(
-    dense: nn.Module, student: nn.Module, plan: Plan, samples: Samples, dense_inputs: Any, share: float
+    dense: nn.Module,
+    student: nn.Module,
+    plan: Plan,
+    samples: Samples,
+    dense_inputs: Any,
+    share: float,
+    layouts: Mapping[str, SampleLayout],
 ) -> Scene:
     """Run the dense model on some samples."""
     theirs, ours = find_branches(dense, dense_inputs), find_branches(student, samples.inputs)
     both = theirs.keys() & ours.keys()
-    teacher = Teacher(dense, len(samples), {name: theirs[name] for name in both}, share)
+    teacher = Teacher(dense, samples, {name: theirs[name] for name in both}, share, layouts)
     with teacher:
         output = call_model(dense, dense_inputs)
     return Scene(
@@ -156,28 +149,6 @@ def _listen(student: nn.Module, recording: Recording, scene: Scene) -> dict[str,
         ):
             call_model(student, scene.inputs)
     return {name: pieces[1:] for name, pieces in heard.items()}
-
-
-class Teacher(StepMode):
-    """Records every layer's output at random positions."""
-
-    def __init__(self, model: nn.Module, samples: int, branches: Mapping[str, Branch], share: float) -> None:
-        super().__init__(model, samples, branches)
-        self._share = share
-        self.targets: list[Target] = []
-        self._generator = torch.Generator().manual_seed(0)
-
-    def on_layer(self, name: str, call: LinearMap, arguments: Arguments) -> Tensor:
-        """Record what a layer answers."""
-        out = call.forward(*arguments)
-        rows = rows_of(call, out)
-        usual = max(MIN_ROWS, min(MAX_ROWS, ROWS_PER_INPUT * arguments[1][0].numel()))
-        count = min(len(rows), max(1, int(self._share * usual)))
-        drawn = torch.randperm(len(rows), generator=self._generator, device="cpu")
-        positions = drawn[:count].sort().values.to(rows.device)
-        other = rows_of(call, self.take_other(name))[positions] if name in self.branches else None
-        self.targets.append(Target(weight=name, positions=positions, output=rows[positions], other=other))
-        return out
 
 
 class Student(StepMode):
@@ -216,7 +187,6 @@ class Student(StepMode):
         groups = columns_of(call, weight).shape[0]
         scale, missing = self._sum(name, call, target)
         output = target.output if bias is None else target.output - bias
-        rows_per_sample = len(rows_of(call, call.forward(x[:1], weight, None))) * x.shape[0] // self.samples
         return Piece(
             call=call,
             weight=weight,
@@ -224,7 +194,7 @@ class Student(StepMode):
             inputs=design(call, x, weight, target.positions),
             goal=(output * scale + missing).unflatten(1, (groups, -1)),
             scale=scale.view(groups, 1, -1),
-            held_out=(self._start + target.positions // max(rows_per_sample, 1)) % 5 == 0,
+            held_out=(self._start + target.samples) % 5 == 0,
         )
 
     def _sum(self, name: str, call: LinearMap, target: Target) -> tuple[Tensor, Tensor | float]:
@@ -273,27 +243,3 @@ class Refitter:
             bias += shift.to(bias.dtype)
         elif mean is not None:
             mean[: shift.numel()] -= shift.to(mean.dtype)
-
-
-def targets_for(
-    recorded: Sequence[Target], plan: Plan, dense: nn.Module, student: nn.Module
-) -> dict[str, list[Target]]:
-    """Return for each weight of the student its part of the dense outputs, one for each use."""
-    shapes = {name: parameter.shape for name, parameter in dense.named_parameters(remove_duplicate=False)}
-    slices = (piece for group in plan.groups for piece in group.slices_with_role("producer"))
-    axes = [(piece.param, piece.dim) for piece in slices if piece.param in shapes]  # of a part, its own
-    rows = {name: kept for (name, _), kept in origins(plan, {(n, dim): shapes[n][dim] for n, dim in axes}).items()}
-    sizes = {name: shapes[name][dim] for name, dim in axes}
-    parts_by_weight = {name: [(name, rows.get(name))] for name in shapes}
-    for layer, _, parts in parts_of(student, dense, plan):
-        parts_by_weight[f"{layer}.weight"] = [(f"{part.name}.weight", part.rows) for part in parts]
-    targets: dict[str, list[Target]] = {}
-    for target in recorded:
-        for name, kept in parts_by_weight[target.weight]:
-            columns: Any = slice(None)
-            if kept is not None and sizes[target.weight] == target.output.shape[1]:
-                columns = kept.to(target.output.device)
-            other = None if target.other is None else target.other[:, columns]
-            part = replace(target, weight=name, output=target.output[:, columns], other=other)
-            targets.setdefault(name, []).append(part)
-    return targets
