@@ -110,7 +110,7 @@ def cells(draws: int, *, quick: bool = False) -> Iterator[Cell]:
             if (draw, share, method) not in seen:
                 seen.add((draw, share, method))
                 yield draw, share, method, 0
-    for method in dict.fromkeys((*FIRST, *METHODS)):
+    for method in dict.fromkeys((*FIRST, *METHODS)) if draws else ():
         yield 0, DISTILLED, method, 3 if quick else STEPS
 
 
