@@ -271,7 +271,8 @@ def _decoder_table(rows: list[dict[str, Any]]) -> str:
     columns = [[key for key in found if key[1] == share] for share in shares]
     best = {min(keys, key=lambda k: _mean(found[k])) for keys in columns if len(keys) > 1}
     lines = [f"| | {' | '.join(f'{share:.0%}' for share in shares)} |", "|---" * (len(shares) + 1) + "|"]
-    for method in DECODERS:
+    methods = {method for method, _ in found}
+    for method in DECODERS if len(shares) > 1 else filter(methods.__contains__, DECODERS):
         shown = [_spread(found[method, share]) if (method, share) in found else "–" for share in shares]
         marked = [f"**{text}**" if (method, share) in best else text for text, share in zip(shown, shares, strict=True)]
         lines.append(f"| `{method}` | {' | '.join(marked)} |")
@@ -299,6 +300,8 @@ def _mean(values: list[float]) -> float:
 
 def _spread(values: list[float]) -> str:
     """Return `84.1 ± 0.6`; of a single draw the value alone."""
+    if _mean(values) >= 1000:
+        return f"{_mean(values):,.0f}".replace(",", " ")
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{_mean(values):.1f}{spread}"
 

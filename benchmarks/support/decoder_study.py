@@ -221,14 +221,19 @@ def draw(rows: list[dict[str, Any]], dense: float, path: Path) -> None:
     from matplotlib.figure import Figure  # which only drawing needs
 
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes = figure.subplots()
+    axes, top = figure.subplots(), 7 * dense  # beyond which a model says nothing any more
     for number, method in enumerate(METHODS):
         points = [(share, value) for share in SHARES if (value := mean(rows, method, share)) is not None]
         if points:
-            bold = {"linewidth": 3, "color": "#cc3d8f"} if method == OURS else {"color": f"C{number % 10}"}
-            axes.plot(*zip(*points, strict=True), label=method, marker="os^D"[number % 4], markersize=4, **bold)
+            bold = {"linewidth": 3, "color": "#cc3d8f", "zorder": 9} if method == OURS else {"color": f"C{number % 10}"}
+            is_within = any(value < top for _, value in points)
+            label = method if is_within else f"{method} (above)"
+            axes.plot(*zip(*points, strict=True), label=label, marker="os^D"[number % 4], markersize=4, **bold)
     axes.axhline(dense, color="#8a929c", linestyle="--", linewidth=0.9)
-    axes.set(xlabel="parameters of the blocks removed", ylabel="perplexity", yscale="log")
+    axes.set(xlabel="parameters of the blocks removed", ylabel="perplexity", yscale="log", ylim=(0.92 * dense, top))
+    marks = [round(dense * factor) for factor in (1, 1.25, 1.5, 2, 3, 4, 6)]
+    axes.set_yticks(marks, [str(mark) for mark in marks])
+    axes.minorticks_off()
     axes.set_xticks(SHARES, [f"{share:.0%}" for share in SHARES])
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
