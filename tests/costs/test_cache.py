@@ -127,7 +127,7 @@ def test_the_last_head_of_a_layer_stays_in_every_count() -> None:
     groups = hp.find_groups(model, X)
     heads = [group.name for group in groups if group.kind == "heads"]
     for names in (heads[:1], heads):
-        gone = {name: (0,) for name in names}
+        gone = dict.fromkeys(names, (0,))
         smaller = hp.apply_plan(model, plan_removing(model, groups, gone, **facts))
         remaining = remaining_groups(groups, gone)
         costs = CostModel(smaller, X, remaining)
