@@ -81,6 +81,7 @@ from tests.provoking import (
     words,
     written,
 )
+from tests.test_attention_layouts import LAYOUTS
 
 
 def prune_blocks(*, shared: bool = False, frames: bool = False, **options: Any) -> hp.PruneResult:
@@ -92,6 +93,12 @@ def prune_blocks(*, shared: bool = False, frames: bool = False, **options: Any) 
     before, behind = around if frames else ((), ())
     net = nn.Sequential(*before, first, second, *behind, nn.Linear(8 if frames else 4, 2))
     return hp.prune(net, X[:1], BATCHES, **{"budget": hp.Budget(units=0.5), "method": "magnitude"} | options)
+
+
+def fused_groups(gqa: str) -> hp.Groups:
+    """Find the groups of attention whose grouped queries, keys and values come from one layer."""
+    layout = LAYOUTS["grouped, sliced"]
+    return hp.find_groups(layout.make().double(), layout.inputs, gqa=gqa)
 
 
 def measured() -> hp.Statistics:
@@ -364,6 +371,8 @@ ROWS = (
         lambda _: plan(saliency={"a": torch.ones(8)})),
     Row("`{}`[{}] must be finite", lambda: plan(saliency={"a": torch.full((8,), torch.nan)}),
         lambda _: plan(saliency=score())),
+    Row("`gqa` must be 'kv-group' for this model", lambda: fused_groups("free-queries"),
+        lambda text: fused_groups(advised(text, "must be '([\\w-]+)'")), "Leave `gqa` out"),
     Row("`ignore` must name modules of the model", lambda: hp.find_groups(NET, X, ignore=("zz",)),
         lambda _: hp.find_groups(NET, X, ignore=(dict(NET.named_modules())["f"],)), r"See `model.named_modules\(\)`"),
     Row("the model must have channels that can be removed", lambda: hp.find_groups(nn.Linear(4, 2), X),
@@ -420,6 +429,8 @@ ROWS = (
     Row("`{}` must hold non-empty batches", lambda: score("hap", [(X.numpy(), Y.numpy())]),
         lambda _: score("hap", [(torch.from_numpy(X.numpy()), torch.from_numpy(Y.numpy()))]),
         r"torch.from_numpy\(array\)"),
+    Row("`{}` must hold non-empty batches", lambda: score("hap", [{"x": X.tolist(), "labels": Y}]),
+        lambda _: score("hap", [{"x": torch.tensor(X.tolist()), "labels": Y}]), 'return_tensors="pt"'),
     Row("saliencies by {} must differ from zero", lambda: score("hap", model=scaled(0.0)),
         lambda _: score("magnitude", model=scaled(0.0)), "or use method='magnitude'"),
     Row("`loss_fn` must return one number", lambda: score("hap", loss_fn=lambda f, _: f),

@@ -61,7 +61,7 @@ class Product:
 
 
 def record_products(model: nn.Module, example_inputs: Any, removed: Sequence[Group] = ()) -> list[Product]:
-    """Return the products of one forward in evaluation mode, without the first unit of `removed` groups that have others.
+    """Return the products of one forward in evaluation mode, without the first units of `removed`, except last ones.
 
     Raises:
         DataError: The inputs do not fit the model.
