@@ -128,6 +128,21 @@ class Tabled(nn.Module):
 TABLED = Tabled()
 
 
+class Transposed(nn.Module):
+    """A layer as transformers writes it for GPT-2: its weight is `(inputs, outputs)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(X[0].numel(), 2)), nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits."""
+        return torch.addmm(self.bias, x, self.weight)
+
+
+TRANSPOSED = nn.Sequential(Transposed())
+
+
 def traced(ignore: tuple[str, ...]) -> hp.TraceResult:
     """Measure traces of a model with a table."""
     return hp.hessian_trace(TABLED, hp.find_groups(TABLED, X[:1], ignore), BATCHES)
@@ -600,6 +615,8 @@ ROWS = (
         lambda _: hp.prepare_qat(NET, X[:2], keep_fp32=["a"]), r"Write \['a'\]"),
     Row("`keep_fp32` must name layers", lambda: hp.prepare_qat(NET, X[:2], keep_fp32=["b"]),
         lambda text: hp.prepare_qat(NET, X[:2], keep_fp32=[advised(text, "Known: (.),")]), "Known: a, f"),
+    Row("`model` must hold nn.Linear or convolutions for INT8", lambda: hp.prepare_qat(TRANSPOSED, X[:2].flatten(1)),
+        lambda _: hp.prepare_qat(nn.Sequential(nn.Linear(X[0].numel(), 2)), X[:2].flatten(1)), "as nn.Linear"),
     Row("`model` must have a convolution or linear layer to quantise",
         lambda: hp.prepare_qat(NET, X[:2], keep_fp32=["*"]), lambda _: hp.prepare_qat(NET, X[:2]),
         "Shorten `keep_fp32`"),
