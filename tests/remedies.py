@@ -28,6 +28,8 @@ from hessprune.lab.store import StageStore
 from hessprune.structure.belonging import check_plan
 from hessprune.surgery.replay import replay
 from hessprune.training.config import FinetuneConfig
+from tests.costs.test_cache import Decoder
+from tests.costs.test_cache import X as WIDE
 from tests.provoking import (
     BARE_NORM,
     BATCHES,
@@ -99,6 +101,12 @@ def fused_groups(gqa: str) -> hp.Groups:
     """Find the groups of attention whose grouped queries, keys and values come from one layer."""
     layout = LAYOUTS["grouped, sliced"]
     return hp.find_groups(layout.make().double(), layout.inputs, gqa=gqa)
+
+
+def cached(gqa: str) -> hp.PruneResult:
+    """Halve the cache of a decoder whose queries share keys and values."""
+    options = {"method": "magnitude", "compensate": False, "ranking": hp.Ranking(gqa=gqa)}
+    return hp.prune(Decoder(), WIDE, [WIDE], budget=hp.Budget(kv_cache=0.5), **options)
 
 
 def measured() -> hp.Statistics:
@@ -288,6 +296,8 @@ ROWS = (
         implant=hp.Implant(share=0.5, rank=1)),
         lambda _: (plan(hp.Budget(macs=0.9), implant=hp.Implant(share=0.5, rank=1)),
             plan(ranking=hp.Ranking(uniform=True))), "Leave one of both out"),
+    Row("` must find heads of keys and values that may leave", lambda: cached("free-queries"),
+        lambda text: cached(advised(text, 'gqa="([\\w-]+)"')), r"or Budget\(macs=0.5\)"),
     Row("` must bound the cache of a decoder", lambda: plan(hp.Budget(kv_cache=0.5)),
         lambda _: plan(hp.Budget(macs=0.5)), r"Write Budget\(macs=0.5\)"),
     Row("out_of_reach(budget, least", lambda: plan(hp.Budget(macs=0.001)),
