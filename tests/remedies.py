@@ -28,6 +28,8 @@ from hessprune.lab.store import StageStore
 from hessprune.structure.belonging import check_plan
 from hessprune.surgery.replay import replay
 from hessprune.training.config import FinetuneConfig
+from tests.costs.test_cache import Decoder
+from tests.costs.test_cache import X as WIDE
 from tests.provoking import (
     BARE_NORM,
     BATCHES,
@@ -81,6 +83,7 @@ from tests.provoking import (
     words,
     written,
 )
+from tests.test_attention_layouts import LAYOUTS
 
 
 def prune_blocks(*, shared: bool = False, frames: bool = False, **options: Any) -> hp.PruneResult:
@@ -92,6 +95,18 @@ def prune_blocks(*, shared: bool = False, frames: bool = False, **options: Any) 
     before, behind = around if frames else ((), ())
     net = nn.Sequential(*before, first, second, *behind, nn.Linear(8 if frames else 4, 2))
     return hp.prune(net, X[:1], BATCHES, **{"budget": hp.Budget(units=0.5), "method": "magnitude"} | options)
+
+
+def fused_groups(gqa: str) -> hp.Groups:
+    """Find the groups of attention whose grouped queries, keys and values come from one layer."""
+    layout = LAYOUTS["grouped, sliced"]
+    return hp.find_groups(layout.make().double(), layout.inputs, gqa=gqa)
+
+
+def cached(gqa: str) -> hp.PruneResult:
+    """Halve the cache of a decoder whose queries share keys and values."""
+    options = {"method": "magnitude", "compensate": False, "ranking": hp.Ranking(gqa=gqa)}
+    return hp.prune(Decoder(), WIDE, [WIDE], budget=hp.Budget(kv_cache=0.5), **options)
 
 
 def measured() -> hp.Statistics:
@@ -119,6 +134,21 @@ class Tabled(nn.Module):
 
 
 TABLED = Tabled()
+
+
+class Transposed(nn.Module):
+    """A layer as transformers writes it for GPT-2: its weight is `(inputs, outputs)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(X[0].numel(), 2)), nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits."""
+        return torch.addmm(self.bias, x, self.weight)
+
+
+TRANSPOSED = nn.Sequential(Transposed())
 
 
 def traced(ignore: tuple[str, ...]) -> hp.TraceResult:
@@ -266,6 +296,8 @@ ROWS = (
         implant=hp.Implant(share=0.5, rank=1)),
         lambda _: (plan(hp.Budget(macs=0.9), implant=hp.Implant(share=0.5, rank=1)),
             plan(ranking=hp.Ranking(uniform=True))), "Leave one of both out"),
+    Row("` must find heads of keys and values that may leave", lambda: cached("free-queries"),
+        lambda text: cached(advised(text, 'gqa="([\\w-]+)"')), r"or Budget\(macs=0.5\)"),
     Row("` must bound the cache of a decoder", lambda: plan(hp.Budget(kv_cache=0.5)),
         lambda _: plan(hp.Budget(macs=0.5)), r"Write Budget\(macs=0.5\)"),
     Row("out_of_reach(budget, least", lambda: plan(hp.Budget(macs=0.001)),
@@ -364,6 +396,8 @@ ROWS = (
         lambda _: plan(saliency={"a": torch.ones(8)})),
     Row("`{}`[{}] must be finite", lambda: plan(saliency={"a": torch.full((8,), torch.nan)}),
         lambda _: plan(saliency=score())),
+    Row("`gqa` must be 'kv-group' for this model", lambda: fused_groups("free-queries"),
+        lambda text: fused_groups(advised(text, "must be '([\\w-]+)'")), "Leave `gqa` out"),
     Row("`ignore` must name modules of the model", lambda: hp.find_groups(NET, X, ignore=("zz",)),
         lambda _: hp.find_groups(NET, X, ignore=(dict(NET.named_modules())["f"],)), r"See `model.named_modules\(\)`"),
     Row("the model must have channels that can be removed", lambda: hp.find_groups(nn.Linear(4, 2), X),
@@ -420,6 +454,8 @@ ROWS = (
     Row("`{}` must hold non-empty batches", lambda: score("hap", [(X.numpy(), Y.numpy())]),
         lambda _: score("hap", [(torch.from_numpy(X.numpy()), torch.from_numpy(Y.numpy()))]),
         r"torch.from_numpy\(array\)"),
+    Row("`{}` must hold non-empty batches", lambda: score("hap", [{"x": X.tolist(), "labels": Y}]),
+        lambda _: score("hap", [{"x": torch.tensor(X.tolist()), "labels": Y}]), 'return_tensors="pt"'),
     Row("saliencies by {} must differ from zero", lambda: score("hap", model=scaled(0.0)),
         lambda _: score("magnitude", model=scaled(0.0)), "or use method='magnitude'"),
     Row("`loss_fn` must return one number", lambda: score("hap", loss_fn=lambda f, _: f),
@@ -589,6 +625,8 @@ ROWS = (
         lambda _: hp.prepare_qat(NET, X[:2], keep_fp32=["a"]), r"Write \['a'\]"),
     Row("`keep_fp32` must name layers", lambda: hp.prepare_qat(NET, X[:2], keep_fp32=["b"]),
         lambda text: hp.prepare_qat(NET, X[:2], keep_fp32=[advised(text, "Known: (.),")]), "Known: a, f"),
+    Row("`model` must hold nn.Linear or convolutions for INT8", lambda: hp.prepare_qat(TRANSPOSED, X[:2].flatten(1)),
+        lambda _: hp.prepare_qat(nn.Sequential(nn.Linear(X[0].numel(), 2)), X[:2].flatten(1)), "as nn.Linear"),
     Row("`model` must have a convolution or linear layer to quantise",
         lambda: hp.prepare_qat(NET, X[:2], keep_fp32=["*"]), lambda _: hp.prepare_qat(NET, X[:2]),
         "Shorten `keep_fp32`"),

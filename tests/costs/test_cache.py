@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 import hessprune as hp
 from hessprune.costs.cache import cache_bytes, token_bytes
+from hessprune.costs.model import CostModel
 from hessprune.errors import BudgetError
+from hessprune.planning.planner import plan_removing
+from hessprune.structure.remaining import remaining_groups
 
 
 class Attention(nn.Module):
@@ -117,3 +120,18 @@ def test_a_budget_of_a_cache_that_is_not_there() -> None:
     groups = hp.find_groups(net, X)
     with pytest.raises(BudgetError, match=r"must bound the cache of a decoder with removable heads"):
         hp.make_plan(net, groups, {"0": torch.ones(4)}, hp.Budget(kv_cache=0.5), example_inputs=X)
+
+
+def test_the_last_head_of_a_layer_stays_in_every_count() -> None:
+    model, facts = decoder(), {"budget": hp.Budget(params=0.9), "example_inputs": X, "provenance": {}}
+    groups = hp.find_groups(model, X)
+    heads = [group.name for group in groups if group.kind == "heads"]
+    for names in (heads[:1], heads):
+        gone = dict.fromkeys(names, (0,))
+        smaller = hp.apply_plan(model, plan_removing(model, groups, gone, **facts))
+        remaining = remaining_groups(groups, gone)
+        costs = CostModel(smaller, X, remaining)
+        assert costs.dense == hp.cost(smaller, X)
+        more = {group.name: (0,) for group in remaining if group.num_units > 1}
+        least = hp.apply_plan(smaller, plan_removing(smaller, remaining, more, **facts))
+        assert costs(dict.fromkeys(more, 1)) == hp.cost(least, X)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import hessprune as hp
 from hessprune.foundation.texts import are_words_last, has_decoder, position_mask, word_masks
 
 KEPT = torch.tensor([[0, 1, 1], [1, 1, 0]])
@@ -79,3 +80,20 @@ def test_word_masks_come_by_length_and_of_pairs_either_counts():
     assert word_masks(None, one_length, 2) == {}, "every position of the decoder counts"
     both = word_masks(None, {**one_length, "decoder_attention_mask": mask.flip(1)}, 2)
     assert both[3].equal(mask.bool() | mask.flip(1).bool())
+
+
+@pytest.mark.parametrize("number", [3, 100])
+def test_tokens_in_lists_are_one_short_line_that_names_the_tokenizers_option(number: int) -> None:
+    class Bigrams(torch.nn.Sequential):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+            return super().forward(input_ids) * (1 if attention_mask is None else attention_mask.unsqueeze(-1))
+
+    model = Bigrams(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 8), torch.nn.Linear(8, 9))
+    ids = torch.ones(number, number, dtype=torch.int64)
+    lists = ids.tolist()
+    good, listed = {"input_ids": ids, "attention_mask": ids}, {"input_ids": lists, "attention_mask": lists}
+    half = {"input_ids": ids, "attention_mask": lists}
+    for example, batch in ((good, listed), (listed, good), (good, half)):
+        with pytest.raises(hp.HessPruneError, match=r'return_tensors="pt"') as caught:
+            hp.prune(model, example, [batch], budget=hp.Budget(params=0.9), method="hap", loss_fn="next_word")
+        assert len(str(caught.value)) < 300

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hessprune.planning.plan import Plan
 from hessprune.structure.groups import Group
 from hessprune.structure.remaining import remaining_groups
 from tests.cases import AWKWARD, Plain, Residual, image, make
+from tests.huggingface import package
 from tests.structure.nets import ChannelAndSpaceAttention, NonLocal, Recurrent, SplitAttention, Transformer
 
 X = image()
@@ -149,3 +151,22 @@ def test_plans_after_implants_are_refused_by_name() -> None:
     second = plan_for(hp.apply_plan(model, first), 0.8, seed=2)
     with pytest.raises(hp.errors.ArgumentError, match=r"without implants, got stand-ins in 'body.* Plan implants last"):
         first.then(second)
+
+
+def test_plans_whose_units_are_queries_of_a_last_head_of_keys_are_a_chain(tmp_path: Path) -> None:
+    transformers = package("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2, "vocab_size": 20}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads)).eval()
+    words = {"input_ids": torch.randint(3, 20, (2, 6))}
+    options = {"method": "magnitude", "compensate": False}
+    once = hp.prune(model, words, [words], budget=hp.Budget(kv_cache=0.75), **options)
+    twice = hp.prune(once.model, words, [words], budget=hp.Budget(units=0.5), **options)
+    queries = [g for g in twice.plan.groups if g.kind == "heads" and g.num_units == 2 and twice.plan.removed[g.name]]
+    both = once.plan.then(twice.plan)
+    assert queries
+    assert not isinstance(both, Plan)
+    assert (both.cost_before, both.cost_after) == (once.plan.cost_before, twice.plan.cost_after)
+    loaded = hp.load(hp.save(twice.model, both, tmp_path))
+    assert torch.equal(loaded(**words).logits, twice.model(**words).logits)

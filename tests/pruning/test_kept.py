@@ -125,7 +125,7 @@ def test_files_of_other_programs_are_made_anew(tmp_path: Path, caplog, metadata:
         save_file({"x": torch.zeros(2)}, tmp_path / f"{name}.safetensors", metadata=foreign)
     result = prune(sequential=tmp_path, method="magnitude")
     assert result.plan.num_removed > 0
-    assert "block-000.safetensors is damaged, or of another model, plan or data: it is made anew" in caplog.text
+    assert "block-000.safetensors is damaged, or of another program: it is made anew" in caplog.text
     assert "no file of saliencies" in caplog.text
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import hessprune as hp
 from hessprune.structure.groups import KINDS
 from hessprune.structure.kinds import only
+from tests.huggingface import package
 
 
 class Tiny(nn.Module):
@@ -83,3 +84,18 @@ def test_kinds_that_are_not_there_are_refused_by_name() -> None:
     with pytest.raises(hp.errors.ArgumentError, match=r"got \('heads',\).* some of \('channels',\)"):
         only(hp.find_groups(conv, torch.zeros(1, 3, 8, 8)), ("heads",))
     assert only(hp.find_groups(model, ids), None) == hp.find_groups(model, ids)
+
+
+def test_the_neurons_of_stacked_experts_are_neurons() -> None:
+    transformers = package("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 20}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads)).eval()
+    ids = {"input_ids": torch.randint(20, (2, 8))}
+    assert {group.kind for group in hp.find_groups(model, ids, units=("heads", "neurons"))} == {"heads", "neurons"}
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.ConvTranspose1d])
+def test_convolutions_of_one_dimension_have_channels(kind: type[nn.Module]) -> None:
+    (group,) = hp.find_groups(nn.Sequential(kind(4, 8, 3), nn.ReLU(), kind(8, 4, 3)), torch.randn(2, 4, 9))
+    assert group.kind == "channels"

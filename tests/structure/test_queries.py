@@ -107,3 +107,30 @@ def test_a_count_of_repetitions_that_the_example_does_not_read_follows_the_queri
     model, x = torch.nn.Sequential(torch.nn.Linear(3, 8), Repeating(), torch.nn.Linear(8, 2)), torch.randn(2, 5, 3)
     heads = next(group for group in hp.find_groups(model, x) if group.kind == "heads")
     assert [literal.attribute for literal in heads.literals] == ["n_rep"]
+
+
+def fused(heads: int, keys: int) -> torch.nn.Module:
+    transformers = package("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 20, "pad_token_id": 0}
+    options = {"num_attention_heads": heads, "num_key_value_heads": keys, "eos_token_id": None}
+    return transformers.Phi3ForCausalLM(transformers.Phi3Config(**sizes, **options)).eval()
+
+
+@pytest.mark.parametrize("gqa", ["even-queries", "free-queries"])
+def test_queries_do_not_leave_alone_where_one_layer_makes_all(gqa: str, caplog: pytest.LogCaptureFixture) -> None:
+    ids = {"input_ids": torch.randint(3, 20, (1, 6))}
+    with pytest.raises(ArgumentError, match=rf"`gqa` must be 'kv-group'.*got '{gqa}'.*'model.layers.0.self_attn.qkv_p"):
+        hp.find_groups(fused(8, 2), ids, gqa=gqa)
+    assert 8 in [group.num_units for group in hp.find_groups(fused(8, 8), ids, gqa=gqa)]
+
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = LAYOUTS["grouped in the kernel"].make().float(), fused(8, 2)
+
+        def forward(self, x: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.first(x), self.second(input_ids).logits
+
+    groups = hp.find_groups(Both(), {"x": X.float(), **ids}, gqa=gqa)
+    assert any("keys and values stay" in item.reason for item in groups.frozen)
+    assert "leave with their queries: 'second.model.layers.0.self_attn.qkv_proj'" in caplog.text

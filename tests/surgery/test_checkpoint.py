@@ -175,3 +175,21 @@ def test_plans_of_older_versions_are_saved_as_they_are(tmp_path: Path) -> None:
     pruned = hp.apply_plan(model, plan)
     hp.save(pruned, plan, tmp_path)
     assert torch.equal(hp.load(tmp_path, lambda: make(Plain))(X), pruned(X))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_numbers_that_no_state_holds_come_back_in_the_type_that_they_were_cast_to(tmp_path: Path, dtype) -> None:
+    class Turned(torch.nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            self.register_buffer("angle", torch.tensor([0.1234567, 0.7654321]), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * self.angle.to(x.dtype).cos()
+
+    model, x = Turned(), torch.randn(3, 4)
+    result = hp.prune(model, x, [x], budget=hp.Budget(params=0.7), method="magnitude", compensate=False)
+    smaller = result.model.to(dtype)
+    again = hp.load(hp.save(smaller, result.plan, tmp_path), Turned)
+    assert again.angle.dtype == dtype
+    assert torch.equal(again(x.to(dtype)), smaller(x.to(dtype)))

@@ -1,6 +1,7 @@
 """Refitting block by block: the weights of a refit of the whole model, one block held, and runs that resume."""
 
 import copy
+import re
 from functools import cache
 from pathlib import Path
 
@@ -74,7 +75,11 @@ def test_a_killed_run_continues_behind_the_last_finished_block(tmp_path: Path, m
         assert torch.equal(value, resumed.get_parameter(n)), n
 
 
-def test_blocks_of_other_models_and_damaged_ones_are_fitted_anew(tmp_path: Path, monkeypatch) -> None:
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.startswith("hessprune.surgery")]
+
+
+def test_blocks_of_other_models_and_damaged_ones_are_fitted_anew(tmp_path: Path, monkeypatch, caplog) -> None:
     model, result, batches = pruned("Llama", 4)
     samples = gather(Rereadable.of(batches, model), result.model)
     refitted_by_block(model, result.model, result.plan, samples, folder=tmp_path)
@@ -84,11 +89,16 @@ def test_blocks_of_other_models_and_damaged_ones_are_fitted_anew(tmp_path: Path,
     file.write_bytes(file.read_bytes()[:-8] + b"\0" * 8)
     refitted_by_block(model, result.model, result.plan, samples, folder=tmp_path)
     assert fitted == [2]
+    (message,) = said(caplog)
+    assert message == f"{file} is damaged, or of another program: it is made anew"
+    caplog.clear()
     other = copy.deepcopy(result.model)
     with torch.no_grad():
         next(other.parameters())[0] += 1
     refitted_by_block(model, other, result.plan, samples, folder=tmp_path)
     assert fitted == [2, 0, 1, 2, 3]
+    (message,) = said(caplog)
+    assert re.fullmatch(r"\d files in .* are of another model, plan or data: they are made anew", message)
     bent = copy.deepcopy(model)
     for layer in bent.model.layers:
         layer.self_attn.scaling *= 2  # a number that the forward reads: weights and modules stay

@@ -1,7 +1,7 @@
 """Verification where outputs are not finite, or become so by masking."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -229,3 +229,14 @@ def test_outputs_that_are_finite_in_single_precision_alone_are_compared_there() 
     assert hp.verify(model, hp.apply_plan(model, plan, example_inputs=x), plan, x) < 1e-5
     with pytest.raises(VerificationError, match="float32"):
         hp.apply_plan(MaskedByWidth(), plan, example_inputs=x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_a_plan_fits_the_same_model_in_another_type(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    plan = plan_for(model, example(1, 3, 6, 6))
+    smaller = hp.apply_plan(model.to(dtype), plan)
+    assert hp.verify(model, smaller, plan, example(1, 3, 6, 6).to(dtype)) < 1e-2
+    assert hp.cost(smaller, example(1, 3, 6, 6).to(dtype)).params == plan.cost_after.params
+    with pytest.raises(VerificationError, match="must cost what the plan predicts"):
+        hp.apply_plan(model, replace(plan, cost_after=replace(plan.cost_after, params=1)))

@@ -6,13 +6,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from hessprune.costs.products import changes_by_group
+from hessprune.costs.products import changes_by_group, remove_first_units
 from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.caches import cached_tensors, keeps_cache, may_cache
 from hessprune.foundation.modules import call_with_cache, dry_run
-from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.quicksizes import KnownSizes, QuickSizes
-from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
 
 
@@ -22,14 +20,13 @@ def token_bytes(model: nn.Module, example_inputs: Any, removed: Sequence[Group] 
     Args:
         model: Any module.
         example_inputs: Shapes only; a window that attention slides over the text may be shorter.
-        removed: Groups that have lost their first unit.
+        removed: Groups that have lost their first unit, unless it is their last.
     """
     return dry_run(model, example_inputs, lambda empty, inputs: _measured(empty, inputs, removed))
 
 
 def _measured(model: nn.Module, inputs: Any, removed: Sequence[Group]) -> np.ndarray:
-    free_heads(model)
-    remove_slices(model, [(piece, [0]) for group in removed for piece in (*group.slices, *group.literals)])
+    remove_first_units(model, removed)
     with plain_forwards(), KnownSizes(), QuickSizes():
         try:
             kept = cached_tensors(call_with_cache(model, inputs))

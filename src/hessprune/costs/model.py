@@ -136,8 +136,8 @@ class CostModel:
 
     def _irregular(self, products: list[Product], fewer: list[Product], names: list[str]) -> list[int]:
         """Return the numbers of products whose cost does not fall with their weight, down to one unit of each group."""
-        num_groups = len(self._groups)
-        shares = self._numel(np.ones(num_groups)) / np.maximum(self._numel(np.zeros(num_groups)), 1)
+        one = np.array([float(units > 1) for units in self._units.values()])
+        shares = self._numel(one) / np.maximum(self._numel(0 * one), 1)
         share = dict(zip(names, shares, strict=True))
         pairs = enumerate(zip(products, fewer, strict=True))
         return [

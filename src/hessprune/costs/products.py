@@ -61,7 +61,7 @@ class Product:
 
 
 def record_products(model: nn.Module, example_inputs: Any, removed: Sequence[Group] = ()) -> list[Product]:
-    """Return the products of one forward in evaluation mode, without the first unit of the groups `removed`.
+    """Return the products of one forward in evaluation mode, without the first units of `removed`, except last ones.
 
     Raises:
         DataError: The inputs do not fit the model.
@@ -95,6 +95,7 @@ def changes_by_group(groups: Sequence[Group], changes: Callable[[Sequence[Group]
 
     Most numbers depend on one group. Forward `j` leaves out the groups whose number has bit `j` set, so `log₂ G`
     forwards spell the number of that group for all at once. Those without a clear answer take one forward per group.
+    The last unit of a group never leaves: no number changes by it.
 
     Args:
         groups: At least one.
@@ -112,9 +113,15 @@ def changes_by_group(groups: Sequence[Group], changes: Callable[[Sequence[Group]
     return result
 
 
-def _run(model: nn.Module, inputs: Any, removed: Sequence[Group]) -> list[Product]:
+def remove_first_units(model: nn.Module, groups: Sequence[Group]) -> None:
+    """Remove the first unit of groups in place, where others stay: attention without heads, for one, does not run."""
     free_heads(model)  # as the pruned model computes
-    remove_slices(model, [(piece, [0]) for group in removed for piece in (*group.slices, *group.literals)])
+    pieces = [piece for group in groups if group.num_units > 1 for piece in (*group.slices, *group.literals)]
+    remove_slices(model, [(piece, [0]) for piece in pieces])
+
+
+def _run(model: nn.Module, inputs: Any, removed: Sequence[Group]) -> list[Product]:
+    remove_first_units(model, removed)
     recorder = _Recorder(model)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel hides its matrix products

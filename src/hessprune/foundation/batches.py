@@ -15,7 +15,7 @@ from hessprune.foundation.checks import check_rereadable, refuse_ended
 from hessprune.foundation.identity import content_sha256
 from hessprune.foundation.processes import whole
 from hessprune.foundation.state import seeded
-from hessprune.foundation.texts import has_decoder
+from hessprune.foundation.texts import has_decoder, tokens_remedy
 from hessprune.foundation.trees import describe, leading_size
 
 IGNORED = -100
@@ -67,7 +67,7 @@ def as_pair(batch: Any, required: tuple[str, ...] = (), name: str = "batches") -
         remedy = _array_remedy(batch) or " Give tensors, or tuples and dicts of them; leave out what failed to load."
         raise DataError(f"`{name}` must yield inputs, or (inputs, targets) pairs, got {type(batch).__name__}.{remedy}")
     if leading_size(pair[0]) == 0:
-        remedy = _array_remedy(pair[0]) or " Leave empty ones out."
+        remedy = _array_remedy(pair[0]) or tokens_remedy(pair[0]) or " Leave empty ones out."
         raise DataError(f"`{name}` must hold non-empty batches of tensors, got inputs {describe(pair[0])}.{remedy}")
     return pair
 

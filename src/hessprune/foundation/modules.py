@@ -16,7 +16,7 @@ from hessprune.foundation.experts import experts_run_by, put_experts_side_by_sid
 from hessprune.foundation.integers import RealIntegers, inputs_with_integers, with_integers
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.tensors import named_tensors
-from hessprune.foundation.texts import has_decoder
+from hessprune.foundation.texts import has_decoder, tokens_remedy
 from hessprune.foundation.trees import describe, tensors_in, to_device
 
 T = TypeVar("T")
@@ -71,13 +71,15 @@ def forward(model: nn.Module, inputs: Any, name: str = "batches") -> Any:
     Raises:
         DataError: The forward pass fails; the message holds the shapes, the module and torch's own reason.
     """
-    misfits = (*_MISFITS, AttributeError) if is_dataclass(inputs) else _MISFITS  # else a mistake in the forward
+    numbers = tokens_remedy(inputs).strip()
+    odd = is_dataclass(inputs) or numbers  # else an AttributeError is a mistake in the forward
+    misfits = (*_MISFITS, AttributeError) if odd else _MISFITS
     try:
         return call_model(model, inputs)
     except _OTHER_CAUSES:
         raise
     except misfits as error:
-        remedy = _dataclass_remedy(inputs) or dtype_remedy(model, inputs) or _pair_remedy(model, inputs)
+        remedy = numbers or _dataclass_remedy(inputs) or dtype_remedy(model, inputs) or _pair_remedy(model, inputs)
         remedy = remedy or _lengths_remedy(inputs) or batching(inputs, 1).strip()
         reason, module = str(error).strip().partition("\n")[0].rstrip("."), failing_module(model, error)
         where = f", in module '{module}'" if module else ""

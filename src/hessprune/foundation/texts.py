@@ -53,6 +53,26 @@ def has_decoder(inputs: Any) -> bool:
     )
 
 
+def tokens_remedy(inputs: Any) -> str:
+    """Return the remedy for lists of numbers where tensors should be, as tokenizers give them; else an empty string.
+
+    Example:
+        >>> tokens_remedy({"input_ids": [[1, 2], [3, 4]]})
+        ' Make tensors of the lists, as tokenizer(texts, padding=True, return_tensors="pt") does.'
+    """
+    is_listed = isinstance(inputs, Mapping) and any(map(_holds_numbers, inputs.values()))
+    return (
+        ' Make tensors of the lists, as tokenizer(texts, padding=True, return_tensors="pt") does.' if is_listed else ""
+    )
+
+
+def _holds_numbers(value: Any) -> bool:
+    """Return whether a value is a list of numbers, or of such lists."""
+    if not isinstance(value, tuple | list) or not value:
+        return False
+    return isinstance(value[0], int | float) or _holds_numbers(value[0])
+
+
 def tokens_of(inputs: Any) -> Tensor | None:
     """Return the tokens `(N, T)` that a model reads, of a pair of encoder and decoder the decoder's; None without."""
     first = next(tensors_in(inputs), None)

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MOST = 4
+"""Entries of a list without tensors that a message spells out."""
+
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
     """Yield every tensor of a nested tuple, list, dict or dataclass, in order."""
@@ -62,17 +65,19 @@ def leading_size(inputs: Any) -> int:
 
 
 def describe(tree: Any) -> str:
-    """Return dtype and shape of every tensor, short enough for a message.
+    """Return dtype and shape of every tensor, short enough for a message; of a long list without any, its length.
 
     Example:
-        >>> describe((torch.zeros(2, 3), {"mask": torch.ones(2)}))
-        "(float32 (2, 3), {'mask': float32 (2,)})"
+        >>> describe((torch.zeros(2, 3), {"mask": torch.ones(2), "words": list(range(50))}))
+        "(float32 (2, 3), {'mask': float32 (2,), 'words': list of 50})"
     """
     if isinstance(tree, Tensor):
         return f"{str(tree.dtype).removeprefix('torch.')} {tuple(tree.shape)}"
     if isinstance(tree, Mapping):
         return "{" + ", ".join(f"{key!r}: {describe(value)}" for key, value in tree.items()) + "}"
     if isinstance(tree, tuple | list):
+        if len(tree) > MOST and not any(tensors_in(tree)):
+            return f"{type(tree).__name__} of {len(tree)}"
         return "(" + ", ".join(describe(value) for value in tree) + ")"
     return type(tree).__name__
 

@@ -1,6 +1,6 @@
 """Two plans in a row as one plan for the dense model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hessprune.errors import ArgumentError
@@ -17,11 +17,11 @@ Unit = tuple[str, int]
 """A group's name, and the number of a unit in the dense model."""
 
 
-def composed_fields(first: "Plan", second: "Plan") -> dict[str, Any]:
+def composed_fields(first: "Plan", second: "Plan") -> dict[str, Any] | None:
     """Return the fields of the plan for the dense model that does what `first` and then `second` do.
 
     Units are matched by their slices: a unit of `second` is the unit of `first` that owns the same positions of the
-    same tensors in the pruned model.
+    same tensors in the pruned model. The result is None where it is a part of one: a query of the last head of keys.
 
     Raises:
         ArgumentError: `second` was made for another model, or `first` has implants.
@@ -32,11 +32,13 @@ def composed_fields(first: "Plan", second: "Plan") -> dict[str, Any]:
     implanted: dict[str, list[int]] = {}
     for group in second.groups:
         for unit in second.removed.get(group.name, ()):
-            name, dense_unit = match(group, unit)
-            removed.setdefault(name, set()).add(dense_unit)
+            if (found := match(group, unit)) is None:
+                return None
+            removed.setdefault(found[0], set()).add(found[1])
         for unit in second.implanted.get(group.name, ()):
-            name, dense_unit = match(group, unit)
-            implanted.setdefault(name, []).append(dense_unit)
+            if (found := match(group, unit)) is None:
+                return None
+            implanted.setdefault(found[0], []).append(found[1])
     return {
         "removed": {name: tuple(sorted(units)) for name, units in removed.items()},
         "implanted": {name: tuple(sorted(units)) for name, units in implanted.items()},
@@ -63,12 +65,12 @@ def places_of(group: Group, unit: int) -> frozenset[Place]:
     return frozenset((p.param, p.dim, position) for p in group.slices for position in p.index[unit])
 
 
-def _matching(first: "Plan") -> Any:
+def _matching(first: "Plan") -> Callable[[Group, int], Unit | None]:
     owners = {places: unit for unit, places in dense_units(first.groups, first.removed).items()}
 
-    def match(group: Group, unit: int) -> Unit:
+    def match(group: Group, unit: int) -> Unit | None:
         owner = owners.get(places_of(group, unit))
-        if owner is None:
+        if owner is None and not _is_part(owners, group, unit):
             raise ArgumentError(
                 f"`next_plan` must be made for the model that this plan gives, but unit {unit} of its group "
                 f"{group.name!r} has other slices there. Make it with find_groups(hp.apply_plan(model, plan), …)."
@@ -76,6 +78,12 @@ def _matching(first: "Plan") -> Any:
         return owner
 
     return match
+
+
+def _is_part(owners: Iterable[frozenset[Place]], group: Group, unit: int) -> bool:
+    """Return whether a unit, and another one of its group, lie within the places of one owner."""
+    units = [places_of(group, number) for number in range(group.num_units)]
+    return any(units[unit] < places and sum(each < places for each in units) > 1 for places in owners)
 
 
 def _check_order(first: "Plan", second: "Plan") -> None:

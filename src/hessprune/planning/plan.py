@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import Any
 
 from hessprune.costs.budget import Budget
 from hessprune.costs.model import Cost
@@ -85,10 +85,6 @@ class Plan:
             return 1 - self.num_removed / max(sum(group.num_units for group in self.groups), 1)
         return getattr(self.cost_after, quantity) / max(getattr(self.cost_before, quantity), 1)
 
-    @overload
-    def then(self, next_plan: "Plan") -> "Plan": ...
-    @overload
-    def then(self, next_plan: "chain.Change") -> "chain.Chain | Plan": ...
     def then(self, next_plan: "chain.Change") -> "chain.Chain | Plan":
         """Return the one plan for the dense model that does what this plan and then `next_plan` do.
 
@@ -102,7 +98,7 @@ class Plan:
 
         Returns:
             A plan with `apply_plan(dense, plan.then(next_plan))` equal to both plans applied in turn; before a widening
-            a `Chain` of both.
+            a `Chain` of both, and before a plan whose units are parts of those here: queries of the last head of keys.
 
         Raises:
             ArgumentError: `next_plan` was made for another model, or this plan has implants.
@@ -119,9 +115,8 @@ class Plan:
             >>> both.kept
             {'0': (6, 7)}
         """
-        if not isinstance(next_plan, Plan):
-            return chain.joined(self, next_plan)
-        return replace(self, **composed_fields(self, next_plan))
+        composed = composed_fields(self, next_plan) if isinstance(next_plan, Plan) else None
+        return chain.joined(self, next_plan) if composed is None else replace(self, **composed)
 
     def to_json(self) -> str:
         """Return the plan as JSON; `Plan.from_json` gives an equal plan back."""

@@ -201,6 +201,11 @@ def counting(groups: Sequence[Group], costs: CostModel, budget: Budget) -> list[
         return [*groups]
     saved = costs.saved_next(budget.quantity)
     found = [group for group in groups if saved[group.name] > 0]
+    if not found and costs.dense.kv_cache and any(g.kind == "heads" and g.num_units > 1 for g in groups):
+        raise BudgetError(
+            f"`{budget!r}` must find heads of keys and values that may leave, got groups of queries alone. Write "
+            'gqa="kv-group" where layers have several such heads, or Budget(macs=0.5).'
+        )
     if not found:
         raise BudgetError(
             f"`{budget!r}` must bound the cache of a decoder with removable heads, got a model without. "

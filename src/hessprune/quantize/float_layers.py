@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.checks import nearest
-from hessprune.foundation.formatting import shown
+from hessprune.foundation.formatting import shortened, shown
 from hessprune.foundation.modules import split_name
 from hessprune.operators.table import integer_kind
 from hessprune.quantize.rewrite import WEIGHT_AXES, has_weight, layer_name
@@ -50,6 +50,13 @@ def fp32_layers_of(graph: GraphModule, kept: Mapping[str, str]) -> dict[str, str
             fp32_layers.setdefault(layer_name(node), "weights that depend on the inputs")
     layers = [node for node in graph.graph.nodes if integer_kind(node.target) in WEIGHT_AXES]
     if all(layer_name(node) in fp32_layers for node in layers):
+        if not any(layer_name(node) in kept for node in layers):
+            others = {name: why for name, why in fp32_layers.items() if not why.endswith(("embedding", "norm"))}
+            reasons = [f"{name!r} with {reason}" for name, reason in others.items()] or ["no such layer"]
+            raise UnsupportedModelError(
+                f"`model` must hold nn.Linear or convolutions for INT8, got {shortened(reasons, 2)}. Write layers of "
+                "another form as nn.Linear, such as the Conv1D of transformers, or deploy the float model."
+            )
         raise UnsupportedModelError(
             "`model` must have a convolution or linear layer to quantise, got none outside `keep_fp32`. Shorten "
             "`keep_fp32`, or deploy the float model."

@@ -19,6 +19,7 @@ from hessprune.foundation.modules import call_model, device_of, dtype_remedy, em
 from hessprune.foundation.multihead import free_heads, without_causal_guess
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode
+from hessprune.foundation.texts import tokens_remedy
 from hessprune.foundation.trees import describe, leading_size, tensors_in, to_device
 from hessprune.structure.real_sizes import has_open_sizes, settle_sizes
 
@@ -34,8 +35,8 @@ def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
     """
     if not leading_size(example_inputs):
         raise ArgumentError(
-            f"`example_inputs` must hold a sample as the model takes it, got {describe(example_inputs)}. "
-            "Pass a tensor, a tuple or a dict of tensors of a batch."
+            f"`example_inputs` must hold a sample as the model takes it, got {describe(example_inputs)}."
+            f"{tokens_remedy(example_inputs) or ' Pass a tensor, a tuple or a dict of tensors of a batch.'}"
         )
     example_inputs = to_device(example_inputs, device_of(model))
     args, kwargs = as_call(example_inputs)

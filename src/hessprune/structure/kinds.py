@@ -24,11 +24,11 @@ def kind_of(model: nn.Module, pieces: Iterable[Slice], known: Kind | None = None
     """
     if known:
         return known
-    names = [piece.param for piece in pieces if piece.role == "producer"]
-    owners = [model.get_submodule(split_name(name)[0]) for name in names]
+    produced = [piece for piece in pieces if piece.role == "producer"]
+    owners = [model.get_submodule(split_name(piece.param)[0]) for piece in produced]
     if owners and all(isinstance(owner, nn.Embedding) for owner in owners):
         return "embedding"
-    return "neurons" if names and all(_rank(model, name) == 2 for name in names) else "channels"
+    return "neurons" if produced and all(_is_matrix(model, piece) for piece in produced) else "channels"
 
 
 def check_kinds(units: Any) -> None:
@@ -63,7 +63,12 @@ def only(groups: Groups, kinds: Collection[Kind] | None) -> Groups:
     return Groups(kept, (*groups.frozen, *frozen), groups.unreached)
 
 
-def _rank(model: nn.Module, param: str) -> int:
-    """Return the number of axes of a tensor; convolutions of one dimension have three."""
-    owner, name = split_name(param)
-    return getattr(model.get_submodule(owner), name).dim()
+def _is_matrix(model: nn.Module, piece: Slice) -> bool:
+    """Return whether a weight is a matrix, or a stack of them, one for each expert: their first axis is no unit.
+
+    Convolutions of one dimension have three axes, too.
+    """
+    owner, name = split_name(piece.param)
+    module = model.get_submodule(owner)
+    rank = getattr(module, name).dim()
+    return rank == 2 or (rank == 3 and piece.dim > 0 and not isinstance(module, nn.ConvTranspose1d))

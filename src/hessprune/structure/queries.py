@@ -1,11 +1,14 @@
 """Grouped queries: a key/value head with its queries is a unit, or queries leave and keys and values stay."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from torch import nn
 
+from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_choice
+from hessprune.foundation.formatting import shortened
 from hessprune.foundation.gathering import SHARES
 from hessprune.foundation.modules import split_name
 from hessprune.foundation.written import WrittenSize
@@ -17,6 +20,7 @@ MODES = ("kv-group", "even-queries", "free-queries")
 `kv-group`: a head of keys and values with its queries. `even-queries`: from every such head, the query at the same
 place. `free-queries`: any query.
 """
+_log = logging.getLogger(__name__)
 
 
 def check_mode(gqa: str) -> None:
@@ -31,20 +35,43 @@ def check_mode(gqa: str) -> None:
 def by_queries(model: nn.Module, groups: Sequence[Group], gqa: str) -> tuple[list[Group], list[Frozen]]:
     """Return the groups with queries as units where heads of keys and values were, and the axes that stay for that.
 
-    Attention whose queries, keys and values come from one layer, or in equal numbers, is returned as it is.
+    Attention with as many keys as queries is returned as it is, and so, with a warning, is that whose keys and values
+    come from one layer.
+
+    Raises:
+        ArgumentError: All grouped attention is of that kind.
     """
-    found, frozen = [], []
+    found, frozen, stuck = [], [], []
     for group in groups:
         sizes = None if gqa == "kv-group" or group.kind != "heads" else _sizes(group)
         if sizes is None:
             found.append(group)
+            stuck += [repr(group.name)] if gqa != "kv-group" and _is_fused(group) else []
             continue
         parts = [piece for piece in group.slices if len(piece.index[0]) > sizes[1]]
         others = [piece for piece in group.slices if piece not in parts]
         reason = f"keys and values stay for gqa={gqa!r}"
         frozen += [Frozen(param=piece.param, dim=piece.dim, reason=reason) for piece in others]
         found.append(_even(group, parts, *sizes) if gqa == "even-queries" else _free(model, group, parts, *sizes))
+    if stuck and not frozen:
+        raise ArgumentError(
+            f"`gqa` must be 'kv-group' for this model, got {gqa!r}: queries leave without their keys and values where "
+            f"these come from two layers, and here one makes both, {shortened(stuck, 2)}. Leave `gqa` out."
+        )
+    if stuck:
+        _log.warning("one layer makes keys and values, which leave with their queries: %s", shortened(stuck))
     return found, frozen
+
+
+def _is_fused(group: Group) -> bool:
+    """Return whether a unit is several queries with a head of keys and values, of layers that make both.
+
+    What `n` queries of width `w` and their keys and values need are `n·w + 2·w` rows, and `n·w` columns read them.
+    """
+    produced = sum(len(piece.index[0]) for piece in group.slices_with_role("producer"))
+    consumed = {len(piece.index[0]) for piece in group.slices_with_role("consumer")}
+    read, twice = max(consumed, default=0), produced - max(consumed, default=0)
+    return group.kind == "heads" and len(consumed) == 1 and 0 < twice < 2 * read and 2 * read % twice == 0
 
 
 def _sizes(group: Group) -> tuple[int, int] | None:

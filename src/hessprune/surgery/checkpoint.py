@@ -1,5 +1,6 @@
 """Checkpoints of pruned models as safetensors and JSON: without pickle, strict, for the same dense model."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from hessprune.surgery.fits import misshapen
 from hessprune.surgery.pretrained import CONFIG, attention_of, config_text, factory_of, saved_names
 from hessprune.surgery.replay import replay
 
-WEIGHTS, PLAN = "model.safetensors", "plan.json"
+WEIGHTS, PLAN, DTYPES = "model.safetensors", "plan.json", "dtypes"
 
 
 def save(model: nn.Module, plan: Change, folder: str | Path) -> Path:
@@ -62,6 +63,7 @@ def save(model: nn.Module, plan: Change, folder: str | Path) -> Path:
     check_shapes(model, plan)
     folder, text, state = writable_folder(folder), plan.to_json(), _unique_state(model)
     header = {"plan_sha256": sha256(text), "tensors_sha256": tensors_sha256(state)} | attention_of(model)
+    header |= {DTYPES: json.dumps({name: str(buffer.dtype) for name, buffer in _unsaved_numbers(model).items()})}
     with replacing(folder / WEIGHTS) as temporary:
         safetensors.torch.save_file(state, temporary, metadata={"format": "pt"} | header)
     write_text(folder / PLAN, text)
@@ -111,6 +113,7 @@ def load(
         header, state = _read_tensors(folder / WEIGHTS)
         _fill(model, _by_own_names(model, state))
         _check_hashes(folder, header, state)
+        _cast_unsaved(model, json.loads(header.get(DTYPES, "{}")))
         return model.to(device).eval()
 
 
@@ -169,6 +172,19 @@ def _unique_state(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             state[name] = tensor.detach().contiguous()
     return state
+
+
+def _unsaved_numbers(model: nn.Module) -> dict[str, Tensor]:
+    """Return floating-point buffers that a state does not hold, such as the frequencies of rotary positions."""
+    saved = model.state_dict(keep_vars=True).keys()
+    return {n: b for n, b in model.named_buffers() if b.is_floating_point() and n not in saved}
+
+
+def _cast_unsaved(model: nn.Module, dtypes: Mapping[str, str]) -> None:
+    """Round the buffers that a state does not hold as `model.to(dtype)` rounded those of the saved model."""
+    known = {str(dtype): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)}
+    held = _unsaved_numbers(model)
+    replace_tensors(model, {n: held[n].to(known[dtype]) for n, dtype in dtypes.items() if n in held and dtype in known})
 
 
 def _by_own_names(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

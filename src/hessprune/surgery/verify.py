@@ -11,6 +11,8 @@ from hessprune.costs.model import Cost, cost
 from hessprune.errors import VerificationError
 from hessprune.foundation.arrival import arrived
 from hessprune.foundation.formatting import shown
+from hessprune.foundation.modules import device_of
+from hessprune.foundation.trees import to_device
 from hessprune.layers.recording import record
 from hessprune.planning.plan import Plan
 from hessprune.structure.capture import first_line
@@ -64,15 +66,26 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
             f"(relative, {dtype}). Its forward treats channels by position: pass the layers involved to "
             f"`find_groups(ignore=…)`."
         )
-    counted = cost(pruned, plan.inputs.like(inputs))
-    if not plan.cost_before.kv_cache:  # plans of earlier versions do not count the cache
-        counted = replace(counted, kv_cache=0)
+    counted = _counted(dense, pruned, plan, plan.inputs.like(inputs))
     if counted != plan.cost_after and not _runs_by_choice(pruned, inputs, counted, plan):
         raise VerificationError(
             f"the pruned model must cost what the plan predicts, {plan.cost_after!r}, got {shown(counted)}. "
             "Make the plan anew with hp.make_plan."
         )
     return difference
+
+
+def _counted(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> Cost:
+    """Return the cost of the pruned model, with the planned bytes where models were cast since the plan was made."""
+    tensors = (*dense.parameters(), *dense.buffers())
+    if is_cast := sum(each.numel() * each.element_size() for each in tensors) != plan.cost_before.bytes:
+        dtype = next((each.dtype for each in tensors if each.is_floating_point()), None)
+        inputs = to_device(inputs, device_of(pruned), dtype)
+    counted = cost(pruned, inputs)
+    if is_cast:
+        return replace(counted, bytes=plan.cost_after.bytes, kv_cache=plan.cost_after.kv_cache)
+    # Plans of earlier versions do not count the cache.
+    return counted if plan.cost_before.kv_cache else replace(counted, kv_cache=0)
 
 
 def _runs_by_choice(pruned: nn.Module, inputs: Any, counted: Cost, plan: Plan) -> bool:
