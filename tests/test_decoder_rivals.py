@@ -259,25 +259,49 @@ def hidden(model: nn.Module, ids: Tensor) -> Tensor:
 
 def test_cells_that_tell_most_come_first() -> None:
     order = list(study.cells(2))
-    assert len(order) == len(set(order)) == 2 * 4 * len(study.METHODS)
-    assert order[:6] == [(0, share, method) for share in (0.2, 0.3) for method in study.FIRST]
-    assert {draw for draw, *_ in order[: len(order) // 2]} == {0}
+    distilled = [cell for cell in order if cell[3]]
+    assert len(order) - len(distilled) == 2 * 4 * len(study.METHODS)
+    assert len(set(order)) == len(order)
+    assert order[:6] == [(0, share, method, 0) for share in (0.2, 0.3) for method in study.FIRST]
+    assert {draw for draw, *_ in order[: len(order) // 2 - len(distilled) // 2]} == {0}
+    assert order[-len(distilled) :] == distilled
+    assert {cell[2] for cell in distilled} == {*study.METHODS}
+    assert list(study.cells(0)) == []
 
 
 def test_cells_are_measured_once_and_kept_one_by_one(case: Any, capsys: Any, monkeypatch: Any) -> None:
     rows: list[dict[str, Any]] = [{"draw": 0, "share": 0.3, "method": "random", "perplexity": 3.0}]
     kept: list[int] = []
-    wanted = [(0, 0.3, "random"), (0, 0.3, "magnitude"), (1, 0.3, study.OURS)]
-    whole = study.Study(model=case.model, calibration=lambda _: case.tokens.ids, judge=lambda model: 2.0)
+    wanted = [(0, 0.3, "random", 0), (0, 0.3, "magnitude", 0), (1, 0.3, study.OURS, 0), (0, 0.3, "flap", 7)]
+    tuned: list[int] = []
+
+    def tune(model: nn.Module, steps: int) -> nn.Module:
+        tuned.append(steps)
+        return model
+
+    whole = study.Study(
+        model=case.model,
+        calibration=lambda _: case.tokens.ids,
+        judge=lambda model: 2.0,
+        judge_whole=lambda model: 4.0 if model is case.model else 5.0,
+        tune=tune,
+    )
     monkeypatch.setattr(study.Draw, "given", case)
     monkeypatch.setattr(study.Draw, "pruned", lambda _, method, share: rivals.RIVALS["random"](case.losing(share)))
     study.measure(whole, rows, wanted, lambda: kept.append(len(rows)))
-    assert kept == [2, 3]
-    assert [row["method"] for row in rows] == ["random", "magnitude", study.OURS]
+    assert kept == [2, 3, 4]
+    assert [row["method"] for row in rows] == ["random", "magnitude", study.OURS, "flap"]
+    assert tuned == [rows[3]["steps"]] == [7]
     assert all(0.3 <= row["gone"] < 0.6 for row in rows[1:])
-    assert capsys.readouterr().out.count("\n") == 2
+    assert capsys.readouterr().out.count("\n") == 3
     assert study.mean(rows, "random", 0.3) == 3.0
     assert study.mean(rows, "flap", 0.3) is None
+    assert study.mean(rows, "flap", 0.3, 7) == 2.0
+    found: dict[str, float] = {}
+    study.judge_whole(whole, found, lambda: kept.append(0))
+    assert found == {"dense": 4.0, study.OURS: 5.0}
+    study.judge_whole(whole, found, lambda: kept.append(0))
+    assert kept == [2, 3, 4, 0, 0], "what is known is not judged again"
 
 
 def test_claims_compare_ours_with_the_lowest_rival(capsys: Any) -> None:

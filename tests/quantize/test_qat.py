@@ -253,7 +253,9 @@ def test_impossible_settings_are_named(settings, message):
 
 
 def test_a_model_without_layers_is_named():
-    with pytest.raises(UnsupportedModelError, match="must have a convolution or linear layer to quantise"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"must hold nn.Linear or convolutions for INT8, got no such layer\. Write layers"
+    ):
         hp.prepare_qat(nn.ReLU(), images(2))
 
 
