@@ -22,7 +22,7 @@ from hessprune.surgery.calibration import Samples
 
 KEY, SUM = "hessprune_block", "sha256"
 UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError)
-"""What reading a file that is damaged, or of another program, may raise."""
+"""Errors of reading a file that is damaged, or of another program."""
 _log = logging.getLogger(__name__)
 
 

@@ -40,7 +40,7 @@ class Samples:
     apart: bool = True
     """False if a row of the targets is not that of a sample."""
     masks: Mapping[int, Tensor] = field(default_factory=dict)
-    """Which positions of texts `(N, T)` hold words and not padding, by `T`."""
+    """The positions of texts `(N, T)` that hold words and not padding, by `T`."""
 
     def __len__(self) -> int:
         return len(self.places)

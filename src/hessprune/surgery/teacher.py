@@ -1,4 +1,4 @@
-"""What the dense layers answer, at a random sample of positions, and which of it the pruned layers shall say."""
+"""Answers of the dense layers at a random sample of positions, and the part that the pruned layers shall give."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
