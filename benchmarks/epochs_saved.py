@@ -2,11 +2,11 @@
 
 Pretrained ResNets of CIFAR-10, trained for four epochs on the JPEG images first, so that training recovers only what
 pruning cost. Then half or three quarters of the MACs leave, and the small network trains for 0, ¼, 1 and 4 epochs, each
-a schedule of its own (one cycle, batches of 128, flips and crops). A quarter of an epoch is one pass over a quarter of
-the images. Rivals are as published, without compensation. The learning rate of a cell is the one of `RATES` that does
-best on 2 000 validation images in draw 0; accuracy is that on the 10 000 test images, as mean ± standard deviation over
-draws of calibration images and of the order of training. Epochs between two measured lengths are read off a straight
-line. Cells in the JSON of `--out` are not measured again, so that the same command continues.
+a schedule of its own (one cycle, batches of 128, flips and crops, bfloat16). A quarter of an epoch is one pass over a
+quarter of the images. Rivals are as published, without compensation. The learning rate of a cell is the one of `RATES`
+that does best on 2 000 validation images in draw 0; accuracy is that on the 10 000 test images, as mean ± standard
+deviation over draws of calibration images and of the order of training. Epochs between two measured lengths are read
+off a straight line. Cells in the JSON of `--out` are not measured again, so that the same command continues.
 """
 
 import argparse
