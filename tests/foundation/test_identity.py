@@ -1,5 +1,6 @@
 """Hashes tell data, losses and models apart by what they compute, and nothing else."""
 
+import importlib
 from functools import partial
 from typing import Any
 
@@ -127,6 +128,48 @@ def test_settings_and_functions_of_modules_count_but_not_mode_weights_and_caches
     assert modules_sha256(nn.Linear(2, 2)) == modules_sha256(nn.Linear(2, 2))
     others = [Attends(2.0), Attends(1.0, torch.tanh), Attends(1.0, lambda x: x), nn.Sequential(one)]
     assert len({modules_sha256(each) for each in (one, *others)}) == 5
+
+
+EXPONENT = 1
+
+
+def raised(x: Tensor) -> Tensor:
+    return x**EXPONENT
+
+
+class Reaching(nn.Module):
+    """Takes a function from beside itself, which takes a constant, and counts its calls there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        global CALLS
+        CALLS = CALLS + 1
+        return raised(x)
+
+
+CALLS = 0
+
+
+def test_functions_and_constants_that_a_forward_takes_from_files_count(monkeypatch):
+    before = modules_sha256(Reaching())
+    Reaching()(torch.zeros(1))
+    assert modules_sha256(Reaching()) == before
+    monkeypatch.setattr(f"{__name__}.EXPONENT", 3)
+    other = modules_sha256(Reaching())
+    monkeypatch.setattr(f"{__name__}.raised", lambda x: x + 1)
+    assert len({before, other, modules_sha256(Reaching())}) == 3
+
+
+def test_constants_of_another_file_of_the_user_count(tmp_path, monkeypatch):
+    (tmp_path / "powers.py").write_text("POWER = 1\n")
+    (tmp_path / "powered.py").write_text(
+        "import powers\nfrom torch import nn\nclass Net(nn.Module):\n    def forward(self, x):\n"
+        "        return x ** powers.POWER\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    powered, powers = (importlib.import_module(name) for name in ("powered", "powers"))
+    before = modules_sha256(powered.Net())
+    monkeypatch.setattr(powers, "POWER", 3)
+    assert modules_sha256(powered.Net()) != before
 
 
 def test_graphs_count_by_their_code():

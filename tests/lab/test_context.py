@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from hessprune.errors import ArgumentError
-from hessprune.lab.context import device_for
+from hessprune.lab.context import device_for, open_run
+from hessprune.lab.recipe import parse_recipe
+from hessprune.lab.stages import dense_model
 
 
 def test_auto_takes_what_there_is(monkeypatch):
@@ -17,3 +19,19 @@ def test_an_absent_accelerator_is_one_clear_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ArgumentError, match=r"`device` must be available, got 'cuda'.*Use cpu or auto"):
         device_for("cuda")
+
+
+def test_another_forward_of_a_factory_is_another_dense_model(tmp_path, monkeypatch):
+    """The weights and the recipe are the same; only a constant of the user's file says another number."""
+    (tmp_path / "raising.py").write_text(
+        "from torch import nn\nPOWER = 1\nclass Net(nn.Sequential):\n    def forward(self, x):\n"
+        "        return super().forward(x) ** POWER\n"
+        "def make():\n    return Net(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = {"data": {"calibration_size": 16}, "model": {"name": "raising:make", "pretrain": {"epochs": 0}}}
+    settings = parse_recipe(recipe | {"prune": {"budget": {"macs": 0.5}}})
+    run = open_run(settings, tmp_path / "out", tmp_path)
+    reused = [dense_model(run).stage.reused for _ in range(2)]
+    monkeypatch.setattr("raising.POWER", 3)
+    assert [*reused, dense_model(run).stage.reused] == [False, True, False]

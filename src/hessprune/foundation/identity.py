@@ -1,5 +1,6 @@
 """The identity of data, functions and models, as hashes: two that differ in what they compute have different ones."""
 
+import dis
 import hashlib
 import re
 import sys
@@ -63,8 +64,9 @@ def modules_sha256(model: nn.Module) -> str:
     It serves runs that nothing else tells apart. Statistics compare what a model answers, too, so that they need no
     attributes, which a forward may change: a longest text so far, or a count of calls.
 
-    A number of heads, a scale or a function that a module holds as an attribute changes no weight, either. Names that
-    begin with an underscore, caches and other objects do not count.
+    A number of heads, a scale or a function that a module holds as an attribute changes no weight, either, nor do the
+    functions and constants that its forward takes from the user's files. Names that begin with an underscore, caches
+    and other objects do not count.
 
     Example:
         >>> from torch import nn
@@ -74,7 +76,7 @@ def modules_sha256(model: nn.Module) -> str:
     """
     settings = [(name, _functions_of(type(module)), _settings(module)) for name, module in model.named_modules()]
     graphs = [module.code for module in model.modules() if isinstance(module, GraphModule)]
-    return content_sha256([architecture_sha256(model), settings, graphs])
+    return content_sha256([architecture_sha256(model), settings, graphs, list(_reached(model))])
 
 
 def loss_identity(loss_fn: Any) -> str:
@@ -190,6 +192,43 @@ def _functions_of(kind: type) -> list[tuple[str, Any]]:
     """Return the code of the functions and properties of a class and of those it extends, unless installed."""
     pairs = [(name, _read_by(value)) for name, value in _own(kind)]
     return [(name, value.__code__) for name, value in pairs if isinstance(value, FunctionType)]
+
+
+def _reached(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the constants and the code that the methods of a model take from the user's files, each once."""
+    kinds = dict.fromkeys(type(module) for module in model.modules())
+    waiting = [function for kind in kinds for function in _methods_of(kind)]
+    seen = set(waiting)
+    while waiting:
+        function = waiting.pop()
+        yield function.__qualname__, function.__code__
+        for name, value in _globals_read(function):
+            if isinstance(value, _PLAIN):
+                yield name, value
+            found = (
+                [value] if isinstance(value, FunctionType) else _methods_of(value) if isinstance(value, type) else []
+            )
+            new = [each for each in found if each not in seen and not _is_installed(each.__module__ or "")]
+            seen.update(new)
+            waiting += new
+
+
+def _globals_read(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the global values that a function reads and does not write, those of the user's other modules included."""
+    for code in _codes(function.__code__):
+        written = {each.argval for each in dis.get_instructions(code) if each.opname in ("STORE_GLOBAL", "STORE_ATTR")}
+        for name in code.co_names:
+            value = function.__globals__.get(name)
+            if isinstance(value, ModuleType) and not _is_installed(value.__name__):
+                inside = ((inner, vars(value)[inner]) for inner in code.co_names if inner in vars(value))
+                yield from (pair for pair in inside if pair[0] not in written)
+            elif name in function.__globals__ and name not in written:
+                yield name, value
+
+
+def _methods_of(kind: type) -> list[FunctionType]:
+    """Return the functions and properties of a class and of those it extends, unless installed."""
+    return [value for _, each in _own(kind) if isinstance(value := _read_by(each), FunctionType)]
 
 
 def _values_of(kind: type) -> list[tuple[str, Any]]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from hessprune.errors import ArgumentError
 from hessprune.foundation.hashing import file_sha256
+from hessprune.foundation.identity import modules_sha256
 from hessprune.foundation.words import next_word
 from hessprune.lab.data.batches import Batches
 from hessprune.lab.data.dataset import Dataset, Split
@@ -17,7 +18,7 @@ from hessprune.lab.data.sentences import TextReading
 from hessprune.lab.data.sources import load_dataset
 from hessprune.lab.losses import loss_by_name
 from hessprune.lab.models.folders import check_folder, folder_of
-from hessprune.lab.models.registry import build_model, file_of
+from hessprune.lab.models.registry import build_model, file_of, is_factory
 from hessprune.lab.models.zoos import ZooName
 from hessprune.lab.settings import RunSettings
 from hessprune.lab.store import Stage, StageStore
@@ -76,12 +77,13 @@ class Run:
 
     @property
     def model_key(self) -> list[str]:
-        """The network as it is built: its name, and the content of its folder or file."""
+        """The network as it is built: its name, and the content of its folder, or what its own code computes."""
         name = self.settings.model.name
         zoo, file = ZooName.read(name), file_of(name, self.data_root)
-        if file is not None and file.is_file():
-            return [name, file_sha256(file)]
-        return [name] if zoo is None else zoo.below(self.data_root).key()
+        if zoo is not None:
+            return zoo.below(self.data_root).key()
+        content = [file_sha256(file)] if file is not None and file.is_file() else []
+        return [name, *content, modules_sha256(self.fresh_model())] if is_factory(name) else [name]
 
     @property
     def data_key(self) -> list[Any]:

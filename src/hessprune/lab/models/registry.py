@@ -108,6 +108,11 @@ def file_of(name: str, root: Path) -> Path | None:
     return root / path if colon and path.endswith(".py") else None
 
 
+def is_factory(name: str) -> bool:
+    """Return whether a name points to a user's own function."""
+    return name not in MODELS and ":" in name and ZooName.read(name) is None
+
+
 def _resolve(name: str, root: Path) -> Factory:
     """Look a name up in the registry, or import what it points to."""
     if name in MODELS:
