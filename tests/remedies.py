@@ -109,6 +109,15 @@ def cached(gqa: str) -> hp.PruneResult:
     return hp.prune(Decoder(), WIDE, [WIDE], budget=hp.Budget(kv_cache=0.5), **options)
 
 
+def queries_planned(gqa: str) -> hp.Plan:
+    """Plan for queries, given groups of a mode."""
+    model = Decoder()
+    groups = hp.find_groups(model, WIDE, gqa=gqa)
+    saliency = hp.saliency(model, groups, [WIDE], "magnitude")
+    ranking = hp.Ranking(gqa="free-queries")
+    return hp.make_plan(model, groups, saliency, hp.Budget(macs=0.9), example_inputs=WIDE, ranking=ranking)
+
+
 def measured() -> hp.Statistics:
     """Return statistics of the default method, with input moments."""
     return hp.measure(NET, X[:1], BATCHES, compensate=True)
@@ -371,9 +380,13 @@ ROWS = (
     Row("must be a tensor (U, U) or a `Factor`", lambda: plan(saliency=interactions([[1.0]])),
         lambda _: plan(saliency=interactions(torch.tensor(np.eye(8)))), r"Pass `torch.tensor\(…\)`"),
     # Groups and models
-    Row("`{}` must be the groups of the model", lambda: plan(groups=["a"]),
+    Row("`ranking.gqa` must be that of the groups", lambda: queries_planned("kv-group"),
+        lambda text: queries_planned(advised(text, "gqa='([\\w-]+)'")), "Pass groups of hp.find_groups"),
+    Row("`groups` must hold a group at least", lambda: hp.saliency(NET, [], BATCHES, "magnitude"),
+        lambda _: hp.saliency(NET, hp.find_groups(NET, X[:1]), BATCHES, "magnitude"), "Pass hp.find_groups"),
+    Row("`groups` must be the groups of the model", lambda: plan(groups=["a"]),
         lambda _: plan(groups=hp.find_groups(NET, X[:1])), r"Pass hp.find_groups\(model, example_inputs\)"),
-    Row("`{}` must be found on this model", lambda: plan(groups=hp.find_groups(CONV, IMAGES)),
+    Row("`groups` must be found on this model", lambda: plan(groups=hp.find_groups(CONV, IMAGES)),
         lambda _: plan(groups=hp.find_groups(NET, X[:1])), r"Pass hp.find_groups\(model, example_inputs\)"),
     Row("`plan` must be a Plan, got {}. Pass the result of hp.make_plan", lambda: hp.verify(NET, NET, None),
         lambda _: hp.verify(NET, first_plan()[1], plan()), "Pass the result of hp.make_plan"),
@@ -766,7 +779,7 @@ NO_ROW = {
     "training.resume": "_damage",
     "pruning.callback": "must run in one process",
     "surgery.pretrained": "must name a class of transformers|must be a config that transformers|import_advice",
-    "surgery.checkpoint": "must be a plan written by|complete safetensors file|wrote it beside the other file",
+    "surgery.checkpoint": "must be a plan written by|must hold a {}, got none|complete safetensors file|wrote it beside the other file",
     "lab.report.comparison": "",
     "lab.report.expansion": "",
     "lab.report.run_report": "",

@@ -58,7 +58,7 @@ def test_damaged_files_are_one_clear_error(saved: tuple[Path, Plan], name: str, 
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=r"complete|written by"):
+    with pytest.raises(CheckpointError, match=r"complete|written by|that hp.save wrote"):
         hp.load(saved[0], Plain)
 
 

@@ -23,10 +23,10 @@ def writable_folder(path: Path | str) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".writable-", dir=folder) as file:
+            file.write(b"1")
     except OSError as error:
         raise OutputError(_refusal(folder, error)) from error
-    write_bytes(folder / ".writable", b"1")
-    (folder / ".writable").unlink(missing_ok=True)
     return folder
 
 

@@ -98,7 +98,7 @@ def scored(
     check_same(batches, "batches")
     if num_processes() > 1:
         batches.hashed()
-    groups = check_groups(model, groups)
+    groups = check_groups(model, groups, some=True)
     objective = None
     if method.needs is not None:
         objective = choose_objective(

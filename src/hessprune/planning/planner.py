@@ -25,6 +25,7 @@ from hessprune.planning.zones import Zones, select_zones
 from hessprune.structure.belonging import check_groups
 from hessprune.structure.carriers import stand_in_layers
 from hessprune.structure.groups import Group, check_per_unit
+from hessprune.structure.queries import check_queries
 
 
 def make_plan(
@@ -57,7 +58,7 @@ def make_plan(
         BudgetError: The budget is out of reach (the message says what is reachable), is no `Budget`, or bounds time
             without a table.
         ArgumentError: Groups are those of another model, saliencies are missing, mis-shaped or not finite, `ranking`
-            names unknown groups or asks for several steps, or implants are asked for where no layer can hold one, or
+            names unknown groups, asks for several steps or for queries that the groups do not hold, or implants are asked for where no layer can hold one, or
             together with a budget of time.
 
     Example:
@@ -73,8 +74,9 @@ def make_plan(
     """
     check_budget(budget)
     model = arrived(model)
-    groups = check_groups(model, groups)
+    groups = check_groups(model, groups, some=True)
     ranking = _resolved(check_ranking(ranking, groups), saliency)
+    check_queries(groups, ranking.gqa)
     per_unit = check_per_unit(saliency, groups, "saliency")
     unseen = set(getattr(saliency, "unseen", ()))
     free = [group for group in free_groups(groups, ranking) if group.name not in unseen]

@@ -52,7 +52,7 @@ class KeptSaliencies(NoMemory):
             return None
         difference = kept.origin.difference(self._origin)
         if difference is not None:
-            _log.warning("%s holds saliencies of another %s: they are measured anew", self._path, difference[0])
+            _log.warning("the saliencies in %s differ in their %s: they are measured anew", self._path, difference[0])
         return kept if difference is None else None
 
 

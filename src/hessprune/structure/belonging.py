@@ -11,11 +11,16 @@ from hessprune.foundation.tensors import named_tensors
 from hessprune.structure.groups import Group, Slice
 
 
-def check_groups(model: nn.Module, groups: Any, name: str = "groups") -> tuple[Group, ...]:
+def check_groups(model: nn.Module, groups: Any, *, some: bool = False) -> tuple[Group, ...]:
     """Return groups as a tuple, after a check that all their slices lie in the tensors of a model.
 
+    Args:
+        model: Of which they are.
+        groups: To be checked.
+        some: Whether there must be one at least.
+
     Raises:
-        ArgumentError: These are no groups, or those of another model.
+        ArgumentError: These are no groups, none, or those of another model.
 
     Example:
         >>> import torch, hessprune as hp
@@ -26,13 +31,17 @@ def check_groups(model: nn.Module, groups: Any, name: str = "groups") -> tuple[G
     """
     if not isinstance(groups, Sequence) or not all(isinstance(group, Group) for group in groups):
         raise ArgumentError(
-            f"`{name}` must be the groups of the model, got {shown(groups)}. "
+            f"`groups` must be the groups of the model, got {shown(groups)}. "
             "Pass hp.find_groups(model, example_inputs)."
+        )
+    if some and not groups:
+        raise ArgumentError(
+            "`groups` must hold a group at least, got none. Pass hp.find_groups(model, example_inputs)."
         )
     problems = misfits(model, groups)
     if problems:
         raise ArgumentError(
-            f"`{name}` must be found on this model, but {shortened(problems, 2)}. "
+            f"`groups` must be found on this model, but {shortened(problems, 2)}. "
             "Pass hp.find_groups(model, example_inputs)."
         )
     return tuple(groups)

@@ -32,6 +32,20 @@ def check_mode(gqa: str) -> None:
     check_choice("gqa", gqa, MODES)
 
 
+def check_queries(groups: Sequence[Group], gqa: str) -> None:
+    """Raise unless groups have the units of a mode.
+
+    Raises:
+        ArgumentError: Heads of keys and values are units, and queries are asked for.
+    """
+    heads = [group.name for group in groups if gqa != "kv-group" and group.kind == "heads" and _sizes(group)]
+    if heads:
+        raise ArgumentError(
+            f"`ranking.gqa` must be that of the groups, got {gqa!r}, but heads of keys and values are the units of "
+            f"{shortened(heads, 2)}. Pass groups of hp.find_groups(model, example_inputs, gqa={gqa!r})."
+        )
+
+
 def by_queries(model: nn.Module, groups: Sequence[Group], gqa: str) -> tuple[list[Group], list[Frozen]]:
     """Return the groups with queries as units where heads of keys and values were, and the axes that stay for that.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError, CheckpointError
 from hessprune.foundation.arrival import arrived, materialise
-from hessprune.foundation.files import replacing, sha256, writable_folder, write_text
+from hessprune.foundation.files import exists, replacing, sha256, writable_folder, write_text
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.hashing import file_sha256, tensors_sha256
 from hessprune.foundation.tensors import replace_tensors
@@ -157,6 +157,8 @@ def load_plan(folder: str | Path) -> Change:
         CheckpointError: The file is missing or truncated.
     """
     path = Path(folder) / PLAN
+    if not exists(path):
+        raise CheckpointError(f"folder '{folder}' must hold a {PLAN}, got none. Pass the folder that hp.save wrote.")
     try:
         return change_from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
