@@ -58,8 +58,8 @@ def make_plan(
         BudgetError: The budget is out of reach (the message says what is reachable), is no `Budget`, or bounds time
             without a table.
         ArgumentError: Groups are those of another model, saliencies are missing, mis-shaped or not finite, `ranking`
-            names unknown groups, asks for several steps or for queries that the groups do not hold, or implants are asked for where no layer can hold one, or
-            together with a budget of time.
+            names unknown groups, asks for several steps or for queries that the groups do not hold, or implants are
+            asked for where no layer can hold one, or together with a budget of time.
 
     Example:
         >>> import torch, hessprune as hp

@@ -125,9 +125,10 @@ def _more(groups: Sequence[Group], widths: Mapping[str, int]) -> dict[str, tuple
     more: dict[str, tuple[Group, int]] = {}
     for name, width in widths.items():
         if name not in owners:
+            known = shortened([repr(group.name) for group in groups])
             raise ArgumentError(
-                f"`widths` must name groups of the model, got {shown(name)}. The groups are "
-                f"{shortened([repr(group.name) for group in groups])}: see hp.find_groups(model, example_inputs).table()."
+                f"`widths` must name groups of the model, got {shown(name)}. The groups are {known}: see "
+                "hp.find_groups(model, example_inputs).table()."
             )
         group = owners[name]
         check_range(f"widths[{name!r}]", width, low=group.num_units, integer=True)
