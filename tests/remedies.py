@@ -779,7 +779,7 @@ NO_ROW = {
     "training.resume": "_damage",
     "pruning.callback": "must run in one process",
     "surgery.pretrained": "must name a class of transformers|must be a config that transformers|import_advice",
-    "surgery.checkpoint": "must be a plan written by|must hold a {}|complete safetensors|wrote it beside the other file",
+    "surgery.checkpoint": "must be a plan written by|must hold a {}|complete safetensors|beside the other file",
     "lab.report.comparison": "",
     "lab.report.expansion": "",
     "lab.report.run_report": "",
