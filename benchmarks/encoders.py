@@ -1,4 +1,4 @@
-"""`joint` with compensation loses least of all ways to prune an encoder without training, from half of the MACs on.
+"""`joint` with compensation leads or ties among ways to prune an encoder without training, from half of the MACs on.
 
 MiniLM-L6 (6 layers, 12 heads, 1 536 neurons) fine-tuned on SST-2, no training after pruning: heads alone, neurons alone
 (shares of the units), and both together (shares of the MACs of a sentence of 25 tokens). Every method sees the same 512

@@ -1,4 +1,4 @@
-"""Claims: a fitted implant keeps more than a zero-started one at equal MACs, and once compensated more than none.
+"""A fitted implant against one that starts at zero, and against plain removal, at equal MACs.
 
 n = 1017 lossless CIFAR-10 test images, pretrained ResNet-20, all channels, 512 calibration images in 3 draws, budgets
 of 60, 50 and 40 % of the MACs, a tenth of the leaving units implanted, saliency `joint` with signed interactions, as

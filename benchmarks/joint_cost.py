@@ -1,4 +1,4 @@
-"""The saliency of `joint` costs a few training steps over the same samples, and so does a whole prune.
+"""The cost of the saliency of `joint`, and of a whole prune, in training steps over the same samples.
 
 Processor seconds of one thread, each as a ratio to the floor: one forward and backward pass over the same samples in
 the same batches, the faster of two. A BERT of MiniLM's size (6 layers, width 384, 12 heads) reads n = 64 sentences of

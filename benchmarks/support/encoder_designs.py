@@ -69,7 +69,7 @@ SENTENCES = Design(
         *((kind, share, "", 0.0) for kind in ("both", "heads", "neurons") for share in (0.5, 0.4, 0.3, 0.25, 0.2)),
         ("both", 0.3, "k-prune", 1.0),
         ("both", 0.2, "k-prune", 1.0),
-        ("both", 0.3, "kwon", 4.0),  # dense is 5.0 ahead of it
+        ("both", 0.3, "kwon", 5.0),
         ("both", 0.2, "kwon", 5.0),
         ("heads", 0.4, "michel", 0.8),
     ),

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hessprune.foundation.state import borrowed, evaluation_mode, seeded, set_training
+from hessprune.foundation.state import evaluation_mode, seeded, set_training
 
 
 def _interrupt(context):
@@ -29,20 +29,6 @@ def test_each_module_gets_its_own_mode_back():
     with pytest.raises(RuntimeError, match="stop"):
         _interrupt(evaluation_mode(model))
     assert [module.training for module in model.modules()] == [True, False, True]
-
-
-def test_a_borrowed_model_comes_back_with_gradients_and_flags():
-    model = nn.Linear(2, 1).train()
-    model.bias.requires_grad_(False)
-    model.weight.grad = torch.ones(1, 2)
-    with borrowed(model, requires_grad=True):
-        assert model.weight.grad is None
-        assert model.bias.requires_grad
-        model(torch.ones(1, 2)).sum().backward()
-    assert torch.equal(model.weight.grad, torch.ones(1, 2))
-    assert model.bias.grad is None
-    assert not model.bias.requires_grad
-    assert model.training
 
 
 @pytest.mark.parametrize("captured_in_training", [True, False])

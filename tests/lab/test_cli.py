@@ -60,7 +60,7 @@ def test_the_demo_for_text_prunes_an_encoder(tmp_path):
     words = [word for value in short for word in ("--set", value)]
     result = runner.invoke(app, ["demo", "--text", "--out", str(tmp_path), *words])
     assert result.exit_code == 0, result.output
-    assert re.search(r"Text encoder: \d\d % of the MACs in INT8, [\d.]+ → [\d.]+ ms", result.stdout)
+    assert re.search(r"Text encoder: .+ of the MACs in INT8, [\d.]+ → [\d.]+ ms", result.stdout)
     report = json.loads((tmp_path / "report.json").read_text())
     assert {group["group"].split(".")[-1] for group in report["saliency"]} >= {"up"}
     assert report["data"]["noun"] == "sentence"

@@ -79,23 +79,6 @@ def drop_caches(model: nn.Module) -> None:
 
 
 @contextmanager
-def borrowed(model: nn.Module, *, requires_grad: bool | None = None) -> Iterator[None]:
-    """Evaluation mode with `.grad` set aside, and `requires_grad` overridden where given; all restored on exit."""
-    saved = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    with evaluation_mode(model):
-        try:
-            for parameter, _, _ in saved:
-                parameter.grad = None
-                if requires_grad is not None:
-                    parameter.requires_grad_(requires_grad)
-            yield
-        finally:
-            for parameter, flag, grad in saved:
-                parameter.requires_grad_(flag)
-                parameter.grad = grad
-
-
-@contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
     """Set torch's CPU threads for a block; None leaves them as they are."""
     before = torch.get_num_threads()

@@ -15,12 +15,16 @@ import typer
 import hessprune
 from hessprune.lab.options import (
     AsJson,
+    Channels,
     DataRoot,
     Ignore,
+    Methods,
     ModelName,
     NumClasses,
     Out,
     Overrides,
+    Quantity,
+    Split,
     Weights,
     is_first_process,
     with_volume,
@@ -46,7 +50,7 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def top(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and leave.")
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Make neural networks smaller and faster with second-order information."""
@@ -196,18 +200,20 @@ def compare(
     out: Out = None,
     data_root: DataRoot = Path(),
     overrides: Overrides = None,
-    methods: Annotated[
-        str | None, typer.Option(help="Such as 'random,hap(estimator=hutchinson),joint; step=0.2'")
+    methods: Methods = None,
+    budgets: Annotated[str | None, typer.Option(help="Kept shares.", show_default="0.75,0.6,0.5,0.4")] = None,
+    quantity: Quantity = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="One draw of calibration images each.", show_default="0,1,2")
     ] = None,
-    budgets: Annotated[str | None, typer.Option(help="Kept shares, such as 0.75,0.5")] = None,
-    quantity: Annotated[str | None, typer.Option(help="What budgets are shares of: macs, params or units.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="One draw of calibration images each, such as 0,1,2")] = None,
     compensate: Annotated[bool | None, typer.Option(help="One way only; both by default.")] = None,
-    channels: Annotated[str | None, typer.Option(help="all, or inner: only those that a single layer emits.")] = None,
+    channels: Channels = None,
     ignore: Ignore = None,
-    epochs: Annotated[int | None, typer.Option(help="Fine-tune every pruned model for so long.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Fine-tune every pruned model for so long.", show_default="0")
+    ] = None,
     lrs: Annotated[str | None, typer.Option(help="Learning rates to try, such as 0.03,0.1")] = None,
-    split: Annotated[str | None, typer.Option(help="Where accuracy is measured: validation or test.")] = None,
+    split: Split = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare methods at several budgets, on several draws of calibration images; interrupted, it continues."""
@@ -242,9 +248,15 @@ def bottlenecks(
     out: Out = None,
     data_root: DataRoot = Path(),
     overrides: Overrides = None,
-    methods: Annotated[str | None, typer.Option(help="What finds them, such as joint,sosp-h")] = None,
-    growth: Annotated[float | None, typer.Option(help="Parameters of the wider models, a multiple: 1.5")] = None,
-    seeds: Annotated[str | None, typer.Option(help="One dense model and calibration each, such as 0,1,2")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="What finds them, such as joint,sosp-h", show_default="joint")
+    ] = None,
+    growth: Annotated[
+        float | None, typer.Option(help="Parameters of the wider models, a multiple.", show_default="1.5")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="One dense model and calibration each.", show_default="0,1,2")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train, find the layers that are too narrow, widen them, train; uniform widening of equal size beside it."""
@@ -287,8 +299,7 @@ def main() -> None:
     try:
         status = app(prog_name="hessprune", standalone_mode=False)
     except _UsageError as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "hessprune"
+        command = getattr(getattr(error, "ctx", None), "command_path", "hessprune")
         reason = error.format_message().rstrip(".")
         sys.stderr.write(f"error: {reason}. Try '{command} --help'.\n" if reason else "")
         status = 2

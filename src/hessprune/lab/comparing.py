@@ -85,7 +85,8 @@ class CompareSettings:
             ArgumentError: A list cannot be read, or holds an impossible value.
 
         Example:
-            >>> CompareSettings.from_text({"budgets": "0.5,0.25", "seeds": "0", "epochs": None}).budgets
+            >>> import hessprune as hp
+            >>> hp.CompareSettings.from_text({"budgets": "0.5,0.25", "seeds": "0", "epochs": None}).budgets
             (0.5, 0.25)
         """
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}

@@ -25,6 +25,19 @@ ModelName = Annotated[
     str,
     typer.Argument(help="A known model, hf:FOLDER, timm:NAME, torchvision:NAME, file.py:factory, or package.module:f."),
 ]
+Methods = Annotated[
+    str | None,
+    typer.Option(help="Such as 'random,joint; step=0.2'", show_default="random,magnitude,hap,sosp-h,sosp-i,joint"),
+]
+Quantity = Annotated[
+    str | None, typer.Option(help="What budgets are shares of: macs, params or units.", show_default="macs")
+]
+Channels = Annotated[
+    str | None, typer.Option(help="all, or inner: only those that a single layer emits.", show_default="all")
+]
+Split = Annotated[
+    str | None, typer.Option(help="Where accuracy is measured: validation or test.", show_default="validation")
+]
 Weights = Annotated[Path | None, typer.Option(help="A checkpoint that must fit the model.")]
 NumClasses = Annotated[int | None, typer.Option(help="Outputs of the model.", show_default="those of the data, or 10")]
 

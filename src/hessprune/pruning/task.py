@@ -96,7 +96,7 @@ class Task:
             DataError: The batches are one-shot or empty.
             NumericalError: Weights are not finite.
             UnsupportedModelError: The model cannot be captured, or has no units that can go.
-        ArgumentError: The ranking asks for kinds of units that the model has not.
+            ArgumentError: The ranking asks for kinds of units that the model has not.
         """
         check_batches(self.batches)
         model = arrived(self.model)

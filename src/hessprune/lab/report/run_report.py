@@ -11,8 +11,6 @@ from typing import Any
 from hessprune.errors import DataError
 from hessprune.foundation.files import read_json, write_json
 
-STAGES = ("dense", "pruned", "finetuned")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelResult:
