@@ -63,13 +63,7 @@ def demo(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results.", show_default="out/demo, or out/demo-text")
     ] = None,
-    text: Annotated[
-        bool,
-        typer.Option(
-            "--text",
-            help="Prune a small transformer encoder of sentences, in place of the network of digits.",
-        ),
-    ] = False,
+    text: Annotated[bool, typer.Option("--text", help="Prune a small encoder of sentences instead.")] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
