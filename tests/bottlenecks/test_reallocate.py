@@ -1,11 +1,17 @@
 """Reallocation: equal cost, other widths, one plan that goes through a folder."""
 
+import re
+import sys
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import hessprune as hp
 from tests.bottlenecks.test_find import trained
+
+reallocating = sys.modules[hp.reallocate.__module__]
 
 
 @pytest.mark.parametrize("budget", [hp.Budget(params=1.0), hp.Budget(macs=1.0), hp.Budget(params=0.8)])
@@ -49,6 +55,38 @@ def test_other_budgets_are_refused() -> None:
         hp.reallocate(net, batches[0][0][:1], batches, budget=hp.Budget(units=0.5))
     with pytest.raises(hp.errors.BudgetError, match="`budget` must be"):
         hp.reallocate(net, batches[0][0][:1], batches, budget=0.5)
+
+
+FLOORS = {"half": hp.Ranking(min_kept_fraction=0.5), "all": hp.Ranking(min_kept_fraction=1.0)}
+BEYOND = {
+    "a small budget": ("half", {"budget": hp.Budget(params=0.3)}, r"Pass budget=hp.Budget\(params=[\d.]+\)\."),
+    "much that moves": ("half", {"moved": 0.9}, r"of 1,415\. Pass moved=[\d.]+\."),
+    "more that moves": (
+        "half",
+        {"moved": 0.9, "budget": hp.Budget(macs=0.5)},
+        r"Pass moved=[\d.]+, budget=hp.Budget\(macs=1.0\)\.",
+    ),
+    "a frozen model": ("all", {}, r"Let hp.widen\(model, example_inputs, widths\) grow it"),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_what_the_pruning_cannot_take_is_refused_in_the_words_of_the_call(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floor, settings, says = BEYOND[name]
+    net, batches = trained((5, 32, 32))
+    call = partial(hp.reallocate, net, batches[0][0][:1], batches, ranking=FLOORS[floor], method="magnitude")
+    with monkeypatch.context() as patch:
+        patch.setattr(reallocating, "find_bottlenecks", lambda *_, **__: pytest.fail("the long work has begun"))
+        with pytest.raises(hp.errors.BudgetError, match=says) as caught:
+            call(**settings)
+    moved = re.search(r"Pass moved=(\d\.\d+)", str(caught.value))
+    budget = re.search(r"budget=hp.Budget\((\w+)=(\d\.\d+)\)", str(caught.value))
+    advised = {"moved": float(moved[1])} if moved else {}
+    advised |= {"budget": hp.Budget(**{budget[1]: float(budget[2])})} if budget else {}
+    if advised:
+        assert call(**settings | advised).plan.steps[0].num_removed
 
 
 def test_a_larger_budget_lets_the_model_grow() -> None:

@@ -1,5 +1,6 @@
 """`hp.reallocate`: take units where they matter least, and put as much cost where a unit matters most."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,21 +11,25 @@ from hessprune.bottlenecks.find import find_bottlenecks
 from hessprune.bottlenecks.values import Bottlenecks
 from hessprune.bottlenecks.widths import narrowest_within
 from hessprune.costs.budget import Budget, check_budget
-from hessprune.costs.model import cost
+from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError, BudgetError, VerificationError
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_range
 from hessprune.foundation.trees import leading_size
 from hessprune.methods.method import Method
+from hessprune.methods.text import as_method
 from hessprune.planning.chain import Chain
 from hessprune.planning.ranking import Ranking
+from hessprune.planning.reachable import least_left
 from hessprune.pruning.prune import prune
+from hessprune.pruning.task import Task
 from hessprune.structure.find import find_groups
 from hessprune.surgery.result import Result
 from hessprune.surgery.widening import Start, WidenResult, grows, widen
 
 DRAWS = 3
 """Of the calibration samples, for the bottlenecks."""
+LEAST_MOVED = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -75,8 +80,8 @@ def reallocate(
 
     Raises:
         ArgumentError: The budget bounds neither MACs nor parameters.
-        HessPruneError: One clear line: another argument, the data or the model does not fit, or the budget is out of
-            reach.
+        BudgetError: The pruning cannot take so much of the model, or leaves one unit in each group.
+        HessPruneError: One clear line: another argument, the data or the model does not fit.
 
     Example:
         >>> import torch, hessprune as hp
@@ -88,13 +93,27 @@ def reallocate(
         >>> result.cost_after.params <= result.cost_before.params, result.model[0].out_features > 4
         (True, True)
     """
-    check_range("moved", moved, low=0.01, high=0.9)
+    check_range("moved", moved, low=LEAST_MOVED, high=0.9)
     budget = Budget(params=1.0) if budget is None else budget
     check_budget(budget)
     quantity = budget.quantity
     if quantity not in ("macs", "params"):
         raise ArgumentError(f"`budget` must bound macs or params, got {budget}. Pass hp.Budget(params=1.0).")
-    samples = sum(leading_size(inputs) for inputs, _ in Rereadable.of(batches, model))
+    task = Task(
+        model=model,
+        example_inputs=example_inputs,
+        batches=Rereadable.of(batches, model),
+        budget=Budget.keeping(quantity, 0.5),
+        method=as_method(method),
+        loss_fn=loss_fn,
+        ranking=Ranking() if ranking is None else ranking,
+        seed=seed,
+    ).ready()
+    costs = CostModel(task.model, example_inputs, task.groups)
+    today = costs.spent(quantity)
+    limit = float(budget.value) if budget.share is None else budget.limit(today)  # it may be above today's cost
+    _check_room(task, costs, limit, moved)
+    samples = sum(leading_size(inputs) for inputs, _ in task.batches)
     found = find_bottlenecks(
         model,
         example_inputs,
@@ -107,9 +126,6 @@ def reallocate(
         ranking=ranking,
         seed=seed,
     )
-    before = cost(model, example_inputs)
-    today = getattr(before, quantity)
-    limit = float(budget.value) if budget.share is None else budget.limit(today)  # it may be above today's cost
     share = min(1.0, limit / today) * (1 - moved)
     smaller = prune(
         model,
@@ -121,15 +137,43 @@ def reallocate(
         ranking=ranking,
         seed=seed,
     )
-    multiple = 1 if ranking is None else ranking.round_to
+    multiple = task.ranking.round_to
     bound: dict[str, Any] = {quantity: int(limit)}
+    if all(group.num_units - len(smaller.plan.removed[group.name]) < 2 for group in task.groups):
+        raise BudgetError(
+            f"`moved` must leave two units in one group at least, got {moved:g}, which leaves one in each. Pass "
+            f"moved={moved / 2:g}."
+        )
     wider = _widened(smaller.model, example_inputs, found, Budget(**bound), multiple, start=start, seed=seed)
     return Reallocation(
         model=wider.model,
         plan=Chain(steps=(smaller.plan, wider.plan)),
         bottlenecks=found,
-        cost_before=before,
+        cost_before=costs.dense,
         cost_after=wider.cost_after,
+    )
+
+
+def _check_room(task: Task, costs: CostModel, limit: float, moved: float) -> None:
+    """Raise where the pruning cannot take the share that moves.
+
+    Raises:
+        BudgetError: More is left without all units that may go.
+    """
+    quantity = task.budget.quantity
+    today, least = costs.spent(quantity), least_left(costs, task.groups, task.budget, task.ranking)
+    if (kept := min(today, limit) * (1 - moved)) >= least:
+        return
+    share, half = math.ceil(1000 * least / (1 - moved) / today) / 1000, math.floor(500 * (1 - least / today)) / 1000
+    if share <= 1:
+        remedy = f"Pass budget=hp.Budget({quantity}={share:g})"
+    elif half >= LEAST_MOVED:
+        remedy = f"Pass moved={half:g}" + (f", budget=hp.Budget({quantity}=1.0)" if limit < today else "")
+    else:
+        remedy = "Let hp.widen(model, example_inputs, widths) grow it, which prunes nothing"
+    raise BudgetError(
+        f"`budget` and `moved` must leave {quantity} = {round(least):,}, what the model has when every unit that may "
+        f"go is gone, got {int(kept):,}: {1 - moved:g} of {int(min(today, limit)):,}. {remedy}."
     )
 
 
