@@ -99,6 +99,25 @@ def test_a_larger_budget_lets_the_model_grow() -> None:
     assert all(width <= 4 * widths[name] for name, width in result.plan.steps[1].widths.items())
 
 
+@pytest.mark.parametrize("params", [6000, 16000])
+def test_a_large_budget_is_spent_up_to_four_times_the_widths_that_came(params: int) -> None:
+    net, batches = trained((5, 32, 32))
+    x = batches[0][0][:1]
+    result = hp.reallocate(net, x, batches, budget=hp.Budget(params=params), moved=0.3, method="magnitude")
+    assert 0.9 * params <= result.cost_after.params <= params
+    widths = {group.name: group.num_units for group in hp.find_groups(net, x)}
+    assert all(group.num_units <= 4 * widths[group.name] for group in hp.find_groups(result.model, x))
+
+
+def test_a_budget_that_no_widths_cost_is_refused() -> None:
+    net, batches = trained((5, 32, 32))
+    call = partial(hp.reallocate, net, batches[0][0][:1], batches, method="magnitude")
+    with pytest.raises(hp.errors.BudgetError, match=r"at most params = 19,856, .*hp.Budget\(params=\d+\)") as caught:
+        call(budget=hp.Budget(params=10**12))
+    most = int(str(caught.value).rpartition("=")[2].rstrip(")."))
+    assert call(budget=hp.Budget(params=most)).cost_after.params == most
+
+
 class Tied(nn.Module):
     """An embedding that is the head, too: one unit more of it changes both uses of one weight."""
 
@@ -113,7 +132,7 @@ class Tied(nn.Module):
         return self.head(x + self.down(self.up(x).relu()))
 
 
-def test_channels_of_tied_embeddings_stay_and_are_refused_by_name() -> None:
+def test_channels_of_tied_embeddings_stay_and_are_refused_by_name(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     model, ids = Tied(), torch.randint(0, 30, (6, 7))
 
@@ -121,7 +140,10 @@ def test_channels_of_tied_embeddings_stay_and_are_refused_by_name() -> None:
         return nn.functional.cross_entropy(output.flatten(0, 1), targets.flatten())
 
     result = hp.reallocate(model, ids, [(ids, ids)] * 3, loss_fn=loss)
+    assert "cannot be spent" not in caplog.text
     assert result.cost_after.params <= result.cost_before.params
     assert result.plan.steps[1].added.keys() == {"up"}
+    hp.reallocate(model, ids, [(ids, ids)] * 3, loss_fn=loss, budget=hp.Budget(params=10_000))
+    assert "all groups that can grow have 4 times their width; more cannot be spent" in caplog.text
     with pytest.raises(hp.errors.VerificationError, match="Leave 'embedding' out of `widths`"):
         hp.widen(model, ids, {"embedding": 20, "up": 30})

@@ -1,5 +1,6 @@
 """`hp.reallocate`: take units where they matter least, and put as much cost where a unit matters most."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from torch import nn
 
 from hessprune.bottlenecks.find import find_bottlenecks
 from hessprune.bottlenecks.values import Bottlenecks
-from hessprune.bottlenecks.widths import narrowest_within
+from hessprune.bottlenecks.widths import LARGEST_GROWTH, narrowest_within, scaled
 from hessprune.costs.budget import Budget, check_budget
 from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError, BudgetError, VerificationError
+from hessprune.foundation.arrival import arrived
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_range
 from hessprune.foundation.trees import leading_size
@@ -30,6 +32,8 @@ from hessprune.surgery.widening import Start, WidenResult, grows, widen
 DRAWS = 3
 """Of the calibration samples, for the bottlenecks."""
 LEAST_MOVED = 0.01
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -58,9 +62,9 @@ def reallocate(
 
     The pruning takes the share `moved` of the budget, or of the model's cost where that is less. Then groups grow, each
     by an equal factor of its width, until the cost is back at the budget: those whose verdict is `"bottleneck"`, or the
-    narrowest quarter where there are none, and the next narrowest ones once these have four times their width. Groups
-    that cannot grow, such as the channels of tied embeddings, stay. Train afterwards: the new units know what their
-    parents know.
+    narrowest quarter where there are none, and the next narrowest ones once these have four times the width that they
+    came with. Groups that cannot grow, such as the channels of tied embeddings, stay; where the others cannot take the
+    whole budget, a warning says so. Train afterwards: the new units know what their parents know.
 
     Args:
         model: A trained model; left untouched.
@@ -80,7 +84,8 @@ def reallocate(
 
     Raises:
         ArgumentError: The budget bounds neither MACs nor parameters.
-        BudgetError: The pruning cannot take so much of the model, or leaves one unit in each group.
+        BudgetError: The pruning cannot take so much of the model, or leaves one unit in each group; or the budget is
+            more than all groups with four times their width cost.
         HessPruneError: One clear line: another argument, the data or the model does not fit.
 
     Example:
@@ -155,12 +160,20 @@ def reallocate(
 
 
 def _check_room(task: Task, costs: CostModel, limit: float, moved: float) -> None:
-    """Raise where the pruning cannot take the share that moves.
+    """Raise where the pruning cannot take the share that moves, or the groups cannot take the budget.
 
     Raises:
-        BudgetError: More is left without all units that may go.
+        BudgetError: More is left without all units that may go, or all groups at their largest cost less.
     """
     quantity = task.budget.quantity
+    units = {group.name: group.num_units for group in task.groups}
+    most = scaled(units, LARGEST_GROWTH, task.ranking.round_to)
+    largest = round(costs.spent(quantity, {name: number - most[name] for name, number in units.items()}))
+    if limit > largest:
+        raise BudgetError(
+            f"`budget` must be at most {quantity} = {largest:,}, what the model costs with {LARGEST_GROWTH:g} times "
+            f"the units in every group, got {int(limit):,}. Pass budget=hp.Budget({quantity}={largest})."
+        )
     today, least = costs.spent(quantity), least_left(costs, task.groups, task.budget, task.ranking)
     if (kept := min(today, limit) * (1 - moved)) >= least:
         return
@@ -193,16 +206,22 @@ def _widened(
     """
     groups = find_groups(model, example_inputs, compare=True)
     units = {group.name: group.num_units for group in groups}
+    costs = CostModel(arrived(model), example_inputs, groups)
     first = len(found.narrow) or max(1, len(found) // 4)
+    most = scaled({item.group: item.num_units for item in found}, LARGEST_GROWTH, multiple)
 
     def widened(names: Sequence[str]) -> WidenResult:
-        widths = narrowest_within(model, example_inputs, names, first, budget, multiple=multiple)
+        order = {name: units[name] for name in names}
+        widths = narrowest_within(costs, order, first, budget, multiple=multiple, most=most)
         if all(width == units[name] for name, width in widths.items()):
             raise BudgetError(
                 f"`moved` must leave room for one more unit in {', '.join(map(repr, names[:3]))}, and does not. "
                 "Raise it."
             )
-        return widen(model, example_inputs, widths, **settings)
+        wider = widen(model, example_inputs, widths, **settings)
+        if all(widths.get(name, 0) >= most[name] for name in names):
+            _log.warning("all groups that can grow have %g times their width; more cannot be spent", LARGEST_GROWTH)
+        return wider
 
     names = [item.group for item in found if item.group in units]
     try:
