@@ -346,7 +346,7 @@ ROWS = (
         r"Pass Implant\(share=…, rank=…\)"),
     Row("`plan.then` must start from a plan without implants", lambda: implanted_plan().then(second_plan()),
         lambda _: first_plan()[0].then(second_plan()), "Plan implants last"),
-    Row("`next_plan` must be made for the model that this plan gives, on the same",
+    Row("`next_plan` must be made for the model that this {} gives, on the same",
         lambda: first_plan()[0].then(second_plan(True)), lambda _: first_plan()[0].then(second_plan()),
         r"Make it for hp.apply_plan\(model, plan\)"),
     Row("`budget` must bound macs or params, got", lambda: hp.reallocate(NET, X[:1], BATCHES, budget=HALF),

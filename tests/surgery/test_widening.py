@@ -149,8 +149,14 @@ def test_prunings_and_widenings_compose_and_are_saved(tmp_path) -> None:
     assert steps.cost_after == again.cost_after
     model = hp.load(hp.save(again.model, steps, tmp_path), factory)
     assert torch.equal(model(x), again.model.eval()(x))
-    with pytest.raises(hp.errors.ArgumentError, match="made for the model that this plan gives"):
+    with pytest.raises(
+        hp.errors.ArgumentError, match=r"that this widening gives.*for the model that hp.widen returned"
+    ):
         wider.plan.then(smaller.plan)
+    with pytest.raises(hp.errors.ArgumentError, match=r"that this chain gives.*for the model that hp.widen returned"):
+        smaller.plan.then(wider.plan).then(wider.plan)
+    with pytest.raises(hp.errors.ArgumentError, match=r"that this chain gives.*for hp.apply_plan\(model, plan\)"):
+        steps.then(wider.plan)
 
 
 def test_widths_go_by_any_layer_of_a_group() -> None:
