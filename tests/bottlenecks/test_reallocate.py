@@ -33,6 +33,18 @@ def test_a_reallocated_model_goes_through_a_folder(tmp_path) -> None:
     assert torch.equal(again(batches[0][0]), result.model.eval()(batches[0][0]))
 
 
+def test_new_units_start_as_asked() -> None:
+    net, batches = trained((5, 32, 32))
+    call = partial(hp.reallocate, net, batches[0][0][:1], batches, moved=0.3, method="magnitude")
+    for start in ("split", "fresh"):
+        result = call(start=start)
+        widening = result.plan.steps[1]
+        name, added = next(iter(widening.added.items()))
+        read = result.model[int(name) + 2].weight[:, list(added)]
+        assert widening.provenance["start"] == start
+        assert bool((read == 0).all()) == (start == "fresh")
+
+
 def test_widths_come_in_multiples() -> None:
     net, batches = trained((8, 32, 32))
     ranking = hp.Ranking(round_to=8)

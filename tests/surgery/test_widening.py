@@ -149,9 +149,7 @@ def test_prunings_and_widenings_compose_and_are_saved(tmp_path) -> None:
     assert steps.cost_after == again.cost_after
     model = hp.load(hp.save(again.model, steps, tmp_path), factory)
     assert torch.equal(model(x), again.model.eval()(x))
-    with pytest.raises(
-        hp.errors.ArgumentError, match=r"that this widening gives.*for the model that hp.widen returned"
-    ):
+    with pytest.raises(hp.errors.ArgumentError, match=r"that this widening gives.*model that hp.widen returned"):
         wider.plan.then(smaller.plan)
     with pytest.raises(hp.errors.ArgumentError, match=r"that this chain gives.*for the model that hp.widen returned"):
         smaller.plan.then(wider.plan).then(wider.plan)
