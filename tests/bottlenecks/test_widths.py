@@ -5,12 +5,18 @@ from torch import nn
 
 import hessprune as hp
 from hessprune.bottlenecks.widths import narrowest_within, scaled, widths_within
+from hessprune.costs.model import CostModel
 
 X = torch.zeros(1, 4)
+UNITS = {"0": 6, "2": 10}
 
 
 def net() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3))
+
+
+def costs() -> CostModel:
+    return CostModel(net(), X, hp.find_groups(net(), X))
 
 
 def params_of(widths: dict[str, int]) -> int:
@@ -19,27 +25,40 @@ def params_of(widths: dict[str, int]) -> int:
 
 def test_the_predicted_cost_is_the_cost_and_the_next_step_does_not_fit():
     for limit in (150, 200, 333):
-        widths = widths_within(net(), X, ["0", "2"], hp.Budget(params=limit))
+        widths = widths_within(costs(), UNITS, hp.Budget(params=limit))
         assert params_of(widths) <= limit
         more = {name: width + 1 for name, width in widths.items()}
         assert params_of(more) > limit
 
 
 def test_uniform_widening_is_by_one_factor():
-    widths = widths_within(net(), X, ["0", "2"], hp.Budget(params=400))
+    widths = widths_within(costs(), UNITS, hp.Budget(params=400))
     assert abs(widths["0"] / 6 - widths["2"] / 10) < 0.15
 
 
 def test_the_factor_has_a_limit_and_then_the_next_group_joins():
     budget = hp.Budget(params=10_000)
-    assert widths_within(net(), X, ["0"], budget, largest=4) == {"0": 24}
-    assert narrowest_within(net(), X, ["0", "2"], 1, budget, largest=4) == {"0": 24, "2": 40}
-    assert set(narrowest_within(net(), X, ["2", "0"], 1, hp.Budget(params=200), largest=4)) == {"2"}
+    assert widths_within(costs(), {"0": 6}, budget, most={"0": 24}) == {"0": 24}
+    assert narrowest_within(costs(), UNITS, 1, budget) == {"0": 24, "2": 40}
+    assert set(narrowest_within(costs(), {"2": 10, "0": 6}, 1, hp.Budget(params=200))) == {"2"}
 
 
 def test_the_next_group_joins_where_multiples_leave_the_first_below_its_cap():
-    found = narrowest_within(net(), X, ["2", "0"], 1, hp.Budget(params=100_000), multiple=16, largest=4)
+    found = narrowest_within(costs(), {"2": 10, "0": 6}, 1, hp.Budget(params=100_000), multiple=16)
     assert found == {"2": 32, "0": 32}
+
+
+def test_a_group_at_its_limit_stays_there_while_the_others_grow():
+    most, budget = {"0": 9, "2": 40}, hp.Budget(params=400)
+    widths = widths_within(costs(), UNITS, budget, most=most)
+    assert widths["0"] == 9
+    assert 10 < widths["2"] < 40
+    assert params_of(widths) <= 400 < params_of({"0": 9, "2": widths["2"] + 1})
+    assert narrowest_within(costs(), UNITS, 1, hp.Budget(params=10_000), most=most) == most
+
+
+def test_more_groups_to_begin_with_than_there_are_is_all_of_them():
+    assert narrowest_within(costs(), {"2": 10}, 3, hp.Budget(params=150)).keys() == {"2"}
 
 
 def test_multiples_and_no_fewer_units_than_before():

@@ -1,8 +1,10 @@
 """Experts run without kernels that group products, where these would refuse numbers or widths."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -58,7 +60,7 @@ def test_only_widths_that_the_kernel_refuses_change_the_way() -> None:
     assert running(model) == "batched_mm"
 
 
-def test_a_pruned_mixture_of_an_odd_width_runs_as_it_comes() -> None:
+def mixture() -> Any:
     transformers = package("transformers")
     config = transformers.MixtralConfig(
         vocab_size=50,
@@ -69,7 +71,11 @@ def test_a_pruned_mixture_of_an_odd_width_runs_as_it_comes() -> None:
         num_key_value_heads=2,
         num_local_experts=4,
     )
-    model = transformers.MixtralForCausalLM(config).eval()
+    return transformers.MixtralForCausalLM(config).eval()
+
+
+def test_a_pruned_mixture_of_an_odd_width_runs_as_it_comes() -> None:
+    model = mixture()
     ids = {"input_ids": torch.arange(12).view(2, 6)}
     groups = hp.find_groups(model, ids, ignore=["*self_attn*"])
     assert running(model) == "grouped_mm"
@@ -80,3 +86,14 @@ def test_a_pruned_mixture_of_an_odd_width_runs_as_it_comes() -> None:
     with torch.no_grad():
         assert torch.allclose(smaller(**ids).logits, logits_of(call_model(smaller, ids)), atol=1e-6)
     assert hp.cost(model, ids).macs > 12 * 2 * 3 * 16 * 16  # two experts for each token
+
+
+@pytest.mark.parametrize(("units", "way"), [(19, "eager"), (20, "grouped_mm")])
+def test_a_widened_mixture_of_any_width_runs_as_it_comes(units: int, way: str, tmp_path: Path) -> None:
+    model, ids = mixture(), {"input_ids": torch.arange(12).view(2, 6)}
+    wider: Any = hp.widen(model, ids, {"model.layers.0.mlp.experts": units})
+    assert (running(wider.model), running(model)) == (way, "grouped_mm")
+    with torch.no_grad():
+        assert torch.allclose(wider.model(**ids).logits, model(**ids).logits, atol=1e-5)
+        again: Any = hp.load(wider.save(tmp_path))
+        assert torch.equal(again(**ids).logits, wider.model(**ids).logits)

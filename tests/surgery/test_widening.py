@@ -95,6 +95,23 @@ def test_new_units_learn(start: str) -> None:
     assert float(net[2].weight.detach()[:, list(added)].abs().min()) > 1e-4
 
 
+def test_units_without_weights_are_no_parents() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), torch.randn(64, 6)
+    before = hp.widen(model, x, {"0": 12}).plan
+    nn.init.zeros_(model[2].weight[:, 3])
+    assert hp.widen(model, x, {"0": 12}).plan.parents == before.parents
+    with torch.no_grad():
+        model[0].weight[1], model[0].bias[1] = 0, -5
+    wider = hp.widen(model, x, {"0": 12})
+    F.cross_entropy(wider.model(x), torch.arange(64) % 3).backward()
+    gradients = wider.model[0].weight.grad.abs().amax(1)
+    assert bool((gradients[list(wider.plan.added["0"])] > 0).all())
+    assert int((gradients == 0).sum()) == 1  # the old one
+    nn.init.zeros_(model[0].weight)
+    assert hp.widen(model, x, {"0": 12}).plan.parents == before.parents
+
+
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_copies_part_where_all_weights_that_read_them_are_equal(value: float) -> None:
     torch.manual_seed(0)
@@ -132,8 +149,12 @@ def test_prunings_and_widenings_compose_and_are_saved(tmp_path) -> None:
     assert steps.cost_after == again.cost_after
     model = hp.load(hp.save(again.model, steps, tmp_path), factory)
     assert torch.equal(model(x), again.model.eval()(x))
-    with pytest.raises(hp.errors.ArgumentError, match="made for the model that this plan gives"):
+    with pytest.raises(hp.errors.ArgumentError, match=r"that this widening gives.*model that hp.widen returned"):
         wider.plan.then(smaller.plan)
+    with pytest.raises(hp.errors.ArgumentError, match=r"that this chain gives.*for the model that hp.widen returned"):
+        smaller.plan.then(wider.plan).then(wider.plan)
+    with pytest.raises(hp.errors.ArgumentError, match=r"that this chain gives.*for hp.apply_plan\(model, plan\)"):
+        steps.then(wider.plan)
 
 
 def test_widths_go_by_any_layer_of_a_group() -> None:

@@ -85,12 +85,12 @@ def growth(task: Task) -> dict[str, float]:
     except HessPruneError:
         return {}
     pairs = list(_pairs(task))
-    for step in (_first, _second):
+    for step in (_add_moments, _add_cross_moments):
         for calls, wanted in _passes(task, objective, pairs):
             for pair in pairs:
                 if pair.producer in calls and pair.consumer in wanted:
                     step(pair, calls[pair.producer], calls[pair.consumer], wanted[pair.consumer])
-        if step is _first:
+        if step is _add_moments:
             for pair in pairs:
                 _solve(pair)
     gains: dict[str, float] = {}
@@ -134,7 +134,7 @@ def _passes(task: Task, objective: Any, pairs: Sequence[_Pair]) -> Iterator[tupl
         yield tape.calls, {n: -slope for n, slope in zip(present, slopes, strict=True) if slope is not None}
 
 
-def _first(pair: _Pair, producer: _Call, consumer: _Call, wanted: Tensor) -> None:
+def _add_moments(pair: _Pair, producer: _Call, consumer: _Call, wanted: Tensor) -> None:
     """Add the moments of the reading layer's inputs and of the candidates."""
     h, v = _kernel_inputs(consumer), _by_position(consumer, wanted)
     a = _kernel_inputs(producer)
@@ -151,7 +151,7 @@ def _solve(pair: _Pair) -> None:
         pair.update = torch.linalg.solve(_ridged(pair.inputs), pair.wanted.T).T
 
 
-def _second(pair: _Pair, producer: _Call, consumer: _Call, wanted: Tensor) -> None:
+def _add_cross_moments(pair: _Pair, producer: _Call, consumer: _Call, wanted: Tensor) -> None:
     """Add the products of candidates with what the reading layer's inputs leave of the wanted update."""
     if pair.update is None:
         return

@@ -1,38 +1,32 @@
 """Widths that fit a budget: some groups of a model grow, all by one factor."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
-
-from torch import nn
+from collections.abc import Mapping
 
 from hessprune.costs.budget import Budget
 from hessprune.costs.model import CostModel
-from hessprune.structure.find import find_groups
 
 LARGEST = 64.0
 LARGEST_GROWTH = 4.0
-"""Factor by which a narrow group grows at most before the next one grows, too."""
+"""Factor by which a narrow group grows at most; where all of them have it, the next one grows, too."""
 STEPS = 12
 
 
 def widths_within(
-    model: nn.Module,
-    example_inputs: Any,
-    names: Sequence[str],
+    costs: CostModel,
+    units: Mapping[str, int],
     budget: Budget,
     *,
     multiple: int = 1,
-    largest: float = LARGEST,
+    most: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Return the widths of groups, grown by the largest factor whose cost fits the budget.
 
     Args:
-        model: To be widened.
-        example_inputs: One batch as the model takes it.
-        names: Groups of the model that grow.
+        costs: Of the model to be widened.
+        units: Of the groups that grow, by name.
         budget: An absolute number of `macs` or `params`.
         multiple: Widths that grow become multiples of it.
-        largest: Factor that is not exceeded, however much would fit.
+        most: Units that a group has at most, however much would fit; 64 times those of today by default.
 
     Returns:
         Units by name; those of today where not even one more fits.
@@ -40,16 +34,22 @@ def widths_within(
     Example:
         >>> import torch, hessprune as hp
         >>> from hessprune.bottlenecks.widths import widths_within
+        >>> from hessprune.costs.model import CostModel
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> widths_within(net, torch.zeros(1, 4), ["0"], hp.Budget(params=116))
+        >>> costs = CostModel(net, torch.zeros(1, 4), hp.find_groups(net, torch.zeros(1, 4)))
+        >>> widths_within(costs, {"0": 8}, hp.Budget(params=116))
         {'0': 16}
     """
-    groups = find_groups(model, example_inputs)
-    units = {group.name: group.num_units for group in groups}
-    costs, limit = CostModel(model, example_inputs, groups), float(budget.value)
+    limit = float(budget.value)
+    largest = LARGEST if most is None else max(most[name] / number for name, number in units.items())
 
     def at(factor: float) -> dict[str, int]:
-        return scaled({name: units[name] for name in names}, factor, multiple)
+        widths = scaled(units, factor, multiple)
+        return (
+            widths
+            if most is None
+            else {name: min(width, max(most[name], units[name])) for name, width in widths.items()}
+        )
 
     def fits(widths: Mapping[str, int]) -> bool:  # a unit that comes is one that leaves, with the other sign
         return costs.spent(budget.quantity, {name: units[name] - width for name, width in widths.items()}) <= limit
@@ -72,32 +72,30 @@ def scaled(units: Mapping[str, int], factor: float, multiple: int = 1) -> dict[s
 
 
 def narrowest_within(
-    model: nn.Module,
-    example_inputs: Any,
-    order: Sequence[str],
+    costs: CostModel,
+    units: Mapping[str, int],
     first: int,
     budget: Budget,
     *,
     multiple: int = 1,
-    largest: float = LARGEST_GROWTH,
+    most: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Return the widths of the first groups of an order; of so many more that the budget is spent.
 
     Args:
-        model: To be widened.
-        example_inputs: One batch as the model takes it.
-        order: Names of groups, the narrowest first.
+        costs: Of the model to be widened.
+        units: Of the groups that may grow, by name, the narrowest first.
         first: Groups to begin with.
         budget: An absolute number of `macs` or `params`.
         multiple: Widths that grow become multiples of it.
-        largest: Factor by which a group grows at most; where all have it, the next group joins.
+        most: Units that a group has at most, four times those of today by default; where all have them, the next group
+            joins.
     """
-    units = {group.name: group.num_units for group in find_groups(model, example_inputs)}
-    names: Collection[str] = [name for name in order if name in units]
+    most = scaled(units, LARGEST_GROWTH, multiple) if most is None else most
     widths: dict[str, int] = {}
-    for number in range(max(1, first), len(names) + 1):
-        grown = list(names)[:number]
-        widths = widths_within(model, example_inputs, grown, budget, multiple=multiple, largest=largest)
-        if widths != scaled({name: units[name] for name in grown}, largest, multiple):
+    for number in range(max(1, min(first, len(units))), len(units) + 1):
+        grown = dict([*units.items()][:number])
+        widths = widths_within(costs, grown, budget, multiple=multiple, most=most)
+        if any(width < most[name] for name, width in widths.items()):
             break
     return widths

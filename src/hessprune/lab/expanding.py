@@ -18,7 +18,7 @@ from hessprune.bottlenecks.reallocate import reallocate
 from hessprune.bottlenecks.values import Bottlenecks
 from hessprune.bottlenecks.widths import LARGEST_GROWTH, narrowest_within, widths_within
 from hessprune.costs.budget import Budget
-from hessprune.costs.model import cost
+from hessprune.costs.model import CostModel, cost
 from hessprune.deploy.evaluation import evaluate
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_range, optional_import
@@ -128,19 +128,20 @@ def _variants(run: Run, asked: ExpandSettings, bar: Bar, found: dict[str, Any]) 
     dense = dense_model(run)
     limit = Budget(params=int(cost(dense.model, run.example).params * asked.growth))
     yield _measured(run, "dense", {}, dense)
-    names = [group.name for group in find_groups(dense.model, run.example)]
+    groups = find_groups(dense.model, run.example)
+    costs, units = CostModel(dense.model, run.example, groups), {group.name: group.num_units for group in groups}
     for method in asked.methods:
         narrow = _bottlenecks(run, dense, method, asked)
         found.setdefault(method, {})[str(run.settings.seed)] = narrow.table().splitlines()
-        order, first = [item.group for item in narrow], len(narrow.narrow) or max(1, len(narrow) // 4)
-        widths = narrowest_within(dense.model, run.example, order, first, limit)
+        order = {item.group: units[item.group] for item in narrow if item.group in units}
+        widths = narrowest_within(costs, order, len(narrow.narrow) or max(1, len(narrow) // 4), limit)
         yield _widened(run, dense, f"bottlenecks by {method}", widths, bar)
     if "random" in asked.controls:
-        order = random.Random(run.settings.seed).sample(names, len(names))
-        widths = narrowest_within(dense.model, run.example, order, max(1, len(names) // 4), limit)
+        drawn = random.Random(run.settings.seed).sample([*units], len(units))
+        widths = narrowest_within(costs, {name: units[name] for name in drawn}, max(1, len(units) // 4), limit)
         yield _widened(run, dense, "random", widths, bar)
     if "uniform" in asked.controls:
-        yield _widened(run, dense, "uniform", widths_within(dense.model, run.example, names, limit), bar)
+        yield _widened(run, dense, "uniform", widths_within(costs, units, limit), bar)
     if "reallocated" in asked.controls:
         yield _reallocated(run, dense, asked.methods[0], limit, bar)
     if "unchanged" in asked.controls:

@@ -104,10 +104,11 @@ def check_follows(first: Any, second: Any) -> None:
     """
     end, start = first.cost_after, second.cost_before
     if (end.macs, end.params) != (start.macs, start.params):
+        is_widened, kind = hasattr(getattr(first, "last", first), "parents"), type(first).__name__.lower()
         raise ArgumentError(
-            "`next_plan` must be made for the model that this plan gives, on the same example inputs, with "
-            f"{end.macs:,} MACs and {end.params:,} parameters, got {start.macs:,} and {start.params:,}. "
-            "Make it for hp.apply_plan(model, plan)."
+            f"`next_plan` must be made for the model that this {kind} gives, on the same example "
+            f"inputs, with {end.macs:,} MACs and {end.params:,} parameters, got {start.macs:,} and {start.params:,}. "
+            f"Make it for {'the model that hp.widen returned' if is_widened else 'hp.apply_plan(model, plan)'}."
         )
 
 

@@ -29,12 +29,21 @@ def check_reachable(
         BudgetError: The budget is out of reach.
         ArgumentError: A floor is of a group that does not exist.
     """
-    ranking = replace(check_ranking(ranking, groups), ignore=())  # `find_groups` has left these out
+    ranking = check_ranking(ranking, groups)
     if budget.is_latency:
         return
     costs = CostModel(model, example_inputs, groups)
-    free, leaving = counting(free_groups(groups, ranking), costs, budget), rounding(costs, budget, ranking)
-    dense = costs.spent(budget.quantity)
-    least = costs.spent(budget.quantity, {group.name: leaving(group, removable(group, ranking)) for group in free})
+    dense, least = costs.spent(budget.quantity), least_left(costs, groups, budget, ranking)
     if least > budget.limit(dense):
         raise BudgetError(out_of_reach(budget, least, dense, ranking))
+
+
+def least_left(costs: CostModel, groups: Sequence[Group], budget: Budget, ranking: Ranking) -> float:
+    """Return what is left of the budgeted quantity without all units that may go.
+
+    Raises:
+        ArgumentError: A floor is of a group that does not exist.
+    """
+    ranking = replace(check_ranking(ranking, groups), ignore=())  # `find_groups` has left these out
+    free, leaving = counting(free_groups(groups, ranking), costs, budget), rounding(costs, budget, ranking)
+    return costs.spent(budget.quantity, {group.name: leaving(group, removable(group, ranking)) for group in free})

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from hessprune.foundation.experts import let_experts_fit
 from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.state import drop_caches
 from hessprune.foundation.tensors import named_tensors, replace_tensors
@@ -40,6 +41,7 @@ def insert_copies(
         for item in group.literals:
             more = sum(item.counts[unit] for unit in added.get(group.name, ()))
             lower(model.get_submodule(item.module), item.attribute, -more)
+    let_experts_fit(model)
     drop_caches(model)
 
 

@@ -46,6 +46,19 @@ def begin(
                         _share(state[piece.param], piece, family, generator)
 
 
+def living_units(model: nn.Module, group: Group) -> list[int]:
+    """Return the units of a group that some weight produces, or all of them where none is.
+
+    A copy of another one would pass no gradient on, as behind a ReLU, and could not learn.
+    """
+    state, alive = dict(named_tensors(model)), torch.zeros(group.num_units, dtype=torch.bool, device="cpu")
+    for piece in group.slices_with_role("producer"):
+        if (tensor := state[piece.param].detach()).dim() > 1:
+            lines = _lines(tensor, piece, range(group.num_units)).movedim(piece.dim, 0)
+            alive |= (lines.reshape(group.num_units, -1) != 0).any(1).cpu()
+    return alive.nonzero().flatten().tolist() or [*range(group.num_units)]
+
+
 def _families(units: Sequence[int], parents: Sequence[int]) -> list[list[int]]:
     """Return each parent with its copies."""
     families: dict[int, list[int]] = {}

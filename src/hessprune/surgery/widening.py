@@ -23,7 +23,7 @@ from hessprune.structure.find import find_groups
 from hessprune.structure.groups import Group, Ignored, producers
 from hessprune.structure.inserting import axes_of, insert_copies
 from hessprune.surgery.result import Result
-from hessprune.surgery.starting import begin
+from hessprune.surgery.starting import begin, living_units
 
 Start = Choice["split", "fresh"]
 
@@ -47,10 +47,12 @@ def widen(
     """Put more units into groups of a model, so that its outputs stay and the new units can learn.
 
     The inverse of surgery, for every group of `find_groups` that weights read: residual streams, concatenations,
-    grouped convolutions and heads included. A new unit stands beside an old one, its parent, drawn at random.
+    grouped convolutions and heads included. A new unit stands beside an old one, its parent, drawn at random among
+    those that some weight produces.
 
     - `"split"`: it copies its parent, and both share what reads the parent: of `k` copies each gets `w / k + δ`, where
       the random `δ` sum to zero. The outputs stay, the gradients differ. BatchNorm's statistics are right at once.
+      Copies of a unit that never fires, as with a large negative bias before a ReLU, learn no more than it does.
     - `"fresh"`: random weights of the layer's own spread, read with weights zero. What reads them learns first.
 
     Parameters are new ones; make the optimizer anew.
@@ -90,7 +92,7 @@ def widen(
     groups = find_groups(model, example_inputs, ignore, compare=True)
     more = _more(groups, widths)
     with watched(model) as dense:
-        parents = {name: _drawn(group.num_units, number, seed) for name, (group, number) in more.items()}
+        parents = {name: _drawn(living_units(dense, group), number, seed) for name, (group, number) in more.items()}
         wide = enlarged_groups(groups, parents, axes_of(groups, dense))
         exact = _widened(copy.deepcopy(dense).double(), wide, "split", seed)  # zeros would hide a misplaced unit
         reason = _difference(dense, exact, example_inputs)
@@ -139,11 +141,11 @@ def _more(groups: Sequence[Group], widths: Mapping[str, int]) -> dict[str, tuple
     return {name: found for name, found in more.items() if found[1]}
 
 
-def _drawn(units: int, number: int, seed: int) -> list[int]:
+def _drawn(units: Sequence[int], number: int, seed: int) -> list[int]:
     """Return a parent for each new unit: every unit once before one has its turn again."""
     generator, drawn = torch.Generator().manual_seed(seed), []
     while len(drawn) < number:
-        drawn += torch.randperm(units, generator=generator, device="cpu").tolist()
+        drawn += [units[place] for place in torch.randperm(len(units), generator=generator, device="cpu").tolist()]
     return drawn[:number]
 
 
