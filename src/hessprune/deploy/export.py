@@ -16,7 +16,7 @@ from hessprune.foundation.caches import without_cache
 from hessprune.foundation.checks import check_numbers, check_range, optional_import
 from hessprune.foundation.experts import BY_BATCH, experts_run_by
 from hessprune.foundation.files import staging, writable_file
-from hessprune.foundation.modules import call_model, device_of, forward
+from hessprune.foundation.modules import as_given, call_model, device_of, forward
 from hessprune.foundation.multihead import without_causal_guess
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.quiet import quiet
@@ -141,7 +141,7 @@ def _no_kernels(model: nn.Module, reason: str) -> str:
 def write_onnx(model: nn.Module, example: Any, path: Path, *, axes: Axes, remedy: str) -> None:
     """Write `model` in evaluation mode as ONNX, without a check; `remedy` ends the error if torch cannot capture it."""
     with seeded(0), evaluation_mode(model), torch.no_grad():
-        output = forward(model, example, "example_inputs")
+        output, example = forward(model, example, "example_inputs"), as_given(model, example)
         # torch.export takes an axis of length 1 for a constant
         traced = resized(example, 2) if axes.batch and leading_size(example) == 1 else example
         captured = capture(model, traced, axes.of(traced), remedy=remedy)

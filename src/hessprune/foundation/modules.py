@@ -1,6 +1,7 @@
 """Models called on any kind of inputs, and copied without numbers."""
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
@@ -28,7 +29,7 @@ _MISFITS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, Assertion
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
-    """Call `model` on a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+    """Call `model` on a tensor, a tuple of positional arguments, or a dict of keyword arguments or as the argument.
 
     Decoders keep no cache of keys and values; experts of a mixture run one after the other.
     """
@@ -44,9 +45,35 @@ def call_with_cache(model: nn.Module, inputs: Any) -> Any:
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:
+    inputs = as_given(model, inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+def as_given(model: nn.Module, inputs: Any) -> Any:
+    """Return inputs as they are; in a tuple, a dict that is itself the argument of a forward, as in `forward(batch)`.
+
+    Such a forward requires one argument, and takes none that is called as a key.
+
+    Example:
+        >>> as_given(nn.ReLU(), {"image": 1}), as_given(nn.ReLU(), {"input": 1})
+        (({'image': 1},), {'input': 1})
+    """
+    return (inputs,) if _argument_of(model, inputs) else inputs
+
+
+def _argument_of(model: nn.Module, inputs: Any) -> str:
+    """Return the name of the argument that a whole dict is; an empty string where its values are arguments."""
+    try:
+        parameters = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters  # torch.compile's
+    except (TypeError, ValueError):
+        return ""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p.name for p in parameters.values() if p.kind in kinds and p.default is inspect.Parameter.empty]
+    is_open = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    is_whole = isinstance(inputs, Mapping) and len(required) == 1 and not is_open and not set(inputs) & set(parameters)
+    return required[0] if is_whole else ""
 
 
 def logits_of(output: Any) -> Tensor:
@@ -80,7 +107,7 @@ def forward(model: nn.Module, inputs: Any, name: str = "batches") -> Any:
         raise
     except misfits as error:
         remedy = numbers or _dataclass_remedy(inputs) or dtype_remedy(model, inputs) or _pair_remedy(model, inputs)
-        remedy = remedy or _lengths_remedy(inputs) or batching(inputs, 1).strip()
+        remedy = remedy or whole_remedy(model, inputs) or _lengths_remedy(inputs) or batching(inputs, 1).strip()
         reason, module = str(error).strip().partition("\n")[0].rstrip("."), failing_module(model, error)
         where = f", in module '{module}'" if module else ""
         raise DataError(
@@ -97,6 +124,12 @@ def dtype_remedy(model: nn.Module, inputs: Any) -> str:
     name, other = (str(dtype).removeprefix("torch.") for dtype in (held, min(given - {held}, key=str)))
     call = "model.float()" if other == "float32" else f"model.to(torch.{other})"
     return f"The weights are {name}, the inputs {other}: call {call}, or pass inputs of dtype {name}."
+
+
+def whole_remedy(model: nn.Module, inputs: Any) -> str:
+    """Return the remedy for a dict that is given whole to a forward that may want a value; else an empty string."""
+    name = _argument_of(model, inputs)
+    return f"The dict is itself '{name}', as no key is called so: if '{name}' is a tensor, rename its key." * bool(name)
 
 
 def _dataclass_remedy(inputs: Any) -> str:

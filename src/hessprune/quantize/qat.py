@@ -19,7 +19,7 @@ from hessprune.foundation.checks import (
     optional_import,
 )
 from hessprune.foundation.formatting import shown
-from hessprune.foundation.modules import device_of, predict
+from hessprune.foundation.modules import as_given, device_of, predict
 from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.quiet import quiet
@@ -225,6 +225,7 @@ def _float_graph(model: nn.Module, example: Any, axes: Axes) -> tuple[GraphModul
         The graph, and the sizes that it accepts.
     """
     predict(model, example, "example_inputs")
+    example = as_given(model, example)
     traced = resized(example, 2) if leading_size(example) == 1 else example
     remedy = "Remove data-dependent Python and fixed batch sizes from its forward."
     graph = capture(model, traced, axes.of(traced), remedy=remedy).module()
