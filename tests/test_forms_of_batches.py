@@ -1,4 +1,4 @@
-"""Batches in the forms that users have: a dict as the one argument of a forward."""
+"""Batches in the forms that users have: a dict as the one argument of a forward, graphs."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import hessprune as hp
-from hessprune.errors import UnsupportedModelError
+from hessprune.errors import DataError, UnsupportedModelError
 from hessprune.foundation.quiet import quiet
 
 HALF = hp.Budget(macs=0.5)
@@ -59,3 +59,55 @@ def test_a_dict_for_a_forward_of_a_tensor_is_named() -> None:
     with pytest.raises(UnsupportedModelError, match=r"The dict is itself 'input'.*rename its key"):
         hp.find_groups(lit().net, {"x": torch.randn(2, 8)})
     assert len(hp.find_groups(lit().net, {"input": torch.randn(2, 8)})) == 1
+
+
+class Graph(nn.Module):
+    """A network on one graph: rows are nodes."""
+
+    def __init__(self, gather: str = "[]") -> None:
+        super().__init__()
+        self.up, self.head, self.gather = nn.Linear(6, 32), nn.Linear(32, 3), gather
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        source, target = edges
+        up = self.up(x).relu()
+        messages = up[source] if self.gather == "[]" else up.index_select(0, source)
+        return self.head(torch.zeros(x.size(0), messages.size(1)).index_add(0, target, messages))
+
+
+class Graphs(nn.Module):
+    """Graphs of one size side by side: rows are graphs."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        graphs, nodes = x.shape[:2]
+        edges = edges + nodes * torch.arange(graphs, device=x.device).view(-1, 1, 1)
+        return self.net(x.flatten(0, 1), edges.transpose(0, 1).flatten(1)).unflatten(0, (-1, nodes))
+
+
+@pytest.mark.parametrize("gather", ["[]", "index_select"])
+def test_one_graph_is_refused_with_the_remedies_that_help(gather: str) -> None:
+    torch.manual_seed(0)
+    x, edges = torch.randn(8, 20, 6), torch.randint(20, (8, 2, 60))
+    net, alone, batch = Graph(gather), (x[0], edges[0]), (x, edges)
+    with pytest.raises(DataError, match=r"Rows are samples.*axis of their own.*method='magnitude', compensate=False"):
+        hp.prune(net, alone, [alone], budget=HALF)
+    assert hp.prune(net, alone, [alone], budget=HALF, method="magnitude", compensate=False).model.up.out_features < 32
+    assert hp.prune(Graphs(net), batch, [batch], budget=HALF).model.net.up.out_features < 32
+
+
+def test_words_that_an_embedding_lacks_are_no_rows() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.up, self.head = nn.Embedding(5, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor, words: Tensor) -> Tensor:
+            return self.head((self.up(x) + self.table(words)).relu())
+
+    good = torch.randn(6, 8), torch.arange(6) % 5
+    with pytest.raises(DataError, match=r"in module 'table': index out of range in self. Check size"):
+        hp.prune(Both(), good, [(good[0], good[1] + 9)], budget=HALF)

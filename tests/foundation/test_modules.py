@@ -6,6 +6,7 @@ from torch import nn
 
 from hessprune.errors import DataError, NumericalError
 from hessprune.foundation import modules as _modules
+from hessprune.foundation.misfits import dtype_remedy
 
 NET = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2))
 
@@ -76,7 +77,7 @@ def test_inputs_in_another_precision_come_with_the_call_that_helps(weights, inpu
     net, x = nn.Linear(2, 2).to(weights), torch.zeros(1, 2, dtype=inputs)
     with pytest.raises(DataError, match=remedy):
         _modules.predict(net, x)
-    eval(_modules.dtype_remedy(net, x).partition("call ")[2].partition(",")[0], {"model": net, "torch": torch})
+    eval(dtype_remedy(net, x).partition("call ")[2].partition(",")[0], {"model": net, "torch": torch})
     _modules.predict(net, x)
 
 

@@ -11,12 +11,13 @@ from hessprune.deploy.axes import Axes, halved, positional, resized, shuffled
 from hessprune.deploy.onnx_model import onnx_feed, onnx_session
 from hessprune.deploy.outputs import KEY, structure_of
 from hessprune.errors import ArgumentError, UnsupportedModelError, VerificationError
+from hessprune.foundation.arguments import as_given
 from hessprune.foundation.arrival import observed
 from hessprune.foundation.caches import without_cache
 from hessprune.foundation.checks import check_numbers, check_range, optional_import
 from hessprune.foundation.experts import BY_BATCH, experts_run_by
 from hessprune.foundation.files import staging, writable_file
-from hessprune.foundation.modules import as_given, call_model, device_of, forward
+from hessprune.foundation.modules import call_model, device_of, forward
 from hessprune.foundation.multihead import without_causal_guess
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.quiet import quiet

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from hessprune.deploy.axes import Axes, resized
 from hessprune.deploy.export import capture
 from hessprune.errors import ArgumentError, UnsupportedModelError
+from hessprune.foundation.arguments import as_given
 from hessprune.foundation.arrival import arrived, unwrapped
 from hessprune.foundation.checks import (
     check_batches,
@@ -19,7 +20,7 @@ from hessprune.foundation.checks import (
     optional_import,
 )
 from hessprune.foundation.formatting import shown
-from hessprune.foundation.modules import as_given, device_of, predict
+from hessprune.foundation.modules import device_of, predict
 from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.quiet import quiet

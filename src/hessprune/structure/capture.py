@@ -12,17 +12,16 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from hessprune.errors import ArgumentError, UnsupportedModelError
+from hessprune.foundation.arguments import as_given
 from hessprune.foundation.bypass import compiler_at_work
 from hessprune.foundation.caches import without_cache, without_cache_argument
 from hessprune.foundation.experts import BY_GROUP, experts_run_by
+from hessprune.foundation.misfits import dtype_remedy, whole_remedy
 from hessprune.foundation.modules import (
-    as_given,
     call_model,
     device_of,
-    dtype_remedy,
     empty_copy,
     shared_copy,
-    whole_remedy,
 )
 from hessprune.foundation.multihead import free_heads, without_causal_guess
 from hessprune.foundation.quiet import quiet
