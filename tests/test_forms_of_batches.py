@@ -1,10 +1,12 @@
-"""Batches in the forms that users have: a dict as the one argument of a forward, graphs."""
+"""Batches in the forms that users have: a dict as the one argument of a forward, graphs, single samples."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import hessprune as hp
 from hessprune.errors import DataError, UnsupportedModelError
@@ -111,3 +113,49 @@ def test_words_that_an_embedding_lacks_are_no_rows() -> None:
     good = torch.randn(6, 8), torch.arange(6) % 5
     with pytest.raises(DataError, match=r"in module 'table': index out of range in self. Check size"):
         hp.prune(Both(), good, [(good[0], good[1] + 9)], budget=HALF)
+
+
+class Unpacking(nn.Module):
+    """A network that reads the sizes of its images, as those of timm do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = images()
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, _, height, width = x.shape
+        return self.net(x[:, :, :height, :width])
+
+
+def images() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    )
+
+
+@pytest.mark.parametrize("make", [images, Unpacking])
+def test_samples_in_the_place_of_batches_are_named(make: Callable[[], nn.Module]) -> None:
+    x, y = torch.randn(12, 3, 8, 8), torch.arange(12) % 2
+    for batches in (x, TensorDataset(x, y), [x[0], x[1]]):
+        for call in (
+            lambda batches: hp.prune(make(), x, batches, budget=HALF),
+            lambda batches: hp.evaluate(make(), batches),
+            lambda batches: hp.calibrate(hp.prepare_qat(make(), x), batches),
+        ):
+            with pytest.raises(DataError, match=r"batches: DataLoader\(dataset, batch_size=64\), or \[X\]"):
+                call(batches)
+    for batches in ([x], DataLoader(TensorDataset(x, y), batch_size=4)):
+        assert hp.prune(make(), x, batches, budget=HALF).plan.removed
+    with pytest.raises(DataError, match=r"to have 3 channels, but got 1 channels instead. Check size"):
+        hp.prune(make(), x, [x[:, :1]], budget=HALF)
+
+
+def test_images_in_bytes_come_with_the_call_that_helps() -> None:
+    x = torch.randint(256, (12, 3, 8, 8), dtype=torch.uint8)
+    for example in (x, x.to(torch.float32)):
+        with pytest.raises(
+            hp.HessPruneError, match=r"the inputs uint8: pass x.to\(torch.float32\), scaled as in train"
+        ):
+            hp.prune(images(), example, [x], budget=HALF)
+    assert hp.prune(images(), x.to(torch.float32), [x.to(torch.float32) / 255], budget=HALF).plan.removed

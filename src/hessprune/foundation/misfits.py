@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hessprune.foundation.arguments import argument_of
 from hessprune.foundation.texts import has_decoder
 from hessprune.foundation.trees import leading_size, tensors_in
+
+_PUT = "Put samples into batches: DataLoader(dataset, batch_size=64), or [X] for a tensor X of all samples."
 
 
 def misfit_remedy(model: nn.Module, inputs: Any, error: Exception) -> str:
@@ -22,6 +24,8 @@ def misfit_remedy(model: nn.Module, inputs: Any, error: Exception) -> str:
         or _rows_remedy(model, inputs, error)
         or _lengths_remedy(inputs)
         or batching(inputs, 1).strip()
+        or (_PUT * _lacks_batch(error))
+        or integers_remedy(model, inputs, error)
         or "Check size, channels and dtype of the inputs."
     )
 
@@ -86,7 +90,39 @@ def batching(values: Any, axes: int = 0) -> str:
     tensors = list(tensors_in(values))
     single = bool(tensors) and all(tensor.dim() <= axes for tensor in tensors)
     words = axes and any(not tensor.is_floating_point() for tensor in tensors)
-    return " Put samples into batches: DataLoader(dataset, batch_size=64)." if single and not words else ""
+    return f" {_PUT}" if single and not words else ""
+
+
+def _lacks_batch(error: BaseException) -> bool:
+    """Return whether inputs had one axis less than a convolution, a norm or a forward takes."""
+    frame = error.__traceback__
+    while frame is not None:
+        held = list(frame.tb_frame.f_locals.values())
+        layer = held[0] if held and isinstance(held[0], nn.Conv1d | nn.Conv2d | nn.Conv3d) else None
+        given = next((value for value in held if isinstance(value, Tensor)), None)
+        if layer is not None and given is not None:
+            return given.dim() == len(layer.kernel_size) + 1
+        frame = frame.tb_next
+    return any(re.search(pattern, str(error)) for axes in range(1, 5) for pattern in _too_few(axes))
+
+
+def _too_few(axes: int) -> tuple[str, ...]:
+    """Return what torch and Python say where a tensor has `axes` axes, and should have one more."""
+    return (
+        rf"to unpack \(expected {axes + 1}, got {axes}\)",
+        rf"expected {axes + 1}D input \(got {axes}D input\)",
+        rf"range of \[-{axes}, {axes - 1}\], but got {axes}\)",
+    )
+
+
+def integers_remedy(model: nn.Module, inputs: Any, error: Exception) -> str:
+    """Return the remedy for integers, such as the bytes of images, where numbers with a point are read."""
+    held = next((value.dtype for value in model.parameters() if value.is_floating_point()), None)
+    given = next(iter(tensors_in(inputs)), None)
+    if held is None or given is None or not re.search(r"scalar type|dtype|should be the same", str(error)):
+        return ""
+    name, other = (str(dtype).removeprefix("torch.") for dtype in (held, given.dtype))
+    return f"The weights are {name}, the inputs {other}: pass x.to(torch.{name}), scaled as in training."
 
 
 def failing_module(model: nn.Module, error: BaseException) -> str:

@@ -16,7 +16,7 @@ from hessprune.foundation.arguments import as_given
 from hessprune.foundation.bypass import compiler_at_work
 from hessprune.foundation.caches import without_cache, without_cache_argument
 from hessprune.foundation.experts import BY_GROUP, experts_run_by
-from hessprune.foundation.misfits import dtype_remedy, whole_remedy
+from hessprune.foundation.misfits import dtype_remedy, integers_remedy, whole_remedy
 from hessprune.foundation.modules import (
     call_model,
     device_of,
@@ -136,6 +136,7 @@ def _checked_run(model: nn.Module, example_inputs: Any) -> Any:
     except Exception as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(example_inputs))
         remedy = dtype_remedy(model, example_inputs) or whole_remedy(model, example_inputs)
+        remedy = remedy or integers_remedy(model, example_inputs, error)
         raise UnsupportedModelError(
             f"`example_inputs` must fit the model's forward, got shapes {shapes}: {first_line(error)}. "
             f"{remedy or 'Pass a batch exactly as the model takes it.'}"
