@@ -6,6 +6,7 @@ from torch import nn
 
 from hessprune.errors import DataError, NumericalError
 from hessprune.foundation import modules as _modules
+from hessprune.foundation.misfits import dtype_remedy
 
 NET = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2))
 
@@ -15,7 +16,11 @@ NET = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2))
     [
         (torch.zeros(2, 1, 8, 8), r"float32 \(2, 1, 8, 8\), in module '0': .* to have 3 channels, but got 1"),
         (torch.zeros(2, 3, 9, 9), r"in module '2': mat1 and mat2 shapes cannot be multiplied"),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), r"got int64 .*Check size, channels and dtype"),
+        (
+            torch.zeros(2, 3, 8, 8, dtype=torch.int64),
+            r"got int64 .*weights are float32, the inputs int64: pass x.to\(torch.float32\), scaled",
+        ),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"the inputs uint8: pass x.to\(torch.float32\), scaled"),
         ({"x": torch.zeros(1)}, r"`data` must fit the model, got \{'x': float32 \(1,\)\}"),
     ],
 )
@@ -76,7 +81,7 @@ def test_inputs_in_another_precision_come_with_the_call_that_helps(weights, inpu
     net, x = nn.Linear(2, 2).to(weights), torch.zeros(1, 2, dtype=inputs)
     with pytest.raises(DataError, match=remedy):
         _modules.predict(net, x)
-    eval(_modules.dtype_remedy(net, x).partition("call ")[2].partition(",")[0], {"model": net, "torch": torch})
+    eval(dtype_remedy(net, x).partition("call ")[2].partition(",")[0], {"model": net, "torch": torch})
     _modules.predict(net, x)
 
 

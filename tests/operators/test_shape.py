@@ -72,7 +72,7 @@ def test_computed_weights_freeze_by_name_and_scaled_ones_are_weights() -> None:
 def test_recurrent_layers_stay_by_name() -> None:
     groups = found(nets.Recurrent)
     assert sizes(groups) == {"conv.0": 8, "hidden": 7}
-    assert reasons(groups, "embed.weight", 0) == "operator 'lstm' in module 'lstm' has no rule"
+    assert reasons(groups, "embed.weight", 0) == "the recurrent layer 'lstm' in module 'lstm' keeps its sizes"
 
 
 def test_masks_over_space_leave_channels_free() -> None:
@@ -217,7 +217,7 @@ def test_a_table_tied_to_the_head_keeps_its_rows_and_loses_columns_everywhere() 
 
 @pytest.mark.parametrize("layer", [nn.LSTM(3, 4), nn.GRU(3, 4), nn.RNN(3, 4)])
 def test_networks_of_recurrent_layers_alone_are_refused_by_name(layer: nn.Module) -> None:
-    with pytest.raises(ValueError, match=r"found none: .*operator '(lstm|gru|rnn_tanh)' has no rule"):
+    with pytest.raises(ValueError, match=r"found none: .*recurrent layer '(lstm|gru|rnn_tanh)' keeps its sizes"):
         find_groups(layer, torch.zeros(2, 1, 3))
 
 

@@ -93,7 +93,7 @@ class ComputedWeights(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """An LSTM has no rule: it stays, by name; other layers may go."""
+    """An LSTM stays, by name; other layers may go."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from hessprune.deploy.axes import Axes, halved, positional, resized, shuffled
 from hessprune.deploy.onnx_model import onnx_feed, onnx_session
 from hessprune.deploy.outputs import KEY, structure_of
 from hessprune.errors import ArgumentError, UnsupportedModelError, VerificationError
+from hessprune.foundation.arguments import as_given
 from hessprune.foundation.arrival import observed
 from hessprune.foundation.caches import without_cache
 from hessprune.foundation.checks import check_numbers, check_range, optional_import
@@ -141,7 +142,7 @@ def _no_kernels(model: nn.Module, reason: str) -> str:
 def write_onnx(model: nn.Module, example: Any, path: Path, *, axes: Axes, remedy: str) -> None:
     """Write `model` in evaluation mode as ONNX, without a check; `remedy` ends the error if torch cannot capture it."""
     with seeded(0), evaluation_mode(model), torch.no_grad():
-        output = forward(model, example, "example_inputs")
+        output, example = forward(model, example, "example_inputs"), as_given(model, example)
         # torch.export takes an axis of length 1 for a constant
         traced = resized(example, 2) if axes.batch and leading_size(example) == 1 else example
         captured = capture(model, traced, axes.of(traced), remedy=remedy)

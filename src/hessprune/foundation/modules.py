@@ -11,24 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.errors import DataError, HessPruneError
+from hessprune.foundation.arguments import as_given
 from hessprune.foundation.caches import with_cache, without_cache, without_cache_argument
 from hessprune.foundation.experts import experts_run_by, put_experts_side_by_side
 from hessprune.foundation.integers import RealIntegers, inputs_with_integers, with_integers
+from hessprune.foundation.misfits import failing_module, misfit_remedy
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.tensors import named_tensors
-from hessprune.foundation.texts import has_decoder, tokens_remedy
-from hessprune.foundation.trees import describe, tensors_in, to_device
+from hessprune.foundation.texts import tokens_remedy
+from hessprune.foundation.trees import describe, to_device
 
 T = TypeVar("T")
 
-CHECK_INPUTS = "Check size, channels and dtype of the inputs."
 # What a forward pass may raise through no fault of its inputs.
 _OTHER_CAUSES = (HessPruneError, torch.OutOfMemoryError, torch.AcceleratorError)
 _MISFITS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError)
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
-    """Call `model` on a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+    """Call `model` on a tensor, a tuple of positional arguments, or a dict of keyword arguments or as the argument.
 
     Decoders keep no cache of keys and values; experts of a mixture run one after the other.
     """
@@ -44,6 +45,7 @@ def call_with_cache(model: nn.Module, inputs: Any) -> Any:
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:
+    inputs = as_given(model, inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
@@ -79,67 +81,12 @@ def forward(model: nn.Module, inputs: Any, name: str = "batches") -> Any:
     except _OTHER_CAUSES:
         raise
     except misfits as error:
-        remedy = numbers or _dataclass_remedy(inputs) or dtype_remedy(model, inputs) or _pair_remedy(model, inputs)
-        remedy = remedy or _lengths_remedy(inputs) or batching(inputs, 1).strip()
         reason, module = str(error).strip().partition("\n")[0].rstrip("."), failing_module(model, error)
+        remedy = numbers or misfit_remedy(model, inputs, error)
         where = f", in module '{module}'" if module else ""
         raise DataError(
-            f"inputs in `{name}` must fit the model, got {describe(inputs)}{where}: {reason}. {remedy or CHECK_INPUTS}"
+            f"inputs in `{name}` must fit the model, got {describe(inputs)}{where}: {reason}. {remedy}"
         ) from error
-
-
-def dtype_remedy(model: nn.Module, inputs: Any) -> str:
-    """Return the remedy for inputs in another floating-point type than the weights; an empty string if they agree."""
-    held = next((value.dtype for value in model.parameters() if value.is_floating_point()), None)
-    given = {tensor.dtype for tensor in tensors_in(inputs) if tensor.is_floating_point()}
-    if held is None or not given - {held}:
-        return ""
-    name, other = (str(dtype).removeprefix("torch.") for dtype in (held, min(given - {held}, key=str)))
-    call = "model.float()" if other == "float32" else f"model.to(torch.{other})"
-    return f"The weights are {name}, the inputs {other}: call {call}, or pass inputs of dtype {name}."
-
-
-def _dataclass_remedy(inputs: Any) -> str:
-    """Return the remedy for a dataclass, which a forward receives as it is; an empty string for others."""
-    if not is_dataclass(inputs) or isinstance(inputs, Mapping):
-        return ""
-    return "A dataclass is a single argument: yield a dict of arguments, vars(batch), or (inputs, targets)."
-
-
-def _pair_remedy(model: nn.Module, inputs: Any) -> str:
-    """Return the remedy for inputs of an encoder alone, where a decoder follows; an empty string for others."""
-    is_pair = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    if not is_pair or not isinstance(inputs, Mapping) or has_decoder(inputs):
-        return ""
-    return "Give `decoder_input_ids` beside the inputs of the encoder."
-
-
-def _lengths_remedy(inputs: Any) -> str:
-    """Return the remedy for tensors of several lengths; an empty string for others."""
-    lengths = {len(tensor) for tensor in tensors_in(inputs) if tensor.dim() and len(tensor) > 1}
-    if len(lengths) < 2:
-        return ""
-    return "Give one entry for each sample in every tensor; one of another length than the first is given whole."
-
-
-def batching(values: Any, axes: int = 0) -> str:
-    """Return the remedy for the inputs or targets of a single sample, which have few axes; else an empty string."""
-    tensors = list(tensors_in(values))
-    single = bool(tensors) and all(tensor.dim() <= axes for tensor in tensors)
-    words = axes and any(not tensor.is_floating_point() for tensor in tensors)
-    return " Put samples into batches: DataLoader(dataset, batch_size=64)." if single and not words else ""
-
-
-def failing_module(model: nn.Module, error: BaseException) -> str:
-    """Return the name of the innermost module of `model` on the way to `error` (empty for the model itself)."""
-    names = {module: name for name, module in model.named_modules() if name}
-    innermost, frame = "", error.__traceback__
-    while frame is not None:
-        # Only the module itself: hashing an arbitrary `self` could call the user's code.
-        owner = frame.tb_frame.f_locals.get("self")
-        innermost = names.get(owner, innermost) if isinstance(owner, nn.Module) else innermost
-        frame = frame.tb_next
-    return innermost
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hessprune.errors import HessPruneError, UnsupportedModelError
-from hessprune.foundation.modules import failing_module, forward
+from hessprune.foundation.misfits import failing_module
+from hessprune.foundation.modules import forward
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import leading_size, sample_rows, tensors_in
 from hessprune.layers.calls import CallMode, slow_attention, weight_names

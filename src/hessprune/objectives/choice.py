@@ -11,7 +11,8 @@ from hessprune.errors import ArgumentError, DataError
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_labels
 from hessprune.foundation.losses import are_labels, as_cross_entropy, as_labels, check_class_axis, squeeze_remedy
-from hessprune.foundation.modules import batching, device_of, forward, logits_of
+from hessprune.foundation.misfits import batching
+from hessprune.foundation.modules import device_of, forward, logits_of
 from hessprune.foundation.named_losses import loss_of
 from hessprune.foundation.processes import is_own, summed
 from hessprune.foundation.progress import track

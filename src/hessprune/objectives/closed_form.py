@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hessprune.errors import DataError
 from hessprune.foundation.checks import check_labels
 from hessprune.foundation.losses import LossFn, as_cross_entropy, labels_for
-from hessprune.foundation.modules import batching
+from hessprune.foundation.misfits import batching
 from hessprune.foundation.trees import describe
 from hessprune.objectives.factors import DiagonalFactor, LogitFactor, SoftmaxFactor
 from hessprune.objectives.objective import BatchLoss

@@ -116,11 +116,11 @@ register(
 
 
 def filled(call: Call) -> Tensor:
-    """Return labels along the axis of channels or heads for equal numbers, as of a state that a forward starts from.
+    """Return labels along the axis of channels or heads for equal numbers, as of a state or a sum that starts at zero.
 
     Whether that size follows the units shows on trial; all other axes are fixed.
     """
-    if len(call.shape) < 3 or call.shape[1] == 1 or not call.produced.is_floating_point():
+    if len(call.shape) < 2 or call.shape[1] == 1 or not call.produced.is_floating_point():
         return created(call)
     return along(call.labels.new(call.shape[1]), 1, call.shape)
 

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from hessprune.deploy.axes import Axes, resized
 from hessprune.deploy.export import capture
 from hessprune.errors import ArgumentError, UnsupportedModelError
+from hessprune.foundation.arguments import as_given
 from hessprune.foundation.arrival import arrived, unwrapped
 from hessprune.foundation.checks import (
     check_batches,
@@ -225,6 +226,7 @@ def _float_graph(model: nn.Module, example: Any, axes: Axes) -> tuple[GraphModul
         The graph, and the sizes that it accepts.
     """
     predict(model, example, "example_inputs")
+    example = as_given(model, example)
     traced = resized(example, 2) if leading_size(example) == 1 else example
     remedy = "Remove data-dependent Python and fixed batch sizes from its forward."
     graph = capture(model, traced, axes.of(traced), remedy=remedy).module()

@@ -29,10 +29,17 @@ def advice(reasons: Collection[str]) -> str:
     """
     if ON_REQUEST in reasons:
         return "Shorten `ignore`."
+    if any("fake_quant" in reason for reason in reasons):
+        return "Prune the model before quantisers are put into it."
+    if any("recurrent" in reason for reason in reasons):
+        return "Prune a network with a hidden layer behind the recurrent ones: these stay, and so do layers that feed them."
     if any("has no rule" in reason for reason in reasons):
         return "Give the operator a rule with hessprune.operators.table.register, or replace it."
     if any(_COMPUTED in reason for reason in reasons):
-        return "Compute such weights in front of the forward, and keep them as parameters."
+        return (
+            "Put plain layers, as nn.Conv2d or nn.Linear, in the place of these, and copy the computed weights into "
+            "them as parameters: they compute the same."
+        )
     if any("fixed size" in reason for reason in reasons):
         return "Make tensors that meet channels in the likeness of these, as torch.zeros_like does."
     if any("'mean' reduces" in reason or "together" in reason for reason in reasons):

@@ -12,10 +12,17 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from hessprune.errors import ArgumentError, UnsupportedModelError
+from hessprune.foundation.arguments import as_given
 from hessprune.foundation.bypass import compiler_at_work
 from hessprune.foundation.caches import without_cache, without_cache_argument
 from hessprune.foundation.experts import BY_GROUP, experts_run_by
-from hessprune.foundation.modules import call_model, device_of, dtype_remedy, empty_copy, shared_copy
+from hessprune.foundation.misfits import dtype_remedy, integers_remedy, whole_remedy
+from hessprune.foundation.modules import (
+    call_model,
+    device_of,
+    empty_copy,
+    shared_copy,
+)
 from hessprune.foundation.multihead import free_heads, without_causal_guess
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode
@@ -39,7 +46,7 @@ def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
             f"{tokens_remedy(example_inputs) or ' Pass a tensor, a tuple or a dict of tensors of a batch.'}"
         )
     example_inputs = to_device(example_inputs, device_of(model))
-    args, kwargs = as_call(example_inputs)
+    args, kwargs = _as_call(as_given(model, example_inputs))
     own = shared_copy(model)
     with evaluation_mode(own), torch.no_grad(), quiet(), compiler_at_work():
         try:
@@ -58,7 +65,7 @@ def capture(model: nn.Module, example_inputs: Any) -> ExportedProgram:
 def capture_training(model: nn.Module, example_inputs: Any) -> ExportedProgram | None:
     """Export `model` in training mode, with branches that evaluation skips; return None if the export fails."""
     trained = empty_copy(model).train()
-    args, kwargs = as_call(to_device(example_inputs, "meta"))
+    args, kwargs = _as_call(to_device(as_given(model, example_inputs), "meta"))
     with torch.no_grad(), quiet(), compiler_at_work():
         try:
             return _program(trained, args, kwargs)
@@ -128,9 +135,11 @@ def _checked_run(model: nn.Module, example_inputs: Any) -> Any:
         return call_model(model, example_inputs)
     except Exception as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(example_inputs))
+        remedy = dtype_remedy(model, example_inputs) or whole_remedy(model, example_inputs)
+        remedy = remedy or integers_remedy(model, example_inputs, error)
         raise UnsupportedModelError(
             f"`example_inputs` must fit the model's forward, got shapes {shapes}: {first_line(error)}. "
-            f"{dtype_remedy(model, example_inputs) or 'Pass a batch exactly as the model takes it.'}"
+            f"{remedy or 'Pass a batch exactly as the model takes it.'}"
         ) from error
 
 
@@ -149,7 +158,7 @@ def _check_registered(trees: Mapping[str, Any], error: Exception) -> None:
             ) from error
 
 
-def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments for a tensor, a tuple or a dict."""
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), {}

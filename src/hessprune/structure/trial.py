@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_map
 
 from hessprune.foundation.caches import copied_cache
 from hessprune.foundation.integers import RealIntegers, inputs_with_integers, with_integers
-from hessprune.foundation.modules import borrowing_copy, call_model, device_of, empty_copy, failing_module
+from hessprune.foundation.misfits import failing_module
+from hessprune.foundation.modules import borrowing_copy, call_model, device_of, empty_copy
 from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.quicksizes import KnownSizes, QuickSizes
 from hessprune.foundation.trees import sample_rows, tensors_in, to_device
