@@ -47,6 +47,9 @@ def test_one_row_stands_for_all_and_other_shapes_say_nothing() -> None:
     unmasked = position_mask({"attention_mask": torch.zeros(2, 1, 3, 3)}, (2, 3))  # nothing is added
     assert unmasked is not None
     assert unmasked.all()
+    flat = position_mask({"attention_mask": torch.zeros(2, 3)}, (2, 3))
+    assert flat is not None
+    assert flat.all(), "a batch without padding, beside others with it"
 
 
 def test_beside_a_decoder_the_attention_mask_is_the_encoder_s() -> None:

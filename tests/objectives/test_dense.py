@@ -134,19 +134,40 @@ def test_a_large_vocabulary_counts_at_sampled_positions() -> None:
     dense, other = (Words().double().requires_grad_(False) for _ in range(2))
     objective = choose_objective(dense, [inputs])
     assert objective.facts()["outputs"] == {"logits": "divergence at 256 positions"}
-    chosen = sampled_positions(400, 256)
-    before, after = (model(**inputs)["logits"].log_softmax(2)[:, chosen] for model in (dense, other))
-    each = (before.exp() * (before - after)).sum(2)
-    kept = mask[:, chosen].bool()
-    expected = each[kept].mean()
+    chosen = [sampled_positions(400, 256), torch.arange(100)]  # all words of the padded text
+    before, after = (model(**inputs)["logits"].log_softmax(2) for model in (dense, other))
+    every = (before.exp() * (before - after)).sum(2)
+    each = torch.cat([row[drawn] for row, drawn in zip(every, chosen, strict=True)])
+    expected = each.mean()
     found, weight = objective.judge(other(**inputs), dense(**inputs), inputs, None, 2)
-    assert (round(found, 9), weight) == (round(float(expected), 9), float(kept.sum()))
-    values = objective.read(dense(**inputs), 2)
+    assert (round(found, 9), weight) == (round(float(expected), 9), 356.0)
+    values = objective.read(dense(**inputs), 2, inputs)
     assert values.shape == (2, 4096, 256)
     factor = objective.on(inputs, None, 2).factor(values)
     probability = before.exp()
-    trace = ((probability * (1 - probability)).sum(2) * kept).sum()
+    traces = (probability * (1 - probability)).sum(2)
+    trace = sum(row[drawn].sum() for row, drawn in zip(traces, chosen, strict=True))
     assert torch.allclose(factor.mass.sum(), trace)
+
+
+@pytest.mark.parametrize("loss_fn", [None, "next_word"])
+@pytest.mark.parametrize("length", [6, 600])
+@pytest.mark.parametrize("left", [False, True])
+def test_a_text_has_the_same_words_drawn_however_it_is_padded(loss_fn: str | None, length: int, left: bool) -> None:
+    torch.manual_seed(0)
+    text, model = torch.randint(9, (2, length)), Words().double().requires_grad_(False)
+    ids, mask = torch.zeros(2, 2, length + 600, dtype=torch.int64)
+    at = slice(600, None) if left else slice(length)
+    ids[:, at], mask[:, at] = text, 1
+    found = []
+    for inputs in ({"input_ids": text}, {"input_ids": ids, "attention_mask": mask}):
+        objective = choose_objective(model, [inputs], loss_fn)
+        values, loss = objective.read(model(**inputs), 2, inputs), objective.on(inputs, None, 2)
+        loss.see([(model(**inputs), 2)], values)
+        few = slice(min(length, 256))
+        found.append((values[:, :, few], torch.tensor(loss.weight()), loss.slope(values + 1)[:, :, few]))
+    torch.testing.assert_close(*found)
+    assert found[0][1] > 0
 
 
 def test_a_short_text_counts_as_a_whole() -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from hessprune.foundation.batches import Rereadable
 from hessprune.surgery import calibration
-from hessprune.surgery.calibration import behind, gather, holds_few
+from hessprune.surgery.calibration import behind, gather, holds_few, judging
 
 MODEL = nn.Conv2d(3, 4, 3, padding=1)
 
@@ -24,6 +24,14 @@ def test_batches_of_equal_shape_are_joined_and_others_stand_beside() -> None:
     half = first.only(torch.arange(9) % 2 == 0)
     assert half.places.tolist() == [0, 6, 8]
     assert torch.equal(half.inputs, first.inputs[[0, 3, 5]])
+
+
+def test_every_fifth_sample_judges_by_its_place_in_the_data() -> None:
+    first, second = judging(gather(Rereadable(images((2, 8), (3, 6), (7, 8))), MODEL))
+    assert first.tolist() == [True, False, True, False, False, False, False, True, False]
+    assert not second.any()
+    (left,) = judging([part.only(torch.arange(20) % 5 > 0) for part in gather(Rereadable(images((20, 8))), MODEL)])
+    assert left.nonzero().flatten().tolist() == [0, 5, 10, 15], "of those that a trial leaves"
 
 
 def test_targets_follow_their_samples_where_there_is_one_for_each() -> None:

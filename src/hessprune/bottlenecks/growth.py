@@ -124,7 +124,7 @@ def _passes(task: Task, objective: Any, pairs: Sequence[_Pair]) -> Iterator[tupl
         samples = leading_size(inputs)
         with torch.enable_grad(), evaluation_mode(model), _Tape(names, samples) as tape:
             output = call_model(model, inputs)
-            values, batch = objective.read(output, samples), objective.on(inputs, targets, samples)
+            values, batch = objective.read(output, samples, inputs), objective.on(inputs, targets, samples)
             batch.see([(output, samples)], values)
             loss = batch.loss(values, torch.arange(samples, device=values.device))
             present = [name for name in readers if name in tape.calls]

@@ -21,7 +21,7 @@ from hessprune.layers.folding import Folded
 from hessprune.layers.per_sample import Geometry, geometry_of, gram_norms, patch_gram
 from hessprune.operators.maps import Arguments, Convolution, LinearMap
 
-Read = Callable[[Any, int], Tensor]
+Read = Callable[[Any, int, Any], Tensor]
 """From a model's output and the number of samples to the values `(N, *)` that count."""
 
 
@@ -44,7 +44,7 @@ class TapMode(CallMode):
         """Run a chunk, ready for `backward`."""
         self.samples = leading_size(inputs)
         with torch.enable_grad(), slow_attention(), self:
-            self._values = self._read(forward(self._model, inputs), self.samples)
+            self._values = self._read(forward(self._model, inputs), self.samples, inputs)
 
     @property
     def values(self) -> Tensor:

@@ -116,8 +116,11 @@ class Problem:
         """Return the outputs of each chunk with its number of samples, and the values of the batch."""
         with self.precision.casting(self.device):
             parts = self.chunks(leading_size(inputs))
-            outputs = [(forward(self.folded.model, sample_rows(inputs, part)), len(part)) for part in parts]
-        return outputs, torch.cat([self.objective.read(output, samples) for output, samples in outputs])
+            chunks = [sample_rows(inputs, part) for part in parts]
+            outputs = [(forward(self.folded.model, few), len(part)) for few, part in zip(chunks, parts, strict=True)]
+        read = self.objective.read
+        values = [read(*output, few) for output, few in zip(outputs, chunks, strict=True)]
+        return outputs, torch.cat(values)
 
     def chunks(self, samples: int) -> tuple[Tensor, ...]:
         """Return the indices of the samples of each chunk."""
@@ -164,9 +167,10 @@ def check_repeats(model: nn.Module, objective: Objective, inputs: Any) -> float:
     Raises:
         NumericalError: The values differ: the model is random, or its samples influence each other.
     """
-    pair = objective.read(call_model(model, sample_rows(inputs, torch.tensor([0, -1], device="cpu"))), 2)[:1]
+    two, one = (sample_rows(inputs, torch.tensor(rows, device="cpu")) for rows in ([0, -1], [0]))
+    pair = objective.read(call_model(model, two), 2, two)[:1]
     started = time.perf_counter()
-    alone = objective.read(call_model(model, sample_rows(inputs, torch.tensor([0], device="cpu"))), 1)[:1]
+    alone = objective.read(call_model(model, one), 1, one)[:1]
     seconds = time.perf_counter() - started
     check_finite(pair)
     if not torch.allclose(pair, alone, rtol=1e-2, atol=1e-2 * float(pair.abs().max())):

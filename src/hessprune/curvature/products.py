@@ -47,7 +47,7 @@ class ProductMode(CallMode):
         """Return the values of a chunk that count, attached to its graph."""
         self.samples = leading_size(inputs)
         with torch.enable_grad(), slow_attention(), self:
-            return self._read(forward(self._model, inputs), self.samples)
+            return self._read(forward(self._model, inputs), self.samples, inputs)
 
     def differentiate(self, loss: Tensor) -> None:
         """Build the graph of the loss gradient; each layer adds a token in place of its weight gradient."""

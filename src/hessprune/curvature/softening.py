@@ -91,7 +91,7 @@ def _values(model: nn.Module, batches: Any, objective: Objective) -> list[Batch]
         for inputs, targets in Rereadable.of(batches, model):
             inputs, targets, samples = *to_device((inputs, targets), device), leading_size(inputs)
             output = forward(model, inputs)
-            values = objective.read(output, samples)
+            values = objective.read(output, samples, inputs)
             read.append((inputs, targets, [(output, samples)], values))
             numbers += values.numel()
             if numbers >= _NUMBERS:

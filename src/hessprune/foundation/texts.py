@@ -167,5 +167,5 @@ def _kept(mask: Tensor) -> Tensor:
     """Return where a mask is 1 or true, or adds nothing much to a score."""
     if not mask.is_floating_point():
         return mask.bool()
-    is_added = bool((mask < 0).any()) or (mask.dim() > 2 and not bool((mask > 0).any()))
+    is_added = bool((mask < 0).any()) or not bool((mask > 0).any())  # of 0 and 1 it would be padding alone
     return mask > BLOCKED if is_added else mask > 0

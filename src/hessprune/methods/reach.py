@@ -38,7 +38,7 @@ def unseen_groups(model: nn.Module, groups: Sequence[Group], batches: Any, objec
         loss = objective.on(inputs, targets, samples) if loss.needs_outputs else loss
     with torch.enable_grad(), slow_attention(), CallMode({}, samples):  # which also looks into control flow
         output = forward(other, inputs)
-        values = objective.read(output, samples)
+        values = objective.read(output, samples, inputs)
         if loss.needs_outputs:
             loss.see([(output, samples)], values)
     return _without_gradient(other, groups, values, loss)

@@ -220,7 +220,7 @@ def _measured(objective: DenseOutputs, model: nn.Module, batches: Rereadable) ->
             samples = leading_size(inputs)
             output = forward(model, to_device(inputs, device))
             loss = objective.on(to_device(inputs, device), to_device(targets, device), samples)
-            loss.see([(output, samples)], objective.read(output, samples))
+            loss.see([(output, samples)], objective.read(output, samples, to_device(inputs, device)))
             tensors = objective.outputs.parts(output, samples)
             for part, tensor, mask in zip(objective.parts, tensors, loss.masks, strict=True):
                 if part.rule == "squared error":

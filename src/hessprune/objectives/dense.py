@@ -16,7 +16,7 @@ from torch import Tensor
 from hessprune.foundation.texts import by_name, tokens_of
 from hessprune.foundation.trees import tensors_in
 from hessprune.objectives.factors import DiagonalFactor, JoinedFactor, LogitFactor, SoftmaxFactor
-from hessprune.objectives.masks import counted_positions, sampled_positions
+from hessprune.objectives.masks import at_positions, counted_positions, drawn_positions
 from hessprune.objectives.objective import BatchLoss, Objective
 from hessprune.objectives.outputs import Outputs, joined, separated, targets_of
 
@@ -38,11 +38,19 @@ class Part:
     positions: int | None = None
     """The number of positions of a text that count, where a vocabulary at all of them would take too much memory."""
 
-    def canonical(self, tensor: Tensor) -> Tensor:
+    def drawn(self, inputs: Any, positions: Sequence[int]) -> Tensor:
+        """Return which of positions `(N, T)` count, for inputs with their names."""
+        return drawn_positions(inputs, positions, self.positions, encoder=self.is_encoder)
+
+    @property
+    def is_encoder(self) -> bool:
+        """True for an output of the encoder, beside those of a decoder."""
+        return self.name.startswith("encoder")
+
+    def canonical(self, tensor: Tensor, inputs: Any = None) -> Tensor:
         """Return the tensor with classes along axis 1, if there are classes, at the positions that count."""
         if self.positions is not None:
-            chosen = sampled_positions(tensor.shape[1], self.positions)
-            tensor = tensor.index_select(1, chosen.to(tensor.device))
+            tensor = at_positions(tensor, self.drawn(inputs, tensor.shape[:2]))
         return tensor.movedim(self.axis, 1) if self.rule == "divergence" else tensor
 
     def fact(self) -> str:
@@ -70,9 +78,9 @@ class DenseOutputs(Objective):
         """Return the rule for each output."""
         return {"loss": "dense outputs", "outputs": {part.name: part.fact() for part in self.parts}}
 
-    def read(self, output: Any, samples: int) -> Tensor:
+    def read(self, output: Any, samples: int, inputs: Any = None) -> Tensor:
         """Return the values of all parts, classes along axis 1."""
-        return joined(self.tensors(output, samples))
+        return joined(self.tensors(output, samples, inputs))
 
     def on(self, inputs: Any, targets: Any, samples: int) -> "DenseLoss":
         """Return the distance on one batch."""
@@ -80,9 +88,9 @@ class DenseOutputs(Objective):
 
     def judge(self, output: Any, dense_output: Any, inputs: Any, targets: Any, samples: int) -> tuple[float, float]:
         """Return the mean distance of an output, and the weight of the batch."""
-        dense, loss = self.tensors(dense_output, samples), self.on(inputs, targets, samples)
+        dense, loss = self.tensors(dense_output, samples, inputs), self.on(inputs, targets, samples)
         loss.shapes = [tensor.shape for tensor in dense]
-        return float(loss.distance(joined(dense).double(), self.read(output, samples).double())), loss.weight()
+        return float(loss.distance(joined(dense).double(), self.read(output, samples, inputs).double())), loss.weight()
 
     def softened(self, temperature: float) -> "DenseOutputs":
         """Return the objective with another temperature; the same one where nothing is a divergence."""
@@ -93,10 +101,10 @@ class DenseOutputs(Objective):
         """True if a part is a divergence."""
         return any(part.rule == "divergence" for part in self.parts)
 
-    def tensors(self, output: Any, samples: int) -> list[Tensor]:
+    def tensors(self, output: Any, samples: int, inputs: Any = None) -> list[Tensor]:
         """Return the tensors of all parts, samples first."""
-        tensors = self.outputs.parts(output, samples)
-        return [part.canonical(tensor) for part, tensor in zip(self.parts, tensors, strict=True)]
+        tensors, named = self.outputs.parts(output, samples), by_name(self.names, inputs)
+        return [part.canonical(tensor, named) for part, tensor in zip(self.parts, tensors, strict=True)]
 
 
 class DenseLoss(BatchLoss):
@@ -195,10 +203,10 @@ class DenseLoss(BatchLoss):
             targets_of(self._targets, part.name),
             positions,
             ignore_index=self.objective.ignore_index,
-            encoder=part.name.startswith("encoder"),
+            encoder=part.is_encoder,
         )
         if part.positions is not None:
-            mask = mask[:, sampled_positions(positions[1], part.positions).to(mask.device)]
+            mask = at_positions(mask, part.drawn(self._inputs, positions))
         return mask.reshape(self.samples, -1)
 
     def _learn(self, values: Tensor) -> None:

@@ -45,7 +45,7 @@ class GivenLoss(Objective):
         used = sorted({loss.curvature for loss in self._seen} - {""})
         return facts | {"curvature": ", ".join(used)} if used else facts
 
-    def read(self, output: Any, samples: int) -> Tensor:
+    def read(self, output: Any, samples: int, inputs: Any = None) -> Tensor:  # noqa: ARG002
         """Return the logits, or all outputs that a loss may read."""
         if self.closed is not None:
             return logits_of(output)
@@ -68,13 +68,13 @@ class GivenLoss(Objective):
         """Return the mean loss of an output, and the weight of the batch."""
         entropy = as_cross_entropy(self.loss_fn)
         if entropy is not None:
-            logits = self.read(output, samples)
+            logits = self.read(output, samples, inputs)
             targets = labels_for(logits, targets, ignore_index=entropy.ignore_index)
             labelled = count_labelled(targets, entropy.ignore_index)
             return (float(entropy_of(logits, targets, entropy)), float(labelled)) if labelled else (0.0, 0.0)
         assert self.loss_fn is not None
         if self.closed is not None:
-            values = self.read(output, samples)
+            values = self.read(output, samples, inputs)
             return float(self.loss_fn(values, fitting(self.closed, values, targets))), float(samples)
         return number_on(self.loss_fn, output, targets, "loss_fn"), float(samples)
 

@@ -54,5 +54,46 @@ def sampled_positions(length: int, count: int | None) -> Tensor:
     return ((torch.arange(count, device="cpu") + within) * (length / count)).long().clamp(max=length - 1)
 
 
+def drawn_positions(inputs: Any, positions: Sequence[int], count: int | None, *, encoder: bool = False) -> Tensor:
+    """Return the positions of texts as `sampled_positions` does, but of padded ones among their words, by rank.
+
+    So a text has the same words drawn however it is padded; where it has fewer than `count`, padding fills the row.
+
+    Args:
+        inputs: Of the batch, as for `counted_positions`.
+        positions: `(N, T)`.
+        count: Positions of a text that are drawn.
+        encoder: True for outputs of the encoder.
+
+    Returns:
+        `(m,)` where all texts are of one length, else `(N, m)`, on the CPU.
+
+    Example:
+        >>> import torch
+        >>> mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+        >>> drawn_positions({"attention_mask": mask}, (2, 4), 3).shape, drawn_positions(None, (2, 4), 3).shape
+        (torch.Size([2, 3]), torch.Size([3]))
+    """
+    drawn = sampled_positions(positions[1], count)
+    words = position_mask(inputs, positions, encoder=encoder)
+    if words is None or bool(words.all()):
+        return drawn
+    return torch.stack([_drawn_of(row, len(drawn)) for row in words.cpu()])
+
+
+def at_positions(tensor: Tensor, drawn: Tensor) -> Tensor:
+    """Return a tensor `(N, T, …)` at positions `(m,)`, or at those of each text, `(N, m)`."""
+    drawn = drawn.to(tensor.device)
+    if drawn.dim() == 1:
+        return tensor.index_select(1, drawn)
+    return tensor[torch.arange(len(drawn), device=tensor.device)[:, None], drawn]
+
+
+def _drawn_of(words: Tensor, count: int) -> Tensor:
+    """Return the positions of one text, `(count,)`: its words in front."""
+    kept, padding = (~words).sort(stable=True).indices.split([int(words.sum()), int((~words).sum())])
+    return torch.cat([kept[sampled_positions(len(kept), count)], padding[: max(0, count - len(kept))]])
+
+
 def _spread(mask: Tensor, positions: Sequence[int]) -> Tensor:
     return mask.reshape(*mask.shape, *[1] * (len(positions) - 2)).expand(tuple(positions))

@@ -10,7 +10,7 @@ from hessprune.foundation.texts import by_name
 from hessprune.foundation.words import predicted_words
 from hessprune.objectives.closed_form import ClosedForm
 from hessprune.objectives.given import GivenLoss
-from hessprune.objectives.masks import sampled_positions
+from hessprune.objectives.masks import at_positions, drawn_positions
 from hessprune.objectives.objective import BatchLoss
 
 
@@ -35,24 +35,25 @@ class NextWordLoss(GivenLoss):
         """Return the loss, and the number of positions if not all count."""
         return {"loss": "next_word"} | ({} if self.positions is None else {"positions": self.positions})
 
-    def read(self, output: Any, samples: int) -> Tensor:  # noqa: ARG002
+    def read(self, output: Any, samples: int, inputs: Any = None) -> Tensor:  # noqa: ARG002
         """Return the logits with words along axis 1, `(N, V, T)`."""
-        return self._chosen(logits_of(output)).movedim(-1, 1)
+        return self._chosen(logits_of(output), by_name(self.names, inputs)).movedim(-1, 1)
 
     def on(self, inputs: Any, targets: Any, samples: int) -> BatchLoss:
         """Return the loss of one batch."""
         assert self.closed is not None, "cross-entropy has a closed form"
-        words = predicted_words(None, by_name(self.names, inputs), targets, shift=self.shift, asker="next_word")
-        return ClosedForm(self.closed, self._chosen(words), samples)
+        named = by_name(self.names, inputs)
+        words = predicted_words(None, named, targets, shift=self.shift, asker="next_word")
+        return ClosedForm(self.closed, self._chosen(words, named), samples)
 
     def judge(self, output: Any, dense_output: Any, inputs: Any, targets: Any, samples: int) -> tuple[float, float]:
         """Return the mean loss of an output, and the weight of the batch."""
         named = by_name(self.names, inputs)
         words = predicted_words(logits_of(output), named, targets, shift=self.shift, asker="next_word")
-        return super().judge(output, dense_output, inputs, self._chosen(words), samples)
+        return super().judge(output, dense_output, inputs, self._chosen(words, named), samples)
 
-    def _chosen(self, tensor: Tensor) -> Tensor:
-        """Return the positions that count of a tensor `(N, T, …)`."""
+    def _chosen(self, tensor: Tensor, named: Any) -> Tensor:
+        """Return the positions that count of a tensor `(N, T, …)`, for inputs with their names."""
         if self.positions is None:
             return tensor
-        return tensor.index_select(1, sampled_positions(tensor.shape[1], self.positions).to(tensor.device))
+        return at_positions(tensor, drawn_positions(named, tensor.shape[:2], self.positions))

@@ -99,8 +99,8 @@ class Objective(ABC):
         return self
 
     @abstractmethod
-    def read(self, output: Any, samples: int) -> Tensor:
-        """Return the values that count, `(N, *)`, differentiable in the output."""
+    def read(self, output: Any, samples: int, inputs: Any = None) -> Tensor:
+        """Return the values that count, `(N, *)`, differentiable in the output; masks among the inputs may choose."""
 
     @abstractmethod
     def on(self, inputs: Any, targets: Any, samples: int) -> BatchLoss:

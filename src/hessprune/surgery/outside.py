@@ -26,7 +26,7 @@ from hessprune.layers.stack import Stack
 from hessprune.layers.sums import Sums
 from hessprune.operators.maps import Arguments, Convolution, LinearMap, SampleLayout
 from hessprune.planning.plan import Plan
-from hessprune.surgery.calibration import Samples, most_samples
+from hessprune.surgery.calibration import Samples, judging, most_samples
 from hessprune.surgery.refitting import Piece, Refitter, Scene, Student
 from hessprune.surgery.teacher import Teacher, targets_for
 
@@ -97,7 +97,11 @@ def refit_layers(
     recording, total = record(student, samples[0].inputs), sum(map(len, samples))
     refitter = Refitter(student, recording)
     with evaluation_mode(dense), evaluation_mode(student), slow_attention(), progress_bar("layers", len(names)) as bar:
-        portions = [portion for part in samples for portion in _portions(part, dense, student)]
+        portions = [
+            portion
+            for part, judges in zip(samples, judging(samples), strict=True)
+            for portion in _portions(part, judges, dense, student)
+        ]
         for number, name in enumerate(names):
             bar.advance(0, f"layer {number + 1}/{len(names)} outside of the blocks")
             layer = _Layer(
@@ -117,6 +121,7 @@ class _Portion:
 
     part: Samples
     rows: Tensor
+    judges: Tensor
     dense_branches: Mapping[str, Branch]
     branches: Mapping[str, Branch]
 
@@ -129,13 +134,14 @@ class _Portion:
         return sample_rows(self.part.inputs, self.rows)
 
 
-def _portions(part: Samples, dense: nn.Module, student: nn.Module) -> Iterator[_Portion]:
+def _portions(part: Samples, judges: Tensor, dense: nn.Module, student: nn.Module) -> Iterator[_Portion]:
     theirs, ours = find_branches(dense, part.inputs), find_branches(student, part.inputs)
     both = theirs.keys() & ours.keys()
     for rows in torch.arange(len(part), device="cpu").split(most_samples(dense, part.inputs)):
         yield _Portion(
             part=part,
             rows=rows,
+            judges=judges[rows],
             dense_branches={name: theirs[name] for name in both},
             branches={name: ours[name] for name in both},
         )
@@ -193,7 +199,7 @@ class _Layer:
             branches={self.name: portion.branches[self.name]} if self.name in portion.branches else {},
             targets=targets_for(teacher.targets, self.plan, self.dense, self.student),
             output=None,
-            start=int(portion.rows[0]),
+            judges=portion.judges,
         )
         found: list[Piece] = []
 

@@ -24,7 +24,7 @@ from hessprune.layers.recording import Recording, record
 from hessprune.layers.regression import columns_of, design, rows_of, weight_from
 from hessprune.operators.maps import Arguments, Convolution, LinearMap, SampleLayout
 from hessprune.planning.plan import Plan
-from hessprune.surgery.calibration import Samples
+from hessprune.surgery.calibration import Samples, judging
 from hessprune.surgery.lockstep import Pause, in_lockstep
 from hessprune.surgery.teacher import Target, Teacher, targets_for
 
@@ -64,8 +64,8 @@ def refit_in_place(
     recording, total = record(student, samples[0].inputs), sum(map(len, samples))
     with evaluation_mode(dense), evaluation_mode(student), slow_attention():
         scenes = [
-            _scene(dense, student, plan, part, own, share * len(part) / total, recording.layouts)
-            for part, own in zip(samples, dense_inputs, strict=True)
+            _scene(dense, student, plan, part, own, share * len(part) / total, recording.layouts, judges)
+            for part, own, judges in zip(samples, dense_inputs, judging(samples), strict=True)
         ]
         later = [_listen(student, recording, scene) for scene in scenes]
         refitter = Refitter(student, recording)
@@ -89,8 +89,8 @@ class Scene:
     branches: Mapping[str, Branch]
     targets: Mapping[str, Sequence[Target]]
     output: Any
-    start: int = 0
-    """Place of the first sample; every fifth place judges."""
+    judges: Tensor
+    """The samples that judge, `(N,)` bool."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +114,7 @@ def _scene(
     dense_inputs: Any,
     share: float,
     layouts: Mapping[str, SampleLayout],
+    judges: Tensor,
 ) -> Scene:
     """Run the dense model on some samples."""
     theirs, ours = find_branches(dense, dense_inputs), find_branches(student, samples.inputs)
@@ -127,6 +128,7 @@ def _scene(
         branches={name: ours[name] for name in both},
         targets=targets_for(teacher.targets, plan, dense, student),
         output=output,
+        judges=judges,
     )
 
 
@@ -166,7 +168,7 @@ class Student(StepMode):
         self, model: nn.Module, recording: Recording, scene: Scene, pause: Pause, *, every: bool = False
     ) -> None:
         super().__init__(model, scene.samples, scene.branches, recording.layouts)
-        self._targets, self._pause, self._every, self._start = scene.targets, pause, every, scene.start
+        self._targets, self._pause, self._every, self._judges = scene.targets, pause, every, scene.judges
         self._uses: Counter[str] = Counter()
         # Of a looked-up table other rows than those of outputs would change; experts may receive other rows now.
         self._stays = recording.looked_up | recording.unfit
@@ -194,7 +196,7 @@ class Student(StepMode):
             inputs=design(call, x, weight, target.positions),
             goal=(output * scale + missing).unflatten(1, (groups, -1)),
             scale=scale.view(groups, 1, -1),
-            held_out=(self._start + target.samples) % 5 == 0,
+            held_out=self._judges.to(target.samples.device)[target.samples],
         )
 
     def _sum(self, name: str, call: LinearMap, target: Target) -> tuple[Tensor, Tensor | float]:
