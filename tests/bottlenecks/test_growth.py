@@ -98,15 +98,94 @@ def test_a_layer_of_another_rank_may_produce_the_units_and_the_model_keeps_nothi
     assert not hasattr(model, "seen")
 
 
+@pytest.mark.parametrize(("stride", "padding", "further", "dilation"), [(1, 1, 0, 1), (2, 1, 1, 1), (3, 4, 2, 2)])
+def test_transposed_convolutions_follow_the_definition(stride: int, padding: int, further: int, dilation: int) -> None:
+    """Their kernel reads maps with zeros between, and a plain network over such maps has the same gain."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(2, 3, 3, padding=1)
+    options = {"padding": padding, "output_padding": further, "dilation": dilation, "stride": stride}
+    second, third = nn.ConvTranspose2d(3, 4, 3, **options), nn.Conv2d(4, 2, 3)
+    net = nn.Sequential(
+        first, nn.Tanh(), second, nn.Tanh(), third, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8, 3)
+    )
+    side = dilation * 2 - padding
+
+    class Spread(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            wide = x.new_zeros(*x.shape[:2], (x.shape[2] - 1) * stride + 1, (x.shape[3] - 1) * stride + 1)
+            wide[:, :, ::stride, ::stride] = x
+            return F.pad(wide, [side, side + further] * 2)
+
+    plain = nn.Conv2d(3, 4, 3, dilation=dilation)
+    with torch.no_grad():
+        plain.weight.copy_(second.weight.transpose(0, 1).flip(2, 3))
+        plain.bias.copy_(second.bias)
+    same = nn.Sequential(first, nn.Tanh(), Spread(), plain, *net[3:]).double()
+    net = net.double()
+    x, y = torch.randn(12, 2, 5, 5).double(), torch.randint(0, 3, (12,))
+    torch.testing.assert_close(same(x), net(x))
+    found, expected = gains(net, [(x[:5], y[:5]), (x[5:], y[5:])]), gains(same, [(x[:5], y[:5]), (x[5:], y[5:])])
+    assert found.keys() == {"0", "2", "4"}
+    assert found["2"] == pytest.approx(expected["3"], rel=1e-6)  # as a producer
+    h = net[1](first(x)).detach()
+    z = second(h).detach().requires_grad_()
+    wanted = -torch.autograd.grad(F.cross_entropy(net[3:](z), y, reduction="sum"), z)[0]
+
+    def columns(channels: int, maps: Tensor) -> Tensor:
+        """Return `(N, K, channels, positions)`: what each weight of one output reads, by the layer itself."""
+        reader = nn.ConvTranspose2d(1, 1, 3, bias=False, **options).double()
+        rows = []
+        for place in torch.eye(9).double():
+            reader.weight.data = place.view(1, 1, 3, 3)
+            rows.append(reader(maps.flatten(0, 1)[:, None]).detach().view(len(maps), channels, -1))
+        return torch.stack(rows, 2)
+
+    inputs = columns(3, h).flatten(1, 2).transpose(1, 2).reshape(-1, 27)
+    flat = wanted.flatten(2).transpose(1, 2).reshape(-1, 4)
+    ridge = torch.eye(27).double() * RIDGE * (inputs.T @ inputs).diagonal().mean()
+    rest = flat - inputs @ torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ flat)
+    candidates = F.unfold(x, 3, padding=1)
+    seen = columns(18, candidates.view(12, 18, 5, 5))
+    cross = torch.einsum("nakp,npo->aok", seen, rest.view(12, -1, 4)).reshape(18, -1) / len(rest)
+    a = candidates.transpose(1, 2).reshape(-1, 18)
+    s = a.T @ a / len(a)
+    s = s + torch.eye(18).double() * RIDGE * s.diagonal().mean()
+    values, vectors = torch.linalg.eigh(s)
+    value = float(torch.linalg.svdvals(vectors @ torch.diag(values**-0.5) @ vectors.T @ cross)[0]) ** 2
+    assert found["0"] == pytest.approx(value, rel=1e-5)  # as a reader
+
+
+class Products(nn.Module):
+    """Two layers whose weights stand on the right of a product, as GPT-2's do."""
+
+    def __init__(self, up: nn.Linear, down: nn.Linear) -> None:
+        super().__init__()
+        self.up, self.down = (
+            nn.Parameter(up.weight.detach().t().clone()),
+            nn.Parameter(down.weight.detach().t().clone()),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.up).tanh() @ self.down
+
+
+def test_weights_on_the_right_of_a_product_have_the_gain_of_linear_layers() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, 3, bias=False)).double()
+    batches = [(torch.randn(40, 5).double(), torch.randint(0, 3, (40,)))]
+    (found,), (expected,) = gains(Products(net[0], net[2]), batches).values(), gains(net, batches).values()
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
 def test_no_gain_is_stated_where_no_layer_is_seen_to_read() -> None:
-    class Transposed(nn.Module):
+    class Doubled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.table = nn.Linear(6, 16), nn.Parameter(torch.randn(16, 4))
+            self.first, self.table = nn.Linear(6, 16), nn.Parameter(torch.randn(4, 16))
 
         def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.linear(self.first(x).relu(), self.table.t())
+            return nn.functional.linear(self.first(x).relu(), 2 * self.table)
 
     batches = [(torch.randn(8, 6), torch.arange(8) % 4)]
-    found = hp.find_bottlenecks(Transposed(), batches[0][0], batches, method="magnitude", levels=(0.3,))
+    found = hp.find_bottlenecks(Doubled(), batches[0][0], batches, method="magnitude", levels=(0.3,))
     assert [item.gain for item in found] == [None]

@@ -1,7 +1,7 @@
 """The gain of one more unit in each group: the wanted update that the readers of the group cannot express."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from hessprune.layers.calls import CallMode
 from hessprune.objectives.choice import choose_objective
 from hessprune.operators.maps import Convolution, LinearMap
 from hessprune.pruning.task import Task
+from hessprune.structure.groups import Group, Role
 
 RIDGE = 1e-4
 """Added to the diagonals of second moments, as a share of their mean."""
@@ -30,6 +31,8 @@ class _Pair:
     group: str
     producer: str
     consumer: str
+    swapped: tuple[bool, bool]
+    """Whether the weights of both are used transposed."""
     inputs: Any = 0.0
     """`Σ h hᵀ` of the reading layer's kernel inputs."""
     wanted: Any = 0.0
@@ -101,16 +104,31 @@ def growth(task: Task) -> dict[str, float]:
 
 
 def _pairs(task: Task) -> Iterator[_Pair]:
-    """Yield for each group its first producing layer beside each reading one, as far as both are of moderate width."""
+    """Yield for each group its first producing layer beside each reading one, as far as both are of moderate width.
+
+    Weights that are used transposed, those of transposed convolutions and of matrix products, have the axes swapped.
+    """
     weights = dict(task.model.named_parameters())
+
+    def layers(group: Group, role: Role, axis: int) -> list[tuple[str, bool]]:
+        """Return the weights, each with whether it is used transposed; the others first."""
+        pieces = [p for p in group.slices_with_role(role) if p.dim < 2 <= weights[p.param].dim()]
+        return list(dict.fromkeys((p.param, p.dim != axis) for p in sorted(pieces, key=lambda p: p.dim != axis)))
+
+    def is_moderate(name: str, swapped: bool) -> bool:
+        shape = weights[name].shape
+        return weights[name].numel() // shape[int(swapped)] <= WIDEST
+
     for group in task.groups:
-        producers = [p.param for p in group.slices_with_role("producer") if p.dim == 0 and weights[p.param].dim() >= 2]
-        for consumer in dict.fromkeys(p.param for p in group.slices_with_role("consumer") if p.dim == 1):
-            rank = weights[consumer].dim()
-            fit = (name for name in producers if rank in (2, weights[name].dim()))  # a kernel reads maps of its rank
+        producers = layers(group, "producer", 0)
+        for consumer in layers(group, "consumer", 1):
+            rank = weights[consumer[0]].dim()
+            fit = (each for each in producers if rank in (2, weights[each[0]].dim()))  # a kernel reads maps of its rank
             producer = next(fit, None)
-            if producer and max(weights[name][0].numel() for name in (producer, consumer)) <= WIDEST:
-                yield _Pair(group=group.name, producer=producer, consumer=consumer)
+            if producer and is_moderate(*producer) and is_moderate(*consumer):
+                yield _Pair(
+                    group=group.name, producer=producer[0], consumer=consumer[0], swapped=(producer[1], consumer[1])
+                )
 
 
 def _passes(task: Task, objective: Any, pairs: Sequence[_Pair]) -> Iterator[tuple[dict[str, _Call], dict[str, Tensor]]]:
@@ -136,6 +154,8 @@ def _passes(task: Task, objective: Any, pairs: Sequence[_Pair]) -> Iterator[tupl
 
 def _add_moments(pair: _Pair, producer: _Call, consumer: _Call, wanted: Tensor) -> None:
     """Add the moments of the reading layer's inputs and of the candidates."""
+    if (producer.call.transposed, consumer.call.transposed) != pair.swapped:
+        return
     h, v = _kernel_inputs(consumer), _by_position(consumer, wanted)
     a = _kernel_inputs(producer)
     if h is None or v is None or a is None or h.shape[0] != v.shape[0]:
@@ -172,15 +192,11 @@ def _cross(producer: _Call, consumer: _Call, rest: Tensor, shape: Sequence[int])
         if maps.shape[2:] != size:
             maps = F.interpolate(maps, size=size, mode="nearest") if not _pools(maps, size) else _pooled(maps, size)
         delta = rest.to(maps.dtype).view(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
-        weight = delta.new_empty(shape[1], maps.shape[1], *consumer.weight.shape[2:])
-        plain = Convolution(
-            stride=consumer.call.stride,
-            padding=consumer.call.padding,
-            dilation=consumer.call.dilation,
-            output_padding=consumer.call.output_padding,
-        )
-        found = plain.weight_gradient(delta, maps.contiguous(), weight)
-        return found.transpose(0, 1).flatten(1).double()
+        swapped = consumer.call.transposed
+        channels = (maps.shape[1], shape[1]) if swapped else (shape[1], maps.shape[1])
+        whole = replace(consumer.call, groups=1)
+        found = whole.weight_gradient(delta, maps.contiguous(), delta.new_empty(*channels, *consumer.weight.shape[2:]))
+        return (found if swapped else found.transpose(0, 1)).flatten(1).double()
     a = maps.flatten(2).transpose(1, 2)
     rest = rest.view(a.shape[0], -1, rest.shape[-1])
     if a.shape[1] != rest.shape[1]:
@@ -200,12 +216,30 @@ def _pooled(maps: Tensor, size: Sequence[int]) -> Tensor:
 def _maps(call: _Call) -> Tensor | None:
     """Return the kernel inputs of a layer at each of its output positions, `(N, K, *)`."""
     if isinstance(call.call, Convolution):
-        if call.call.transposed or call.call.groups > 1:
+        if call.call.groups > 1:
             return None
-        size = call.call.output_size(call.x, call.weight)
-        return call.call.patches(call.x, call.weight).unflatten(2, size)
+        plain, x, weight = _plain(call.call, call.x, call.weight)
+        return plain.patches(x, weight).unflatten(2, plain.output_size(x, weight))
     rows = call.call.layout.by_sample(call.x, call.call.samples)  # type: ignore[union-attr]
     return rows.transpose(1, 2)
+
+
+def _plain(call: Convolution, x: Tensor, weight: Tensor) -> tuple[Convolution, Tensor, Tensor]:
+    """Return the plain convolution, the maps with zeros between them, and a weight of the shape that it reads them by.
+
+    The places of its kernel run the other way, which no sum over them shows.
+    """
+    if not call.transposed:
+        return call, x, weight
+    rank = weight.dim() - 2
+    spread = x.new_zeros(*x.shape[:2], *((n - 1) * step + 1 for n, step in zip(x.shape[2:], call.stride, strict=True)))
+    spread[(..., *(slice(None, None, step) for step in call.stride))] = x
+    axes = zip(weight.shape[2:], call.dilation, call.padding, call.output_padding, strict=True)
+    sides = [(gap := dilation * (k - 1) - padding, gap + further) for k, dilation, padding, further in axes]
+    padded = F.pad(spread, [side for pair in reversed(sides) for side in pair])
+    zeros = (0,) * rank
+    plain = Convolution(stride=(1,) * rank, padding=zeros, dilation=call.dilation, output_padding=zeros)
+    return plain, padded, weight.transpose(0, 1)
 
 
 def _kernel_inputs(call: _Call) -> Tensor | None:
