@@ -19,6 +19,7 @@ from hessprune.foundation.experts import BY_BATCH, experts_run_by
 from hessprune.foundation.files import staging, writable_file
 from hessprune.foundation.modules import call_model, device_of, forward
 from hessprune.foundation.multihead import without_causal_guess
+from hessprune.foundation.parametrised import merging_calls
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode, seeded
@@ -146,7 +147,7 @@ def write_onnx(model: nn.Module, example: Any, path: Path, *, axes: Axes, remedy
         # torch.export takes an axis of length 1 for a constant
         traced = resized(example, 2) if axes.batch and leading_size(example) == 1 else example
         captured = capture(model, traced, axes.of(traced), remedy=remedy)
-        program = _translated(captured, axes.of(traced, names=True))
+        program = _translated(model, captured, axes.of(traced, names=True))
         if getattr(model, "target", None) == "onnxruntime":
             _keep_sums(program.model.graph)
         program.model.metadata_props[KEY] = structure_of(output)
@@ -181,7 +182,7 @@ def capture(model: nn.Module, example: Any, axes: Any, *, remedy: str) -> torch.
         ) from error
 
 
-def _translated(captured: torch.export.ExportedProgram, axes: Any) -> torch.onnx.ONNXProgram:
+def _translated(model: nn.Module, captured: torch.export.ExportedProgram, axes: Any) -> torch.onnx.ONNXProgram:
     """Translate a captured graph to ONNX, without the exporter's metadata about source files."""
     outputs = [spec for spec in captured.graph_signature.output_specs if spec.kind.name == "USER_OUTPUT"]
     try:
@@ -195,8 +196,10 @@ def _translated(captured: torch.export.ExportedProgram, axes: Any) -> torch.onnx
                 output_names=["logits"] if len(outputs) == 1 else None,
             )
     except Exception as error:  # a family of classes private to torch.onnx
+        calls = merging_calls(model)
+        verb = f"Merge computed weights of the dense model before pruning ({calls}), or replace" if calls else "Replace"
         raise UnsupportedModelError(
-            f"`model` must have an ONNX counterpart, got: {_first_line(error)}. Replace that operator in its forward."
+            f"`model` must have an ONNX counterpart, got: {_first_line(error)}. {verb} that operator in its forward."
         ) from error
     assert program is not None
     graph = program.model.graph

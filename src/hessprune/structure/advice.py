@@ -32,7 +32,7 @@ def advice(reasons: Collection[str]) -> str:
     if any("fake_quant" in reason for reason in reasons):
         return "Prune the model before quantisers are put into it."
     if any("recurrent" in reason for reason in reasons):
-        return "Prune a network with a hidden layer behind the recurrent ones: these stay, and so does what feeds them."
+        return "Prune a network with a hidden layer behind the recurrent ones, which stay, as do layers in front."
     if any("has no rule" in reason for reason in reasons):
         return "Give the operator a rule with hessprune.operators.table.register, or replace it."
     if any(_COMPUTED in reason for reason in reasons):
