@@ -85,6 +85,34 @@ def test_word_masks_come_by_length_and_of_pairs_either_counts():
     assert both[3].equal(mask.bool() | mask.flip(1).bool())
 
 
+def test_of_source_and_target_each_mask_speaks_of_its_own():
+    source, target = torch.tensor([[0, 0, 1, 1]]).bool(), torch.tensor([[0, 1, 1]]).bool()
+    inputs = {"src": torch.ones(1, 4).long(), "tgt": torch.ones(1, 3).long(), "src_key_padding_mask": source}
+    assert word_masks(None, {**inputs, "tgt_key_padding_mask": target}, 1)[4].equal(~source)
+    assert word_masks(None, {**inputs, "tgt_key_padding_mask": target}, 1)[3].equal(~target)
+    one_length = {**inputs, "tgt": inputs["src"]}
+    assert word_masks(None, one_length, 1) == {}, "every position of the target counts"
+    either = word_masks(None, {**one_length, "tgt_key_padding_mask": source.flip(1) & source}, 1)
+    assert either[4].equal(~(source.flip(1) & source))
+    own = position_mask({**one_length, "tgt_key_padding_mask": source.flip(1)}, (1, 4))
+    assert own is not None
+    assert own.equal(~source.flip(1)), "outputs are the target's"
+    assert position_mask(one_length, (1, 4)) is None
+
+
+def test_beside_images_and_other_words_rows_may_not_be_those_of_the_text():
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    text = {"input_ids": mask, "attention_mask": mask}
+    for others in ({"patches": torch.zeros(2, 3, 8)}, {"pixel_values": torch.zeros(2, 3, 4, 4)}, {"context": mask}):
+        assert word_masks(None, {**text, **others}, 2) == {}
+    beside = {"token_type_ids": mask, "position_ids": mask, "labels": torch.zeros(2, 5), "context": mask[:, :2]}
+    assert word_masks(None, {**text, **beside}, 2)[3].equal(mask.bool())
+    numbers = {"x": torch.zeros(2, 3, 8), "key_padding_mask": mask == 0}
+    assert word_masks(None, numbers, 2)[3].equal(mask.bool()), "nothing else gives rows"
+    embedded = {"inputs_embeds": torch.zeros(2, 3, 8), "attention_mask": mask}
+    assert word_masks(None, embedded, 2)[3].equal(mask.bool())
+
+
 @pytest.mark.parametrize("number", [3, 100])
 def test_tokens_in_lists_are_one_short_line_that_names_the_tokenizers_option(number: int) -> None:
     class Bigrams(torch.nn.Sequential):

@@ -8,14 +8,17 @@ from torch import Tensor
 
 from hessprune.foundation.trees import tensors_in
 
-TOKENS = ("decoder_input_ids", "input_ids")
+TOKENS = ("decoder_input_ids", "input_ids", "tgt")
 """Names of inputs that are numbers of words."""
 EMBEDDED = ("decoder_inputs_embeds", "inputs_embeds")
 """Names of inputs that are embeddings of words."""
 DECODER, KEPT = "decoder_attention_mask", "attention_mask"
 """Names of inputs that say which positions count."""
-PADDED = ("src_key_padding_mask", "key_padding_mask", "padding_mask")
+TARGET = "tgt_key_padding_mask"
+PADDED = ("src_key_padding_mask", "key_padding_mask", "padding_mask", TARGET)
 """Names of inputs that are true where a position is padding."""
+BESIDE = ("position", "type", "segment", "lang")
+"""Parts of names of numbers that stand beside each word."""
 BLOCKED = -1e3
 """Masks that are added to scores block a position by less than this."""
 
@@ -103,8 +106,9 @@ def masks_of(inputs: Any, *, encoder: bool = False) -> Iterator[tuple[str, Tenso
         inputs: Of the batch. Beside a decoder, `attention_mask` is the encoder's, which says nothing of the decoder.
         encoder: True for outputs of the encoder.
     """
-    own = (DECODER,) if has_decoder(inputs) and not encoder else (KEPT, *PADDED)
-    for name in own if isinstance(inputs, Mapping) else ():
+    if not isinstance(inputs, Mapping):
+        return
+    for name in (DECODER, TARGET) if _is_pair(inputs) and not encoder else (KEPT, *PADDED[:-1]):
         if isinstance(inputs.get(name), Tensor):
             yield name, inputs[name]
 
@@ -139,7 +143,8 @@ def word_masks(model: Any, inputs: Any, samples: int) -> dict[int, Tensor]:
     """Return by length `T` which positions `(N, T)` of the texts among the inputs hold words and not padding.
 
     A layer's rows tell nothing but their number, so that of an encoder's and a decoder's texts of one length each
-    position counts that is a word of either; all do if the decoder has no mask.
+    position counts that is a word of either; all do if the decoder has no mask. Beside images, other numbers or other
+    words, which may give as many rows as the text, all positions count.
 
     Args:
         model: Takes the inputs; names those that stand in a row.
@@ -152,15 +157,41 @@ def word_masks(model: Any, inputs: Any, samples: int) -> dict[int, Tensor]:
         {3: tensor([[ True,  True, False]])}
     """
     named, found = by_name(argument_names(model), inputs), {}
-    tokens = tokens_of(named)
-    silent = tokens is not None and has_decoder(named) and not any(masks_of(named))
+    unmasked = _unmasked_lengths(named) if isinstance(named, Mapping) else set()
     for encoder in (True, False):
         for _, mask in masks_of(named, encoder=encoder):
             length = mask.shape[-1] if mask.dim() else 0
             kept = position_mask(named, (samples, length), encoder=encoder)
-            if kept is not None and not (silent and tokens is not None and length == tokens.shape[1]):
+            if kept is not None and not unmasked & {length, None}:
                 found[length] = kept | found[length] if length in found else kept
     return found
+
+
+def _is_pair(inputs: Mapping[Any, Any]) -> bool:
+    """Return whether inputs hold those of a decoder beside those of an encoder, as transformers or torch names them."""
+    return any(_is_target(name) and value is not None for name, value in inputs.items())
+
+
+def _is_target(name: Any) -> bool:
+    return str(name).startswith(("decoder_", "tgt"))
+
+
+def _unmasked_lengths(inputs: Mapping[Any, Any]) -> set[int | None]:
+    """Return the numbers of rows that other inputs than masked texts may give; None among them for any number."""
+    tensors = {str(name): tensor for name, tensor in inputs.items() if isinstance(tensor, Tensor) and tensor.dim() > 1}
+    streams = {name: tensor for name, tensor in tensors.items() if "mask" not in name and "label" not in name}
+    targets = [tensor for name, tensor in streams.items() if _is_target(name)]
+    sources = {name: tensor for name, tensor in streams.items() if not _is_target(name)}
+    embedded = [tensor for name, tensor in sources.items() if name in EMBEDDED]
+    numbers = [tensor for name, tensor in sources.items() if tensor.is_floating_point() and name not in EMBEDDED]
+    words = [
+        tensor.shape[1]
+        for name, tensor in sources.items()
+        if not tensor.is_floating_point() and tensor.dim() == 2 and not any(part in name for part in BESIDE)
+    ]
+    silent = {tensor.shape[1] for tensor in targets} if not any(masks_of(inputs)) else set()
+    twice = {length for length in words if words.count(length) > 1}
+    return silent | twice | ({None} if len(numbers) > (not words and not embedded) else set())
 
 
 def _kept(mask: Tensor) -> Tensor:
