@@ -359,6 +359,8 @@ ROWS = (
         r"Pass budget=hp.Budget\(params=\d"),
     Row("`moved` must leave two units in one group", lambda: hp.reallocate(NET, X[:1], BATCHES, moved=0.75),
         lambda text: hp.reallocate(NET, X[:1], BATCHES, moved=float(advised(text, r"moved=(\d\.\d+)"))), "Pass moved="),
+    Row("`next_plan` must be a Plan or a Widening, got", lambda: first_plan()[0].then(None),
+        lambda _: first_plan()[0].then(second_plan()), "Pass `plan` of the result of hp.prune or hp.widen"),
     Row("`levels` must be removed shares", lambda: hp.find_bottlenecks(NET, X[:1], BATCHES, levels=0.5),
         lambda _: hp.find_bottlenecks(NET, X[:1], BATCHES, levels=(0.3, 0.5), method="magnitude"), "Pass a tuple"),
     Row("`levels` must hold one within reach", lambda: hp.find_bottlenecks(NET, X[:1], BATCHES, levels=(0.98,)),

@@ -196,12 +196,15 @@ def test_wrong_widths_are_refused(name: str) -> None:
 def test_a_damaged_widening_is_one_line(tmp_path) -> None:
     model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4)
     text = hp.widen(model, x, {"0": 10}).plan.to_json()
+    with pytest.raises(hp.errors.CheckpointError, match="the plan or widening must"):
+        hp.Widening.from_json("{}")
     for damaged in (
         text[:200],
+        '{"a"',
         text.replace('"added"', '"addde"'),
         text.replace('"parents": {\n  "0"', '"parents": {\n  "1"'),
     ):
-        with pytest.raises(hp.errors.CheckpointError, match="complete JSON"):
+        with pytest.raises(hp.errors.CheckpointError, match="the plan or widening must be complete JSON"):
             hp.Widening.from_json(damaged)
 
 

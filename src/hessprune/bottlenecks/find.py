@@ -37,7 +37,7 @@ def find_bottlenecks(
 ) -> Bottlenecks:
     """Find the groups that are too narrow: those of which a pruning takes least.
 
-    At each level a plan is made for every draw of the calibration samples. A group's figure is the mean over levels of
+    At each level a plan is made from every fold of the calibration samples. A group's figure is the mean over levels of
 
         removed share of the group / removed share of all units,
 
@@ -58,8 +58,9 @@ def find_bottlenecks(
         method: The criterion: `"sosp-h"` and `"sosp-i"` as published, or `"joint"`.
         loss_fn: A loss of `(output, targets)`, or `"next_word"`, as for `hp.prune`.
         quantity: What the levels count: `"params"`, `"macs"` or `"units"`.
-        draws: Parts of the samples; the figures are means over them, with their spread. Whole batches are drawn, at
-            most as many as there are, where targets have no row for each sample, such as boxes.
+        draws: Number of disjoint folds of the samples, not drawn at random: sample `i` belongs to fold `i mod draws`.
+            The figures are means over them, with their spread. Where targets have no row for each sample, such as
+            boxes, folds are of whole batches, at most as many as there are.
         ranking: Floors and layers that stay (`ignore`).
         seed: For whatever the method draws at random.
 

@@ -21,12 +21,12 @@ from hessprune.pruning.task import Task
 
 
 class Draw:
-    """Every so-manieth sample of some batches, or every so-manieth batch: draws of one number share no sample.
+    """One fold of some batches: sample `i`, or batch `i`, belongs to fold `i mod parts`.
 
     Args:
         batches: The data.
-        number: Which draw this is.
-        parts: Number of draws.
+        number: Which fold this is.
+        parts: Number of folds.
         apart: Whether the targets have a row for each sample.
     """
 
@@ -69,7 +69,7 @@ def removed_shares(task: Task, levels: Sequence[float], draws: int) -> tuple[tup
     Args:
         task: Model, groups, data, method, loss and ranking; its budget names the quantity.
         levels: Removed shares of that quantity.
-        draws: Parts of the calibration samples; each gives saliencies of its own.
+        draws: Folds of the calibration samples; each gives saliencies of its own.
 
     Raises:
         ArgumentError: There are fewer samples than draws.

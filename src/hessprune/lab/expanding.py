@@ -23,7 +23,7 @@ from hessprune.deploy.evaluation import evaluate
 from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_range, optional_import
 from hessprune.foundation.files import read_json, writable_folder, write_json, write_text
-from hessprune.foundation.formatting import shown
+from hessprune.foundation.formatting import counted, shown
 from hessprune.foundation.progress import Bar, progress_bar
 from hessprune.foundation.state import torch_threads
 from hessprune.lab.assembly import environment, epoch_points, versions
@@ -256,7 +256,7 @@ def _result(run: Run, asked: ExpandSettings, variants: list[Variant], found: dic
             f"Accuracy on {number:,} test {run.data.noun}s: mean ± standard deviation over {len(asked.seeds)} "
             f"seed{plural}, each with a dense model and calibration {run.data.noun}s of its own.",
             f"Wider models have {asked.growth:g} × the parameters, and no group more than {LARGEST_GROWTH:g} × its "
-            f"width. All but the dense model are trained for {epochs} more epochs, the unchanged one, too.",
+            f"width. All but the dense model are trained for {counted(epochs, 'more epoch')}, the unchanged one, too.",
             *((kept,) if unmoved else ()),
         ),
     )

@@ -87,6 +87,9 @@ def joined(first: Change, second: Change) -> Chain:
         ArgumentError: The second is none, or was made for another model than the one that the first gives.
     """
     if not hasattr(second, "cost_before"):
-        raise ArgumentError(f"`next_plan` must be a Plan or a Widening, got {shown(second)}.")
+        raise ArgumentError(
+            f"`next_plan` must be a Plan or a Widening, got {shown(second)}. Pass `plan` of the result of hp.prune "
+            "or hp.widen."
+        )
     check_follows(first, second)
     return Chain(steps=(*steps_of(first), *steps_of(second)))

@@ -77,7 +77,9 @@ def require(condition: bool, description: str) -> None:
         CheckpointError: The condition does not hold.
     """
     if not condition:
-        raise CheckpointError(f"the plan must be complete JSON written by hessprune, got {description}. Save it again.")
+        raise CheckpointError(
+            f"the plan or widening must be complete JSON written by hessprune, got {description}. Save it again."
+        )
 
 
 def is_count(value: Any) -> bool:

@@ -58,4 +58,4 @@ def incomplete(error: Exception) -> str:
     """Word the error for a file that cannot be read, after the one that reading it raised."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     short = text if len(text) <= 120 else f"{text[:120]}…"
-    return f"the plan must be complete JSON written by hessprune, got {short}. Save it again."
+    return f"the plan or widening must be complete JSON written by hessprune, got {short}. Save it again."

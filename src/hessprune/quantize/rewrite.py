@@ -248,7 +248,7 @@ def _pad(module: GraphModule, node: Node) -> None:
 
 
 def _sampled(node: Any) -> tuple[Node, list[int]]:
-    """Follow slices that keep every so-manieth row and column up to the image; return it, and the steps."""
+    """Follow slices that keep every k-th row and column up to the image; return it, and the steps."""
     steps = [1, 1]
     while node.target is aten.slice.Tensor:
         x, axis, start, stop, step = (*node.args, *(0, 0, sys.maxsize, 1)[len(node.args) - 1 :])
