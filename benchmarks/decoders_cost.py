@@ -73,7 +73,7 @@ def claim(claims: Claims, row: dict[str, Any], *, real: bool) -> None:
 
 
 def more(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, help="folder of a causal language model with its tokenizer")
+    parser.add_argument("--model", type=Path, help="folder of a causal language model, or of its GGUF file")
     parser.add_argument("--text", type=Path, help="running text; wikitext2/valid.txt of --data-root if not given")
     parser.add_argument("--texts", type=int, default=64, help="texts of 512 words")
     parser.add_argument("--folder", type=Path, help="where finished blocks are kept")
@@ -89,8 +89,10 @@ def subject(options: Namespace) -> tuple[Any, Tensor]:
     if options.model is None:
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)).eval()
         return model, torch.randint(3, SMALL["vocab_size"], (12, 64))
-    model = transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
+    file = next((path.name for path in options.model.glob("*.gguf")), None)
+    source = {} if file is None else {"gguf_file": file}
+    model = transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, **source).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(options.model, **source)
     text = (options.text or options.data_root / "wikitext2" / "valid.txt").read_text(encoding="utf-8")
     words = torch.tensor(tokenizer(text[: 8 * WORDS * options.texts])["input_ids"])
     return model, words[: options.texts * WORDS].view(options.texts, WORDS)
