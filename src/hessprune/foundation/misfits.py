@@ -66,10 +66,12 @@ def _rows_remedy(model: nn.Module, inputs: Any, error: Exception) -> str:
     """Return the remedy for numbers of rows, as of edges, that point at samples left out; else an empty string."""
     tensors, names = list(tensors_in(inputs)), dict(model.named_modules())
     is_embedding = isinstance(names.get(failing_module(model, error)), nn.Embedding | nn.EmbeddingBag)
+    if not tensors or is_embedding or not re.search("out of (bounds|range)", str(error)):
+        return ""
     is_graph = tensors[0].is_floating_point() and any(
         not tensor.is_floating_point() and bool((tensor >= leading_size(inputs)).any()) for tensor in tensors
     )
-    if not is_graph or is_embedding or not re.search("out of (bounds|range)", str(error)):
+    if not is_graph:
         return ""
     return (
         "Rows are samples, of which some are taken: give graphs an axis of their own, (N, nodes, width) and (N, 2, "
