@@ -32,7 +32,7 @@ class _Pair:
     producer: str
     consumer: str
     swapped: tuple[bool, bool]
-    """Whether the weights of both are used transposed."""
+    """True if the weights of both are used transposed."""
     inputs: Any = 0.0
     """`Σ h hᵀ` of the reading layer's kernel inputs."""
     wanted: Any = 0.0
