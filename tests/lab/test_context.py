@@ -35,3 +35,17 @@ def test_another_forward_of_a_factory_is_another_dense_model(tmp_path, monkeypat
     reused = [dense_model(run).stage.reused for _ in range(2)]
     monkeypatch.setattr("raising.POWER", 3)
     assert [*reused, dense_model(run).stage.reused] == [False, True, False]
+
+
+def test_channels_last_lays_convolutions_out_anew_and_answers_alike(tmp_path):
+    recipe = {"prune": {"budget": {"macs": 0.5}}}
+    answers = {}
+    for last in (False, True):
+        model = {"name": "digits-resnet", "pretrain": {"epochs": 0}, "channels_last": last}
+        run = open_run(parse_recipe(recipe | {"model": model}), tmp_path, tmp_path)
+        built = run.fresh_model().eval()
+        kernel = next(p for p in built.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+        assert kernel.is_contiguous(memory_format=torch.channels_last) == last
+        x, _ = next(iter(run.batches("test")))
+        answers[last] = built(x)
+    torch.testing.assert_close(answers[True], answers[False])

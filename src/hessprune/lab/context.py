@@ -67,13 +67,14 @@ class Run:
     def fresh_model(self) -> nn.Module:
         """Build the dense network with initial weights, or those that come with its name, on the run's device."""
         data, settings = self.data, self.settings
-        return build_model(
+        model = build_model(
             settings.model.name,
             num_classes=data.num_classes if data.has_classes else None,
             in_channels=data.in_channels,
             seed=settings.seed,
             root=self.data_root,
         ).to(self.device)
+        return model.to(memory_format=torch.channels_last) if settings.model.channels_last else model
 
     @property
     def model_key(self) -> list[str]:
