@@ -50,6 +50,8 @@ def export_onnx(
     numbers in another order. Each output y of torch and ŷ of ONNX Runtime must satisfy `max|ŷ − y| ≤ tolerance·max|y|`.
     An existing file is replaced only after the check.
 
+    Cost: an export, and a few runs of model and file for the check.
+
     Args:
         model: Any model that `torch.export` captures; stays untouched.
         example_inputs: A tensor, tuple or dict. With a dynamic batch, the first axis of a tensor is its batch axis if

@@ -52,6 +52,9 @@ def latency_table(
     Layers of one shape (kernel, stride, size of the input …) are timed once, on a grid of widths. The latencies of the
     dense model and of a model of about half its width then calibrate the time of all other operators.
 
+    Cost: some runs of each shape at each width of the grid, seconds to minutes in all; none of the shapes that
+    `cache_dir` holds.
+
     Args:
         model: The dense model; stays untouched.
         groups: From `find_groups`.

@@ -40,6 +40,8 @@ def saliency(
 ) -> Saliency:
     """Estimate the increase of the loss when each unit is removed.
 
+    Cost: that of the method, from no data at all (`magnitude`) to some forward and backward passes over the batches.
+
     Args:
         model: Left untouched, as are torch's random generators.
         groups: From `find_groups`.

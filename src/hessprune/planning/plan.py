@@ -30,12 +30,15 @@ class Plan:
     """
 
     groups: tuple[Group, ...]
+    """The prunable groups of the dense model."""
     removed: Mapping[str, tuple[int, ...]]
     """Units to remove, by group name."""
     budget: Budget
     """The bound, without the latency table that it was met with."""
     cost_before: Cost
+    """Of the dense model, for the example inputs."""
     cost_after: Cost
+    """Of the pruned one."""
     inputs: InputSpec
     """Shapes of the example inputs, on which surgery verifies itself."""
     provenance: Mapping[str, Any] = field(default_factory=dict)

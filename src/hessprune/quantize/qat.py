@@ -56,6 +56,8 @@ def prepare_qat(
     computes what the model does. Quantisers stand where `target` can fuse operators into integer kernels. Layers
     without such a kernel stay in FP32, and `.fp32_layers` lists them.
 
+    Cost: an export and a copy of the model; no data are read.
+
     Args:
         model: Any float model that `torch.export` captures; stays untouched.
         example_inputs: A tensor, tuple or dict.

@@ -45,6 +45,9 @@ def find_groups(
     masks them in another: two forwards, in float64 where the model allows it. Groups for which the outputs differ are
     frozen, too.
 
+    Cost: one export, forwards without arithmetic and, with `compare`, two copies of the model and two forwards in
+    float64. No data are read.
+
     Args:
         model: Any module that `torch.export` captures; it is left untouched.
         example_inputs: A tensor, a tuple of positional, or a dict of keyword arguments. Its numbers matter for the

@@ -15,9 +15,13 @@ class Result:
     """Base of what `hp.prune`, `hp.widen` and `hp.reallocate` return."""
 
     model: nn.Module
+    """The new model, an ordinary module."""
     plan: Change
+    """What was decided: a `Plan`, a `Widening`, or several in a row."""
     cost_before: Cost
+    """Of the model that came, for the example inputs."""
     cost_after: Cost
+    """Of the new one."""
 
     def save(self, path: str | Path) -> Path:
         """Write model and plan into a folder, for `hp.load`."""
