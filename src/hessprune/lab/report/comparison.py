@@ -2,12 +2,10 @@
 
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from hessprune.errors import DataError
-from hessprune.foundation.files import read_json, write_json
+from hessprune.lab.report.document import Document, percent_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,12 +51,11 @@ class Row:
 
     def __str__(self) -> str:
         """`84.1 ± 0.6`, in per cent."""
-        spread = "" if self.spread is None else f" ± {100 * self.spread:.1f}"
-        return f"{100 * self.accuracy:.1f}{spread}"
+        return percent_text(self.accuracy, self.spread)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
+class Comparison(Document):
     """Everything a comparison measured; `to_json` and `from_json` are inverse to each other.
 
     Example:
@@ -71,6 +68,8 @@ class Comparison:
         (0.5,)
     """
 
+    file = "a comparison.json"
+    remedy = "Compare again."
     title: str
     quantity: str
     """What budgets are shares of: `macs`, `params` or `units`."""
@@ -102,34 +101,11 @@ class Comparison:
             found[method, budget] = _row(_best_rate(own), self.quantity)
         return found
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready dict."""
-        return asdict(self)
-
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "Comparison":
-        """Rebuild a comparison from `to_json`.
-
-        Raises:
-            DataError: The document is not a comparison.
-        """
-        try:
-            lists = {key: tuple(document[key]) for key in ("methods", "budgets", "unreachable", "notes")}
-            return cls(**{**document, **lists, "cells": tuple(Cell(**cell) for cell in document["cells"])})
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DataError(
-                f"`document` must be a comparison.json, got one that lacks or misplaces "
-                f"{str(error)[:120]}. Compare again."
-            ) from error
-
-    def save(self, path: Path | str) -> Path:
-        """Write the comparison as JSON, in one step."""
-        return write_json(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: Path | str) -> "Comparison":
-        """Read a comparison written by `save`."""
-        return cls.from_json(read_json(path))
+    def arguments(cls, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the class."""
+        lists = {key: tuple(document[key]) for key in ("methods", "budgets", "unreachable", "notes")}
+        return {**document, **lists, "cells": tuple(Cell(**cell) for cell in document["cells"])}
 
 
 def stage_title(epochs: int, compensated: bool) -> str:

@@ -2,12 +2,10 @@
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from hessprune.errors import DataError
-from hessprune.foundation.files import read_json, write_json
+from hessprune.lab.report.document import Document, percent_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,14 +39,15 @@ class VariantRow:
 
     def __str__(self) -> str:
         """`98.1 ± 0.4`, in per cent."""
-        spread = "" if self.spread is None else f" ± {100 * self.spread:.1f}"
-        return f"{100 * self.accuracy:.1f}{spread}"
+        return percent_text(self.accuracy, self.spread)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Expansion:
+class Expansion(Document):
     """Everything that `expand` measured; `to_json` and `from_json` are inverse to each other."""
 
+    file = "an expansion.json"
+    remedy = "Run the command again."
     title: str
     variants: tuple[Variant, ...]
     bottlenecks: Mapping[str, Any] = field(default_factory=dict)
@@ -77,34 +76,11 @@ class Expansion:
                 found[row.name] = (statistics.fmean(gaps), error)
         return found
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready dict."""
-        return asdict(self)
-
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "Expansion":
-        """Rebuild a value from `to_json`.
-
-        Raises:
-            DataError: The document is something else.
-        """
-        try:
-            variants = tuple(Variant(**variant) for variant in document["variants"])
-            return cls(**{**document, "variants": variants, "notes": tuple(document["notes"])})
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DataError(
-                f"`document` must be an expansion.json, got one that lacks or misplaces {str(error)[:120]}. "
-                "Run the command again."
-            ) from error
-
-    def save(self, path: Path | str) -> Path:
-        """Write the value as JSON, in one step."""
-        return write_json(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: Path | str) -> "Expansion":
-        """Read what `save` wrote."""
-        return cls.from_json(read_json(path))
+    def arguments(cls, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the class."""
+        variants = tuple(Variant(**variant) for variant in document["variants"])
+        return {**document, "variants": variants, "notes": tuple(document["notes"])}
 
     def _row(self, name: str) -> VariantRow:
         own = [variant for variant in self.variants if variant.name == name]

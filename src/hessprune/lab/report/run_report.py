@@ -5,11 +5,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
-from hessprune.errors import DataError
-from hessprune.foundation.files import read_json, write_json
+from hessprune.lab.report.document import Document
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,9 +125,11 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunReport:
+class RunReport(Document):
     """All results of one run; see each field. `to_json` and `from_json` are inverse to each other."""
 
+    file = "a run's report.json"
+    remedy = "Run the recipe again."
     title: str
     models: Mapping[str, ModelResult]
     """By stage, in order: `dense`, `pruned`, `finetuned`, and whatever stages come later."""
@@ -185,38 +185,12 @@ class RunReport:
         return {"title": document.pop("title"), **document.pop("models"), **document}
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "RunReport":
-        """Rebuild a report from `to_json`.
-
-        Raises:
-            DataError: The document is not a report.
-        """
-        try:
-            return _from_json(document)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DataError(
-                f"`document` must be a run's report.json, got one that lacks or misplaces "
-                f"{str(error)[:120]}. Run the recipe again."
-            ) from error
-
-    def save(self, path: Path | str) -> Path:
-        """Write the report as JSON, in one step."""
-        return write_json(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: Path | str) -> "RunReport":
-        """Read a report written by `save`."""
-        return cls.from_json(read_json(path))
-
-
-def _from_json(document: Mapping[str, Any]) -> RunReport:
-    known = {item.name for item in fields(RunReport)} - {"models"}
-    rest = {key: value for key, value in document.items() if key in known}
-    models = {key: ModelResult(**value) for key, value in document.items() if key not in known}
-    return RunReport(
-        **rest
-        | {
-            "models": models,
+    def arguments(cls, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the class."""
+        known = {item.name for item in fields(cls)} - {"models"}
+        rest = {key: value for key, value in document.items() if key in known}
+        return rest | {
+            "models": {key: ModelResult(**value) for key, value in document.items() if key not in known},
             "baselines": {name: ModelResult(**value) for name, value in rest["baselines"].items()},
             "curve": tuple(CurvePoint(**point) for point in rest["curve"]),
             "layers": tuple(LayerWidth(**layer) for layer in rest["layers"]),
@@ -226,7 +200,6 @@ def _from_json(document: Mapping[str, Any]) -> RunReport:
             "history": {k: tuple(EpochPoint(**epoch) for epoch in epochs) for k, epochs in rest["history"].items()},
             "notes": tuple(rest["notes"]),
         }
-    )
 
 
 def _layer_row(value: Mapping[str, Any]) -> LayerRow:
