@@ -741,6 +741,8 @@ ROWS = (
         lambda _: load_recipe(packaged_recipe("digits"), ["seed=1"])),
     Row("`input_shape` must be positive integers", lambda: inspect_model("resnet20", input_shape="x"),
         lambda text: inspect_model("resnet20", input_shape=advised(text, r"Write (\S+)")), "3,32,32"),
+    Row("`input_shape` must be that of one sample", lambda: inspect_model("resnet20", input_shape="3,32"),
+        lambda text: inspect_model("resnet20", input_shape=advised(text, r"for example (\S+)")), "3,32,32"),
     Row("`mean` and `std` must be given together", lambda: DataSettings(mean=(0.5,)),
         lambda _: DataSettings(mean=(0.5,), std=(0.5,)), "Add the other"),
     Row("`model` must have either `weights` or `pretrain`", ModelSettings,

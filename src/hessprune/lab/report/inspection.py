@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from hessprune.costs.model import Cost, CostModel
-from hessprune.errors import ArgumentError
+from hessprune.errors import ArgumentError, DataError
 from hessprune.foundation.formatting import shown
+from hessprune.foundation.modules import forward
+from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import describe
 from hessprune.lab.models import build_model, load_weights
 from hessprune.lab.models.zoos import ZooName, example_of
+from hessprune.structure.capture import first_line
 from hessprune.structure.find import find_groups
 from hessprune.structure.groups import KINDS, Group, Kind
 
@@ -79,6 +82,7 @@ def inspect_model(
 
     Raises:
         ArgumentError: The shape cannot be read, or the name is unknown.
+        DataError: The model does not take samples of that shape.
         CheckpointError: The weights do not fit.
         UnsupportedModelError: The model cannot be captured.
     """
@@ -89,6 +93,8 @@ def inspect_model(
     if weights is not None:
         load_weights(model, weights)
     example = example_of(model, shape) if is_foreign else torch.zeros(1, *(shape or ()), device="cpu")
+    if shape is not None:
+        _check_shape(model, example, shape)
     return inspection_of(name, model, example, ignore, units=units)
 
 
@@ -128,6 +134,17 @@ def _row(group: Group, macs: int, params: int) -> GroupRow:
         consumers=reading,
         kind=group.kind,
     )
+
+
+def _check_shape(model: nn.Module, example: Any, shape: tuple[int, ...]) -> None:
+    try:
+        with torch.no_grad(), evaluation_mode(model):
+            forward(model, example)
+    except DataError as error:
+        raise DataError(
+            f"`input_shape` must be that of one sample that the model takes, got {','.join(map(str, shape))}: "
+            f"{first_line(error.__cause__ or error)}. Write for example 3,32,32"
+        ) from error
 
 
 def _parsed(text: str) -> tuple[int, ...]:
