@@ -1,9 +1,13 @@
-"""Claim: a planted bottleneck is named first, by the share that a pruning removes of it, and by the gain of a unit.
+"""Claim: a planted bottleneck is named first, by the share that a pruning removes of it, whoever scores the units.
 
-Three kinds of networks (plain, residual, dense) learn the digits in seconds; of each, one layer drawn at random has a
-quarter of the width of its neighbours. `hp.find_bottlenecks` sees 512 calibration images in three draws, and levels of
-30, 50 and 70 % of the parameters. Beside `joint` stand SOSP-H and SOSP-I, as published without division by cost, and
-the order at random. A hit is a planted layer in the first place. The gain is that of a new unit, to first order.
+Three kinds of networks of four blocks (plain, residual, dense) learn the digits in seconds; one block drawn at random
+has a quarter of the width of the others. `hp.find_bottlenecks` sees 512 calibration images in three draws, and levels
+of 30, 50 and 70 % of the parameters, by `joint`, by SOSP-H and SOSP-I as published, without division by cost, and at
+random. A hit is a layer of the planted block in the first place of all layers. Beside it stands how often the expected
+gain of a new unit, to first order, is highest there: it is no detector, for it is larger in later layers, and says
+little where training has converged. With a single narrowed layer, which the others of its block can stand in for,
+`joint` hit 5 times in a row of convolutions, 5 between the ends of shortcuts and 3 in a dense network, SOSP-I 5, 1
+and 4 times.
 """
 
 import random
@@ -22,69 +26,74 @@ from support.claims import Claims, arguments
 METHODS = ("joint", "sosp-h", "sosp-i", "random")
 SEEDS, EPOCHS, BATCH, LR = 5, 8, 64, 0.1
 LEVELS = (0.3, 0.5, 0.7)
+NARROWED = 4
+DENSE_LAYERS = 3
 
 
-def step(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outside), nn.ReLU())
+def normed(inside: int, outside: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inside, outside, kernel, stride=stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outside))
 
 
-class Plain(nn.Module):
-    """Convolutions in a row, as in a VGG."""
+def step(inside: int, outside: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return normed(inside, outside, kernel, stride).append(nn.ReLU())
 
-    def __init__(self, widths: list[int]) -> None:
-        super().__init__()
-        sizes = [1, *widths]
-        strides = [2 if place == len(widths) // 2 else 1 for place in range(len(widths))]
-        self.body = nn.Sequential(*map(step, sizes, widths, strides))
-        self.head = nn.Linear(widths[-1], 10)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x).mean((2, 3)))
+class Plain(nn.Sequential):
+    """Two convolutions in a row, as in a VGG."""
+
+    def __init__(self, inside: int, width: int, stride: int) -> None:
+        super().__init__(step(inside, width, stride=stride), step(width, width))
+        self.outside = width
 
 
 class Residual(nn.Module):
-    """Blocks of two convolutions around a stream of 16 channels; the widths are those between the two."""
+    """Two convolutions beside a projection, as where a ResNet changes its width."""
 
-    def __init__(self, widths: list[int]) -> None:
+    def __init__(self, inside: int, width: int, stride: int) -> None:
         super().__init__()
-        self.stem, self.head = step(1, 16), nn.Linear(16, 10)
-        back = (nn.Sequential(nn.Conv2d(width, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)) for width in widths)
-        self.body = nn.ModuleList(
-            nn.Sequential(step(16, width), last) for width, last in zip(widths, back, strict=True)
-        )
+        self.outside = width
+        self.body = nn.Sequential(step(inside, width, stride=stride), normed(width, width))
+        self.shortcut = normed(inside, width, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.body:
-            x = F.relu(x + block(x))
-        return self.head(x.mean((2, 3)))
+        return F.relu(self.body(x) + self.shortcut(x))
 
 
 class Dense(nn.Module):
-    """Every layer reads all before it; the widths are those that each one adds."""
+    """Three convolutions that each read all before them, and the transition behind, as in a DenseNet."""
 
-    def __init__(self, widths: list[int]) -> None:
+    def __init__(self, inside: int, width: int, stride: int) -> None:
         super().__init__()
-        self.stem, self.body, inside = step(1, 12), nn.ModuleList(), 12
-        for width in widths:
-            self.body.append(step(inside, width))
-            inside += width
-        self.head = nn.Linear(inside, 10)
+        self.outside, self.stride = 2 * width, stride
+        self.layers = nn.ModuleList(step(inside + width * number, width) for number in range(DENSE_LAYERS))
+        self.transition = step(inside + width * DENSE_LAYERS, 2 * width, kernel=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for layer in self.body:
+        x = F.max_pool2d(x, self.stride)
+        for layer in self.layers:
             x = torch.cat([x, layer(x)], 1)
-        return self.head(x.mean((2, 3)))
+        return self.transition(x)
 
 
-KINDS: dict[str, tuple[Any, list[int], slice]] = {
-    "plain": (Plain, [16] * 6, slice(1, 5)),
-    "residual": (Residual, [16] * 5, slice(0, 5)),
-    "dense": (Dense, [12] * 5, slice(0, 5)),
-}
-"""Network, widths before the planting, and the places where one may be planted."""
+class Net(nn.Module):
+    """Blocks of some widths; the second and third one halve the images."""
+
+    def __init__(self, block: Any, widths: list[int], stem: int = 16) -> None:
+        super().__init__()
+        self.stem, self.blocks = step(1, stem), nn.Sequential()
+        for number, width in enumerate(widths):
+            self.blocks.append(block(stem, width, 2 if number in (1, 2) else 1))
+            stem = self.blocks[-1].outside
+        self.head = nn.Linear(stem, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+KINDS: dict[str, tuple[Any, int]] = {"plain": (Plain, 16), "residual": (Residual, 16), "dense": (Dense, 8)}
+"""Block, and its width where none is planted."""
+NUM_BLOCKS = 4
 
 
 def main() -> None:
@@ -102,12 +111,12 @@ def more_arguments(parser: ArgumentParser) -> None:
 
 
 def looked_at(kind: str, seed: int, methods: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Train one network with a narrowed layer; return one row for each method."""
+    """Train one network with a narrowed block; return one row for each method."""
     data = load_dataset("digits", seed=seed, validation_size=200, calibration_size=512)
-    build, widths, places = KINDS[kind]
-    place = random.Random(seed).choice(range(len(widths))[places])
+    block, width = KINDS[kind]
+    place = random.Random(f"{kind} {seed}").randrange(NUM_BLOCKS)
     torch.manual_seed(seed)
-    net = build([width // 4 if number == place else width for number, width in enumerate(widths)])
+    net = Net(block, [width // NARROWED if number == place else width for number in range(NUM_BLOCKS)])
     train(net, data, seed)
     accuracy = hp.evaluate(net, data.batches("test", 450, shuffle=False)).accuracy
     batches = list(data.batches("calibration", 128, shuffle=False))
@@ -124,15 +133,17 @@ def looked_at(kind: str, seed: int, methods: tuple[str, ...]) -> list[dict[str, 
             ranking=hp.Ranking(per_cost=None if method == "joint" else False, min_kept_fraction=0.0),
             seed=seed,
         )
-        planted = next(item for item in found if item.group.startswith(f"body.{place}."))
         row = {"kind": kind, "seed": seed, "place": place, "accuracy": accuracy, "method": method}
-        row |= {"rank": found.index(planted), "relative": planted.relative, "of": len(found)}
-        for name in ("gain", "gain_per_mac"):
-            order = sorted(found, key=lambda item: -(getattr(item, name) or 0.0))
-            row[f"rank_by_{name}"] = order.index(planted)
+        row |= {"rank": rank(found, place), "of": len(found)}
+        row["rank_by_gain"] = rank(sorted(found, key=lambda item: -(item.gain or 0.0)), place)
         rows.append(row | {"seconds": round(time.process_time() - started, 1)})
         print(rows[-1], flush=True)
     return rows
+
+
+def rank(found: Any, place: int) -> int:
+    """Return the first place of a layer of the planted block."""
+    return next(number for number, item in enumerate(found) if item.group.startswith(f"blocks.{place}."))
 
 
 def train(net: nn.Module, data: Dataset, seed: int) -> None:
@@ -150,19 +161,18 @@ def train(net: nn.Module, data: Dataset, seed: int) -> None:
 
 
 def judge(claims: Claims, rows: list[dict[str, Any]]) -> None:
-    """Claim that the planted layer comes first, for each kind of network."""
+    """Claim that a layer of the planted block comes first, for each kind of network and each criterion."""
     for kind in KINDS:
-        own = [row for row in rows if row["kind"] == kind and row["method"] == "joint"]
-        shares = {m: hits([r for r in rows if r["kind"] == kind and r["method"] == m], "rank") for m in METHODS}
-        others = ", ".join(f"{m} {shares[m]}" for m in METHODS if m != "joint" and shares[m] is not None)
-        name = f"{kind}: planted bottlenecks named first of {len(own)}"
-        claims.at_least(f"{name}, by the removed share", shares["joint"] or 0, len(own), peer=others)
-        by_gain, by_mac = hits(own, "rank_by_gain"), hits(own, "rank_by_gain_per_mac")
-        claims.at_least(f"{name}, by the gain of a unit", by_gain or 0, len(own), peer=f"per multiply-add {by_mac}")
+        own = {method: [r for r in rows if (r["kind"], r["method"]) == (kind, method)] for method in METHODS}
+        others = f"random {hits(own['random'], 'rank')}, gain of a unit {hits(own['random'], 'rank_by_gain')}"
+        for method in METHODS[:-1]:
+            if found := own[method]:
+                name = f"{kind}: planted blocks named first of {len(found)}, by the share that {method} removes"
+                claims.at_least(name, hits(found, "rank"), len(found), peer=others)
 
 
-def hits(rows: list[dict[str, Any]], rank: str) -> int | None:
-    return sum(row[rank] == 0 for row in rows) if rows else None
+def hits(rows: list[dict[str, Any]], rank: str) -> int:
+    return sum(row[rank] == 0 for row in rows)
 
 
 if __name__ == "__main__":
