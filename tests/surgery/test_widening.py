@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from hessprune.lab.models.registry import build_model
 from tests.cases import AWKWARD, image, make
 from tests.networks.network import Network
 
-DENSENET = pytest.param("densenet40", marks=pytest.mark.slow)
-LARGE = ("preresnet29", "vgg16-bn")
-NETWORKS = ("resnet20", "resnet20-b", "preresnet29", "vgg16-bn", DENSENET, "mobilenet-tiny")
+LARGE = ("preresnet29", "resnet32", "resnet56", "wrn28-8", "vgg16-bn", "vgg19-bn", "densenet40")
+NETWORKS = ("resnet20", "resnet20-b", "mobilenet-tiny", *(pytest.param(n, marks=pytest.mark.slow) for n in LARGE))
+"""Those of the papers, and two more."""
 
 
 def noisy(model: nn.Module) -> nn.Module:
@@ -33,7 +34,7 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("start", ["split", "fresh"])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in NETWORKS])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_outputs_stay_and_every_group_grows(name: str, start: str) -> None:
     torch.manual_seed(0)
     model, x = noisy(build_model(name, num_classes=10)), torch.randn(2, 3, 32, 32).double()
@@ -93,6 +94,40 @@ def test_new_units_learn(start: str) -> None:
     rows = net[0].weight.detach()
     assert float(torch.pdist(rows).min()) > 1e-2  # copies have parted, under an optimizer that ignores scale
     assert float(net[2].weight.detach()[:, list(added)].abs().min()) > 1e-4
+
+
+@pytest.mark.parametrize("start", ["split", "fresh"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_twenty_steps_lower_the_loss_of_the_new_units_alone(name: str, start: str) -> None:
+    """The weights of all other units are put back after each step."""
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+    model = build_model(name, num_classes=10)
+    wider = hp.widen(model, x, {group.name: group.num_units + 2 for group in hp.find_groups(model, x)}, start=start)
+    net = wider.model.eval()
+    old = {name: tensor.clone() for name, tensor in net.named_parameters()}
+    new = masks_of_the_new(wider)
+    before = F.cross_entropy(net(x), y).item()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for name, tensor in net.named_parameters():
+                tensor.copy_(torch.where(new[name], tensor, old[name]))
+    assert F.cross_entropy(net(x), y).item() < before - 1e-3
+
+
+def masks_of_the_new(wider: Any) -> dict[str, Tensor]:
+    """Return for each parameter where it belongs to new units."""
+    masks = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in wider.model.named_parameters()}
+    for group in wider.plan.groups:
+        for piece in group.slices:
+            if piece.param in masks:
+                places = [place for unit in wider.plan.added.get(group.name, ()) for place in piece.index[unit]]
+                masks[piece.param].index_fill_(piece.dim, torch.tensor(places, dtype=torch.int64), True)
+    return masks
 
 
 def test_units_without_weights_are_no_parents() -> None:
