@@ -1,12 +1,9 @@
 """The identity of data, functions and models, as hashes: two that differ in what they compute have different ones."""
 
-import dis
 import hashlib
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -15,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from hessprune.foundation.bytecode import codes_within, is_installed, methods_of, own_attributes
 from hessprune.foundation.losses import loss_name
+from hessprune.foundation.reached import PLAIN, Reached
 
-_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, Path, type(None), type(...))
-_LIBRARIES = ("torch", "numpy", "hessprune", "builtins")
 _PASSING = ("training", "_is_torch_compile")
 """Attributes of modules that change nothing of what they compute."""
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
@@ -53,20 +50,20 @@ def architecture_sha256(model: nn.Module) -> str:
     parts = []
     for name, module in model.named_modules():
         code = getattr(type(module).forward, "__code__", None)
-        own = code is not None and not _is_installed(type(module).__module__)
+        own = code is not None and not is_installed(type(module).__module__)
         parts.append((name, _name(type(module)), _ADDRESS.sub("", module.extra_repr()), code if own else None))
     return content_sha256(parts)
 
 
 def modules_sha256(model: nn.Module) -> str:
-    """Return the SHA-256 over the modules of a model beside their weights: as above, and numbers, texts and functions.
+    """Return the SHA-256 over the modules of a model beside their weights: as above, and settings and functions.
 
     It serves runs that nothing else tells apart. Statistics compare what a model answers, too, so that they need no
     attributes, which a forward may change: a longest text so far, or a count of calls.
 
     A number of heads, a scale or a function that a module holds as an attribute changes no weight, either, nor do the
-    functions and constants that its forward takes from the user's files. Names that begin with an underscore, caches
-    and other objects do not count.
+    functions and values that its forward takes from the user's files. Names that begin with an underscore, and what a
+    forward changes, such as counts and caches, do not count.
 
     Example:
         >>> from torch import nn
@@ -74,9 +71,8 @@ def modules_sha256(model: nn.Module) -> str:
         >>> modules_sha256(nn.MultiheadAttention(8, 2)) == modules_sha256(nn.MultiheadAttention(8, 4))
         False
     """
-    settings = [(name, _functions_of(type(module)), _settings(module)) for name, module in model.named_modules()]
     graphs = [module.code for module in model.modules() if isinstance(module, GraphModule)]
-    return content_sha256([architecture_sha256(model), settings, graphs, list(_reached(model))])
+    return content_sha256([architecture_sha256(model), graphs, Reached(model).values()])
 
 
 def loss_identity(loss_fn: Any) -> str:
@@ -104,7 +100,7 @@ class _Contents:
         value = _uncompiled(value)
         if isinstance(value, Tensor | np.ndarray | np.generic):
             return _numbers(value)
-        if isinstance(value, _PLAIN):
+        if isinstance(value, PLAIN):
             return _hashed(type(value).__name__.encode(), repr(value).encode())
         if id(value) not in self._known:
             self._known[id(value)] = b"again"  # for what it holds
@@ -130,8 +126,8 @@ class _Contents:
             yield from map(self.of, (value.__func__, value.__self__))
         elif isinstance(value, type | ModuleType | BuiltinFunctionType):
             yield _name(value).encode()
-            if isinstance(value, type) and not _is_installed(value.__module__):
-                yield from map(self.of, _functions_of(value))
+            if isinstance(value, type) and not is_installed(value.__module__):
+                yield from map(self.of, ((name, each.__code__) for name, each in methods_of(value)))
                 yield from map(self.of, _values_of(value))
         else:
             yield from map(self.of, (type(value), _attributes(value)))
@@ -168,85 +164,24 @@ def _parts_of_function(function: FunctionType) -> tuple[Any, ...]:
             cells.append(cell.cell_contents)
         except ValueError:  # the variable is not set yet
             cells.append("unset")
-    names = sorted({name for code in _codes(function.__code__) for name in code.co_names} & function.__globals__.keys())
+    names = sorted(
+        {name for code in codes_within(function.__code__) for name in code.co_names} & function.__globals__.keys()
+    )
     given = [(name, _as_known(function, function.__globals__[name])) for name in names]
     return function.__code__, function.__defaults__, function.__kwdefaults__, cells, given
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    """Yield a code and all codes inside."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
-
-
 def _as_known(function: FunctionType, value: Any) -> Any:
     """Return a global value that a function may use: as it is, or by name where it belongs to something large."""
-    simple = (*_PLAIN, Tensor, np.ndarray, tuple, list, dict, partial, nn.Module)
+    simple = (*PLAIN, Tensor, np.ndarray, tuple, list, dict, partial, nn.Module)
     beside = isinstance(value, FunctionType | type) and value.__module__ == function.__module__
     return value if beside or isinstance(value, simple) else _name(value)
 
 
-def _functions_of(kind: type) -> list[tuple[str, Any]]:
-    """Return the code of the functions and properties of a class and of those it extends, unless installed."""
-    pairs = [(name, _read_by(value)) for name, value in _own(kind)]
-    return [(name, value.__code__) for name, value in pairs if isinstance(value, FunctionType)]
-
-
-def _reached(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield the constants and the code that the methods of a model take from the user's files, each once."""
-    kinds = dict.fromkeys(type(module) for module in model.modules())
-    waiting = [function for kind in kinds for function in _methods_of(kind)]
-    seen = set(waiting)
-    while waiting:
-        function = waiting.pop()
-        yield function.__qualname__, function.__code__
-        for name, value in _globals_read(function):
-            if isinstance(value, _PLAIN):
-                yield name, value
-            found = (
-                [value] if isinstance(value, FunctionType) else _methods_of(value) if isinstance(value, type) else []
-            )
-            new = [each for each in found if each not in seen and not _is_installed(each.__module__ or "")]
-            seen.update(new)
-            waiting += new
-
-
-def _globals_read(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield the global values that a function reads and does not write, those of the user's other modules included."""
-    for code in _codes(function.__code__):
-        written = {each.argval for each in dis.get_instructions(code) if each.opname in ("STORE_GLOBAL", "STORE_ATTR")}
-        for name in code.co_names:
-            value = function.__globals__.get(name)
-            if isinstance(value, ModuleType) and not _is_installed(value.__name__):
-                inside = ((inner, vars(value)[inner]) for inner in code.co_names if inner in vars(value))
-                yield from (pair for pair in inside if pair[0] not in written)
-            elif name in function.__globals__ and name not in written:
-                yield name, value
-
-
-def _methods_of(kind: type) -> list[FunctionType]:
-    """Return the functions and properties of a class and of those it extends, unless installed."""
-    return [value for _, each in _own(kind) if isinstance(value := _read_by(each), FunctionType)]
-
-
 def _values_of(kind: type) -> list[tuple[str, Any]]:
     """Return the plain values that a class holds for all its objects."""
-    held = (*_PLAIN, Tensor, np.ndarray, tuple, list, dict, set, frozenset)
-    return [(name, value) for name, value in _own(kind) if isinstance(value, held) and name[:2] != "__"]
-
-
-def _own(kind: type) -> Iterator[tuple[str, Any]]:
-    """Yield the attributes of a class and of those it extends, as far as they are not installed."""
-    for each in kind.__mro__:
-        if not _is_installed(each.__module__):
-            yield from vars(each).items()
-
-
-def _read_by(value: Any) -> Any:
-    """Return the function behind an attribute of a class; the attribute itself if there is none."""
-    return value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    held = (*PLAIN, Tensor, np.ndarray, tuple, list, dict, set, frozenset)
+    return [(name, value) for name, value in own_attributes(kind) if isinstance(value, held) and name[:2] != "__"]
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -256,17 +191,6 @@ def _attributes(value: Any) -> dict[str, Any]:
     held |= getattr(value, "__dict__", {})
     passing = _PASSING if isinstance(value, nn.Module) else ()
     return {name: each for name, each in held.items() if name not in passing}
-
-
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """Return the attributes of a module that are plain values or functions, and tuples and lists of those."""
-    plain = (*_PLAIN, FunctionType, BuiltinFunctionType, partial)
-    held = ((name, value) for name, value in vars(module).items() if name[0] != "_" and name != "training")
-    return {
-        name: value
-        for name, value in held
-        if all(isinstance(each, plain) for each in (value if isinstance(value, tuple | list) else (value,)))
-    }
 
 
 def _uncompiled(value: Any) -> Any:
@@ -279,16 +203,7 @@ def _uncompiled(value: Any) -> Any:
 def _says_all(function: Any) -> bool:
     """Return whether the name of a function tells what it computes: not those that another function makes."""
     is_function = isinstance(function, FunctionType | BuiltinFunctionType)
-    return is_function and "<" not in function.__qualname__ and _is_installed(function.__module__ or "")
-
-
-def _is_installed(module: str) -> bool:
-    """Return whether a module belongs to torch, to the standard library, or to an installed package."""
-    top = module.partition(".")[0]
-    if top in _LIBRARIES or (top in sys.stdlib_module_names and top != "__main__"):
-        return True
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return file is not None and "site-packages" in Path(file).parts
+    return is_function and "<" not in function.__qualname__ and is_installed(function.__module__ or "")
 
 
 def _name(value: Any) -> str:

@@ -1,0 +1,165 @@
+"""What the modules of a model compute by, beside their weights: settings, code, and values from the user's files."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hessprune.foundation.bytecode import globals_read, is_installed, methods_of, names_changed, own_attributes
+
+PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, Path, type(None), type(...))
+"""Types of values that say all of themselves when they are printed."""
+_ARRAYS = (Tensor, np.ndarray, np.generic)
+_CONTAINERS = (tuple, list, set, frozenset, Mapping)
+
+
+class Reached:
+    """Settings of the modules of a model, and what their methods reach in the user's files.
+
+    Functions and methods that others name are reached; so are the values that they read: numbers, texts, arrays,
+    enumerations, and the containers, dataclasses and objects of the user's classes that hold such. What a function
+    sets, or changes in place, is a count or a cache and does not count, nor do names that begin with an underscore.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.functions: dict[FunctionType, None] = {}
+        self._values: list[tuple[str, Any]] = []
+        self._classes: dict[type, None] = {}
+        self._followed: dict[int, Any] = {}
+        self._modules = [(name, module) for name, module in model.named_modules()]
+        for _, module in self._modules:
+            self._reach_class(type(module))
+            for value in _settings_of(module).values():
+                self._reach(value)
+        self.changed = {name for function in self.functions for name in names_changed(function)}
+
+    def values(self) -> list[Any]:
+        """Return all that counts, for a hash."""
+        settings = [(name, self._kept(_settings_of(module))) for name, module in self._modules]
+        code = [(function.__qualname__, function.__code__) for function in self.functions]
+        held = [pair for kind in self._classes for pair in _values_of(kind)]
+        return [settings, code, [self._kept({name: value}) for name, value in (*self._values, *held)]]
+
+    def _reach_class(self, kind: type) -> None:
+        if kind in self._classes or is_installed(kind.__module__ or ""):
+            return
+        self._classes[kind] = None
+        for _, method in methods_of(kind):
+            self._reach(method)
+        for _, value in _values_of(kind):
+            self._reach(value)
+
+    def _reach(self, value: Any) -> None:
+        """Follow a value to the functions in it, and to those that these read."""
+        if isinstance(value, FunctionType):
+            self._reach_function(value)
+        elif isinstance(value, type):
+            self._reach_class(value)
+        elif id(value) not in self._followed:
+            self._followed[id(value)] = value
+            if _is_own_object(value):
+                self._reach_class(type(value))
+            for part in _parts_of(value):
+                self._reach(part)
+
+    def _reach_function(self, function: FunctionType) -> None:
+        if function in self.functions or is_installed(function.__module__ or ""):
+            return
+        self.functions[function] = None
+        given = {"defaults": function.__defaults__, "named defaults": function.__kwdefaults__}
+        cells = enumerate(cell for cell in function.__closure__ or () if not _is_empty(cell))
+        read = [*given.items(), *((f"cell {place}", cell.cell_contents) for place, cell in cells)]
+        for name, value in (*read, *globals_read(function)):
+            if not isinstance(value, nn.Module):
+                self._values.append((name, value))
+                self._reach(value)
+
+    def _kept(self, held: Mapping[Any, Any], depth: int = 0) -> list[Any]:
+        """Return names and values as far as they count."""
+        pairs = [(name, self._counted(value, depth)) for name, value in held.items() if not self._passes(name)]
+        return [(name, *value) for name, value in pairs if value]
+
+    def _passes(self, name: Any) -> bool:
+        return isinstance(name, str) and (name.startswith("_") or name in self.changed)
+
+    def _counted(self, value: Any, depth: int) -> tuple[Any, ...]:
+        """Return a value as plain ones, in a tuple; an empty tuple if it does not count."""
+        if depth > _DEEPEST:
+            return ()
+        if leaf := _leaf(value):
+            return leaf
+        if isinstance(value, partial):
+            return ("partial", *self._counted((value.func, value.args, value.keywords), depth + 1))
+        if isinstance(value, Mapping):
+            return ("mapping", self._kept(value, depth + 1))
+        if isinstance(value, _CONTAINERS):
+            return ("sequence", [self._counted(each, depth + 1) for each in value])
+        if _is_own_object(value):
+            return (type(value).__qualname__, self._kept(getattr(value, "__dict__", {}), depth + 1))
+        return ()
+
+
+_DEEPEST = 8
+"""Levels of values within values that count; what holds itself ends there."""
+
+
+def _leaf(value: Any) -> tuple[Any, ...]:
+    """Return what stands for a value that holds no others; an empty tuple for one that does."""
+    if isinstance(value, MethodType):
+        value = value.__func__
+    if isinstance(value, FunctionType) and not is_installed(value.__module__ or ""):
+        return (value.__qualname__, value.__code__)  # what it reads is reached, too
+    if isinstance(value, (*PLAIN, *_ARRAYS, FunctionType, BuiltinFunctionType)):
+        return (value,)
+    if isinstance(value, Enum):
+        return (type(value).__qualname__, value.name)
+    if isinstance(value, set | frozenset):
+        return ("set", frozenset(each for each in value if isinstance(each, PLAIN)))
+    return ()
+
+
+def _settings_of(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module but its parts, tensors and mode."""
+    held = {name: value for name, value in vars(module).items() if name != "training"}
+    return {name: value for name, value in held.items() if not isinstance(value, (nn.Module, *_ARRAYS))}
+
+
+def _values_of(kind: type) -> list[tuple[str, Any]]:
+    """Return what a class holds for all its objects, but functions."""
+    found = ((name, value) for name, value in own_attributes(kind) if name[:2] != "__")
+    return [(name, value) for name, value in found if not isinstance(value, FunctionType | property)]
+
+
+def _parts_of(value: Any) -> Iterable[Any]:
+    """Return what a value holds, as far as functions may be in it."""
+    if isinstance(value, MethodType):
+        return (value.__func__,)
+    if isinstance(value, partial):
+        return (value.func, *value.args, *value.keywords.values())
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, _CONTAINERS):
+        return value
+    held = getattr(value, "__dict__", {})
+    return held.values() if _is_own_object(value) else (held["__wrapped__"],) if "__wrapped__" in held else ()
+
+
+def _is_own_object(value: Any) -> bool:
+    """Return whether a value is an object of the user's classes, or a namespace, and no module."""
+    if isinstance(value, nn.Module | type):
+        return False
+    return isinstance(value, SimpleNamespace) or is_dataclass(value) or not is_installed(type(value).__module__ or "")
+
+
+def _is_empty(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is None
+    except ValueError:  # the variable is not set yet
+        return True
