@@ -77,6 +77,39 @@ def test_what_a_function_takes_from_its_module_counts(monkeypatch) -> None:
     assert content_sha256(scaled) != before
 
 
+class Weights:
+    """What a loss reads, and counts."""
+
+    def __init__(self, error: float) -> None:
+        self.error, self.calls = error, 0
+
+    def set_error(self, error: float) -> None:
+        self.error = error
+
+    def applied(self, error: Tensor) -> Tensor:
+        self.calls += 1
+        return self.error * error * PENALTY["error"]
+
+
+WEIGHTS, PENALTY = Weights(1.0), {"error": 1.0}
+
+
+def weighted(out: Tensor, y: Tensor) -> Tensor:
+    return WEIGHTS.applied((out - y).square().mean())
+
+
+def test_objects_that_a_function_reads_count_but_not_what_they_count(monkeypatch) -> None:
+    before = content_sha256(weighted)
+    weighted(X, X + 1)
+    assert WEIGHTS.calls
+    assert content_sha256(weighted) == before
+    WEIGHTS.set_error(2.0)
+    other = content_sha256(weighted)
+    monkeypatch.setitem(PENALTY, "error", 3.0)
+    assert len({before, other, content_sha256(weighted)}) == 3
+    WEIGHTS.set_error(1.0)
+
+
 def test_losses_of_packages_are_known_by_name_and_others_by_code() -> None:
     assert loss_identity(F.mse_loss) == "mse_loss"
     names = {loss_identity(each) for each in (lambda o, _: o.mean(), lambda o, _: o.sum(), lambda o, _: o.max())}

@@ -88,6 +88,9 @@ class Net(Mixin, nn.Module):
         self.linear = nn.Linear(2, 2)
         self.own, self.nested, self.memo, self.calls = Config(1.25), {"a": [{"b": 14}]}, {}, 0
 
+    def set_own(self, scale):
+        self.own = Config(scale)
+
     def forward(self, x):
         global CALLS
         CALLS += 1
@@ -162,3 +165,10 @@ def test_counts_and_caches_do_not_count(built):
         net(torch.zeros(3, 2))
     assert net.calls == 2
     assert modules_sha256(net) == before
+
+
+def test_what_another_method_sets_is_a_setting(built):
+    net = built(SOURCE)
+    before = modules_sha256(net)
+    net.set_own(3.0)
+    assert modules_sha256(net) != before

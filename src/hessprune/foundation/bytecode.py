@@ -2,7 +2,7 @@
 
 import dis
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -68,6 +68,26 @@ def globals_read(function: FunctionType) -> Iterator[tuple[str, Any]]:
                 yield from ((inner, vars(value)[inner]) for inner in code.co_names if inner in vars(value))
             else:
                 yield name, value
+
+
+def changed_while_running(functions: Iterable[FunctionType], names: Collection[str] = ()) -> set[str]:
+    """Return the names that some functions change, as far as a call reaches them.
+
+    Args:
+        functions: Functions, and methods of classes.
+        names: What is called, beside `forward`, operators, and functions of no class; then what these name.
+    """
+    waiting, running, called = dict.fromkeys(functions), [], {"forward", *names}
+    while found := [each for each in waiting if _is_called(each, called)]:
+        running += found
+        called.update(name for each in found for code in codes_within(each.__code__) for name in code.co_names)
+        waiting = {each: None for each in waiting if each not in found}
+    return {name for each in running for name in names_changed(each)}
+
+
+def _is_called(function: FunctionType, names: Collection[str]) -> bool:
+    name, kind = function.__name__, function.__qualname__.rpartition(".")[0]
+    return name in names or name[:2] == "__" or not kind or kind.endswith("<locals>")
 
 
 def names_changed(function: FunctionType) -> set[str]:

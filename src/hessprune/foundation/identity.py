@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from enum import Enum
 from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from hessprune.foundation.bytecode import codes_within, is_installed, methods_of, own_attributes
+from hessprune.foundation.bytecode import changed_while_running, codes_within, is_installed, methods_of, own_attributes
 from hessprune.foundation.losses import loss_name
-from hessprune.foundation.reached import PLAIN, Reached
+from hessprune.foundation.reached import PLAIN, Reached, is_own_object
 
 _PASSING = ("training", "_is_torch_compile")
 """Attributes of modules that change nothing of what they compute."""
@@ -127,7 +128,7 @@ class _Contents:
         elif isinstance(value, type | ModuleType | BuiltinFunctionType):
             yield _name(value).encode()
             if isinstance(value, type) and not is_installed(value.__module__):
-                yield from map(self.of, ((name, each.__code__) for name, each in methods_of(value)))
+                yield from map(self.of, methods_of(value))
                 yield from map(self.of, _values_of(value))
         else:
             yield from map(self.of, (type(value), _attributes(value)))
@@ -175,7 +176,17 @@ def _as_known(function: FunctionType, value: Any) -> Any:
     """Return a global value that a function may use: as it is, or by name where it belongs to something large."""
     simple = (*PLAIN, Tensor, np.ndarray, tuple, list, dict, partial, nn.Module)
     beside = isinstance(value, FunctionType | type) and value.__module__ == function.__module__
-    return value if beside or isinstance(value, simple) else _name(value)
+    if beside or isinstance(value, simple):
+        return value
+    return _kept(value, function.__code__.co_names) if is_own_object(value) else _name(value)
+
+
+def _kept(value: Any, called: Collection[str]) -> tuple[Any, ...]:
+    """Return class and attributes of a user's object, but those that it changes itself when it is called."""
+    if isinstance(value, Enum):
+        return _name(value), value.name
+    changed = changed_while_running([method for _, method in methods_of(type(value))], called)
+    return type(value), {name: each for name, each in _attributes(value).items() if name not in changed}
 
 
 def _values_of(kind: type) -> list[tuple[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hessprune.foundation.bytecode import globals_read, is_installed, methods_of, names_changed, own_attributes
+from hessprune.foundation.bytecode import changed_while_running, globals_read, is_installed, methods_of, own_attributes
 
 PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, Path, type(None), type(...))
 """Types of values that say all of themselves when they are printed."""
@@ -38,7 +38,7 @@ class Reached:
             self._reach_class(type(module))
             for value in _settings_of(module).values():
                 self._reach(value)
-        self.changed = {name for function in self.functions for name in names_changed(function)}
+        self.changed = changed_while_running(self.functions)
 
     def values(self) -> list[Any]:
         """Return all that counts, for a hash."""
@@ -64,7 +64,7 @@ class Reached:
             self._reach_class(value)
         elif id(value) not in self._followed:
             self._followed[id(value)] = value
-            if _is_own_object(value):
+            if is_own_object(value):
                 self._reach_class(type(value))
             for part in _parts_of(value):
                 self._reach(part)
@@ -101,7 +101,7 @@ class Reached:
             return ("mapping", self._kept(value, depth + 1))
         if isinstance(value, _CONTAINERS):
             return ("sequence", [self._counted(each, depth + 1) for each in value])
-        if _is_own_object(value):
+        if is_own_object(value):
             return (type(value).__qualname__, self._kept(getattr(value, "__dict__", {}), depth + 1))
         return ()
 
@@ -148,10 +148,10 @@ def _parts_of(value: Any) -> Iterable[Any]:
     if isinstance(value, _CONTAINERS):
         return value
     held = getattr(value, "__dict__", {})
-    return held.values() if _is_own_object(value) else (held["__wrapped__"],) if "__wrapped__" in held else ()
+    return held.values() if is_own_object(value) else (held["__wrapped__"],) if "__wrapped__" in held else ()
 
 
-def _is_own_object(value: Any) -> bool:
+def is_own_object(value: Any) -> bool:
     """Return whether a value is an object of the user's classes, or a namespace, and no module."""
     if isinstance(value, nn.Module | type):
         return False
