@@ -27,7 +27,7 @@ from tables.claims import benchmark_tables, demo_rows, result_rows, summary_rows
 from tables.comparisons import choice_rows, comparison_tables
 from tables.recipes import recipe_tables
 from tables.records import DOCS, ROOT
-from tables.studies import decoder_tables, encoder_tables, expansion_tables, picture_tables
+from tables.studies import decoder_tables, encoder_tables, epoch_tables, expansion_tables, picture_tables
 
 KEPT = ("accuracy", "perplexity", "loss", "macs", "params", "size_bytes", "latency_ms")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -61,6 +61,7 @@ BUILT = {
     ("encoders.md", "pictures"): picture_tables,
     ("oneshot.md", "oneshot"): partial(comparison_tables, "oneshot"),
     ("oneshot.md", "finetuned"): partial(comparison_tables, "finetuned"),
+    ("oneshot.md", "epochs"): epoch_tables,
     ("recipes.md", "keys"): recipe_tables,
     ("benchmarks.md", "claims"): benchmark_tables,
     ("reference.md", "names"): reference_rows,

@@ -121,3 +121,34 @@ def _expansion(path: Path) -> str:
     )
     columns = ("widened", "accuracy, %", "parameters", "MACs", "above `uniform`")
     return f"{head}same seed\n± standard error:\n\n{table(columns, rows)}"
+
+
+def epoch_tables() -> str:
+    """Return a table for each network and share of the MACs: accuracy by method and epochs, and the epochs saved."""
+    path = RESULTS / "epochs_saved.json"
+    rows = record(path)["rows"] if path.exists() else []
+    dense = record(path)["dense"] if path.exists() else {}
+    cells = sorted({(row["network"], row["share"]) for row in rows}, key=lambda cell: (cell[0], -cell[1]))
+    parts = [_epochs(rows, *cell, dense[cell[0]]) for cell in cells]
+    return "\n\n".join(parts) or "Nothing is measured yet."
+
+
+def _epochs(rows: list[dict[str, Any]], network: str, share: float, dense: float) -> str:
+    own = [row for row in rows if (row["network"], row["share"]) == (network, share)]
+    lengths = sorted({row["epochs"] for row in own})
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in own):
+        cells = [_at_best_rate([r for r in own if (r["method"], r["epochs"]) == (method, e)]) for e in lengths]
+        kept = mean([row["params"] for row in cells[0]])
+        shown = [spread([row["test"] for row in cell]) if cell else "–" for cell in cells]
+        lines.append([f"`{method}`", *shown, f"{kept:.0%}"])
+    title = f"### {network.replace('resnet', 'ResNet-')}, {share:.0%} of the MACs: {dense:.1f} % before pruning"
+    columns = ["epochs", *(f"{length:g}" for length in lengths), "parameters kept"]
+    return f"{title}\n\n{table(columns, lines)}"
+
+
+def _at_best_rate(cell: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows at the learning rate that does best on the validation images of the first draw."""
+    first = [row for row in cell if row["draw"] == 0]
+    best = max(first, key=lambda row: row["validation"])["lr"] if first else None
+    return [row for row in cell if row["lr"] == best]
