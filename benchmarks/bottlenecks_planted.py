@@ -130,7 +130,6 @@ def looked_at(kind: str, seed: int, methods: tuple[str, ...]) -> list[dict[str, 
             levels=LEVELS,
             method=method,
             loss_fn=F.cross_entropy,
-            ranking=hp.Ranking(per_cost=None if method == "joint" else False, min_kept_fraction=0.0),
             seed=seed,
         )
         row = {"kind": kind, "seed": seed, "place": place, "accuracy": accuracy, "method": method}

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hessprune as hp
+from hessprune.curvature import lowest
 from hessprune.foundation.imports import callable_at
 from hessprune.lab.calibration import open_calibration
 from hessprune.lab.compare import chosen_groups
@@ -361,6 +362,8 @@ ROWS = (
         lambda text: hp.reallocate(NET, X[:1], BATCHES, moved=float(advised(text, r"moved=(\d\.\d+)"))), "Pass moved="),
     Row("`next_plan` must be a Plan or a Widening, got", lambda: first_plan()[0].then(None),
         lambda _: first_plan()[0].then(second_plan()), "Pass `plan` of the result of hp.prune or hp.widen"),
+    Row("`removed` must be a function from values", lambda: hp.Until(removed=0.5),
+        lambda _: hp.Until(removed=lowest(0.5)), r"lowest\(0.5\)"),
     Row("`levels` must be removed shares", lambda: hp.find_bottlenecks(NET, X[:1], BATCHES, levels=0.5),
         lambda _: hp.find_bottlenecks(NET, X[:1], BATCHES, levels=(0.3, 0.5), method="magnitude"), "Pass a tuple"),
     Row("`levels` must hold one within reach", lambda: hp.find_bottlenecks(NET, X[:1], BATCHES, levels=(0.98,)),

@@ -110,3 +110,18 @@ def test_more_draws_than_samples_are_refused() -> None:
     net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
     with pytest.raises(hp.errors.ArgumentError, match="`draws` must be at most the number of samples, 2, got 3"):
         hp.find_bottlenecks(net, x, [x])
+
+
+def test_criteria_of_sosp_are_as_published_and_others_follow_their_habit() -> None:
+    """Without division by cost, unless a ranking says otherwise."""
+    net, batches = trained((24, 5, 24))
+
+    def shares(method: str, **settings: bool) -> list[float]:
+        ranking = hp.Ranking(min_kept_fraction=0.0, **settings) if settings else None
+        return [item.relative for item in hp.find_bottlenecks(net, X, batches, method=method, ranking=ranking)]
+
+    assert shares("sosp-h") == shares("sosp-h", per_cost=False) != shares("sosp-h", per_cost=True)
+    assert shares("joint") == shares("joint", per_cost=True) != shares("joint", per_cost=False)
+
+
+X = torch.zeros(1, 6)

@@ -15,6 +15,8 @@ from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_choice, check_range
 from hessprune.foundation.formatting import shown
 from hessprune.methods.method import Method
+from hessprune.methods.sosp_h import SOSPH
+from hessprune.methods.sosp_i import SOSPI
 from hessprune.methods.text import as_method
 from hessprune.planning.ranking import Ranking
 from hessprune.pruning.task import Task
@@ -60,13 +62,13 @@ def find_bottlenecks(
         batches: Calibration data, as for `hp.prune`; a few hundred samples.
         levels: Removed shares of the budgeted quantity. Those that frozen layers put out of reach are left out, and
             named in `facts`.
-        method: The criterion: `"sosp-h"` and `"sosp-i"` as published, or `"joint"`.
+        method: The criterion: `"sosp-h"` or `"sosp-i"`, as published without division by cost, `"joint"`, or another.
         loss_fn: A loss of `(output, targets)`, or `"next_word"`, as for `hp.prune`.
         quantity: What the levels count: `"params"`, `"macs"` or `"units"`.
         draws: Number of disjoint folds of the samples, not drawn at random: sample `i` belongs to fold `i mod draws`.
             The figures are means over them, with their spread. Where targets have no row for each sample, such as
             boxes, folds are of whole batches, at most as many as there are.
-        ranking: Floors and layers that stay (`ignore`).
+        ranking: Floors and layers that stay (`ignore`); then `per_cost` decides about costs for SOSP's criteria, too.
         seed: For whatever the method draws at random.
 
     Returns:
@@ -89,15 +91,17 @@ def find_bottlenecks(
     """
     check_choice("quantity", quantity, QUANTITIES)
     check_range("draws", draws, low=1, integer=True)
-    levels = _checked(levels)
+    levels, method = _checked(levels), as_method(method)
+    if ranking is None:
+        ranking = Ranking(min_kept_fraction=0.0, per_cost=False if isinstance(method, SOSPH | SOSPI) else None)
     task = Task(
         model=model,
         example_inputs=example_inputs,
         batches=Rereadable.of(batches, model),
         budget=Budget.keeping(quantity, 0.5),
-        method=as_method(method),
+        method=method,
         loss_fn=loss_fn,
-        ranking=ranking or Ranking(min_kept_fraction=0.0),
+        ranking=ranking,
         seed=seed,
     ).ready()
     reached, shares = removed_shares(task, levels, draws)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_range
+from hessprune.foundation.formatting import shown
 
 Decision = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """A function from values by key to booleans by key, true for the units to remove."""
@@ -34,6 +36,11 @@ class Until:
     """Draws or probes between two checks, at least 2: fewer do not give a standard error."""
 
     def __post_init__(self) -> None:
+        if not callable(self.removed):
+            raise ArgumentError(
+                f"`removed` must be a function from values to the units that leave, got {shown(self.removed)}. Pass "
+                "hessprune.curvature.lowest(0.5) for half of the units."
+            )
         check_range("confidence", self.confidence, low=0.5, high=1.0)
         check_range("draws_per_round", self.draws_per_round, low=2, integer=True)
 

@@ -36,7 +36,6 @@ from hessprune.lab.settings import RunSettings
 from hessprune.lab.stages import dense_model, trained
 from hessprune.lab.store import StageStore
 from hessprune.methods.text import as_method
-from hessprune.planning.ranking import Ranking
 from hessprune.structure.find import find_groups
 from hessprune.surgery.checkpoint import load
 from hessprune.surgery.widening import widen
@@ -159,8 +158,6 @@ def _bottlenecks(run: Run, dense: Model, method: str, asked: ExpandSettings) -> 
             levels=asked.levels,
             method=method,
             loss_fn=run.pruning_loss,
-            # As published: without division by cost. `joint` weighs costs by itself.
-            ranking=Ranking(per_cost=None if method.startswith("joint") else False, min_kept_fraction=0.0),
             seed=run.settings.seed,
         )
         write_text(folder / "bottlenecks.json", found.to_json())

@@ -55,8 +55,9 @@ def find_groups(
         ignore: Layers whose outputs must keep their width: modules, module types, or name patterns (`"layer1.*"`).
         compare: Make the second trial; without it `hp.apply_plan` refuses where slicing is not masking.
         gqa: What leaves attention whose queries share keys and values: `"kv-group"`, a head of keys and values with its
-            queries; `"even-queries"`, as many queries of every such head; `"free-queries"`, any query. Where one layer
-            makes keys and values, as in Phi-3, they leave with their queries in every mode; a warning names it.
+            queries; `"even-queries"`, as many queries of every such head; `"free-queries"`, any query. The last two are
+            refused where one layer makes keys and values, as in Phi-3; of a model that has both kinds, such attention
+            loses whole heads of keys, and a warning names it.
         units: Kinds of units to find; None for heads, neurons, channels, and embeddings that no norm reads. With
             `"embedding"`, channels that a LayerNorm or RMSNorm normalises may go, too; the norm then normalises the
             channels that stay. With `"qk"` and `"v"`, the same widths go from all heads of a layer: from queries and
