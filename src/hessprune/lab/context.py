@@ -74,7 +74,9 @@ class Run:
             seed=settings.seed,
             root=self.data_root,
         ).to(self.device)
-        return model.to(memory_format=torch.channels_last) if settings.model.channels_last else model
+        if settings.model.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        return model
 
     @property
     def model_key(self) -> list[str]:
