@@ -25,7 +25,7 @@ class HAP(Method):
             draw. `"hutchinson"`: the published estimator, one product with the true Hessian a probe.
         precision: Number format of the passes; `"fp16"` needs an accelerator.
         num_probes: Draws of `rademacher` (4 if None) or probes of `hutchinson` (300); none with `exact`.
-        until: Draw until this decision has settled; `num_probes` then bounds the draws.
+        until: Draw until this decision has settled; `num_probes` then bounds the draws (64, or 3 000 for `hutchinson`).
         seed: Of the draws; the seed of the call if None.
         memory_limit: Bytes for activations and gradients; samples are pushed through in chunks that fit.
 

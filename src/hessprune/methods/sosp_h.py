@@ -14,7 +14,7 @@ from hessprune.methods.options import Precision
 class SOSPH(Method):
     """`λ(s) = |θ_sᵀ g| + ½ |θ_sᵀ (H θ_struc)|`, with `θ_s` the weights of unit `s` and `θ_struc` those of all units.
 
-    Evaluation mode; `g` and `H` are the gradient and the Hessian of the mean loss. Costs about three training steps.
+    Evaluation mode; `g` and `H` are the gradient and the Hessian of the mean loss. Costs three to five gradients.
 
     Args:
         precision: Number format of the passes.
