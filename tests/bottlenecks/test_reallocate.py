@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import hessprune as hp
+from hessprune.bottlenecks.widths import narrowest_within
+from hessprune.costs.model import CostModel
 from tests.bottlenecks.test_find import trained
 
 reallocating = sys.modules[hp.reallocate.__module__]
@@ -159,3 +161,37 @@ def test_channels_of_tied_embeddings_stay_and_are_refused_by_name(caplog: pytest
     assert "all groups that can grow have 4 times their width; more cannot be spent" in caplog.text
     with pytest.raises(hp.errors.VerificationError, match="Leave 'embedding' out of `widths`"):
         hp.widen(model, ids, {"embedding": 20, "up": 30})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"start": "zero"}, {"ranking": hp.Ranking(step=0.1)}, {"ranking": hp.Ranking(units=("neurons", "qk"))}],
+)
+def test_what_cannot_be_is_said_before_the_loss_is_called(options) -> None:
+    net, batches = trained((8, 8))
+    seen: list[int] = []
+
+    def loss(output: Tensor, targets: Tensor) -> Tensor:
+        seen.append(len(targets))
+        return nn.functional.cross_entropy(output, targets)
+
+    with pytest.raises(hp.errors.ArgumentError):
+        hp.reallocate(net, batches[0][0][:1], batches, loss_fn=loss, **options)
+    assert not seen
+
+
+def test_a_lone_group_gets_back_what_it_gives_with_a_warning(caplog) -> None:
+    net, batches = trained((24,))
+    result = hp.reallocate(net, batches[0][0][:1], batches)
+    assert result.model[0].out_features <= 24
+    assert "gets back what it gives" in caplog.text
+
+
+def test_where_nothing_of_the_narrowest_fits_the_next_group_grows() -> None:
+    """A unit of the first costs 1 001 parameters, one of the second 4."""
+    net = nn.Sequential(nn.Linear(500, 4), nn.ReLU(), nn.Linear(4, 500), nn.ReLU(), nn.Linear(500, 2))
+    costs = CostModel(net, torch.zeros(1, 500), hp.find_groups(net, torch.zeros(1, 500)))
+    budget = hp.Budget(params=int(costs.spent("params")) + 100)
+    widths = narrowest_within(costs, {"0": 4, "2": 500}, 1, budget)
+    assert widths["0"] == 4
+    assert widths["2"] > 500

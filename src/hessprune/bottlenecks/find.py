@@ -18,7 +18,7 @@ from hessprune.methods.method import Method
 from hessprune.methods.sosp_h import SOSPH
 from hessprune.methods.sosp_i import SOSPI
 from hessprune.methods.text import as_method
-from hessprune.planning.ranking import Ranking
+from hessprune.planning.ranking import Ranking, check_at_once
 from hessprune.pruning.task import Task
 
 QUANTITIES = ("macs", "params", "units")
@@ -94,6 +94,7 @@ def find_bottlenecks(
     levels, method = _checked(levels), as_method(method)
     if ranking is None:
         ranking = Ranking(min_kept_fraction=0.0, per_cost=False if isinstance(method, SOSPH | SOSPI) else None)
+    check_at_once(ranking)
     task = Task(
         model=model,
         example_inputs=example_inputs,

@@ -16,12 +16,12 @@ from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError, BudgetError, VerificationError
 from hessprune.foundation.arrival import arrived
 from hessprune.foundation.batches import Rereadable
-from hessprune.foundation.checks import check_range
+from hessprune.foundation.checks import check_choice, check_range
 from hessprune.foundation.trees import leading_size
 from hessprune.methods.method import Method
 from hessprune.methods.text import as_method
 from hessprune.planning.chain import Chain
-from hessprune.planning.ranking import Ranking
+from hessprune.planning.ranking import Ranking, check_at_once
 from hessprune.planning.reachable import least_left
 from hessprune.pruning.prune import prune
 from hessprune.pruning.task import Task
@@ -32,6 +32,8 @@ from hessprune.surgery.widening import Start, WidenResult, grows, widen
 DRAWS = 3
 """Of the calibration samples, for the bottlenecks."""
 LEAST_MOVED = 0.01
+FIXED = ("qk", "v", "embedding")
+"""Kinds of units that `hp.widen` does not know."""
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +85,8 @@ def reallocate(
         The new model, the two steps as one plan, and the bottlenecks.
 
     Raises:
-        ArgumentError: The budget bounds neither MACs nor parameters.
+        ArgumentError: The budget bounds neither MACs nor parameters, or `ranking` asks for steps or kinds of units that
+            do not grow.
         BudgetError: The pruning cannot take so much of the model, or leaves one unit in each group; or the budget is
             more than all groups with four times their width cost.
         HessPruneError: One clear line: another argument, the data or the model does not fit.
@@ -99,6 +102,13 @@ def reallocate(
         (True, True)
     """
     check_range("moved", moved, low=LEAST_MOVED, high=0.9)
+    check_choice("start", start, ("split", "fresh"))
+    check_at_once(ranking or Ranking())
+    fixed = [kind for kind in (ranking or Ranking()).units or () if kind in FIXED]
+    if fixed:
+        raise ArgumentError(
+            f"`ranking.units` must be kinds that can grow, got {', '.join(fixed)}. Leave out what cannot."
+        )
     budget = Budget(params=1.0) if budget is None else budget
     check_budget(budget)
     quantity = budget.quantity
@@ -118,6 +128,8 @@ def reallocate(
     today = costs.spent(quantity)
     limit = float(budget.value) if budget.share is None else budget.limit(today)  # it may be above today's cost
     _check_room(task, costs, limit, moved)
+    if len(task.groups) == 1 and limit <= today:
+        _log.warning("%r is the only group that may go: it gets back what it gives", task.groups[0].name)
     samples = sum(leading_size(inputs) for inputs, _ in task.batches)
     found = find_bottlenecks(
         model,

@@ -80,6 +80,7 @@ def removed_shares(task: Task, levels: Sequence[float], draws: int) -> tuple[tup
         raise ArgumentError(f"`draws` must be at most the number of samples, {samples}, got {draws}. Ask for fewer.")
     apart = draws == 1 or _come_apart(task)
     draws = draws if apart else min(draws, sum(1 for _ in task.batches))
+    levels = _within_reach(task, {group.name: torch.zeros(group.num_units) for group in task.groups}, levels)
     found = []
     for number in track(range(draws), "bottlenecks"):
         values = saliency(
@@ -91,12 +92,12 @@ def removed_shares(task: Task, levels: Sequence[float], draws: int) -> tuple[tup
             outputs=task.outputs,
             seed=task.seed + number,
         )
-        levels = levels if found else _within_reach(task, values, levels)
         found.append([_shares(task, values, level) for level in levels])
     return tuple(levels), torch.tensor(found, dtype=torch.float64, device="cpu")
 
 
-def _within_reach(task: Task, values: Any, levels: Sequence[float]) -> list[float]:
+def _within_reach(task: Task, values: Any, levels: Sequence[float]) -> Sequence[float]:
+    """Return the levels that can be had, whatever the saliencies: those of the floors."""
     reached, last = [], None
     for level in levels:
         try:

@@ -96,6 +96,7 @@ def narrowest_within(
     for number in range(max(1, min(first, len(units))), len(units) + 1):
         grown = dict([*units.items()][:number])
         widths = widths_within(costs, grown, budget, multiple=multiple, most=most)
-        if any(width < most[name] for name, width in widths.items()):
-            break
+        has_grown = any(width > units[name] for name, width in widths.items())
+        if has_grown and any(width < most[name] for name, width in widths.items()):
+            break  # else nothing more of them fits, and the next group may be cheaper
     return widths

@@ -18,7 +18,7 @@ from hessprune.planning.implants import Implant, ImplantShare, as_implant, carry
 from hessprune.planning.inputs import describe_inputs
 from hessprune.planning.joint import select_jointly
 from hessprune.planning.plan import Plan
-from hessprune.planning.ranking import Ranking, check_ranking, counting, free_groups, select
+from hessprune.planning.ranking import Ranking, check_at_once, check_ranking, counting, free_groups, select
 from hessprune.planning.steps import select_in_steps
 from hessprune.planning.uniform import select_uniformly
 from hessprune.planning.zones import Zones, select_zones
@@ -222,9 +222,5 @@ def _resolved(ranking: Ranking, saliency: Mapping[str, Tensor]) -> Ranking:
     Raises:
         ArgumentError: It asks for several steps.
     """
-    if ranking.step < 1:
-        raise ArgumentError(
-            f"`ranking.step` must be 1 for a plan that is made at once, got {ranking.step:g}: hp.prune measures in "
-            "between. Call hp.prune, or leave `step` out."
-        )
+    check_at_once(ranking)
     return ranking if ranking.per_cost is not None else replace(ranking, per_cost=getattr(saliency, "per_cost", True))

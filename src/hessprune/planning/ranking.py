@@ -269,3 +269,16 @@ def _is_floor(pair: Any) -> bool:
         return False
     name, units = pair
     return isinstance(name, str) and isinstance(units, int) and not isinstance(units, bool) and units >= 0
+
+
+def check_at_once(ranking: Ranking) -> None:
+    """Raise where a plan is made at once and the ranking asks for several steps.
+
+    Raises:
+        ArgumentError: It does.
+    """
+    if ranking.step < 1:
+        raise ArgumentError(
+            f"`ranking.step` must be 1 for a plan that is made at once, got {ranking.step:g}: hp.prune measures in "
+            "between. Leave `step` out, or call hp.prune."
+        )
