@@ -260,3 +260,20 @@ def test_a_model_without_numbers_is_refused() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).to("meta")
     with pytest.raises(NumericalError, match="on the meta device"):
         hp.widen(net, torch.zeros(1, 4), {"0": 12})
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    net[0].weight.data[0, 0] = float("nan")
+    with pytest.raises(NumericalError, match=r"0\.weight"):
+        hp.widen(net, torch.zeros(1, 4), {"0": 12})
+
+
+def test_a_result_in_the_place_of_its_plan_is_refused(tmp_path) -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(4, 4)
+    smaller = hp.prune(net, x[:1], [x], budget=hp.Budget(macs=0.5), method="magnitude")
+    wider = hp.widen(smaller.model, x[:1], {"0": 6})
+    with pytest.raises(hp.errors.ArgumentError, match=r"Pass `plan` of the result"):
+        smaller.plan.then(wider)
+    with pytest.raises(hp.errors.ArgumentError, match=r"Pass result\.plan"):
+        hp.save(smaller.model, smaller, tmp_path)

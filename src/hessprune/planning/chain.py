@@ -86,7 +86,7 @@ def joined(first: Change, second: Change) -> Chain:
     Raises:
         ArgumentError: The second is none, or was made for another model than the one that the first gives.
     """
-    if not hasattr(second, "cost_before"):
+    if not (hasattr(second, "cost_before") and hasattr(second, "to_json")):  # a result has costs, too
         raise ArgumentError(
             f"`next_plan` must be a Plan or a Widening, got {shown(second)}. Pass `plan` of the result of hp.prune "
             "or hp.widen."

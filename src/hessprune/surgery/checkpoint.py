@@ -57,7 +57,7 @@ def save(model: nn.Module, plan: Change, folder: str | Path) -> Path:
         ...     sorted(path.name for path in hp.save(hp.apply_plan(net, plan), plan, folder).iterdir())
         ['model.safetensors', 'plan.json']
     """
-    if not hasattr(plan, "cost_after"):
+    if not (hasattr(plan, "cost_after") and hasattr(plan, "to_json")):  # a result has costs, too
         raise ArgumentError(f"`plan` must be the plan that led to `model`, got {shown(plan)}. Pass result.plan.")
     model = arrived(model)
     check_shapes(model, plan)

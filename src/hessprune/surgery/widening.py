@@ -12,7 +12,7 @@ from torch import nn
 from hessprune.costs.model import cost
 from hessprune.errors import ArgumentError, VerificationError
 from hessprune.foundation.arrival import observed, watched
-from hessprune.foundation.checks import check_choice, check_numbers, check_range
+from hessprune.foundation.checks import check_choice, check_finite_parameters, check_range
 from hessprune.foundation.formatting import shortened, shown
 from hessprune.foundation.tensors import named_tensors
 from hessprune.planning.inputs import describe_inputs
@@ -70,7 +70,7 @@ def widen(
 
     Raises:
         ArgumentError: A name is unknown, or a width is smaller than the present one.
-        NumericalError: Weights hold no numbers.
+        NumericalError: Weights are not finite, or hold no numbers.
         UnsupportedModelError: The model has no groups.
         VerificationError: The wider model gives other outputs, since its forward fixes a size, or a weight is used in
             two places (tied embeddings); the line names the groups.
@@ -88,7 +88,7 @@ def widen(
     """
     check_choice("start", start, ("split", "fresh"))
     check_range("seed", seed, low=0, integer=True)
-    check_numbers(observed(model))
+    check_finite_parameters(observed(model))
     groups = find_groups(model, example_inputs, ignore, compare=True)
     more = _more(groups, widths)
     with watched(model) as dense:
