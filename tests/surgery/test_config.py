@@ -103,8 +103,30 @@ def test_a_configuration_that_cannot_say_it_stays(name: str) -> None:
         kept = {len(units) for units in result.plan.removed.values()}
         assert len(kept) > 2  # layers differ
     before = model.config.to_dict()
-    fit_config(result.model, result.plan)
+    left = {group.name: len(result.plan.kept[group.name]) for group in result.plan.groups}
+    fit_config(result.model, result.plan.groups, left)
     assert result.model.config.to_dict() == before
+
+
+@pytest.mark.parametrize("kind", ["neurons", "heads"])
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "T5"])
+def test_the_configuration_of_a_widened_model_says_its_widths(name: str, kind: str, tmp_path: Path) -> None:
+    model = language_model(name).float()
+    x = inputs_of(name)
+    before = model.config.to_dict()
+    wide = {group.name: 2 * group.num_units for group in hp.find_groups(model, x) if group.kind == kind}
+    wider = hp.widen(model, x, wide)
+    wider.model.save_pretrained(tmp_path / "native")
+    wider.save(tmp_path / "own")
+    natively = type(model).from_pretrained(tmp_path / "native").eval()
+    for again in (natively, hp.load(tmp_path / "own")):
+        torch.testing.assert_close(again(**x).logits, model(**x).logits, rtol=1e-4, atol=1e-5)
+    assert model.config.to_dict() == before
+    assert dense_config(wider.model.config).to_dict() | WRITTEN == before | WRITTEN
+
+
+WRITTEN = {"dtype": None, "architectures": None}
+"""What `save_pretrained` adds."""
 
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 100}

@@ -80,7 +80,8 @@ def removed_shares(task: Task, levels: Sequence[float], draws: int) -> tuple[tup
         raise ArgumentError(f"`draws` must be at most the number of samples, {samples}, got {draws}. Ask for fewer.")
     apart = draws == 1 or _come_apart(task)
     draws = draws if apart else min(draws, sum(1 for _ in task.batches))
-    levels = _within_reach(task, {group.name: torch.zeros(group.num_units) for group in task.groups}, levels)
+    alike = {group.name: torch.zeros(group.num_units, device="cpu") for group in task.groups}
+    levels = _within_reach(task, alike, levels)
     found = []
     for number in track(range(draws), "bottlenecks"):
         values = saliency(

@@ -67,7 +67,9 @@ def apply_plan(
     check_choice("start", start, ("centre", "zero"))
     with watched(model) as dense:
         pruned = without_units(dense, plan, start=start)
-        fit_config(pruned, plan)
+        if not any(plan.implanted.values()):
+            left = {group.name: group.num_units - len(plan.removed[group.name]) for group in plan.groups}
+            fit_config(pruned, plan.groups, left)
         if check:
             verify(dense, pruned, plan, example_inputs)
     return pruned

@@ -1,9 +1,9 @@
-"""The configuration of a pruned model of transformers: new numbers of heads and widths, where it can say them."""
+"""The configuration of a changed model of transformers: new numbers of heads and widths, where it can say them."""
 
 import copy
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import nn
 
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.written import Resized, unlower
-from hessprune.planning.plan import Plan
 from hessprune.planning.uniform import alike
 from hessprune.structure.groups import Group
 from hessprune.surgery.pretrained import DENSE, config_of
@@ -21,14 +20,19 @@ _HIDDEN = ("hidden_size", "d_model", "n_embd", "dim")
 _NEURONS = ("intermediate_size", "moe_intermediate_size", "ffn_dim", "ffn_hidden_size", "d_ff", "n_inner")
 
 
-def fit_config(model: nn.Module, plan: Plan) -> None:
-    """Write the numbers that a plan leaves into the configuration of the pruned model, in place, if it can say them.
+def fit_config(model: nn.Module, groups: Sequence[Group], units: Mapping[str, int]) -> None:
+    """Write new numbers of units into the configuration of a changed model, in place, if it can say them.
 
-    It can if all layers that are alike keep as many units, and if the model's class builds a model of these shapes from
-    the new configuration. Otherwise the configuration stays that of the dense model.
+    It can if all layers that are alike have as many units, and if the model's class builds a model of these shapes from
+    the new configuration. Otherwise the configuration stays that of the model before.
+
+    Args:
+        model: The pruned or widened model.
+        groups: Of the model before.
+        units: By name of the groups that changed, how many they have now.
     """
     config = config_of(model)
-    sizes = None if config is None else _sizes(config, plan)
+    sizes = None if config is None else _sizes(config, groups, units)
     if not sizes:
         return
     changed = copy.deepcopy(config)
@@ -68,32 +72,32 @@ def _follow(model: nn.Module, built: nn.Module, sizes: Iterable[str]) -> None:
                 })  # fmt: skip
 
 
-def _sizes(config: Any, plan: Plan) -> dict[str, int] | None:
+def _sizes(config: Any, groups: Sequence[Group], units: Mapping[str, int]) -> dict[str, int] | None:
     """Return the new numbers by their names in the configuration; None if layers that are alike differ."""
     sizes: dict[str, int] = {}
-    for members in alike(plan.groups):
-        counts = {group.num_units - len(plan.removed[group.name]) for group in members}
-        if len(counts) > 1 or any(plan.implanted.values()):
+    for members in alike(groups):
+        counts = {units.get(group.name, group.num_units) for group in members}
+        if len(counts) > 1:
             return None
-        group, (left,) = members[0], counts
-        for name, size in _named(config, group, left) if left < group.num_units else ():
+        group, (now,) = members[0], counts
+        for name, size in _named(config, group, now) if now != group.num_units else ():
             if sizes.setdefault(name, size) != size:
                 return None
     return sizes
 
 
-def _named(config: Any, group: Group, left: int) -> Iterator[tuple[str, int]]:
+def _named(config: Any, group: Group, now: int) -> Iterator[tuple[str, int]]:
     """Yield the numbers that change with the units of a group."""
     units = group.num_units
     if group.kind == "embedding":
-        yield from ((name, left) for name in _HIDDEN if getattr(config, name, None) == units)
+        yield from ((name, now) for name in _HIDDEN if getattr(config, name, None) == units)
         return
     if group.kind in {"qk", "v"}:
         return
     if all(len(piece.index[0]) == 1 for piece in group.slices_with_role("consumer")):
         inner = 4 * getattr(config, "n_embd", 0)  # what GPT-2 takes for `n_inner` where nothing is said
         values = {name: getattr(config, name, None) or inner for name in _NEURONS if hasattr(config, name)}
-        yield from ((name, left) for name, value in values.items() if value == units)
+        yield from ((name, now) for name, value in values.items() if value == units)
         return
     heads = next((name for name in _HEADS if isinstance(getattr(config, name, None), int)), "")
     many = getattr(config, heads, 0)
@@ -103,9 +107,9 @@ def _named(config: Any, group: Group, left: int) -> Iterator[tuple[str, int]]:
     by_query = keys != many and produced == [len(piece.index[0]) for piece in group.slices_with_role("consumer")]
     if not many or units != (many // keys if by_query else keys):
         return
-    yield heads, many * left // units
+    yield heads, many * now // units
     if not by_query and getattr(config, _KEYS, None) is not None:
-        yield _KEYS, left
+        yield _KEYS, now
     if hidden is not None and not hasattr(config, "d_kv"):
         yield _WIDTH, getattr(config, _WIDTH, None) or hidden // many
 

@@ -22,6 +22,7 @@ from hessprune.structure.enlarging import Enlarged, enlarged_groups
 from hessprune.structure.find import find_groups
 from hessprune.structure.groups import Group, Ignored, producers
 from hessprune.structure.inserting import axes_of, insert_copies
+from hessprune.surgery.config import fit_config
 from hessprune.surgery.result import Result
 from hessprune.surgery.starting import begin, living_units
 
@@ -101,6 +102,7 @@ def widen(
             listed = ", ".join(map(repr, names))
             raise VerificationError(f"{reason} Leave {listed} out of `widths`.")
         wider = _widened(copy.deepcopy(dense), wide, start, seed)
+        fit_config(wider, groups, {name: group.num_units + number for name, (group, number) in more.items()})
         before, after = cost(dense, example_inputs), cost(wider, example_inputs)
     widening = Widening(
         groups=wide.groups,
