@@ -42,6 +42,12 @@ class Config:
     scale: float = 1.5
 
 
+@dataclass(slots=True)
+class Slotted:
+    scale: float = 1.0
+
+
+SLOTTED = Slotted(25.0)
 CONFIG = Config()
 
 
@@ -87,9 +93,13 @@ class Net(Mixin, nn.Module):
         super().__init__()
         self.linear = nn.Linear(2, 2)
         self.own, self.nested, self.memo, self.calls = Config(1.25), {"a": [{"b": 14}]}, {}, 0
+        self.set_offset(24)
 
     def set_own(self, scale):
         self.own = Config(scale)
+
+    def set_offset(self, offset):
+        self.offset = offset
 
     def forward(self, x):
         global CALLS
@@ -106,7 +116,9 @@ class Net(Mixin, nn.Module):
         def inner(y):
             return y - 15
 
-        return inner(SCALER(x) + steps(2)) * self.nested["a"][0]["b"]
+        scale = x + SLOTTED.scale + MODE.value
+        scale[0] = 0
+        return inner(SCALER(x) + steps(2)) * self.nested["a"][0]["b"] + self.offset + scale
 """
 CHANGES = (
     ('"gain": 1.0', '"gain": 1.5'),
@@ -128,6 +140,9 @@ CHANGES = (
     ("Config(1.25)", "Config(1.75)"),
     ('"b": 14', '"b": 22'),
     ("y - 15", "y - 23"),
+    ("set_offset(24)", "set_offset(26)"),
+    ("Slotted(25.0)", "Slotted(27.0)"),
+    ("A = 1\n", "A = 3\n"),
 )
 
 

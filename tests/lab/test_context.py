@@ -49,3 +49,20 @@ def test_channels_last_lays_convolutions_out_anew_and_answers_alike(tmp_path):
         x, _ = next(iter(run.batches("test")))
         answers[last] = built(x)
     torch.testing.assert_close(answers[True], answers[False])
+
+
+def test_other_weights_that_a_factory_reads_are_another_dense_model(tmp_path, monkeypatch):
+    (tmp_path / "reading.py").write_text(
+        "import torch\nfrom pathlib import Path\nfrom torch import nn\nFILE = Path(__file__).with_name('w.pt')\n"
+        "def make():\n"
+        "    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))\n"
+        "    net[0].load_state_dict(torch.load(FILE))\n    return net\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = {"data": {"calibration_size": 16}, "model": {"name": "reading:make", "pretrain": {"epochs": 0}}}
+    settings = parse_recipe(recipe | {"prune": {"budget": {"macs": 0.5}}})
+    reused = []
+    for layer in (first := torch.nn.Conv2d(1, 4, 3), first, torch.nn.Conv2d(1, 4, 3)):
+        torch.save(layer.state_dict(), tmp_path / "w.pt")
+        reused.append(dense_model(open_run(settings, tmp_path / "out", tmp_path)).stage.reused)
+    assert reused == [False, True, False]

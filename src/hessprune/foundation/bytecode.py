@@ -87,7 +87,8 @@ def changed_while_running(functions: Iterable[FunctionType], names: Collection[s
 
 def _is_called(function: FunctionType, names: Collection[str]) -> bool:
     name, kind = function.__name__, function.__qualname__.rpartition(".")[0]
-    return name in names or name[:2] == "__" or not kind or kind.endswith("<locals>")
+    is_operator = name[:2] == "__" and name not in _MAKING
+    return name in names or is_operator or not kind or kind.endswith("<locals>")
 
 
 def names_changed(function: FunctionType) -> set[str]:
@@ -135,8 +136,7 @@ def _follow(stack: list[Any], step: dis.Instruction) -> None:
     elif name in ("LOAD_ATTR", "LOAD_METHOD"):
         stack[-1:] = [step.argval, *[None] * depth]
     elif depth > 0:
-        read = step.argval if isinstance(step.argval, tuple) else (step.argval,)
-        stack += ([None] * depth + list(read if name.startswith("LOAD_") else ()))[-depth:]
+        stack += ([None] * depth + ([step.argval] if name in ("LOAD_GLOBAL", "LOAD_NAME") else []))[-depth:]
     else:
         del stack[len(stack) + depth :]
         if not name.startswith(_SILENT):

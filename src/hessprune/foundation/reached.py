@@ -102,7 +102,7 @@ class Reached:
         if isinstance(value, _CONTAINERS):
             return ("sequence", [self._counted(each, depth + 1) for each in value])
         if is_own_object(value):
-            return (type(value).__qualname__, self._kept(getattr(value, "__dict__", {}), depth + 1))
+            return (type(value).__qualname__, self._kept(_held_by(value), depth + 1))
         return ()
 
 
@@ -119,10 +119,16 @@ def _leaf(value: Any) -> tuple[Any, ...]:
     if isinstance(value, (*PLAIN, *_ARRAYS, FunctionType, BuiltinFunctionType)):
         return (value,)
     if isinstance(value, Enum):
-        return (type(value).__qualname__, value.name)
+        return (type(value).__qualname__, value.name, *(inner for inner in [value.value] if isinstance(inner, PLAIN)))
     if isinstance(value, set | frozenset):
         return ("set", frozenset(each for each in value if isinstance(each, PLAIN)))
     return ()
+
+
+def _held_by(value: Any) -> dict[str, Any]:
+    """Return what an object holds, in slots or not."""
+    slots = [name for each in type(value).__mro__ for name in vars(each).get("__slots__", ()) if hasattr(value, name)]
+    return {name: getattr(value, name) for name in slots} | dict(getattr(value, "__dict__", {}))
 
 
 def _settings_of(module: nn.Module) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from hessprune.lab.models.registry import build_model, file_of, is_factory
 from hessprune.lab.models.zoos import ZooName
 from hessprune.lab.settings import RunSettings
 from hessprune.lab.store import Stage, StageStore
+from hessprune.planning.planner import fingerprint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +87,10 @@ class Run:
         if zoo is not None:
             return zoo.below(self.data_root).key()
         content = [file_sha256(file)] if file is not None and file.is_file() else []
-        return [name, *content, modules_sha256(self.fresh_model())] if is_factory(name) else [name]
+        if not is_factory(name):
+            return [name]
+        model = self.fresh_model()  # a function may read weights, too
+        return [name, *content, modules_sha256(model), fingerprint(model)]
 
     @property
     def data_key(self) -> list[Any]:
