@@ -88,3 +88,18 @@ def test_a_refit_on_padded_texts_is_that_on_the_words(form: str, side: str, sequ
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-4)
     cut = pruned(model, texts(None), compensate=False)
     assert not torch.equal(own["blocks.2.down.weight"], cut["blocks.2.down.weight"])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("form", ["plain", "flat", "turned"])
+def test_rows_of_wide_layers_are_drawn_among_the_words(form: str, side: str, monkeypatch: pytest.MonkeyPatch):
+    """Four rows of each text, instead of four that may be padding."""
+    monkeypatch.setattr("hessprune.curvature.reading_layers.ROWS_PER_SAMPLE", 4)
+    torch.manual_seed(0)
+    model, moments = Text(form).double().eval(), {}
+    for padded in (None, side):
+        data = texts(padded)
+        moments[padded] = hp.measure(model, data[0], data).moments
+    for name, held in moments[None].items():
+        assert held.rows == moments[side][name].rows == 4 * 48
+        torch.testing.assert_close(moments[side][name].covariance, held.covariance)

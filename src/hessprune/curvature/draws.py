@@ -111,3 +111,26 @@ def _hash(x: Tensor) -> Tensor:
 def _shift(x: Tensor, by: int) -> Tensor:
     """Shift right without copying the sign bit."""
     return (x >> by) & ((1 << (64 - by)) - 1)
+
+
+def sampled(seed: int, draw: int, stream: Tensor, rows: Sequence[Tensor], most: int) -> Tensor:
+    """Return at most so many rows of each sample, in one tensor: all of them, or those of `positions` by rank.
+
+    Args:
+        seed: The user's seed.
+        draw: Index of the draw, such as a number for the layer.
+        stream: A number for each sample, such as its place in the data, int64 `(n,)`.
+        rows: Numbers of rows, `n` tensors, such as those of the words of a padded text.
+        most: Rows of a sample.
+
+    Example:
+        >>> import torch
+        >>> sampled(0, 0, torch.arange(2), [torch.arange(3), torch.arange(10, 20)], 4)[:3]
+        tensor([0, 1, 2])
+    """
+    chosen = list(rows)
+    for size in sorted({len(own) for own in rows if len(own) > most}):
+        alike = [number for number, own in enumerate(rows) if len(own) == size]
+        for number, drawn in zip(alike, positions(seed, draw, stream[alike], most, size=size), strict=True):
+            chosen[number] = rows[number][drawn]
+    return torch.cat(chosen)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hessprune.curvature.draws import positions, signs
+from hessprune.curvature.draws import sampled, signs
 from hessprune.curvature.elimination import inverse
 from hessprune.curvature.ggn import TapMode
 from hessprune.curvature.options import TraceOptions
@@ -191,21 +191,17 @@ class _StatisticsMode(TapMode):
         layer = self._layers.setdefault(name, new)
         out = super().on_call(name, call, arguments)
         if not (name in self._unfit or (isinstance(call, Convolution) and call.transposed)):
-            keep = self._sampled(name, rows_by_sample(call, out, self.samples), columns_of(call, weight).shape[1])
-            keep = keep if (words := word_rows(call, out, self._masks)) is None else keep[words[keep]]
+            present = rows_by_sample(call, out, self.samples)
+            words = word_rows(call, out, self._masks)
+            own = [*present] if words is None else [rows[words[rows]] for rows in present]
+            most, inputs = ROWS_PER_SAMPLE, columns_of(call, weight).shape[1]
+            if inputs >= WIDE:
+                most = min(most, math.ceil(ROWS_PER_INPUT * inputs / self._in_all))
+            keep = sampled(self._seed, zlib.crc32(name.encode()), self._places, own, most)
             rows = design(call, x, weight, keep).transpose(0, 1).to(layer.weight.dtype)
             with torch.autocast(x.device.type, enabled=False):  # a forward may open a region of its own
                 layer.add_inputs(rows)
         return out
-
-    def _sampled(self, name: str, rows: Tensor, inputs: int) -> Tensor:
-        """Choose some of the rows `(N, T)` of a layer for each sample, by seed, layer and place of the sample."""
-        size, most = rows.shape[1], ROWS_PER_SAMPLE
-        if inputs >= WIDE:
-            most = min(most, math.ceil(ROWS_PER_INPUT * inputs / self._in_all))
-        if size > most:
-            rows = rows.gather(1, positions(self._seed, zlib.crc32(name.encode()), self._places, most, size=size))
-        return rows.flatten()
 
     def arrive(self, site: Any, x: Tensor, weight: Tensor, delta: Tensor) -> None:  # noqa: ARG002
         """Add the outer products of the gradients at the layer's output."""
