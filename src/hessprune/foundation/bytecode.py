@@ -1,4 +1,4 @@
-"""What functions and classes are made of: their code, the names that it reads, and those that it changes."""
+"""The code of functions and classes: the names that it reads, and those that it changes."""
 
 import dis
 import sys

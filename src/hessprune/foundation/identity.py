@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from hessprune.foundation.bytecode import changed_while_running, codes_within, is_installed, methods_of, own_attributes
 from hessprune.foundation.losses import loss_name
-from hessprune.foundation.reached import PLAIN, Reached, is_own_object
+from hessprune.foundation.reached import PLAIN, Reached, held_by, is_own_object
 
 _PASSING = ("training", "_is_torch_compile")
 """Attributes of modules that change nothing of what they compute."""
@@ -197,11 +197,8 @@ def _values_of(kind: type) -> list[tuple[str, Any]]:
 
 def _attributes(value: Any) -> dict[str, Any]:
     """Return what an object holds; the mode of a module does not count."""
-    slots = [name for each in type(value).__mro__ for name in getattr(each, "__slots__", ()) if hasattr(value, name)]
-    held = {name: getattr(value, name) for name in slots if isinstance(name, str) and not name.startswith("__")}
-    held |= getattr(value, "__dict__", {})
     passing = _PASSING if isinstance(value, nn.Module) else ()
-    return {name: each for name, each in held.items() if name not in passing}
+    return {name: each for name, each in held_by(value).items() if name not in passing}
 
 
 def _uncompiled(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the modules of a model compute by, beside their weights: settings, code, and values from the user's files."""
+"""All that modules compute by beside their weights: settings, code, and values from the user's files."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
@@ -102,7 +102,7 @@ class Reached:
         if isinstance(value, _CONTAINERS):
             return ("sequence", [self._counted(each, depth + 1) for each in value])
         if is_own_object(value):
-            return (type(value).__qualname__, self._kept(_held_by(value), depth + 1))
+            return (type(value).__qualname__, self._kept(held_by(value), depth + 1))
         return ()
 
 
@@ -125,10 +125,11 @@ def _leaf(value: Any) -> tuple[Any, ...]:
     return ()
 
 
-def _held_by(value: Any) -> dict[str, Any]:
-    """Return what an object holds, in slots or not."""
-    slots = [name for each in type(value).__mro__ for name in vars(each).get("__slots__", ()) if hasattr(value, name)]
-    return {name: getattr(value, name) for name in slots} | dict(getattr(value, "__dict__", {}))
+def held_by(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object, in slots or not."""
+    slots = [name for each in type(value).__mro__ for name in getattr(each, "__slots__", ()) if hasattr(value, name)]
+    held = {name: getattr(value, name) for name in slots if isinstance(name, str) and not name.startswith("__")}
+    return held | getattr(value, "__dict__", {})
 
 
 def _settings_of(module: nn.Module) -> dict[str, Any]:

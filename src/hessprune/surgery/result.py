@@ -17,7 +17,7 @@ class Result:
     model: nn.Module
     """The new model, an ordinary module."""
     plan: Change
-    """What was decided: a `Plan`, a `Widening`, or several in a row."""
+    """The decision: a `Plan`, a `Widening`, or several in a row."""
     cost_before: Cost
     """Of the model that came, for the example inputs."""
     cost_after: Cost

@@ -1,5 +1,6 @@
-"""What reports are made from: values that are saved as JSON, and how they print an accuracy."""
+"""The base of the values that reports are made from, which are saved as JSON, and their form of an accuracy."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,14 +10,14 @@ from hessprune.errors import DataError
 from hessprune.foundation.files import read_json, write_json
 
 
-class Document:
+class Document(ABC):
     """Base of the dataclasses that are saved as JSON; `to_json` and `from_json` are inverse to each other."""
 
     __slots__ = ()
     file: ClassVar[str]
     """Name of the file with its article, as messages call it: `a comparison.json`."""
     remedy: ClassVar[str]
-    """How to make the file again, a sentence."""
+    """The way to make the file again, a sentence."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict."""
@@ -37,9 +38,9 @@ class Document:
             ) from error
 
     @classmethod
+    @abstractmethod
     def arguments(cls, document: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of the class, with values and tuples where JSON has dicts and lists."""
-        raise NotImplementedError
 
     def save(self, path: Path | str) -> Path:
         """Write the value as JSON, in one step."""
