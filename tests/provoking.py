@@ -258,11 +258,11 @@ def widening() -> hp.Widening:
 
 
 @cache
-def second_plan(ignore_first: bool = False) -> hp.Plan:
+def second_plan(ignore_first: bool = False, rows: int = 1) -> hp.Plan:
     model = NET if ignore_first else first_plan()[1]
-    groups = hp.find_groups(model, X[:1])
+    groups = hp.find_groups(model, X[:rows])
     saliency = {group.name: torch.rand(group.num_units) for group in groups}
-    return hp.make_plan(model, groups, saliency, HALF, example_inputs=X[:1])
+    return hp.make_plan(model, groups, saliency, HALF, example_inputs=X[:rows])
 
 
 @cache

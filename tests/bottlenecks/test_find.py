@@ -39,6 +39,24 @@ def test_a_narrowed_layer_is_named_first(place: int) -> None:
     assert all(item.gain is not None and item.gain > 0 for item in found)
 
 
+def test_a_group_is_no_bottleneck_for_its_floor() -> None:
+    net, batches = trained((12, 12, 12))
+    plain = {item.group: item for item in find(net, batches, hp.Ranking(min_kept_fraction=0.0))}
+    floors = hp.Ranking(min_kept_units=(("0", 10), ("2", 12)), min_kept_fraction=0.0)
+    kept = {item.group: item for item in find(net, batches, floors)}
+    assert plain["0"].verdict == "balanced"
+    assert kept["0"].verdict != "bottleneck"
+    assert kept["0"].removed[0.3] <= 2 / 12
+    assert kept["2"].relative == 1.0
+    assert kept["2"].removed[0.3] == 0.0
+
+
+def find(net: nn.Module, batches: list[tuple[Tensor, Tensor]], ranking: hp.Ranking) -> hp.Bottlenecks:
+    return hp.find_bottlenecks(
+        net, batches[0][0][:1], batches, levels=(0.3, 0.3), method="random", draws=6, ranking=ranking
+    )
+
+
 def test_values_go_through_json_and_print_in_five_lines() -> None:
     net, batches = trained((8, 8))
     found = hp.find_bottlenecks(net, batches[0][0][:1], batches, levels=(0.4,), method="magnitude", draws=2)

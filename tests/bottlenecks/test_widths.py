@@ -31,6 +31,25 @@ def test_the_predicted_cost_is_the_cost_and_the_next_step_does_not_fit():
         assert params_of(more) > limit
 
 
+def test_groups_that_would_grow_together_grow_one_by_one_where_both_do_not_fit():
+    twins = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+    twins.append(nn.Linear(8, 3))
+    units = {"0": 8, "2": 8, "4": 8}
+    costs = CostModel(twins, X, hp.find_groups(twins, X))
+    for limit in range(220, 420, 7):
+        widths = widths_within(costs, units, hp.Budget(params=limit))
+        left = {name: hp.widen(twins, X, widths | {name: width + 1}).model for name, width in widths.items()}
+        assert max(widths.values()) - min(widths.values()) <= 1
+        assert any(hp.cost(model, X).params > limit for model in left.values())
+        smallest = min(widths, key=lambda name: (widths[name], -units[name]))
+        if len(set(widths.values())) > 1:
+            assert hp.cost(left[smallest], X).params > limit
+
+
+def test_no_group_grows_where_the_next_multiple_does_not_fit():
+    assert widths_within(costs(), UNITS, hp.Budget(params=150), multiple=8) == UNITS
+
+
 def test_uniform_widening_is_by_one_factor():
     widths = widths_within(costs(), UNITS, hp.Budget(params=400))
     assert abs(widths["0"] / 6 - widths["2"] / 10) < 0.15

@@ -18,8 +18,9 @@ from hessprune.methods.method import Method
 from hessprune.methods.sosp_h import SOSPH
 from hessprune.methods.sosp_i import SOSPI
 from hessprune.methods.text import as_method
-from hessprune.planning.ranking import Ranking, check_at_once
+from hessprune.planning.ranking import Ranking, check_at_once, removable
 from hessprune.pruning.task import Task
+from hessprune.structure.groups import Group
 
 QUANTITIES = ("macs", "params", "units")
 
@@ -43,7 +44,8 @@ def find_bottlenecks(
 
         removed share of the group / removed share of all units,
 
-    so 1 is a group that is pruned as its neighbours are. Where there are labels or a loss, the expected decrease of the
+    both without the units that a floor of `ranking` keeps. So 1 is a group that is pruned as its neighbours are, or one
+    of which a floor keeps all. Where there are labels or a loss, the expected decrease of the
     loss by one more unit stands beside it: the part of the wanted update `V = −∂L/∂z` of the layers that read the group
     which their inputs cannot express, `V⊥ = V − ΔW* h`, and of that what a new unit of the group could bring,
 
@@ -112,9 +114,11 @@ def find_bottlenecks(
 
 def ordered(task: Task, levels: Sequence[float], shares: Any, gains: dict[str, float]) -> Bottlenecks:
     """Return the values for shares `(draws, levels, G)` and gains by group, the narrowest first."""
-    units = [group.num_units for group in task.groups]
-    weights = shares.new_tensor(units) / sum(units)
-    relative = (shares.mean(0) / (shares.mean(0) @ weights).clamp(min=1e-9)[:, None]).mean(0)
+    units = shares.new_tensor([group.num_units for group in task.groups])
+    free = shares.new_tensor([_unbound(group, task.ranking) for group in task.groups])
+    removed = shares.mean(0) * units  # at each level, of each group
+    own, all_units = removed / free, removed.sum(-1, keepdim=True) / free.sum()
+    relative = (own / all_units.clamp(min=1e-9)).mean(0).nan_to_num(1.0)  # 0 / 0: a floor keeps the whole group
     macs = CostModel(task.model, task.example_inputs, task.groups).saved_next("macs")
     items = []
     for place, group in enumerate(task.groups):
@@ -143,9 +147,15 @@ def ordered(task: Task, levels: Sequence[float], shares: Any, gains: dict[str, f
     return Bottlenecks(items, facts)
 
 
+def _unbound(group: Group, ranking: Ranking) -> int:
+    """Return the number of units that no floor keeps; that one unit stays of every group is no floor."""
+    may_go = removable(group, ranking)
+    return group.num_units if may_go == group.num_units - 1 else may_go
+
+
 def _checked(levels: Sequence[float]) -> tuple[float, ...]:
     if isinstance(levels, str) or not isinstance(levels, Sequence) or not levels:
         raise ArgumentError(f"`levels` must be removed shares such as (0.3, 0.5), got {shown(levels)}. Pass a tuple.")
     for level in levels:
         check_range("levels", level, low=1e-6, high=0.99)
-    return tuple(float(level) for level in levels)
+    return tuple(dict.fromkeys(float(level) for level in levels))

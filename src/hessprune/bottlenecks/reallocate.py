@@ -85,8 +85,8 @@ def reallocate(
         The new model, the two steps as one plan, and the bottlenecks.
 
     Raises:
-        ArgumentError: The budget bounds neither MACs nor parameters, or `ranking` asks for steps or kinds of units that
-            do not grow.
+        ArgumentError: The budget bounds neither MACs nor parameters, or `ranking` asks for steps, for layers that are
+            alike, or for kinds of units that do not grow.
         BudgetError: The pruning cannot take so much of the model, or leaves one unit in each group; or the budget is
             more than all groups with four times their width cost.
         HessPruneError: One clear line: another argument, the data or the model does not fit.
@@ -104,6 +104,11 @@ def reallocate(
     check_range("moved", moved, low=LEAST_MOVED, high=0.9)
     check_choice("start", start, ("split", "fresh"))
     check_at_once(ranking or Ranking())
+    if ranking is not None and ranking.uniform:
+        raise ArgumentError(
+            "`ranking.uniform` must be False where the narrowest layers alone grow, got True. Leave it out, or pass "
+            "widths for all layers to hp.widen."
+        )
     fixed = [kind for kind in (ranking or Ranking()).units or () if kind in FIXED]
     if fixed:
         raise ArgumentError(
@@ -194,6 +199,8 @@ def _check_room(task: Task, costs: CostModel, limit: float, moved: float) -> Non
         remedy = f"Pass budget=hp.Budget({quantity}={share:g})"
     elif half >= LEAST_MOVED:
         remedy = f"Pass moved={half:g}" + (f", budget=hp.Budget({quantity}=1.0)" if limit < today else "")
+    elif task.ranking.round_to > 1:
+        remedy = f"Lower `ranking.round_to`, {task.ranking.round_to}"
     else:
         remedy = "Let hp.widen(model, example_inputs, widths) grow it, which prunes nothing"
     raise BudgetError(
@@ -226,9 +233,10 @@ def _widened(
         order = {name: units[name] for name in names}
         widths = narrowest_within(costs, order, first, budget, multiple=multiple, most=most)
         if all(width == units[name] for name, width in widths.items()):
+            more = "one more unit" if multiple == 1 else f"{multiple} more units, which `ranking.round_to` asks for,"
             raise BudgetError(
-                f"`moved` must leave room for one more unit in {', '.join(map(repr, names[:3]))}, and does not. "
-                "Raise it."
+                f"`moved` must leave room for {more} in {', '.join(map(repr, names[:3]))}, and does not. "
+                f"{'Raise it' if multiple == 1 else 'Lower `ranking.round_to`'}."
             )
         wider = widen(model, example_inputs, widths, **settings)
         if all(widths.get(name, 0) >= most[name] for name in names):

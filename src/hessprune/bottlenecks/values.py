@@ -26,7 +26,8 @@ class Bottleneck:
     spread: Mapping[float, float]
     """Standard deviation of these shares over draws of the calibration samples."""
     relative: float
-    """Mean over the levels of its removed share, divided by that of all units; below 1 it is spared."""
+    """Mean over the levels of its removed share, divided by that of all units, both without what floors keep; below 1
+    the group is spared."""
     gain: float | None = None
     """Expected decrease of the loss by one more unit, to first order, per unit of step; None if it was not measured."""
     gain_per_mac: float | None = None

@@ -21,6 +21,9 @@ def widths_within(
 ) -> dict[str, int]:
     """Return the widths of groups, grown by the largest factor whose cost fits the budget.
 
+    The next larger factor adds units to several groups at once. Those of them that still fit come one by one, in the
+    order of the groups.
+
     Args:
         costs: Of the model to be widened.
         units: Of the groups that grow, by name.
@@ -62,7 +65,11 @@ def widths_within(
     for _ in range(STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(at(middle)) else (low, middle)
-    return at(low)
+    widths = at(low) if fits(at(low)) else dict(units)
+    for name, width in at(high).items():
+        if fits(widths | {name: width}):
+            widths[name] = width
+    return widths
 
 
 def scaled(units: Mapping[str, int], factor: float, multiple: int = 1) -> dict[str, int]:

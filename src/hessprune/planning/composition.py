@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hessprune.errors import ArgumentError
-from hessprune.foundation.formatting import shortened
+from hessprune.foundation.formatting import shortened, shown
 from hessprune.structure.groups import Group
 from hessprune.structure.remaining import remaining_groups
 
@@ -104,6 +104,12 @@ def check_follows(first: Any, second: Any) -> None:
     """
     end, start = first.cost_after, second.cost_before
     if (end.macs, end.params) != (start.macs, start.params):
+        wanted, given = first.inputs.shapes, second.inputs.shapes
+        if end.params == start.params and wanted != given:
+            raise ArgumentError(
+                f"`next_plan` must be made with example inputs of the same shapes as this one, {shown(wanted)}, for "
+                f"which MACs are counted, got {shown(given)}. Make it with inputs of those shapes."
+            )
         is_widened, kind = hasattr(getattr(first, "last", first), "parents"), type(first).__name__.lower()
         raise ArgumentError(
             f"`next_plan` must be made for the model that this {kind} gives, on the same example "

@@ -30,14 +30,19 @@ class InputSpec:
         """
         return _build(self.tree, torch.Generator().manual_seed(seed))
 
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the tensors, in order."""
+        return tuple(tuple(item["shape"]) for item in _tensors(self.tree))
+
     def like(self, inputs: Any) -> Any:
         """Return the given inputs if they have the described shapes; others of these shapes if not."""
-        tensors, given = [*_tensors(self.tree)], [*tensors_in(inputs)]
-        if [item["shape"] for item in tensors] == [list(tensor.shape) for tensor in given]:
+        given = tuple(tuple(tensor.shape) for tensor in tensors_in(inputs))
+        if self.shapes == given:
             return inputs
-        if len(tensors) != len(given):
+        if len(self.shapes) != len(given):
             return self.example()
-        generator, waiting = torch.Generator().manual_seed(0), iter(tensors)
+        generator, waiting = torch.Generator().manual_seed(0), _tensors(self.tree)
         return rebuilt(inputs, lambda _: _build(next(waiting), generator))
 
 
