@@ -189,3 +189,16 @@ def test_no_gain_is_stated_where_no_layer_is_seen_to_read() -> None:
     batches = [(torch.randn(8, 6), torch.arange(8) % 4)]
     found = hp.find_bottlenecks(Doubled(), batches[0][0], batches, method="magnitude", levels=(0.3,))
     assert [item.gain for item in found] == [None]
+
+
+def test_targets_that_give_no_gradient_are_named_in_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(12, 4)
+
+    def gains(batches: list[object]) -> list[float | None]:
+        found = hp.find_bottlenecks(net, x[:1], batches, levels=(0.4,), draws=1, method="magnitude")
+        return [item.gain for item in found]
+
+    assert gains([x]) == [None]
+    assert "left out" not in caplog.text
+    assert gains([(x, torch.randn(12, 2))]) == [None]
+    assert "the gain of new units is left out: `batches` must hold labels" in caplog.text

@@ -1,5 +1,6 @@
 """The gain of one more unit in each group: the wanted update that the readers of the group cannot express."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,9 +15,12 @@ from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import leading_size, to_device
 from hessprune.layers.calls import CallMode
 from hessprune.objectives.choice import choose_objective
+from hessprune.objectives.objective import Objective
 from hessprune.operators.maps import Convolution, LinearMap
 from hessprune.pruning.task import Task
 from hessprune.structure.groups import Group, Role
+
+_log = logging.getLogger(__name__)
 
 RIDGE = 1e-4
 """Added to the diagonals of second moments, as a share of their mean."""
@@ -73,19 +77,12 @@ def growth(task: Task) -> dict[str, float]:
     """Return by group name the expected decrease of the loss by one more unit, to first order.
 
     Takes two passes with gradients over the samples, and one decomposition of a layer's second moments for each group.
-    Without labels and loss there is no gradient, since the dense model is at its own optimum, and the dict is empty. A
-    group is left out where no layer of moderate width produces and another one reads its units.
+    Without labels and loss there is no gradient, since the dense model is at its own optimum, and the dict is empty;
+    a warning says why where there are targets that do not serve. A group is left out where no layer of moderate width
+    produces and another one reads its units.
     """
-    try:
-        objective = choose_objective(
-            task.model,
-            task.batches,
-            task.loss_fn,
-            outputs=task.outputs,
-            prefer="gradient",
-            asker="the gain of new units",
-        )
-    except HessPruneError:
+    objective = _objective(task)
+    if objective is None:
         return {}
     pairs = list(_pairs(task))
     for step in (_add_moments, _add_cross_moments):
@@ -101,6 +98,23 @@ def growth(task: Task) -> dict[str, float]:
         if isinstance(pair.cross, Tensor):
             gains[pair.group] = gains.get(pair.group, 0.0) + _gain(pair)
     return gains
+
+
+def _objective(task: Task) -> Objective | None:
+    """Return the objective whose gradient new units follow; None, with a warning where there are targets, if none."""
+    try:
+        return choose_objective(
+            task.model,
+            task.batches,
+            task.loss_fn,
+            outputs=task.outputs,
+            prefer="gradient",
+            asker="the gain of new units",
+        )
+    except HessPruneError as error:
+        if any(targets is not None for _, targets in task.batches):  # somebody who gives some hopes for a gain
+            _log.warning("the gain of new units is left out: %s", error)
+        return None
 
 
 def _pairs(task: Task) -> Iterator[_Pair]:
@@ -131,7 +145,9 @@ def _pairs(task: Task) -> Iterator[_Pair]:
                 )
 
 
-def _passes(task: Task, objective: Any, pairs: Sequence[_Pair]) -> Iterator[tuple[dict[str, _Call], dict[str, Tensor]]]:
+def _passes(
+    task: Task, objective: Objective, pairs: Sequence[_Pair]
+) -> Iterator[tuple[dict[str, _Call], dict[str, Tensor]]]:
     """Yield the calls of each batch, and by name of a reading layer the wanted update of its output."""
     wanted = {name for pair in pairs for name in (pair.producer, pair.consumer)}
     model = shared_copy(task.model)  # a forward may keep what it computes
