@@ -1,6 +1,9 @@
 """Hashes tell data, losses and models apart by what they compute, and nothing else."""
 
 import importlib
+from argparse import Namespace
+from collections import deque
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -42,6 +45,7 @@ def closed(weight: Any) -> Any:
 PAIRS: list[tuple[Any, Any]] = [
     (X, X.double()), (X, X.view(3, 2)), (X, X + 1), ({"a": X, "b": -X}, {"a": -X, "b": X}), ([X, 1], [X, 2]),
     ((1, 2), [1, 2]), (np.arange(3), np.arange(3) + 1), ("a", b"a"), (1, True), ({1, 2}, {1, 3}),
+    (deque([1]), deque([2])), (range(3), range(4)), (Decimal("0.1"), Decimal("0.2")), (Namespace(k=1), Namespace(k=2)),
     (closed(1.0), closed(2.0)),
     (closed(X), closed(X + 1)), (closed([1.0]), closed([2.0])), (Loss(1), Loss(2)), (partial(F.huber_loss, delta=1.0),
     partial(F.huber_loss, delta=2.0)), (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(weight=torch.ones(3))),
@@ -154,9 +158,8 @@ class Attends(nn.Module):
         return self.act(self.scale * x)
 
 
-def test_settings_and_functions_of_modules_count_but_not_mode_weights_and_caches():
+def test_settings_and_functions_of_modules_count_but_not_mode_and_weights():
     one, same = Attends(1.0), Attends(1.0).eval()
-    same.cache = torch.ones(3)
     assert modules_sha256(one) == modules_sha256(same)
     assert modules_sha256(nn.Linear(2, 2)) == modules_sha256(nn.Linear(2, 2))
     others = [Attends(2.0), Attends(1.0, torch.tanh), Attends(1.0, lambda x: x), nn.Sequential(one)]
@@ -203,6 +206,35 @@ def test_constants_of_another_file_of_the_user_count(tmp_path, monkeypatch):
     before = modules_sha256(powered.Net())
     monkeypatch.setattr(powers, "POWER", 3)
     assert modules_sha256(powered.Net()) != before
+
+
+def test_constants_of_a_file_within_a_package_count(tmp_path, monkeypatch):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "__init__.py").write_text("")
+    (tmp_path / "parts" / "powers.py").write_text("POWER = 1\n")
+    (tmp_path / "within.py").write_text(
+        "import parts.powers\nfrom torch import nn\nclass Net(nn.Module):\n    def forward(self, x):\n"
+        "        return x ** parts.powers.POWER\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    within, powers = (importlib.import_module(name) for name in ("within", "parts.powers"))
+    before = modules_sha256(within.Net())
+    monkeypatch.setattr(powers, "POWER", 3)
+    assert modules_sha256(within.Net()) != before
+
+
+def test_what_a_loss_reads_from_its_file_counts_whatever_its_type(monkeypatch):
+    def loss(output, y):
+        return sum(HELD) * (output - y).abs().mean()
+
+    before = content_sha256(loss)
+    for held in (deque([1, 2]), deque([3]), {1}, {2}, range(3), range(4), Decimal(1), Decimal(2), Namespace(k=1)):
+        monkeypatch.setattr(f"{__name__}.HELD", held)
+        assert content_sha256(loss) != before
+        before = content_sha256(loss)
+
+
+HELD: Any = ()
 
 
 def test_graphs_count_by_their_code():

@@ -10,8 +10,11 @@ from hessprune.foundation.identity import modules_sha256
 
 SOURCE = """
 import functools
+from collections import deque
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import Enum
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -48,6 +51,10 @@ class Slotted:
 
 
 SLOTTED = Slotted(25.0)
+_PRIVATE = (28.0,)
+KINDS = {"act": nn.ReLU}
+PARTS, RANGE, EXACT = deque([29, 30]), range(31), Decimal("0.32")
+SPACE = SimpleNamespace(k=33)
 CONFIG = Config()
 
 
@@ -94,6 +101,10 @@ class Net(Mixin, nn.Module):
         self.linear = nn.Linear(2, 2)
         self.own, self.nested, self.memo, self.calls = Config(1.25), {"a": [{"b": 14}]}, {}, 0
         self.set_offset(24)
+        self._factor, self.plain, self.act = 34.0, torch.tensor([35.0]), KINDS["act"]
+        self.register_buffer("hidden", torch.tensor([36.0]), persistent=False)
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+        self._last = None
 
     def set_own(self, scale):
         self.own = Config(scale)
@@ -101,8 +112,18 @@ class Net(Mixin, nn.Module):
     def set_offset(self, offset):
         self.offset = offset
 
+    @functools.cached_property
+    def lazy(self):
+        return 37.0
+
+    @functools.lru_cache(maxsize=1)
+    def remembered(self, n):
+        return n + 38
+
     def forward(self, x):
         global CALLS
+        self.seen += len(x)
+        self._last = x
         CALLS += 1
         self.calls += 1
         self.memo[len(x)] = x
@@ -118,6 +139,8 @@ class Net(Mixin, nn.Module):
 
         scale = x + SLOTTED.scale + MODE.value
         scale[0] = 0
+        scale = self.act()(scale) + _PRIVATE[0] * self._factor * self.plain * self.hidden * self.lazy
+        scale = scale + sum(PARTS) + len(RANGE) + float(EXACT) + SPACE.k + self.remembered(1)
         return inner(SCALER(x) + steps(2)) * self.nested["a"][0]["b"] + self.offset + scale
 """
 CHANGES = (
@@ -143,6 +166,17 @@ CHANGES = (
     ("set_offset(24)", "set_offset(26)"),
     ("Slotted(25.0)", "Slotted(27.0)"),
     ("A = 1\n", "A = 3\n"),
+    ("(28.0,)", "(39.0,)"),
+    ("nn.ReLU}", "nn.GELU}"),
+    ("deque([29", "deque([39"),
+    ("range(31)", "range(39)"),
+    ("0.32", "0.39"),
+    ("k=33", "k=39"),
+    ("34.0", "39.0"),
+    ("[35.0]", "[39.0]"),
+    ("[36.0]", "[39.0]"),
+    ("37.0", "39.0"),
+    ("n + 38", "n + 39"),
 )
 
 

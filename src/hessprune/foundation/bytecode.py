@@ -3,6 +3,8 @@
 import dis
 import sys
 from collections.abc import Collection, Iterable, Iterator
+from functools import cached_property
+from inspect import unwrap
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -64,10 +66,18 @@ def globals_read(function: FunctionType) -> Iterator[tuple[str, Any]]:
         steps = [step for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
         for name in sorted({step.argval for step in steps} & function.__globals__.keys()):
             value = function.__globals__[name]
-            if isinstance(value, ModuleType) and not is_installed(value.__name__):
-                yield from ((inner, vars(value)[inner]) for inner in code.co_names if inner in vars(value))
-            else:
-                yield name, value
+            yield from _read_from(name, value, code.co_names, {})
+
+
+def _read_from(name: str, value: Any, names: Collection[str], seen: dict[str, None]) -> Iterator[tuple[str, Any]]:
+    """Yield a value, or of one of the user's modules the values with certain names, and those of modules within."""
+    if not isinstance(value, ModuleType) or is_installed(value.__name__):
+        yield name, value
+    elif value.__name__ not in seen:
+        seen[value.__name__] = None
+        for inner in names:
+            if inner in vars(value):
+                yield from _read_from(inner, vars(value)[inner], names, seen)
 
 
 def changed_while_running(functions: Iterable[FunctionType], names: Collection[str] = ()) -> set[str]:
@@ -150,4 +160,7 @@ def _is_changing(name: str) -> bool:
 
 def _read_by(value: Any) -> Any:
     """Return the function behind an attribute of a class; the attribute itself if there is none."""
-    return value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    if isinstance(value, property):
+        return value.fget
+    inner = value.func if isinstance(value, cached_property) else getattr(value, "__func__", value)
+    return unwrap(inner) if callable(inner) else inner

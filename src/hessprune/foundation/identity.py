@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from hessprune.foundation.bytecode import changed_while_running, codes_within, is_installed, methods_of, own_attributes
 from hessprune.foundation.losses import loss_name
-from hessprune.foundation.reached import PLAIN, Reached, held_by, is_own_object
+from hessprune.foundation.reached import PLAIN, SEQUENCES, Reached, held_by, is_own_object
 
 _PASSING = ("training", "_is_torch_compile")
 """Attributes of modules that change nothing of what they compute."""
@@ -63,8 +63,8 @@ def modules_sha256(model: nn.Module) -> str:
     attributes, which a forward may change: a longest text so far, or a count of calls.
 
     A number of heads, a scale or a function that a module holds as an attribute changes no weight, either, nor do the
-    functions and values that its forward takes from the user's files. Names that begin with an underscore, and what a
-    forward changes, such as counts and caches, do not count.
+    functions and values that its forward takes from the user's files. What a forward changes, such as counts and
+    caches, does not count.
 
     Example:
         >>> from torch import nn
@@ -113,7 +113,7 @@ class _Contents:
         """Yield the hashes of all that decides a value."""
         if isinstance(value, Mapping):
             yield from (self.of(part) for pair in value.items() for part in pair)
-        elif isinstance(value, tuple | list):
+        elif isinstance(value, SEQUENCES):
             yield from map(self.of, value)
         elif isinstance(value, set | frozenset):
             yield from sorted(map(self.of, value))
@@ -149,6 +149,8 @@ def _numbers(value: Any) -> bytes:
             return _hashed(b"objects", repr(array.tolist()).encode())
         return _hashed(f"{array.shape}{array.dtype}".encode(), array.tobytes())
     tensor = value.detach()
+    if tensor.is_meta:  # without numbers
+        return _hashed(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
     tensor = (tensor if tensor.layout == torch.strided else tensor.to_dense()).cpu().resolve_conj().resolve_neg()
     digest = hashlib.sha256(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
     digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -174,7 +176,7 @@ def _parts_of_function(function: FunctionType) -> tuple[Any, ...]:
 
 def _as_known(function: FunctionType, value: Any) -> Any:
     """Return a global value that a function may use: as it is, or by name where it belongs to something large."""
-    simple = (*PLAIN, Tensor, np.ndarray, tuple, list, dict, partial, nn.Module)
+    simple = (*PLAIN, *SEQUENCES, Tensor, np.ndarray, set, frozenset, dict, partial, nn.Module)
     beside = isinstance(value, FunctionType | type) and value.__module__ == function.__module__
     if beside or isinstance(value, simple):
         return value
@@ -191,7 +193,7 @@ def _kept(value: Any, called: Collection[str]) -> tuple[Any, ...]:
 
 def _values_of(kind: type) -> list[tuple[str, Any]]:
     """Return the plain values that a class holds for all its objects."""
-    held = (*PLAIN, Tensor, np.ndarray, tuple, list, dict, set, frozenset)
+    held = (*PLAIN, *SEQUENCES, Tensor, np.ndarray, dict, set, frozenset)
     return [(name, value) for name, value in own_attributes(kind) if isinstance(value, held) and name[:2] != "__"]
 
 

@@ -1,9 +1,13 @@
 """All that modules compute by beside their weights: settings, code, and values from the user's files."""
 
+from argparse import Namespace
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
+from decimal import Decimal
 from enum import Enum
-from functools import partial
+from fractions import Fraction
+from functools import cached_property, partial
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
@@ -14,10 +18,12 @@ from torch import Tensor, nn
 
 from hessprune.foundation.bytecode import changed_while_running, globals_read, is_installed, methods_of, own_attributes
 
-PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, Path, type(None), type(...))
+_NUMBERS = (bool, int, float, complex, Decimal, Fraction)
+PLAIN = (*_NUMBERS, str, bytes, range, slice, torch.dtype, torch.device, Path, type(None), type(...))
 """Types of values that say all of themselves when they are printed."""
+SEQUENCES = (tuple, list, deque)
 _ARRAYS = (Tensor, np.ndarray, np.generic)
-_CONTAINERS = (tuple, list, set, frozenset, Mapping)
+_CONTAINERS = (*SEQUENCES, set, frozenset, Mapping)
 
 
 class Reached:
@@ -25,7 +31,8 @@ class Reached:
 
     Functions and methods that others name are reached; so are the values that they read: numbers, texts, arrays,
     enumerations, and the containers, dataclasses and objects of the user's classes that hold such. What a function
-    sets, or changes in place, is a count or a cache and does not count, nor do names that begin with an underscore.
+    sets, or changes in place, is a count or a cache and does not count. Of modules that are installed, whose functions
+    are not read, tensors and names that begin with an underscore do not count, either.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -38,7 +45,8 @@ class Reached:
             self._reach_class(type(module))
             for value in _settings_of(module).values():
                 self._reach(value)
-        self.changed = changed_while_running(self.functions)
+        kept = (name for kind in self._classes for name, value in own_attributes(kind) if _is_kept_value(value))
+        self.changed = {*changed_while_running(self.functions), *kept}
 
     def values(self) -> list[Any]:
         """Return all that counts, for a hash."""
@@ -87,7 +95,7 @@ class Reached:
         return [(name, *value) for name, value in pairs if value]
 
     def _passes(self, name: Any) -> bool:
-        return isinstance(name, str) and (name.startswith("_") or name in self.changed)
+        return isinstance(name, str) and name in self.changed
 
     def _counted(self, value: Any, depth: int) -> tuple[Any, ...]:
         """Return a value as plain ones, in a tuple; an empty tuple if it does not count."""
@@ -118,6 +126,8 @@ def _leaf(value: Any) -> tuple[Any, ...]:
         return (value.__qualname__, value.__code__)  # what it reads is reached, too
     if isinstance(value, (*PLAIN, *_ARRAYS, FunctionType, BuiltinFunctionType)):
         return (value,)
+    if isinstance(value, type):
+        return (f"{value.__module__}.{value.__qualname__}",)
     if isinstance(value, Enum):
         return (type(value).__qualname__, value.name, *(inner for inner in [value.value] if isinstance(inner, PLAIN)))
     if isinstance(value, set | frozenset):
@@ -133,15 +143,28 @@ def held_by(value: Any) -> dict[str, Any]:
 
 
 def _settings_of(module: nn.Module) -> dict[str, Any]:
-    """Return the attributes of a module but its parts, tensors and mode."""
-    held = {name: value for name, value in vars(module).items() if name != "training"}
-    return {name: value for name, value in held.items() if not isinstance(value, (nn.Module, *_ARRAYS))}
+    """Return the attributes of a module but its parts, weights and mode; of installed ones numbers and texts alone."""
+    held = {name: value for name, value in vars(module).items() if name not in _OF_ALL_MODULES}
+    if is_installed(type(module).__module__ or ""):
+        public = ((name, value) for name, value in held.items() if not name.startswith("_"))
+        held = {name: value for name, value in public if not isinstance(value, _ARRAYS)}
+    else:
+        held |= {name: module._buffers[name] for name in module._non_persistent_buffers_set if name in module._buffers}
+    return {name: value for name, value in held.items() if not isinstance(value, nn.Module)}
+
+
+_OF_ALL_MODULES = frozenset(vars(nn.Module()))
+
+
+def _is_kept_value(value: Any) -> bool:
+    """Return whether an attribute of a class is worked out once, and kept by each object."""
+    return isinstance(value, cached_property)
 
 
 def _values_of(kind: type) -> list[tuple[str, Any]]:
     """Return what a class holds for all its objects, but functions."""
     found = ((name, value) for name, value in own_attributes(kind) if name[:2] != "__")
-    return [(name, value) for name, value in found if not isinstance(value, FunctionType | property)]
+    return [(name, value) for name, value in found if not isinstance(value, FunctionType | property | cached_property)]
 
 
 def _parts_of(value: Any) -> Iterable[Any]:
@@ -162,7 +185,11 @@ def is_own_object(value: Any) -> bool:
     """Return whether a value is an object of the user's classes, or a namespace, and no module."""
     if isinstance(value, nn.Module | type):
         return False
-    return isinstance(value, SimpleNamespace) or is_dataclass(value) or not is_installed(type(value).__module__ or "")
+    return (
+        isinstance(value, SimpleNamespace | Namespace)
+        or is_dataclass(value)
+        or not is_installed(type(value).__module__ or "")
+    )
 
 
 def _is_empty(cell: Any) -> bool:
