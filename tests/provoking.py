@@ -258,6 +258,11 @@ def widening() -> hp.Widening:
 
 
 @cache
+def wider_plan() -> hp.Widening:
+    return hp.widen(first_plan()[1], X[:1], {"a": 9}).plan
+
+
+@cache
 def second_plan(ignore_first: bool = False, rows: int = 1) -> hp.Plan:
     model = NET if ignore_first else first_plan()[1]
     groups = hp.find_groups(model, X[:rows])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -61,6 +62,52 @@ def test_a_dict_for_a_forward_of_a_tensor_is_named() -> None:
     with pytest.raises(UnsupportedModelError, match=r"The dict is itself 'input'.*rename its key"):
         hp.find_groups(lit().net, {"x": torch.randn(2, 8)})
     assert len(hp.find_groups(lit().net, {"input": torch.randn(2, 8)})) == 1
+
+
+class Batch(NamedTuple):
+    """Inputs and weights of samples."""
+
+    x: Tensor
+    weight: Tensor
+
+
+class Whole(nn.Module):
+    """Takes a named tuple, or a dict that may be absent, or beside other keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.net(batch.x) * batch.weight[:, None]
+
+
+class Absent(Whole):
+    def forward(self, batch: dict[str, Tensor] | None = None) -> Tensor:
+        return torch.zeros(1, 3) if batch is None else self.net(batch["x"])
+
+
+class Open(Whole):
+    def forward(self, batch: dict[str, Tensor], **options: bool) -> Tensor:
+        return self.net(batch["x"])
+
+
+@pytest.mark.parametrize("kind", [Whole, Absent, Open])
+def test_a_whole_batch_is_one_argument_whatever_its_form(kind: type[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = kind(), torch.randn(16, 8)
+    batch = Batch(x, torch.ones(16)) if kind is Whole else {"x": x}
+    result = hp.prune(model, batch, [(batch, torch.arange(16) % 3)], budget=HALF)
+    same = hp.prune(model.net, x, [(x, torch.arange(16) % 3)], budget=HALF)
+    assert [*result.plan.removed.values()] == [*same.plan.removed.values()]
+    hp.save(result.model, result.plan, tmp_path)
+    torch.testing.assert_close(hp.load(tmp_path, kind)(batch), result.model(batch))
+
+
+def test_a_part_of_a_named_tuple_that_is_taken_for_a_pair_is_named() -> None:
+    batch = Batch(torch.randn(16, 8), torch.ones(16))
+    with pytest.raises(DataError, match=r"reads 'x' of a tensor.*yield \(batch, targets\)"):
+        hp.prune(Whole(), batch, [batch], budget=HALF)
 
 
 class Graph(nn.Module):

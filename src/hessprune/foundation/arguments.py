@@ -8,9 +8,7 @@ from torch import nn
 
 
 def as_given(model: nn.Module, inputs: Any) -> Any:
-    """Return inputs as they are; in a tuple, a dict that is itself the argument of a forward, as in `forward(batch)`.
-
-    Such a forward requires one argument, and takes none that is called as a key.
+    """Return inputs as they are; in a tuple, a dict or a named tuple that is itself the argument of `forward(batch)`.
 
     Example:
         >>> as_given(nn.ReLU(), {"image": 1}), as_given(nn.ReLU(), {"input": 1})
@@ -20,13 +18,24 @@ def as_given(model: nn.Module, inputs: Any) -> Any:
 
 
 def argument_of(model: nn.Module, inputs: Any) -> str:
-    """Return the name of the argument that a whole dict is; an empty string where its values are arguments."""
+    """Return the name of the argument that inputs are as a whole; an empty string where their values are arguments.
+
+    A dict is one where no argument is called as a key, a named tuple where it has more values than the forward has
+    arguments. The forward requires that argument alone, or has no other.
+    """
     try:
         parameters = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters  # torch.compile's
     except (TypeError, ValueError):
         return ""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    required = [p.name for p in parameters.values() if p.kind in kinds and p.default is inspect.Parameter.empty]
-    is_open = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    is_whole = isinstance(inputs, Mapping) and len(required) == 1 and not is_open and not set(inputs) & set(parameters)
-    return required[0] if is_whole else ""
+    named = [each for each in parameters.values() if each.kind in kinds]
+    required = [each for each in named if each.default is inspect.Parameter.empty]
+    is_open = {each.kind for each in parameters.values()} & {inspect.Parameter.VAR_KEYWORD}
+    if len(required) != 1 and not (len(named) == 1 and not is_open):
+        return ""
+    if isinstance(inputs, Mapping):
+        is_whole = not set(inputs) & set(parameters)
+    else:
+        takes_more = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters.values())
+        is_whole = hasattr(inputs, "_fields") and len(named) < len(inputs) and not takes_more
+    return named[0].name if is_whole else ""

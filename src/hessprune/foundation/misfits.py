@@ -18,6 +18,7 @@ def misfit_remedy(model: nn.Module, inputs: Any, error: Exception) -> str:
     """Return the remedy for inputs on which the forward of a model failed."""
     return (
         _dataclass_remedy(inputs)
+        or _attribute_remedy(error)
         or dtype_remedy(model, inputs)
         or _pair_remedy(model, inputs)
         or whole_remedy(model, inputs)
@@ -43,7 +44,7 @@ def dtype_remedy(model: nn.Module, inputs: Any) -> str:
 
 def whole_remedy(model: nn.Module, inputs: Any) -> str:
     """Return the remedy for a dict that is given whole to a forward that may want a value; else an empty string."""
-    name = argument_of(model, inputs)
+    name = argument_of(model, inputs) if isinstance(inputs, Mapping) else ""
     return f"The dict is itself '{name}', as no key is called so: if '{name}' is a tensor, rename its key." * bool(name)
 
 
@@ -52,6 +53,13 @@ def _dataclass_remedy(inputs: Any) -> str:
     if not is_dataclass(inputs) or isinstance(inputs, Mapping):
         return ""
     return "A dataclass is a single argument: yield a dict of arguments, vars(batch), or (inputs, targets)."
+
+
+def _attribute_remedy(error: Exception) -> str:
+    """Return the remedy for a forward that looks for a part of its argument in a tensor; else an empty string."""
+    if not isinstance(error, AttributeError) or not isinstance(error.obj, Tensor):
+        return ""
+    return f"The forward reads '{error.name}' of a tensor: if it takes a whole batch, yield (batch, targets)."
 
 
 def _pair_remedy(model: nn.Module, inputs: Any) -> str:

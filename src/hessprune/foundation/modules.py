@@ -72,15 +72,17 @@ def forward(model: nn.Module, inputs: Any, name: str = "batches") -> Any:
 
     Raises:
         DataError: The forward pass fails; the message holds the shapes, the module and torch's own reason.
+        AttributeError: The forward has a mistake of its own.
     """
     numbers = tokens_remedy(inputs).strip()
-    odd = is_dataclass(inputs) or numbers  # else an AttributeError is a mistake in the forward
-    misfits = (*_MISFITS, AttributeError) if odd else _MISFITS
     try:
         return call_model(model, inputs)
     except _OTHER_CAUSES:
         raise
-    except misfits as error:
+    except (*_MISFITS, AttributeError) as error:
+        odd = is_dataclass(inputs) or numbers or isinstance(getattr(error, "obj", None), Tensor)
+        if isinstance(error, AttributeError) and not odd:  # a mistake in the forward
+            raise
         reason, module = str(error).strip().partition("\n")[0].rstrip("."), failing_module(model, error)
         remedy = numbers or misfit_remedy(model, inputs, error)
         where = f", in module '{module}'" if module else ""

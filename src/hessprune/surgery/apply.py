@@ -13,7 +13,7 @@ from hessprune.foundation.formatting import shown
 from hessprune.foundation.padding import ChannelPad
 from hessprune.foundation.written import counted_value, is_written
 from hessprune.planning.plan import Plan
-from hessprune.structure.belonging import misfits
+from hessprune.structure.belonging import misfits, plan_remedy
 from hessprune.structure.groups import Literal
 from hessprune.surgery.config import fit_config
 from hessprune.surgery.implants.arrangement import arrange_units
@@ -97,7 +97,7 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
         CheckpointError: A tensor is missing or of another size, or a literal names no integer; all are listed.
     """
     if not isinstance(plan, Plan):
-        raise ArgumentError(f"`plan` must be a Plan, got {shown(plan)}. Pass the result of hp.make_plan.")
+        raise ArgumentError(f"`plan` must be a Plan, got {shown(plan)}. {plan_remedy(plan)}")
     _check_units(plan)
     problems = dict.fromkeys(misfits(model, plan.groups, plan.shapes))
     problems |= dict.fromkeys(_wrong_literals(model, plan)) | dict.fromkeys(_wrong_carriers(model, plan))

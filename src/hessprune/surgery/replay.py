@@ -35,7 +35,8 @@ def _replayed(model: nn.Module, widening: Widening) -> nn.Module:
     if wrong:
         raise CheckpointError(
             f"the widening must be applied to the model that it was made for, but {shown(wrong[0])} differs "
-            f"({len(wrong)} in all). Pass the model before it was widened, built by the same factory."
+            f"({len(wrong)} in all). Pass the model before it was widened, built by the same factory; where it was "
+            "pruned before, save first.plan.then(this plan)."
         )
     wide = copy.deepcopy(model)
     insert_copies(wide, widening.groups, widening.added, widening.parents)
