@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from hessprune.bottlenecks.growth import growth
@@ -25,6 +26,7 @@ from hessprune.structure.groups import Group
 QUANTITIES = ("macs", "params", "units")
 
 
+@torch.inference_mode(False)
 def find_bottlenecks(
     model: nn.Module,
     example_inputs: Any,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from hessprune.bottlenecks.find import find_bottlenecks
@@ -47,6 +48,7 @@ class Reallocation(Result):
     bottlenecks: Bottlenecks
 
 
+@torch.inference_mode(False)
 def reallocate(
     model: nn.Module,
     example_inputs: Any,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from hessprune.costs.cache import cache_bytes
@@ -55,6 +56,7 @@ class Cost:
         )
 
 
+@torch.inference_mode(False)
 def cost(model: nn.Module, example_inputs: Any) -> Cost:
     """Count MACs, parameters and bytes of a model.
 

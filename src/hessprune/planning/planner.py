@@ -28,6 +28,7 @@ from hessprune.structure.groups import Group, check_per_unit
 from hessprune.structure.queries import check_queries
 
 
+@torch.inference_mode(False)
 def make_plan(
     model: nn.Module,
     groups: Sequence[Group],

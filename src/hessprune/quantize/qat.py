@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from hessprune.quantize.ranges import ActivationQuantizer, Statistic
 
 
+@torch.inference_mode(False)
 def prepare_qat(
     model: nn.Module,
     example_inputs: Any,

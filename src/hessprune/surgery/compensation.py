@@ -31,6 +31,7 @@ MIN_SAMPLES = 10
 """Fewest samples: fewer cannot be split into those that fit and those that judge."""
 
 
+@torch.inference_mode(False)
 def compensate(
     dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any, *, loss_fn: Any = None, outputs: Chosen = None
 ) -> nn.Module:

@@ -38,6 +38,7 @@ from hessprune.surgery.outside import Outside, refit_layers
 from hessprune.surgery.refitting import refit_in_place
 
 
+@torch.inference_mode(False)
 def compensate_by_block(
     dense: nn.Module,
     pruned: nn.Module,

@@ -24,6 +24,7 @@ from hessprune.surgery.implants.module import embed_stand_ins
 from hessprune.surgery.slicing import mask_units
 
 
+@torch.inference_mode(False)
 def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any = None) -> float:
     """Compare a pruned model with its masked dense parent, both in evaluation mode.
 

@@ -18,6 +18,7 @@ from hessprune.foundation.state import evaluation_mode, seeded
 from hessprune.foundation.trees import leading_size, to_device
 
 
+@torch.inference_mode(False)
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """Return a copy of `model` whose BatchNorm statistics are those of `batches`.
 
