@@ -195,3 +195,11 @@ def test_where_nothing_of_the_narrowest_fits_the_next_group_grows() -> None:
     widths = narrowest_within(costs, {"0": 4, "2": 500}, 1, budget)
     assert widths["0"] == 4
     assert widths["2"] > 500
+
+
+@pytest.mark.parametrize("method", ["sosp-h", "joint"])
+def test_the_bottlenecks_are_those_that_find_bottlenecks_finds(method: str) -> None:
+    net, batches = trained((5, 24, 24))
+    moved = hp.reallocate(net, batches[0][0][:1], batches, method=method, moved=0.2)
+    found = hp.find_bottlenecks(net, batches[0][0][:1], batches, method=method, levels=(0.2, 0.6))
+    assert moved.bottlenecks == found

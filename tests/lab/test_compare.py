@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 import hessprune as hp
-from hessprune.errors import ArgumentError, UnsupportedModelError
+from hessprune.errors import UnsupportedModelError
 from hessprune.foundation.progress import listening
 from hessprune.lab import compare as comparing
 from hessprune.lab.recipe import parse_recipe
@@ -117,16 +117,23 @@ def test_later_draws_only_use_the_rate_that_won_on_the_first(finished):
 def test_inner_channels_spare_the_residual_stream():
     model, x = make(Residual), image()
     groups = find_groups(model, x)
-    inner = comparing.chosen_groups(model, x, hp.CompareSettings(channels="inner"))
+    inner = comparing.chosen_groups(groups, hp.CompareSettings(channels="inner"))
     assert 0 < len(inner) < len(groups)
     assert all(len(group.slices_with_role("producer")) == 1 for group in inner)
-    fewer = comparing.chosen_groups(model, x, hp.CompareSettings(ignore=(groups[0].name,)))
-    assert groups[0].name not in {group.name for group in fewer}
-    with pytest.raises(ArgumentError, match="`ignore` must name modules"):
-        comparing.chosen_groups(model, x, hp.CompareSettings(ignore=("absent",)))
+    assert comparing.chosen_groups(groups, hp.CompareSettings()) == groups
 
 
-def test_a_model_without_inner_channels_is_one_clear_error(monkeypatch):
-    monkeypatch.setattr(comparing, "find_groups", lambda *_, **__: find_groups(make(Plain), image())[:0])
+def test_a_model_without_inner_channels_is_one_clear_error():
     with pytest.raises(UnsupportedModelError, match="`channels` must be 'all' for this model"):
-        comparing.chosen_groups(make(Plain), image(), hp.CompareSettings(channels="inner"))
+        comparing.chosen_groups(find_groups(make(Plain), image())[:0], hp.CompareSettings(channels="inner"))
+
+
+def test_layers_that_the_recipe_ignores_are_ignored(tmp_path):
+    ranking = hp.Ranking(ignore=("layer1*",))
+    recipe = replace(RECIPE, prune=replace(RECIPE.prune, ranking=ranking))
+    asked = hp.CompareSettings(methods=("random",), budgets=(0.9,), seeds=(0,), ignore=("layer2.0.conv1",))
+    hp.compare(recipe, tmp_path, comparison=asked)
+    plan = next((tmp_path / "stages").glob("3-*/plan.json")).read_text("utf-8")
+    names = {group.name for group in hp.Plan.from_json(plan).groups}
+    assert names
+    assert not any(name.startswith("layer1") or name == "layer2.0.conv1" for name in names)

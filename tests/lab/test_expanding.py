@@ -55,7 +55,7 @@ def test_all_ways_to_widen_have_equal_parameters(whole):
     limit = 1.5 * by_name["dense"].params
     for name in ("bottlenecks by joint", "random", "uniform", "reallocated"):
         assert 0.9 * limit < by_name[name].params <= limit, name
-    assert any("trained for 1 more epoch, the unchanged one" in note for note in found.notes)
+    assert any("train for 1 more epoch, also the unchanged one" in note for note in found.notes)
     assert by_name["unchanged"].params == by_name["dense"].params
     assert len(set(by_name["uniform"].widths)) > len(by_name["random"].widths)
     assert all(variant.epoch in (0, 1) for variant in found.variants if variant.name != "dense")

@@ -1,5 +1,7 @@
 """The table of layers adds up to the cost of the model, and says what decided each width."""
 
+import math
+
 import pytest
 import torch
 
@@ -44,3 +46,21 @@ def test_reasons_name_saliency_rounding_and_what_is_frozen(table):
     assert "× the typical saliency per MAC" in reasons["layer2.0.conv1"]
     assert "one width with" in reasons["conv1"]
     assert any("a multiple of 4" in why for why in reasons.values())
+
+
+def test_a_layer_at_its_floor_is_said_to_be_there():
+    dense = build_model("digits-resnet", num_classes=10, in_channels=1).eval()
+    ranking = hp.Ranking(min_kept_fraction=0.3, min_kept_units=(("layer1.0.conv1", 5),))
+    groups = hp.find_groups(dense, X)
+    values = {group.name: torch.arange(1.0, group.num_units + 1) for group in groups}
+    values["layer1.0.conv1"] = values["layer1.0.conv1"] * 1e-3
+    plan = hp.make_plan(dense, groups, values, hp.Budget(macs=0.6), example_inputs=X, ranking=ranking)
+    assert len(plan.kept["layer1.0.conv1"]) == 5
+    widths = layer_widths(plan, list(dense.state_dict()))
+    saliency = hp.Saliency(values, provenance={})
+    reasons = reasons_of(dense, X, groups, plan, saliency, ranking=ranking, widths=widths)
+    assert "at its floor" in reasons["layer1.0.conv1"]
+    units = {group.name: group.num_units for group in groups}
+    for width in widths:
+        floor = 5 if width.group == "layer1.0.conv1" else math.ceil(0.3 * units[width.group])
+        assert ("floor" in reasons[width.name]) == (len(plan.kept[width.group]) <= floor < units[width.group])

@@ -2,10 +2,12 @@
 
 import copy
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
 
+import hessprune as hp
 from hessprune.lab import pruned as module
 from hessprune.lab.context import Model, open_run
 from hessprune.lab.memory import StageMemory
@@ -91,3 +93,35 @@ def test_a_remembered_pruning_is_read_back_whole(run, dense, groups, monkeypatch
     state = first.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in again.model.state_dict().items())
     assert module.prune_by(run, dense, groups, "magnitude").plan == first.plan
+
+
+def test_targets_of_time_refits_and_plans_have_keys_of_their_own(run, dense, groups):
+    def task(**changes):
+        other = with_prune(run, **changes)
+        memory = StageMemory(other, dense, groups, "magnitude")
+        return task_of(other, dense, groups, "magnitude", other.settings.prune.budget, memory)
+
+    def key(**changes):
+        made = task(**changes)
+        return made.planning_settings(made.budget, last=True)
+
+    fast, batched = (hp.LatencyTarget(**each) for each in ({"num_threads": 2}, {"batch_size": 7}))
+    half = hp.Budget(latency_ms="50%")
+    keys = [key(budget=half), key(budget=half, latency=fast), key(budget=half, latency=batched), key()]
+    keys += [key(sequential=True), key(budget=hp.Budget(latency_ms="50%", target=fast), latency=batched)]
+    assert keys[1] == keys.pop()
+    assert all(one != other for one, other in combinations(keys, 2))
+
+
+def test_another_plan_gets_another_model(run, dense, groups):
+    def outcome(saliency_seed):
+        memory = StageMemory(run, dense, groups, "random")
+        task = task_of(run, dense, groups, "random", run.settings.prune.budget, memory)
+        generator = torch.Generator().manual_seed(saliency_seed)
+        values = {group.name: torch.rand(group.num_units, generator=generator) for group in groups}
+        plan = hp.make_plan(dense.model, groups, values, task.budget, example_inputs=run.example)
+        return plan, memory.model({"last": True}, plan, lambda: hp.apply_plan(dense.model, plan))
+
+    for plan, model in (outcome(1), outcome(2), outcome(1)):
+        expected = hp.apply_plan(dense.model, plan).state_dict()
+        torch.testing.assert_close(dict(model.state_dict()), dict(expected))

@@ -87,6 +87,10 @@ def test_times_are_kept_in_a_folder(tmp_path) -> None:
     assert not second.timed
     latency_table(model, groups, x, LatencyTarget(round_to=1, num_threads=2), cache_dir=tmp_path, timer=other)
     assert other.timed
+    other = Watch(x)
+    latency_table(model.bfloat16(), groups, x, FINE, cache_dir=tmp_path, timer=other)
+    assert other.timed
+    model.float()
     for file in tmp_path.iterdir():
         file.write_text("{", encoding="utf-8")
     assert latency_table(model, groups, x, FINE, cache_dir=tmp_path, timer=Watch(x)) == table

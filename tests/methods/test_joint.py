@@ -107,3 +107,18 @@ def test_a_method_follows_what_becomes_of_the_survivors() -> None:
     assert hp.HAP().with_refit(False) == hp.HAP()
     with pytest.raises(hp.errors.ArgumentError, match=r"`temperature` must be a number from 0\.001 to 1000, got 0"):
         hp.Joint(temperature=0)
+
+
+def test_batching_does_not_matter_where_samples_have_no_label() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 20), nn.Unflatten(1, (5, 4))).double()
+    x, y = torch.randn(64, 6).double(), torch.randint(0, 5, (64, 4))
+    y[::3] = -100
+    groups = hp.find_groups(net, x[:1])
+
+    def scores(size: int) -> torch.Tensor:
+        batches = list(zip(x.split(size), y.split(size), strict=True))
+        return hp.saliency(net, groups, batches, hp.Joint(precision="fp64"), loss_fn=F.cross_entropy)["0"]
+
+    for size in (32, 16, 7):
+        torch.testing.assert_close(scores(size), scores(64), rtol=1e-9, atol=0)

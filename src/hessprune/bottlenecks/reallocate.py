@@ -147,7 +147,7 @@ def reallocate(
         loss_fn=loss_fn,
         quantity=quantity,
         draws=max(1, min(DRAWS, samples)),
-        ranking=Ranking(min_kept_fraction=0.0) if ranking is None else ranking,
+        ranking=ranking,
         seed=seed,
     )
     share = min(1.0, limit / today) * (1 - moved)

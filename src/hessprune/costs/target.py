@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any, Literal
 
-from hessprune.foundation.checks import check_choice, check_range
+import torch
+from torch import nn
+
+from hessprune.foundation.checks import check_choice, check_range, optional_import
 from hessprune.foundation.machine import cpu_name
+from hessprune.foundation.modules import device_of
 
 RUNTIMES = ("torch", "onnxruntime", "onnxruntime-int8")
 
@@ -51,15 +54,17 @@ class LatencyTarget:
         names = ("runtime", "num_threads", "batch_size", "round_to", "repeats")
         return cls(**{name: facts[name] for name in names})
 
-    def facts(self, batch_size: int, device: str) -> dict[str, Any]:
-        """Return all that timings depend on besides the model; JSON values."""
+    def facts(self, model: nn.Module, batch_size: int) -> dict[str, Any]:
+        """Return all that timings depend on besides the widths of a model; JSON values."""
         package = self.runtime.partition("-")[0]
+        device = device_of(model).type if self.runtime == "torch" else "cpu"  # which files run on
         return {
             "runtime": self.runtime,
-            "version": metadata.version(package),
+            "version": optional_import(package, "export").__version__,
             "num_threads": self.num_threads,
             "batch_size": batch_size,
             "round_to": self.round_to,
             "repeats": self.repeats,
-            "device": device if device != "cpu" else cpu_name(),
+            "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name() if device == "cpu" else device,
+            "dtype": str(next((p.dtype for p in model.parameters()), torch.float32)).removeprefix("torch."),
         }

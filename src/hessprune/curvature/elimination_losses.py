@@ -83,7 +83,7 @@ def measure_changes(
                 mode.forward(sample_rows(inputs, rows))
             factor = loss.factor(mode.values, rows)
             if (weight := loss.weight(rows)) > 0:
-                for key, rises in _rises(mode, loss, factor, rows, position + rows, draws).items():
+                for key, rises in _rises(mode, loss, factor, rows, place.position + rows, draws).items():
                     losses[key] += weight * rises
             total += weight
             mode.close()

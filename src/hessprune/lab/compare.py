@@ -21,7 +21,7 @@ from hessprune.lab.assembly import environment, versions
 from hessprune.lab.comparing import CompareSettings, parse_row, prune_with
 from hessprune.lab.context import Model, Run, open_run
 from hessprune.lab.memory import StageMemory, folder_name
-from hessprune.lab.pruned import task_of
+from hessprune.lab.pruned import groups_of, task_of
 from hessprune.lab.report.comparison import Cell, Comparison
 from hessprune.lab.settings import RunSettings
 from hessprune.lab.stages import dense_model, trained
@@ -30,7 +30,6 @@ from hessprune.planning.plan import Plan
 from hessprune.pruning.prune import decide
 from hessprune.pruning.recovery import pruned_by
 from hessprune.pruning.task import Task
-from hessprune.structure.find import find_groups
 from hessprune.structure.groups import Groups
 
 
@@ -85,7 +84,7 @@ def compare(
 
 def _compare(run: Run, asked: CompareSettings) -> Comparison:
     dense = dense_model(run)
-    groups = chosen_groups(dense.model, run.example, asked)
+    groups = chosen_groups(groups_of(run, dense.model, asked.ignore, compare=True), asked)
     cells: list[Cell] = []
     rates: dict[tuple[str, float, bool], float | None] = {}
     unreachable: dict[str, None] = {}
@@ -125,13 +124,12 @@ def _compare(run: Run, asked: CompareSettings) -> Comparison:
     )
 
 
-def chosen_groups(model: nn.Module, example_inputs: Any, asked: CompareSettings) -> Groups:
-    """Return the groups that may be pruned.
+def chosen_groups(groups: Groups, asked: CompareSettings) -> Groups:
+    """Return the groups that a comparison prunes: those of the recipe, or the inner channels of blocks.
 
     Raises:
         UnsupportedModelError: There are no inner channels.
     """
-    groups = find_groups(model, example_inputs, asked.ignore, compare=True)
     if asked.channels == "all":
         return groups
     inner = [group for group in groups if len(group.slices_with_role("producer")) == 1]
@@ -177,7 +175,8 @@ def _cells(row: _Row, bar: Bar, rates: tuple[float | None, ...]) -> Iterator[dic
 def _cell(row: _Row, lr: float | None) -> dict[str, Any]:
     """Measure one model, one-shot without `lr`; read it again if it was measured before."""
     run, asked, name = row.run, row.asked, folder_name(row.label)
-    shared = (sha256(row.plan.to_json()), row.dense.stage, row.task.compensate, *run.data_key)
+    recovery = [row.task.compensate, row.task.sequential is not False, row.task.implant.start]
+    shared = (sha256(row.plan.to_json()), row.dense.stage, recovery, *run.data_key)
 
     @cache
     def start() -> nn.Module:

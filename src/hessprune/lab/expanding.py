@@ -253,7 +253,7 @@ def _result(run: Run, asked: ExpandSettings, variants: list[Variant], found: dic
             f"Accuracy on {number:,} test {run.data.noun}s: mean ± standard deviation over {len(asked.seeds)} "
             f"seed{plural}, each with a dense model and calibration {run.data.noun}s of its own.",
             f"Wider models have at most {asked.growth:g} × the parameters, and no group more than {LARGEST_GROWTH:g} × "
-            f"its width. All but the dense model are trained for {counted(epochs, 'more epoch')}, unchanged too.",
+            f"its width. All but the dense model train for {counted(epochs, 'more epoch')}, also the unchanged one.",
             *((kept,) if unmoved else ()),
         ),
     )

@@ -6,13 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from hessprune.deploy.evaluation import evaluate
 from hessprune.deploy.export import export_onnx
 from hessprune.deploy.onnx_model import OnnxModel
 from hessprune.foundation.files import read_json, write_json
 from hessprune.lab.context import Model, Run
 from hessprune.lab.settings import QuantizeSettings, as_json
-from hessprune.lab.stages import export
+from hessprune.lab.stages import export, quality
 from hessprune.quantize.choice import choose_fp32_layers
 from hessprune.quantize.qat import calibrate, convert_qat, prepare_qat
 from hessprune.training.finetune import finetune
@@ -77,13 +76,8 @@ def measure_file(run: Run, model: Model, parent: Mapping[str, Any]) -> dict[str,
     """Return what `measure` returns, of the file as it runs; its MACs and parameters are those of its parent."""
 
     def make(folder: Path) -> None:
-        test, validation = (
-            evaluate(model.model, run.batches(part), loss_fn=run.loss_fn, metric=run.metric)
-            for part in ("test", "validation")
-        )
-        found = {"accuracy": test.accuracy, "loss": test.loss, "validation_accuracy": validation.accuracy}
         size = model.stage.file(FILE).stat().st_size
-        write_json(folder / "result.json", dict(parent) | found | {"size_bytes": size})
+        write_json(folder / "result.json", dict(parent) | quality(run, model.model) | {"size_bytes": size})
 
     stage = run.store.run("8-measured-int8", make, model.stage, dict(parent), *run.data_key)
     return read_json(stage.file("result.json"))

@@ -12,7 +12,7 @@ from hessprune.costs.products import record_products
 from hessprune.lab.report.run_report import LayerRow, LayerWidth
 from hessprune.methods.values import Saliency
 from hessprune.planning.plan import Plan
-from hessprune.planning.ranking import Ranking
+from hessprune.planning.ranking import Ranking, removable
 from hessprune.structure.groups import Groups
 
 
@@ -67,8 +67,7 @@ def reasons_of(
     density = {name: float(saliency[name].mean()) / max(saved[name], 1) for name in plan.kept}
     typical = median(density.values()) if density else 0.0
     shared = Counter(width.group for width in widths)
-    kinds = {group.name: group.kind for group in groups}
-    found = {}
+    by_name, found = {group.name: group for group in groups}, {}
     for item in groups.frozen:
         layer, _, attribute = item.param.rpartition(".")
         if attribute == "weight" and item.dim == 0:
@@ -78,13 +77,13 @@ def reasons_of(
         units, kept = _units(plan, width.group), len(plan.kept[width.group])
         if kept == units:
             parts.append("no unit is worth removing")
-        elif kept <= max(1, round(units * ranking.min_kept_fraction)):
-            parts.append(f"at the floor of {ranking.min_kept_fraction:.0%}")
+        elif units - kept >= removable(by_name[width.group], ranking):
+            parts.append("at its floor")
         if ranking.round_to > 1 and kept < units:
             parts.append(f"a multiple of {ranking.round_to}")
         if shared[width.group] > 1:
             parts.append(f"one width with {shared[width.group] - 1} more")
-        kind = kinds.get(width.group, "channels")
+        kind = by_name[width.group].kind
         found[width.name] = ("" if kind == "channels" else f"{kind}: ") + ", ".join(parts)
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from hessprune.costs.latency_table import LatencyTable
-from hessprune.foundation.files import write_text
+from hessprune.foundation.files import sha256, write_text
 from hessprune.foundation.identity import modules_sha256
 from hessprune.foundation.trees import tensors_in
 from hessprune.lab.context import Model, Run
@@ -97,7 +97,7 @@ class StageMemory:
         def write(folder: Path) -> None:
             checkpoint.save(make(), plan, folder / "model")
 
-        stage = self._keep("4-pruned", write, settings, by_content=False)
+        stage = self._keep("4-pruned", write, {**settings, "plan": sha256(plan.to_json())}, by_content=False)
         return checkpoint.load(stage.file("model"), self.run.fresh_model).to(self.run.device)
 
     def _keep(self, name: str, write: Callable[[Path], Any], settings: Settings, *, by_content: bool = True) -> Stage:

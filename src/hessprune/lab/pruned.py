@@ -31,10 +31,11 @@ class Pruned:
     model: Model
 
 
-def groups_of(run: Run, model: nn.Module, *, compare: bool = False) -> Groups:
-    """Return the groups that the recipe lets go; see `find_groups`."""
+def groups_of(run: Run, model: nn.Module, ignore: Sequence[str] = (), *, compare: bool = False) -> Groups:
+    """Return the groups that the recipe lets go, without further layers to `ignore`; see `find_groups`."""
     ranking = run.settings.prune.ranking
-    return find_groups(model, run.example, ranking.ignore, compare=compare, gqa=ranking.gqa, units=ranking.units)
+    ignored = (*ranking.ignore, *ignore)
+    return find_groups(model, run.example, ignored, compare=compare, gqa=ranking.gqa, units=ranking.units)
 
 
 def check_pruning(run: Run, model: nn.Module, groups: Sequence[Group]) -> None:

@@ -7,14 +7,13 @@ from hessprune.foundation.files import writable_folder
 from hessprune.foundation.state import torch_threads
 from hessprune.lab.context import open_run
 from hessprune.lab.memory import StageMemory
-from hessprune.lab.pruned import task_of
+from hessprune.lab.pruned import groups_of, task_of
 from hessprune.lab.report.saliencies import GroupSaliencies, Saliencies
 from hessprune.lab.settings import RunSettings
 from hessprune.lab.stages import dense_model
 from hessprune.methods.text import as_method
 from hessprune.methods.values import Saliency
 from hessprune.pruning.prune import score
-from hessprune.structure.find import find_groups
 
 
 def measure_saliency(
@@ -47,9 +46,7 @@ def measure_saliency(
     with torch_threads(settings.threads):
         run = open_run(settings, out, Path(data_root))
         dense = dense_model(run)
-        ranking = settings.prune.ranking
-        patterns = (*ranking.ignore, *ignore)
-        groups = find_groups(dense.model, run.example, patterns, gqa=ranking.gqa, units=ranking.units)
+        groups = groups_of(run, dense.model, ignore)
         task = task_of(run, dense, groups, name, settings.prune.budget, StageMemory(run, dense, groups, name))
         values = task.memory.saliency(task.scoring_settings(), lambda: score(task, dense.model, groups))
     number, noun = len(run.data.calibration), run.data.noun

@@ -68,26 +68,28 @@ def measure(run: Run, name: str, model: Model) -> dict[str, Any]:
     """Return accuracy and loss on test, accuracy on validation, both perplexities of language models, and the cost."""
 
     def make(folder: Path) -> None:
-        test, validation = (
-            evaluate(model.model, run.batches(part), loss_fn=run.loss_fn, metric=run.metric)
-            for part in ("test", "validation")
-        )
         counted = cost(model.model, run.example)
-        result = {
-            "accuracy": test.accuracy,
-            "loss": test.loss,
-            "num_samples": test.num_samples,
-            "validation_accuracy": validation.accuracy,
-            "macs": counted.macs,
-            "params": counted.params,
-            "size_bytes": counted.bytes,
-        }
-        if run.metric is not None:
-            result |= {"perplexity": test.metric, "validation_perplexity": validation.metric}
-        write_json(folder / "result.json", result)
+        sizes = {"macs": counted.macs, "params": counted.params, "size_bytes": counted.bytes}
+        write_json(folder / "result.json", quality(run, model.model) | sizes)
 
     stage = run.store.run(f"6-measured-{name}", make, model.stage, *run.data_key)
     return read_json(stage.file("result.json"))
+
+
+def quality(run: Run, model: Any) -> dict[str, Any]:
+    """Return accuracy, loss and, of language models, perplexity of a module or a file, on test and validation."""
+    test, validation = (
+        evaluate(model, run.batches(part), loss_fn=run.loss_fn, metric=run.metric) for part in ("test", "validation")
+    )
+    result = {
+        "accuracy": test.accuracy,
+        "loss": test.loss,
+        "num_samples": test.num_samples,
+        "validation_accuracy": validation.accuracy,
+    }
+    if run.metric is not None:
+        result |= {"perplexity": test.metric, "validation_perplexity": validation.metric}
+    return result
 
 
 def latencies(run: Run, models: Mapping[str, Model], files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:

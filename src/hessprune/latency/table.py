@@ -15,11 +15,10 @@ from hessprune.costs.latency_table import LatencyTable, unit_step
 from hessprune.costs.layer_shapes import LayerShape, find_layers
 from hessprune.costs.layer_times import LayerTimes, grid
 from hessprune.costs.target import LatencyTarget
-from hessprune.deploy.export import resized
+from hessprune.deploy.axes import resized
 from hessprune.errors import DataError
 from hessprune.foundation.checks import optional_import
 from hessprune.foundation.files import read_json, sha256, write_json
-from hessprune.foundation.modules import device_of
 from hessprune.foundation.progress import progress_bar, track
 from hessprune.foundation.trees import leading_size
 from hessprune.latency.onnx_timer import OnnxTimer
@@ -60,7 +59,8 @@ def latency_table(
         groups: From `find_groups`.
         example_inputs: A tensor, tuple or dict.
         target: Runtime, threads and batch size.
-        cache_dir: A folder that keeps the times of layers by shape, runtime, version, threads and processor.
+        cache_dir: A folder that keeps the times of layers by shape, type of numbers, runtime, version, threads
+            and processor.
         timer: Measures layers and models; that of the runtime by default.
 
     Returns:
@@ -82,7 +82,7 @@ def latency_table(
     target = target or LatencyTarget()
     groups = check_groups(model, groups)
     example = resized(example_inputs, target.batch_size or leading_size(example_inputs))
-    facts = target.facts(leading_size(example), device_of(model).type)
+    facts = target.facts(model, leading_size(example))
     with timing(model, example, target, timer) as active_timer:
         layers = find_layers(model, groups, example)
         shapes = list(dict.fromkeys(layer.shape for layer in layers.layers))
@@ -206,7 +206,7 @@ def _cache_file(cache: Path | None, shape: LayerShape, step: int, facts: Mapping
     content = {
         "shape": asdict(shape),
         "step": step,
-        **{key: facts[key] for key in ("runtime", "version", "num_threads", "device")},
+        **{key: facts[key] for key in ("runtime", "version", "num_threads", "device", "dtype")},
     }
     return cache / f"layer-{sha256(repr(sorted(content.items())))[:24]}.json"
 

@@ -8,14 +8,18 @@ from typing import Any
 from torch import nn
 
 from hessprune.costs.budget import Budget, check_budget
+from hessprune.costs.latency_table import LatencyTable
+from hessprune.costs.target import LatencyTarget
 from hessprune.errors import ArgumentError
 from hessprune.foundation.arrival import arrived
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters
+from hessprune.foundation.files import sha256
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.losses import loss_name
 from hessprune.foundation.named_losses import loss_of
 from hessprune.foundation.options import check_flag, check_type
+from hessprune.foundation.trees import leading_size
 from hessprune.layers.chains import find_stack
 from hessprune.layers.input_moments import InputMoments
 from hessprune.methods.method import Method
@@ -122,6 +126,13 @@ class Task:
             **({} if self.outputs is None else {"outputs": self._shares()}),
         }
 
+    def target_settings(self, budget: Budget) -> Any:
+        """Return what the milliseconds of a budget of time depend on; a JSON value."""
+        if isinstance(budget.target, LatencyTable):
+            return sha256(budget.target.to_json())
+        target = budget.target or LatencyTarget()
+        return target.facts(self.model, target.batch_size or leading_size(self.example_inputs))
+
     def _shares(self) -> dict[str, float]:
         return dict(self.outputs) if isinstance(self.outputs, Mapping) else dict.fromkeys(self.outputs or (), 1.0)
 
@@ -131,6 +142,9 @@ class Task:
             "budget": {limit.quantity: limit.value},
             "ranking": self.ranking.to_json(),
             "implant": asdict(self.implant) if last and self.implant else None,
+            "sequential": self.sequential is not False,
             "last": last,
         }
+        if limit.is_latency:
+            settings = {**settings, "target": self.target_settings(limit)}
         return self.scoring_settings() | dict(settings)

@@ -5,8 +5,6 @@ from dataclasses import replace
 from hessprune.costs.budget import Budget
 from hessprune.costs.latency_table import LatencyTable
 from hessprune.costs.target import LatencyTarget
-from hessprune.foundation.modules import device_of
-from hessprune.foundation.trees import leading_size
 from hessprune.latency.table import latency_table, settled
 from hessprune.methods.values import Saliency
 from hessprune.planning.plan import Plan
@@ -29,10 +27,9 @@ def _measured(task: Task) -> LatencyTable:
     if isinstance(task.budget.target, LatencyTable):
         return task.budget.target
     target = task.budget.target or LatencyTarget()
-    samples = target.batch_size or leading_size(task.example_inputs)
-    machine = target.facts(samples, device_of(task.model).type)
     return task.memory.table(
-        {"target": machine}, lambda: latency_table(task.model, task.groups, task.example_inputs, target)
+        {"target": task.target_settings(task.budget)},
+        lambda: latency_table(task.model, task.groups, task.example_inputs, target),
     )
 
 

@@ -57,9 +57,7 @@ def small_report() -> RunReport:
             LayerWidth(name="outer", group="stem", dense=4, kept=3),
         ),
         table=(
-            LayerRow(
-                name="stem", width=(4, 3), macs=(400, 300), params=(40, 30), why="at the floor of 10%", ms=(0.5, 0.3)
-            ),
+            LayerRow(name="stem", width=(4, 3), macs=(400, 300), params=(40, 30), why="at its floor", ms=(0.5, 0.3)),
             LayerRow(name="head", width=(10, 10), macs=(100, 80), params=(10, 8), why="whole because <it> returns it"),
         ),
         seconds={"the dense model": 3.0, "fine-tuning, hap": 1.5},
