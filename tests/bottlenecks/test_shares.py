@@ -56,3 +56,27 @@ def test_whole_batches_are_drawn_at_most_as_often_as_there_are_some() -> None:
     boxes = [(torch.randn(4, 6), [torch.randn(3) for _ in range(5)])]
     found = hp.find_bottlenecks(NET, boxes[0][0][:1], boxes * 2, loss_fn=lambda out, _: out.square().mean(), draws=3)
     assert found.facts["draws"] == 2
+
+
+class Auxiliary(nn.Module):
+    """A classifier with a second output that cross-entropy does not read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.side, self.head = nn.Linear(6, 12), nn.Linear(6, 200), nn.Linear(12, 3)
+        self.other = nn.Linear(200, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(self.body(x).relu()), self.other(self.side(x).relu())
+
+
+def test_levels_that_unseen_groups_put_out_of_reach_are_left_out() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(48, 6), torch.arange(48) % 3
+
+    def loss(output: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output[0], targets)
+
+    found = hp.find_bottlenecks(Auxiliary(), x[:1], [(x, y)], levels=(0.01, 0.5), method="hap", loss_fn=loss, draws=2)
+    assert list(found[0].removed) == [0.01]
+    assert found.facts["out_of_reach"] == [0.5]

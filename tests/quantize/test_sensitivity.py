@@ -179,3 +179,41 @@ def test_a_single_output_is_a_number():
         assert 0.5 < estimated[name].weights / layer.weights < 2
     with pytest.raises(DataError, match="must hold labels of classes, got float32"):
         hp.choose_fp32_layers(model, x, [(x, torch.randn(64, 1))], tolerance=1.0)
+
+
+class Pooled(nn.Module):
+    """Sequences with a mask, of any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x, mask):
+        return self.head((torch.relu(self.up(x)) * mask[..., None]).sum(1))
+
+
+def sequences(model):
+    """Return batches of two lengths with labels inside."""
+    found = []
+    for length in (9, 4):
+        inputs = {"x": torch.randn(16, length, 4), "mask": torch.ones(16, length)}
+        found.append(inputs | {"labels": model(**inputs).argmax(1)})
+    return found
+
+
+@pytest.mark.parametrize("method", ["curvature", "trace", "measured"])
+def test_sequences_of_any_length_in_any_form_have_sensitivities(method):
+    torch.manual_seed(0)
+    model = Pooled()
+    example = {"x": torch.randn(2, 6, 4), "mask": torch.ones(2, 6)}
+    found = hp.quantization_sensitivity(model, example, sequences(model), method=method, dynamic_length=True)
+    assert found.keys() == {"up", "head"}
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert hp.quantization_sensitivity(net, torch.zeros(1, 4), [torch.randn(8, 4)], method=method).keys() == {"0", "2"}
+
+
+def test_the_layers_of_sequences_are_chosen_with_labels_inside():
+    torch.manual_seed(0)
+    model = Pooled()
+    example = {"x": torch.randn(2, 6, 4), "mask": torch.ones(2, 6)}
+    assert hp.choose_fp32_layers(model, example, sequences(model), tolerance=20, dynamic_length=True) == {}

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+import hessprune as hp
 from hessprune.errors import DataError
 from hessprune.training.batchnorm import FirstSamples, reestimate_batchnorm
 
@@ -66,3 +67,21 @@ def test_a_model_without_batchnorm_reads_no_data():
 def test_data_that_do_not_fit_are_named(batches, message):
     with pytest.raises(DataError, match=message):
         reestimate_batchnorm(nn.BatchNorm1d(2), batches)
+
+
+class Two(nn.Module):
+    """Two inputs, and BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.b(self.norm(self.a(x + y)).relu())
+
+
+def test_models_of_two_inputs_are_fine_tuned_with_statistics() -> None:
+    x, y = torch.randn(32, 4), torch.arange(32) % 3
+    batches = [(x, -x, y), (x, x, y)]
+    tuned = hp.finetune(Two(), batches, batches, config=hp.FinetuneConfig(epochs=1)).model
+    assert tuned.norm.running_mean.abs().sum() > 0

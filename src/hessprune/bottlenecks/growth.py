@@ -163,7 +163,7 @@ def _passes(
             loss = batch.loss(values, torch.arange(samples, device=values.device))
             present = [name for name in readers if name in tape.calls]
             if not present:
-                return
+                continue
             slopes = torch.autograd.grad(loss * samples, [tape.calls[n].output for n in present], allow_unused=True)
         yield tape.calls, {n: -slope for n, slope in zip(present, slopes, strict=True) if slope is not None}
 

@@ -93,12 +93,14 @@ def removed_shares(task: Task, levels: Sequence[float], draws: int) -> tuple[tup
             outputs=task.outputs,
             seed=task.seed + number,
         )
+        if number == 0:
+            levels = _within_reach(task, values, levels)  # a method may see fewer groups at work
         found.append([_shares(task, values, level) for level in levels])
     return tuple(levels), torch.tensor(found, dtype=torch.float64, device="cpu")
 
 
 def _within_reach(task: Task, values: Any, levels: Sequence[float]) -> Sequence[float]:
-    """Return the levels that can be had, whatever the saliencies: those of the floors."""
+    """Return the levels that can be had with what floors, and groups that a method has not seen, let go."""
     reached, last = [], None
     for level in levels:
         try:

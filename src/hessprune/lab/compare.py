@@ -15,6 +15,7 @@ from hessprune.deploy.evaluation import evaluate
 from hessprune.errors import BudgetError, UnsupportedModelError
 from hessprune.foundation.checks import optional_import
 from hessprune.foundation.files import read_json, sha256, writable_folder, write_json
+from hessprune.foundation.processes import rank
 from hessprune.foundation.progress import Bar, progress_bar
 from hessprune.foundation.state import torch_threads
 from hessprune.lab.assembly import environment, versions
@@ -26,6 +27,7 @@ from hessprune.lab.report.comparison import Cell, Comparison
 from hessprune.lab.settings import RunSettings
 from hessprune.lab.stages import dense_model, trained
 from hessprune.lab.store import StageStore
+from hessprune.lab.together import process_group
 from hessprune.planning.plan import Plan
 from hessprune.pruning.prune import decide
 from hessprune.pruning.recovery import pruned_by
@@ -72,13 +74,14 @@ def compare(
     out = writable_folder(out)
     optional_import("matplotlib", "report")
     asked = comparison or CompareSettings()
-    with torch_threads(settings.threads):
+    with torch_threads(settings.threads), process_group():
         run = open_run(settings, out, Path(data_root))
         result = _compare(replace(run, store=StageStore(out / "stages", by_content=True)), asked)
-    result.save(out / "comparison.json")
-    from hessprune.lab.report.comparison_page import write_comparison  # matplotlib, which only drawing needs
+        if rank() == 0:
+            result.save(out / "comparison.json")
+            from hessprune.lab.report.comparison_page import write_comparison  # matplotlib, which only drawing needs
 
-    write_comparison(result, out)
+            write_comparison(result, out)
     return result
 
 

@@ -24,6 +24,7 @@ from hessprune.errors import ArgumentError
 from hessprune.foundation.checks import check_range, optional_import
 from hessprune.foundation.files import read_json, writable_folder, write_json, write_text
 from hessprune.foundation.formatting import counted, shown
+from hessprune.foundation.processes import rank
 from hessprune.foundation.progress import Bar, progress_bar
 from hessprune.foundation.state import torch_threads
 from hessprune.lab.assembly import environment, epoch_points, versions
@@ -35,6 +36,7 @@ from hessprune.lab.report.kept_epochs import kept_epoch
 from hessprune.lab.settings import RunSettings
 from hessprune.lab.stages import dense_model, trained
 from hessprune.lab.store import StageStore
+from hessprune.lab.together import process_group
 from hessprune.methods.text import as_method
 from hessprune.structure.find import find_groups
 from hessprune.surgery.checkpoint import load
@@ -104,7 +106,7 @@ def expand(
     out = writable_folder(out)
     optional_import("matplotlib", "report")
     asked = expansion or ExpandSettings()
-    with torch_threads(settings.threads):
+    with torch_threads(settings.threads), process_group():
         run = open_run(settings, out, Path(data_root))
         run = replace(run, store=StageStore(out / "stages", by_content=True))
         variants: list[Variant] = []
@@ -113,12 +115,13 @@ def expand(
             for seed in asked.seeds:
                 job = replace(run, settings=replace(settings, seed=seed), data=run.data.with_calibration(seed))
                 variants += _variants(job, asked, bar, found)
-    result = _result(run, asked, variants, found)
-    result.save(out / "expansion.json")
-    write_json(out / "bottlenecks.json", found)
-    from hessprune.lab.report.expansion_page import render  # matplotlib, which only drawing needs
+        result = _result(run, asked, variants, found)
+        if rank() == 0:
+            result.save(out / "expansion.json")
+            write_json(out / "bottlenecks.json", found)
+            from hessprune.lab.report.expansion_page import render  # matplotlib, which only drawing needs
 
-    write_text(out / "expansion.html", render(result))
+            write_text(out / "expansion.html", render(result))
     return result
 
 

@@ -69,6 +69,7 @@ def _kept(run: Run, parent: Model, settings: QuantizeSettings) -> Sequence[str] 
         tolerance=settings.tolerance,
         validation=run.batches("validation"),
         scheme=settings.scheme,
+        dynamic_length=run.data.has_lengths,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hessprune.foundation.files import writable_folder
+from hessprune.foundation.processes import rank
 from hessprune.foundation.state import torch_threads
 from hessprune.lab.context import open_run
 from hessprune.lab.memory import StageMemory
@@ -11,6 +12,7 @@ from hessprune.lab.pruned import groups_of, task_of
 from hessprune.lab.report.saliencies import GroupSaliencies, Saliencies
 from hessprune.lab.settings import RunSettings
 from hessprune.lab.stages import dense_model
+from hessprune.lab.together import process_group
 from hessprune.methods.text import as_method
 from hessprune.methods.values import Saliency
 from hessprune.pruning.prune import score
@@ -43,25 +45,26 @@ def measure_saliency(
     """
     out = writable_folder(out)
     name = settings.prune.method if method is None else str(as_method(method))
-    with torch_threads(settings.threads):
+    with torch_threads(settings.threads), process_group():
         run = open_run(settings, out, Path(data_root))
         dense = dense_model(run)
         groups = groups_of(run, dense.model, ignore)
         task = task_of(run, dense, groups, name, settings.prune.budget, StageMemory(run, dense, groups, name))
         values = task.memory.saliency(task.scoring_settings(), lambda: score(task, dense.model, groups))
-    number, noun = len(run.data.calibration), run.data.noun
-    result = Saliencies(
-        model=settings.model.name,
-        method=name,
-        groups=tuple(_group(values, group.name) for group in groups),
-        provenance=values.provenance,
-        data_fingerprint=run.data.fingerprint,
-        notes=(
-            f"Estimated increase of the loss if the unit goes, on {number:,} training {noun}s.",
-            "Rankings also divide by the cost that a unit frees: `hessprune inspect` shows it.",
-        ),
-    )
-    result.save(out / "saliency.json")
+        number, noun = len(run.data.calibration), run.data.noun
+        result = Saliencies(
+            model=settings.model.name,
+            method=name,
+            groups=tuple(_group(values, group.name) for group in groups),
+            provenance=values.provenance,
+            data_fingerprint=run.data.fingerprint,
+            notes=(
+                f"Estimated increase of the loss if the unit goes, on {number:,} training {noun}s.",
+                "Rankings also divide by the cost that a unit frees: `hessprune inspect` shows it.",
+            ),
+        )
+        if rank() == 0:
+            result.save(out / "saliency.json")
     return result
 
 

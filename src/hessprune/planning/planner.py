@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from hessprune.costs.budget import Budget, check_budget, latency_table_of
 from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError
 from hessprune.foundation.arrival import arrived
+from hessprune.foundation.formatting import shown
 from hessprune.foundation.symmetric import as_symmetric
 from hessprune.planning.implants import Implant, ImplantShare, as_implant, carrying_layers, check_no_stand_ins
 from hessprune.planning.inputs import describe_inputs
@@ -82,7 +83,7 @@ def make_plan(
     check_queries(groups, ranking.gqa)
     per_unit = check_per_unit(saliency, groups, "saliency")
     unseen = set(getattr(saliency, "unseen", ()))
-    free = [group for group in free_groups(groups, ranking) if group.name not in unseen]
+    free = _seen(free_groups(groups, ranking), unseen)
     implant = as_implant(implant)
     check_no_stand_ins(implant, budget)
     carriers = carrying_layers(model, free, example_inputs, implant)
@@ -106,6 +107,21 @@ def make_plan(
     facts |= {"implant": asdict(implant)} if implant else {}
     stand_ins = _layers({name: carriers[name] for name, units in zones.implanted.items() if units}, implant.rank)
     return _plan(model, costs, groups, zones, budget, inputs=example_inputs, facts=facts, stand_ins=stand_ins)
+
+
+def _seen(groups: Sequence[Group], unseen: Collection[str]) -> list[Group]:
+    """Return the groups that a method has seen at work.
+
+    Raises:
+        ArgumentError: It has seen none.
+    """
+    found = [group for group in groups if group.name not in unseen]
+    if groups and not found:
+        raise ArgumentError(
+            f"`saliency` must hold a group that the outputs in question depend on, got {shown([*unseen])} alone. "
+            "Ignore fewer layers, or choose by method='magnitude'."
+        )
+    return found
 
 
 def plan_removing(

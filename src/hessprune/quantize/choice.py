@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hessprune.deploy.evaluation import evaluate
 from hessprune.errors import ArgumentError, DataError
-from hessprune.foundation.batches import as_pair
+from hessprune.foundation.batches import Pairs
 from hessprune.foundation.checks import check_batches, check_range
 from hessprune.foundation.trees import describe
 from hessprune.quantize.config import Scheme
@@ -23,6 +23,7 @@ def choose_fp32_layers(
     tolerance: float = 0.5,
     validation: Iterable[Any] | None = None,
     scheme: Scheme | None = None,
+    dynamic_length: bool = False,
 ) -> dict[str, str]:
     """Return the layers that must stay in FP32 for INT8 to be as accurate as the float model, without training.
 
@@ -38,6 +39,7 @@ def choose_fp32_layers(
         validation: Re-iterable of (inputs, labels) on which accuracy is measured; `batches` by default. One of 500
             samples weighs 0.2 points.
         scheme: The grids, those of `prepare_qat` by default.
+        dynamic_length: Whether batches differ in length, as for `prepare_qat`.
 
     Returns:
         Names with reasons, the most sensitive first; `prepare_qat` takes them as `keep_fp32`.
@@ -57,19 +59,23 @@ def choose_fp32_layers(
         {}
     """
     check_range("tolerance", tolerance, low=0, high=100)
-    _check_labels(batches if validation is None else validation, "batches" if validation is None else "validation")
-    validation = batches if validation is None else validation
+    judged = "batches" if validation is None else "validation"
+    validation = Pairs(batches if validation is None else validation, model, judged)
+    batches = Pairs(batches, model)
+    _check_labels(validation, judged)
     float_accuracy = _accuracy(model, validation)
 
     def lost(kept: Mapping[str, str]) -> float:
         """Return the points of accuracy lost with some layers in FP32."""
-        int8 = calibrate(prepare(model, example_inputs, scheme, kept), batches)
+        int8 = calibrate(prepare(model, example_inputs, scheme, kept, dynamic_length=dynamic_length), batches)
         return 100 * (float_accuracy - _accuracy(int8, validation))
 
     all_lost = lost({})
     if all_lost <= tolerance:
         return {}
-    reasons = _reasons(quantization_sensitivity(model, example_inputs, batches, scheme=scheme))
+    reasons = _reasons(
+        quantization_sensitivity(model, example_inputs, batches, scheme=scheme, dynamic_length=dynamic_length)
+    )
     number = least(len(reasons) - 1, lambda number: lost(_first(reasons, number)) <= tolerance)
     if number is None:
         raise ArgumentError(
@@ -116,7 +122,7 @@ def _reasons(ranked: Mapping[str, LayerSensitivity]) -> dict[str, str]:
 
 def _check_labels(batches: Iterable[Any], name: str) -> None:
     check_batches(batches, name)
-    _, targets = as_pair(next(iter(batches)))
+    _, targets = next(iter(batches))
     if not isinstance(targets, Tensor) or targets.is_floating_point():
         raise DataError(
             f"`{name}` must hold labels of classes, got {describe(targets)}: accuracy decides. Give (inputs, labels), "

@@ -50,6 +50,7 @@ def quantization_sensitivity(
     *,
     method: Literal["curvature", "trace", "measured"] = "curvature",
     scheme: Scheme | None = None,
+    dynamic_length: bool = False,
 ) -> dict[str, LayerSensitivity]:
     """Estimate how much the loss rises if one layer after the other is rounded to INT8.
 
@@ -72,6 +73,7 @@ def quantization_sensitivity(
         batches: Re-iterable of (inputs, targets); some hundred samples do.
         method: Estimate, by either form, or measure.
         scheme: The grids, those of `prepare_qat` by default.
+        dynamic_length: Whether batches differ in length, as for `prepare_qat`.
 
     Returns:
         One entry per layer, the most sensitive first. A value between two layers counts for both.
@@ -98,7 +100,8 @@ def quantization_sensitivity(
     """
     check_choice("method", method, ("curvature", "trace", "measured"))
     with torch.inference_mode(False):
-        return _estimated(prepare(model, example_inputs, scheme), batches, method)
+        prepared = prepare(model, example_inputs, scheme, dynamic_length=dynamic_length)
+        return _estimated(prepared, Pairs(batches, model), method)
 
 
 def _estimated(prepared: QuantizedModel, batches: Iterable[Any], method: str) -> dict[str, LayerSensitivity]:
@@ -113,7 +116,12 @@ def _estimated(prepared: QuantizedModel, batches: Iterable[Any], method: str) ->
 
 
 def prepare(
-    model: nn.Module, example_inputs: Any, scheme: Scheme | None, kept: Mapping[str, str] | None = None
+    model: nn.Module,
+    example_inputs: Any,
+    scheme: Scheme | None,
+    kept: Mapping[str, str] | None = None,
+    *,
+    dynamic_length: bool,
 ) -> QuantizedModel:
     """Call `prepare_qat` with a scheme."""
     scheme = scheme or Scheme()
@@ -124,6 +132,7 @@ def prepare(
         activations=scheme.activations,
         weight_bits=scheme.weight_bits,
         keep_fp32=kept or (),
+        dynamic_length=dynamic_length,
     )
 
 
@@ -159,7 +168,7 @@ def _by_curvature(model: QuantizedModel, layers: list[_Layer], batches: Iterable
     views |= {node: partial(probe.see_value, node, quantizer_of(model, node)) for node in values}
     model.requires_grad_(requires_grad=True)
     with seeded(0), spying(model, views), torch.enable_grad():
-        for inputs, _ in track(Pairs(batches), "probing"):
+        for inputs, _ in track(batches, "probing"):
             probe.run(model, to_device(inputs, device_of(model)))
     return _by_layer(layers, {key: 0.5 * cost / (NUM_PROBES * probe.count) for key, cost in probe.costs.items()})
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hessprune.foundation.arrival import arrived
-from hessprune.foundation.batches import Pairs, as_pair
+from hessprune.foundation.batches import Pairs
 from hessprune.foundation.checks import check_batches
 from hessprune.foundation.modules import device_of, predict
 from hessprune.foundation.progress import track
@@ -62,16 +62,16 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
 
 
 class FirstSamples:
-    """The first batches of a re-iterable, until they hold `count` samples."""
+    """The first batches for a model, as pairs of inputs and targets, until they hold `count` samples."""
 
-    def __init__(self, batches: Iterable[Any], count: int) -> None:
-        self._batches, self._count = batches, count
+    def __init__(self, batches: Iterable[Any], count: int, model: nn.Module | None = None) -> None:
+        self._batches, self._count = Pairs(batches, model), count
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         seen = 0
-        for batch in self._batches:
-            yield batch
-            seen += leading_size(as_pair(batch)[0])
+        for inputs, targets in self._batches:
+            yield inputs, targets
+            seen += leading_size(inputs)
             if seen >= self._count:
                 return
 

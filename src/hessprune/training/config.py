@@ -19,7 +19,7 @@ class FinetuneConfig:
         epochs: Passes over the training batches; 0 at most re-estimates BatchNorm.
         lr: Peak learning rate, reached after the warm-up.
         optimizer: `"sgd"` (with Nesterov momentum) or `"adamw"`.
-        momentum: Momentum of SGD, in [0, 1]; AdamW takes (momentum, 0.999).
+        momentum: Momentum of SGD, in [0, 1); AdamW takes (momentum, 0.999).
         weight_decay: For weights only; biases and normalisation parameters are never decayed.
         warmup_fraction: Share of all steps over which the learning rate rises linearly.
         label_smoothing: Probability mass moved from the label to all classes alike.
@@ -72,6 +72,8 @@ class FinetuneConfig:
             "freeze_batchnorm_at",
         ):
             check_range(name, getattr(self, name), low=0, high=1)
+        if self.momentum == 1:
+            raise ArgumentError("`momentum` must be below 1, where a gradient is forgotten some day, got 1. Pass 0.9.")
         check_range("weight_decay", self.weight_decay, low=0)
         _check_positive("lr", self.lr)
         _check_positive("distill_temperature", self.distill_temperature)

@@ -177,7 +177,7 @@ def _begin(run: Course) -> None:
     if run.config.reestimate_batchnorm and has_batchnorm(model):
         if hasattr(run.train, "set_epoch"):
             run.train.set_epoch(0)  # type: ignore[attr-defined]
-        renewed = reestimate_batchnorm(model, FirstSamples(run.train, BATCHNORM_SAMPLES))
+        renewed = reestimate_batchnorm(model, FirstSamples(run.train, BATCHNORM_SAMPLES, model))
         other = _validate(run, renewed)
         if other.rank > validation.rank:
             model.load_state_dict(renewed.state_dict())  # in place: the optimizer knows these very parameters
