@@ -829,7 +829,7 @@ NO_ROW = {
     "methods.slices": "must belong to this model",
     "methods.method": "`name` of a method must be new",
     "operators.table": "must be new to the table",
-    "foundation.processes": r"differing\(name\)|but the processes differ",  # tests/test_processes.py
+    "foundation.processes": r"differing\(name\)|on all processes|but the processes differ|has ended",
     "training.team": "differing|samples first|one item for each sample",  # tests/training/test_team.py
     "surgery.apply": "`plan` must be a Plan",  # as hp.verify says
     "surgery.verify": "must equal the masked|must cost what|must run on the example|must return tensors with numbers",

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import hessprune as hp
-from hessprune.foundation.processes import check_agreement, gathered_rows, num_processes, rank, summed
+from hessprune.foundation.processes import (
+    by_the_first,
+    check_agreement,
+    gathered_rows,
+    num_processes,
+    rank,
+    summed,
+)
 from tests.spawning import SIZE, grouped, spawned
 
 METHODS = (
@@ -68,8 +75,31 @@ def work(number: int, port: int, folder: str) -> None:
         )
         x, later = samples()[0][:8], samples()[0][8:16] + number
         found["other data later"] = raised(lambda: hp.saliency(network(), groups_of(), [x, later], "hap"))
+        fewer = [samples()[0].split(8)[k] for k in range(3 - number)]
+        found["other counts"] = raised(lambda: hp.saliency(network(), groups_of(), fewer))
+        torch.manual_seed(number)
+        other = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+        found["other weights"] = raised(lambda: hp.prune(other, x[:1], [x], budget=hp.Budget(macs=0.5)))
+        method = "magnitude" if number else "taylor"
+        found["other method"] = raised(lambda: hp.saliency(network(), groups_of(), [samples()], method))
+        found["text"] = by_the_first(lambda: str(rank()) + str(num_processes()) + str(number))
+        found["text refused"] = raised(lambda: by_the_first(lambda: str(hp.Budget(macs=-1.0))))
+        found["timed"] = timed()
         found["other numbers"] = raised(lambda: check_agreement(number, "the model must be one"))
         torch.save(found, Path(folder) / f"{number}.pt")
+
+
+def timed() -> Any:
+    """Return a plan for a budget of time with its latency, or why there is none: clocks differ, processes must not."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 10)), torch.randn(16, 64)
+    half = hp.Budget(latency_ms="60%", target=hp.LatencyTarget(repeats=2))
+    try:
+        plan = hp.prune(net, x, [x], budget=half, method="magnitude").plan
+    except hp.HessPruneError as error:
+        return str(error)
+    return plan.removed, plan.provenance["latency"]
 
 
 def groups_of() -> Any:
@@ -121,3 +151,24 @@ def test_processes_that_differ_are_refused(together) -> None:
         assert "`batches` must be the same on all processes" in found["other data"]
         assert "`batches` must be the same on all processes" in found["other data later"]
         assert found["other numbers"] == "the model must be one, but the processes differ. Use one process."
+        assert "`batches` must be the same on all processes" in found["other counts"]
+        assert "`model` must be the same on all processes, got other weights" in found["other weights"]
+        assert "`method` must be the same on all processes" in found["other method"]
+
+
+def test_what_is_measured_by_the_clock_is_measured_by_the_first(together) -> None:
+    for found in together:
+        assert found["text"] == "010"
+        assert "macs" in found["text refused"]
+        assert found["timed"] == together[0]["timed"]
+
+
+def ended(number: int, port: int, folder: str) -> None:
+    with grouped(number, port):
+        if number:
+            Path(folder, "message").write_text(raised(lambda: summed(torch.ones(1))))
+
+
+def test_the_end_of_another_process_is_one_line(tmp_path) -> None:
+    spawned(ended, str(tmp_path))
+    assert (tmp_path / "message").read_text().startswith("another process has ended")

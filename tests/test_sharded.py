@@ -79,12 +79,13 @@ def work(number: int, port: int, folder: str) -> None:
         net = Net().train()
         groups = hp.find_groups(net, batches()[0][0])
         mesh = dist.init_device_mesh("cpu", (SIZE,))
-        precise = Net().double()
-        for whole in (net, precise):
+        precise, half = Net().double(), Net().bfloat16()
+        for whole in (net, precise, half):
             for block in whole.blocks:
                 fully_shard(block, mesh=mesh)
             fully_shard(whole, mesh=mesh)
         found: dict[str, Any] = {**scores(net, groups), "precise": scores(precise, groups, torch.float64)}
+        found["half"] = scores(half, groups, torch.bfloat16)
         found["sharded"] = is_sharded(net)
         found["held"] = sum(parameter.to_local().numel() for parameter in net.parameters())  # type: ignore[attr-defined]
         found["empty"] = all(not p.untyped_storage().size() for p in running_parameters(net.blocks[0]).values())
@@ -124,6 +125,14 @@ def test_a_sharded_model_has_the_saliencies_of_the_whole_one(together, method: s
         precise = alone(torch.float64)[method]  # where rounding of single precision is out of the way
         torch.testing.assert_close(found["precise"][method], precise, rtol=1e-9, atol=1e-14)
     assert torch.equal(together[0][method], together[1][method])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_sharded_model_in_bfloat16_has_about_the_same(together, method: str) -> None:
+    for found in together:
+        scale = float(alone()[method].abs().max())
+        torch.testing.assert_close(found["half"][method], alone()[method], rtol=0.1, atol=0.03 * scale)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import hessprune as hp
 from hessprune.foundation.batches import Pairs, Rereadable, as_pair
@@ -208,3 +208,22 @@ def test_samples_are_counted_in_every_form(batches: Any) -> None:
 def test_what_is_no_batch_is_refused_with_the_way_to_make_one(batches: Any, remedy: str) -> None:
     with pytest.raises(hp.errors.DataError, match=remedy):
         hp.prune(NET, X, batches, budget=hp.Budget(macs=0.5), method="hap")
+
+
+class Noisy(Dataset[Tensor]):
+    """Samples with noise, drawn anew whenever one is read."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, number: int) -> Tensor:
+        return number + torch.randn(2)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_give_the_same_samples_on_every_pass(persistent: bool) -> None:
+    loader = DataLoader(Noisy(), batch_size=4, shuffle=True, num_workers=1, persistent_workers=persistent)
+    batches = Rereadable(loader)
+    first, second = ([x for x, _ in batches] for _ in range(2))
+    torch.testing.assert_close(first, second)
+    assert len([*loader]) == 2  # the loader goes on as before

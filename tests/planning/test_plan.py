@@ -6,10 +6,11 @@ from torch import Tensor
 
 from hessprune.costs.budget import Budget
 from hessprune.errors import ArgumentError, BudgetError, CheckpointError
+from hessprune.foundation.hashing import weights_sha256
 from hessprune.methods.values import Saliency
 from hessprune.planning.inputs import describe_inputs
 from hessprune.planning.plan import Plan
-from hessprune.planning.planner import fingerprint, make_plan
+from hessprune.planning.planner import make_plan
 from hessprune.planning.ranking import Ranking
 from hessprune.structure.find import find_groups
 from hessprune.surgery.apply import apply_plan
@@ -190,7 +191,7 @@ def test_broken_json_is_one_clear_error() -> None:
 
 def test_provenance_names_the_weights() -> None:
     plan = plan_with()
-    assert plan.provenance["weights_sha256"] == fingerprint(MODEL)
+    assert plan.provenance["weights_sha256"] == weights_sha256(MODEL)
     assert plan.provenance["ranking"]["per_cost"] is True
 
 

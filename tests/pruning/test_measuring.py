@@ -167,3 +167,12 @@ def test_moments_are_those_of_the_inputs() -> None:
         assert held.rows == 24
         torch.testing.assert_close(held.mean[0], rows.mean(0), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(held.covariance[0], torch.cov(rows.T, correction=0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_limit_of_memory_asks_for_no_other_statistics() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(16, 4)
+    stats = hp.measure(net, x[:1], [x])
+    limited = hp.Joint(memory_limit=1 << 28)
+    assert hp.prune(net, x[:1], [x], budget=hp.Budget(macs=0.5), method=limited, stats=stats).plan.num_removed
+    with pytest.raises(ArgumentError, match="`method` must"):
+        hp.measure(net, x[:1], [x], method=None)

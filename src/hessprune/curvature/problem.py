@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -182,18 +182,19 @@ def check_repeats(model: nn.Module, objective: Objective, inputs: Any) -> float:
     return seconds
 
 
-def _check_dtype(model: nn.Module, precision: Precision) -> None:
-    """Raise unless a sharded model has the number format of a scoring problem.
+def _of_shards(model: nn.Module, precision: Precision) -> Precision:
+    """Return the number formats for a sharded model, whose weights stay in the format that they have.
 
     Raises:
-        ArgumentError: It has another one.
+        ArgumentError: More digits are asked for than the weights have.
     """
-    other = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != precision.dtype), None)
-    if other is not None:
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), precision.dtype)
+    if precision.name == "fp64" and dtype != torch.float64:
         raise ArgumentError(
-            f"`precision` must be that of a sharded model's weights, got {precision.name!r} for {other}. "
+            f"`precision` must be that of a sharded model's weights, got {precision.name!r} for {dtype}. "
             "Convert the model before fully_shard, or leave `precision` out."
         )
+    return replace(precision, dtype=dtype, autocast=None if dtype.itemsize == 2 else precision.autocast)
 
 
 def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: Any, effort: Effort) -> Problem:
@@ -208,7 +209,7 @@ def pose(model: nn.Module, slices: Slices, batches: Any, *, loss_fn: Any, effort
     folded = fold_batchnorm(model, inputs)
     seconds = check_repeats(folded.model, objective, inputs)
     if is_sharded(model):
-        _check_dtype(model, precision)
+        precision = _of_shards(model, precision)
     else:
         to_dtype(folded.model, precision.dtype)
     readout = read_out(model, slices, folded)

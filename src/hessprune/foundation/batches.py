@@ -182,6 +182,16 @@ class Pairs:
         return getattr(self.batches, name)
 
 
+def _pass_over(batches: Any) -> Iterator[Any]:
+    """Return an iterator over batches; over a loader with workers of its own, which persistent ones are not.
+
+    Workers that live on draw on from the numbers where the pass before has ended.
+    """
+    if isinstance(batches, DataLoader) and batches.persistent_workers:
+        return batches._get_iterator()
+    return iter(batches)
+
+
 class Rereadable:
     """Batches that give the same samples in the same order on every pass.
 
@@ -239,7 +249,7 @@ class Rereadable:
 
     def _seeded_pass(self) -> Iterator[tuple[Any, Any]]:
         with seeded(self.seed):
-            iterator = iter(self.batches)
+            iterator = _pass_over(self.batches)
         if iterator is self._last:
             refuse_ended(self.batches)
         self._last = iterator if not isinstance(self.batches, DataLoader) else None  # whose workers would live on

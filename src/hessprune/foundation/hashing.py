@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def file_sha256(path: Path | str) -> str:
@@ -37,3 +37,8 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Return the SHA-256 over names, shapes, dtypes and values of a model's parameters and buffers."""
+    return tensors_sha256(model.state_dict())

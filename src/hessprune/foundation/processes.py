@@ -5,16 +5,19 @@ are shared out, so that what is decided within a batch does not depend on `k`; s
 equal on all of them. Without a process group there is one process, which has all batches.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from hessprune.errors import DataError, NumericalError
+from hessprune.errors import ArgumentError, DataError, HessPruneError, NumericalError
+from hessprune.foundation.formatting import shown
+from hessprune.foundation.hashing import weights_sha256
 from hessprune.foundation.trees import tensors_in
 
 _alone: ContextVar[bool] = ContextVar("hessprune_alone", default=False)
@@ -60,7 +63,8 @@ def summed(values: Tensor) -> Tensor:
     if num_processes() == 1:
         return values
     total = values.detach().to(_device(values), torch.float64, copy=True).contiguous()
-    dist.all_reduce(total)
+    with _naming_the_end_of_others():
+        dist.all_reduce(total)
     return total.to(values.device, values.dtype)
 
 
@@ -81,7 +85,8 @@ def gathered_rows(rows: Tensor) -> Tensor:
     for number, count in enumerate(facts[:, 0].tolist()):
         part = rows if number == rank() else rows.new_empty(count, *rows.shape[1:])
         part = part.to(_device(rows), dtype).contiguous()
-        dist.broadcast(part, number)
+        with _naming_the_end_of_others():
+            dist.broadcast(part, number)
         parts.append(part.to(rows.device))
     return torch.cat(parts)
 
@@ -99,7 +104,7 @@ def check_same(batches: Iterable[Any], name: str) -> None:
     own[rank(), 0] = float(sum(tensor.sum() for tensor in tensors))
     own[rank(), 1] = sum(tensor.numel() for tensor in tensors)
     with suppress(TypeError):  # an iterable without a length
-        own[rank(), 2] = len(batches)  # type: ignore[arg-type]
+        own[rank(), 2] = len(getattr(batches, "batches", batches))  # type: ignore[arg-type]  # those in a wrapper
     every = summed(own)
     if not torch.allclose(every, every[:1].expand_as(every), equal_nan=True):
         raise DataError(differing(name))
@@ -111,12 +116,72 @@ def check_same_content(sha256: str, name: str) -> None:
     Raises:
         DataError: They have not.
     """
+    if not _are_equal(sha256):
+        raise DataError(differing(name))
+
+
+def check_same_work(model: nn.Module, settings: Mapping[str, object]) -> None:
+    """Raise unless all processes hold the same weights and settings.
+
+    Args:
+        model: A model that is not spread over the processes.
+        settings: Values by name that their texts tell.
+
+    Raises:
+        ArgumentError: Weights or a setting differ.
+    """
     if num_processes() == 1:
         return
+    if not _are_equal(weights_sha256(model)):
+        raise ArgumentError(
+            "`model` must be the same on all processes, got other weights. Load one checkpoint, or call "
+            "torch.manual_seed(0) before the model is made, on every process."
+        )
+    for name, value in settings.items():
+        if not _are_equal(hashlib.sha256(str(value).encode()).hexdigest()):
+            raise ArgumentError(
+                f"`{name}` must be the same on all processes, got {shown(value)} on this one. Pass the same on all."
+            )
+
+
+def _are_equal(sha256: str) -> bool:
+    """Return whether all processes hold the same hash."""
     own = torch.zeros(num_processes(), dtype=torch.float64, device="cpu")
     own[rank()] = int(sha256[:12] or "0", 16)
-    if len(set(summed(own).tolist())) > 1:
-        raise DataError(differing(name))
+    return len(set(summed(own).tolist())) == 1
+
+
+def by_the_first(make: Callable[[], str]) -> str:
+    """Return on all processes the text that the first one makes alone, or raise the error that it meets there."""
+    if num_processes() == 1:
+        return make()
+    held: list[Any] = [None]
+    if rank() == 0:
+        with alone():
+            try:
+                held = [make()]
+            except HessPruneError as error:
+                held = [error]
+    with _naming_the_end_of_others():
+        dist.broadcast_object_list(held, src=0)
+    if isinstance(held[0], HessPruneError):
+        raise held[0]
+    return held[0]
+
+
+@contextmanager
+def _naming_the_end_of_others() -> Iterator[None]:
+    """Say in one line that another process has ended, in place of what the sockets say.
+
+    Raises:
+        HessPruneError: The processes cannot reach each other.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise HessPruneError(
+            "another process has ended, or does something else: its message says why. Start all of them again."
+        ) from error
 
 
 def differing(name: str) -> str:
@@ -133,9 +198,7 @@ def check_agreement(number: int, demand: str) -> None:
     Raises:
         NumericalError: They differ; `demand` says what must be equal.
     """
-    own = torch.zeros(num_processes(), dtype=torch.float64, device="cpu")
-    own[rank()] = number
-    if len(set(summed(own).tolist())) > 1:
+    if not _are_equal(f"{number:012x}"):
         raise NumericalError(f"{demand}, but the processes differ. Use one process.")
 
 

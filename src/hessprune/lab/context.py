@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hessprune.errors import ArgumentError
-from hessprune.foundation.hashing import file_sha256
+from hessprune.foundation.hashing import file_sha256, weights_sha256
 from hessprune.foundation.identity import modules_sha256
 from hessprune.foundation.words import next_word
 from hessprune.lab.data.batches import Batches
@@ -22,7 +22,6 @@ from hessprune.lab.models.registry import build_model, file_of, is_factory
 from hessprune.lab.models.zoos import ZooName
 from hessprune.lab.settings import RunSettings
 from hessprune.lab.store import Stage, StageStore
-from hessprune.planning.planner import fingerprint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +89,7 @@ class Run:
         if not is_factory(name):
             return [name]
         model = self.fresh_model()  # a function may read weights, too
-        return [name, *content, modules_sha256(model), fingerprint(model)]
+        return [name, *content, modules_sha256(model), weights_sha256(model)]
 
     @property
     def data_key(self) -> list[Any]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from hessprune.costs.latency_table import LatencyTable
 from hessprune.foundation.files import sha256, write_text
+from hessprune.foundation.hashing import weights_sha256
 from hessprune.foundation.identity import modules_sha256
 from hessprune.foundation.trees import tensors_in
 from hessprune.lab.context import Model, Run
@@ -16,7 +17,6 @@ from hessprune.lab.store import Stage, load_saliency, save_saliency
 from hessprune.methods.values import Saliency
 from hessprune.planning.packing import digest
 from hessprune.planning.plan import Plan
-from hessprune.planning.planner import fingerprint
 from hessprune.pruning.memory import Settings
 from hessprune.structure.groups import Group
 from hessprune.surgery import checkpoint
@@ -51,7 +51,7 @@ class StageMemory:
         self.run, self.dense, self.label, self.own_plan = run, dense, folder_name(label), own_plan
         model = dense.model
         self._check = check
-        self._model = [fingerprint(model), modules_sha256(model), digest(groups), run.device.type]
+        self._model = [weights_sha256(model), modules_sha256(model), digest(groups), run.device.type]
         data = run.data
         self._data = [data.calibration.digest().hex(), *data.reading, run.settings.data.batch_size]
         self.stages: dict[str, Stage] = {}

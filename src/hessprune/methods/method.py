@@ -112,6 +112,12 @@ class Method(ABC):
         options = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}  # type: ignore[arg-type]
         return {name: value for name, (value, default) in options.items() if value != default}
 
+    @property
+    def scored_as(self) -> str:
+        """The text of the method without its limit of memory, which changes no score."""
+        text = ",".join(f"{name}={value}" for name, value in self.options().items() if name != "memory_limit")
+        return f"{self.name}({text})" if text else self.name
+
     def __str__(self) -> str:
         """`hap(estimator=hutchinson,num_probes=300)`; `hap` where every option has its default."""
         text = ",".join(f"{name}={value}" for name, value in self.options().items())

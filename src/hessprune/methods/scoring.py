@@ -12,7 +12,7 @@ from hessprune.errors import ArgumentError, NumericalError
 from hessprune.foundation.arrival import watched
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_batches, check_finite_parameters, check_range
-from hessprune.foundation.processes import check_same, check_same_content, num_processes
+from hessprune.foundation.processes import check_same, check_same_content, check_same_work, num_processes
 from hessprune.foundation.sharded import is_sharded, lent_as_sharded
 from hessprune.foundation.symmetric import as_symmetric
 from hessprune.layers.input_moments import InputMoments
@@ -100,6 +100,8 @@ def scored(
     check_same(batches, "batches")
     if num_processes() > 1:
         batches.hashed()
+        if not is_sharded(model):
+            check_same_work(model, {"method": method, "seed": seed, "outputs": outputs})
     groups = check_groups(model, groups, some=True)
     objective = None
     if method.needs is not None:

@@ -1,6 +1,5 @@
 """Planning: from groups, saliencies and a budget to a plan."""
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -14,6 +13,7 @@ from hessprune.costs.model import CostModel
 from hessprune.errors import ArgumentError
 from hessprune.foundation.arrival import arrived
 from hessprune.foundation.formatting import shown
+from hessprune.foundation.hashing import weights_sha256
 from hessprune.foundation.symmetric import as_symmetric
 from hessprune.planning.implants import Implant, ImplantShare, as_implant, carrying_layers, check_no_stand_ins
 from hessprune.planning.inputs import describe_inputs
@@ -159,15 +159,6 @@ def plan_removing(
     return _plan(model, costs, groups, zones, budget, inputs=example_inputs, facts=provenance, stand_ins=stand_ins)
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Return a SHA-256 over names, shapes and values of a model's state."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _plan(
     model: nn.Module,
     costs: CostModel,
@@ -182,7 +173,7 @@ def _plan(
     removed = {group.name: tuple(sorted(zones.removed.get(group.name, ()))) for group in groups}
     implanted = {name: units for name, units in zones.implanted.items() if units}
     counts = [{name: len(units) for name, units in zone.items()} for zone in (removed, implanted)]
-    provenance = {**facts, "weights_sha256": fingerprint(model), "torch": torch.__version__}
+    provenance = {**facts, "weights_sha256": weights_sha256(model), "torch": torch.__version__}
     if costs.latency is not None:
         provenance["latency"] = costs.latency.facts(counts[0])
     return Plan(

@@ -2,7 +2,7 @@
 
 import collections
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from hessprune.foundation.arrival import watched
 from hessprune.foundation.bars import shown_progress
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.bypass import plain_forwards
+from hessprune.foundation.hashing import weights_sha256
 from hessprune.foundation.identity import architecture_sha256, loss_identity
 from hessprune.foundation.options import check_flag
 from hessprune.foundation.parametrised import naming_computed_weights
@@ -31,7 +32,6 @@ from hessprune.methods.values import Saliency
 from hessprune.objectives.choice import Chosen, choose_objective
 from hessprune.objectives.judging import mean_loss
 from hessprune.planning.packing import digest
-from hessprune.planning.planner import fingerprint
 from hessprune.planning.ranking import Ranking
 from hessprune.pruning.memory import NoMemory, Settings
 from hessprune.pruning.statistics import Origin, Statistics
@@ -94,7 +94,7 @@ def measure(
     """
     started = time.perf_counter()
     check_flag("compensate", compensate)
-    asked = [method] if isinstance(method, str | Method) else [*method]
+    asked = [method] if isinstance(method, str | Method) or not isinstance(method, Iterable) else [*method]
     methods = [as_method(each).with_refit(compensate) for each in asked]
     if not methods:
         raise ArgumentError('`method` must name a method at least, got none. Write method="joint".')
@@ -113,7 +113,7 @@ def measure(
     with shown_progress(progress), torch.inference_mode(False), plain_forwards(), naming_computed_weights(model):
         task = task.ready()
         moments: dict[str, InputMoments] = {}
-        saliencies = {str(each): scored_with_moments(replace(task, method=each), moments) for each in methods}
+        saliencies = {each.scored_as: scored_with_moments(replace(task, method=each), moments) for each in methods}
         if compensate and not moments:
             moments |= layer_moments(task)
     return Statistics(
@@ -159,7 +159,7 @@ def origin_of(task: Task) -> Origin:
         collections.deque(task.batches.hashed(), maxlen=0)
     batch = next(iter(task.batches))
     return Origin(
-        model=fingerprint(task.model),
+        model=weights_sha256(task.model),
         architecture=architecture_sha256(task.model),
         groups=digest(task.groups),
         data=task.batches.sha256,

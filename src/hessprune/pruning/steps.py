@@ -15,6 +15,7 @@ from torch import nn
 from hessprune.costs.budget import Budget
 from hessprune.costs.latency_table import LatencyTable
 from hessprune.errors import BudgetError
+from hessprune.foundation.processes import by_the_first
 from hessprune.latency.table import with_measured_latency
 from hessprune.methods.values import Saliency
 from hessprune.planning.plan import Plan
@@ -93,9 +94,15 @@ class _Path:
         def make() -> Plan:
             made = self._next(plan, limit, share, last=last)
             timed = last and limit.is_latency
-            return with_measured_latency(made, self.task.model, self.task.example_inputs) if timed else made
+            return self._timed(made) if timed else made
 
         return self.task.memory.plan(settings, make)
+
+    def _timed(self, plan: Plan) -> Plan:
+        """Return the plan with its measured latency, one for all processes."""
+        task = self.task
+        text = by_the_first(lambda: with_measured_latency(plan, task.model, task.example_inputs).to_json())
+        return Plan.from_json(text)
 
     def _next(self, plan: Plan | None, limit: Budget, share: float, *, last: bool) -> Plan:
         """Return the plan of the step that ends at `limit`, after the plan of the steps before it."""

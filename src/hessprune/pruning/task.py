@@ -120,7 +120,7 @@ class Task:
     def scoring_settings(self) -> dict[str, Any]:
         """Return what decides the saliencies, besides model and data; JSON values."""
         return {
-            "method": str(self.method),
+            "method": self.method.scored_as,
             "loss": "dense outputs" if self.loss_fn is None else loss_name(self.loss_fn),
             "seed": self.seed,
             **({} if self.outputs is None else {"outputs": self._shares()}),

@@ -1,10 +1,12 @@
 """Budgets of time: layers are timed, and the table is corrected on the models that are planned with it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from hessprune.costs.budget import Budget
 from hessprune.costs.latency_table import LatencyTable
 from hessprune.costs.target import LatencyTarget
+from hessprune.foundation.processes import by_the_first
 from hessprune.latency.table import latency_table, settled
 from hessprune.methods.values import Saliency
 from hessprune.planning.plan import Plan
@@ -29,8 +31,13 @@ def _measured(task: Task) -> LatencyTable:
     target = task.budget.target or LatencyTarget()
     return task.memory.table(
         {"target": task.target_settings(task.budget)},
-        lambda: latency_table(task.model, task.groups, task.example_inputs, target),
+        lambda: _by_the_first(lambda: latency_table(task.model, task.groups, task.example_inputs, target)),
     )
+
+
+def _by_the_first(make: Callable[[], LatencyTable]) -> LatencyTable:
+    """Return one table on all processes: each would measure another one."""
+    return LatencyTable.from_json(by_the_first(lambda: make().to_json()))
 
 
 def _corrected(task: Task, values: Saliency, table: LatencyTable) -> LatencyTable:
@@ -39,4 +46,4 @@ def _corrected(task: Task, values: Saliency, table: LatencyTable) -> LatencyTabl
         ranking = replace(task.ranking, step=1.0, ignore=())  # ignored layers have no group
         return make_plan(task.model, task.groups, values, budget, example_inputs=task.example_inputs, ranking=ranking)
 
-    return settled(table, task.model, task.example_inputs, plan_with)
+    return _by_the_first(lambda: settled(table, task.model, task.example_inputs, plan_with))

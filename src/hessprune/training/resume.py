@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
 from hessprune.foundation.batches import read_pair, required_inputs
 from hessprune.foundation.files import sha256, writable_folder, write_bytes
-from hessprune.foundation.hashing import tensors_sha256
+from hessprune.foundation.hashing import tensors_sha256, weights_sha256
 from hessprune.foundation.identity import content_sha256, loss_identity, modules_sha256
 from hessprune.foundation.state import seeded
 from hessprune.foundation.trees import tensors_in
@@ -146,7 +145,7 @@ def identity_of(
     return (
         settings
         | {"loss": loss_identity(goal.loss_fn), "metric": metric}
-        | {"initial weights": _hash(model), "modules": f"sha256:{modules_sha256(model)}"}
+        | {"initial weights": f"sha256:{weights_sha256(model)}", "modules": f"sha256:{modules_sha256(model)}"}
         | _of_teacher(goal.teacher)
         | {
             "first batch of train": [_shapes(first), _content(first[0] if first[1] is None else first[1])],
@@ -159,7 +158,7 @@ def identity_of(
 
 def _of_teacher(teacher: nn.Module | None) -> dict[str, str | None]:
     return {
-        "teacher's weights": None if teacher is None else _hash(teacher),
+        "teacher's weights": None if teacher is None else f"sha256:{weights_sha256(teacher)}",
         "teacher's modules": None if teacher is None else f"sha256:{modules_sha256(teacher)}",
     }
 
@@ -176,12 +175,6 @@ def _short(value: Any) -> str:
 def on_host(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy a state dict to the CPU, each tensor with memory of its own."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
-
-
-def _hash(model: nn.Module) -> str:
-    names = {name: [str(value.dtype), list(value.shape)] for name, value in model.state_dict().items()}
-    values = b"".join(v.flatten().view(torch.uint8).numpy().tobytes() for v in on_host(model.state_dict()).values())
-    return f"sha256:{sha256(json.dumps(names).encode() + values)}"
 
 
 def _shapes(pair: Any) -> list[list[int]]:
