@@ -376,6 +376,8 @@ ROWS = (
     Row("`saliency` must hold a group that the outputs",
         lambda: plan(saliency=hp.Saliency(SALIENCY, provenance={"unseen": [*SALIENCY]})),
         lambda _: prune(method="magnitude"), "choose by method='magnitude'"),
+    Row("`num_removed` must hold numbers of units", lambda: hp.latency_table(NET, GROUPS, X[:1]).ms({"nowhere": 1}),
+        lambda _: hp.latency_table(NET, GROUPS, X[:1]).ms({"a": 1}), "Take names and numbers from hp.find_groups"),
     Row("`momentum` must be below 1", lambda: hp.FinetuneConfig(momentum=1.0),
         lambda _: hp.FinetuneConfig(momentum=0.9), "Pass 0.9"),
     Row("`removed` must be a function from values", lambda: hp.Until(removed=0.5),

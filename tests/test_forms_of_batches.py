@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import hessprune as hp
 from hessprune.errors import DataError, UnsupportedModelError
 from hessprune.foundation.quiet import quiet
+from hessprune.objectives.choice import choose_objective
+from hessprune.objectives.judging import mean_loss
 
 HALF = hp.Budget(macs=0.5)
 
@@ -206,3 +208,34 @@ def test_images_in_bytes_come_with_the_call_that_helps() -> None:
         ):
             hp.prune(images(), example, [x], budget=HALF)
     assert hp.prune(images(), x.to(torch.float32), [x.to(torch.float32) / 255], budget=HALF).plan.removed
+
+
+class Two(nn.Module):
+    """Two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.b(self.a(x + y).relu())
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_wrapped_models_tell_inputs_from_targets(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(0)
+    net, x = Two(), torch.randn(16, 8)
+    plain = hp.prune(net, (x, x), [(x, -2 * x)], budget=HALF)
+    assert hp.prune(wrap(net), (x, x), [(x, -2 * x)], budget=HALF).plan.removed == plain.plan.removed
+
+
+def test_the_mean_of_weighted_labels_is_that_of_all_batches() -> None:
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(8, 3), torch.randn(40, 8), torch.arange(40) % 3
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([0.0, 1.0, 7.0]))
+    whole = loss(net(x), y).item()
+    for size in (40, 16, 5, 1):
+        batches = list(zip(x.split(size), y.split(size), strict=True))
+        assert hp.evaluate(net, batches, loss_fn=loss).loss == pytest.approx(whole, rel=1e-5)
+        objective = choose_objective(net, batches, loss)
+        assert mean_loss(objective, net, net, batches) == pytest.approx(whole, rel=1e-5)

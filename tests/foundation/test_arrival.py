@@ -9,7 +9,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import hessprune as hp
 from hessprune.errors import ArgumentError, UnsupportedModelError
-from hessprune.foundation.arrival import arrived, is_wrapper, plain_modules, received
+from hessprune.foundation.arrival import arrived, plain_modules, received
+from hessprune.foundation.wrappers import is_wrapper
 
 X = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 BATCHES = [(X, torch.arange(16) % 4)]

@@ -1,5 +1,6 @@
 """Decoders run without their cache, and get it back."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,3 +77,19 @@ def test_a_cache_is_copied_and_nothing_else() -> None:
     cache, keys = SimpleNamespace(layers=[torch.zeros(1, 2)]), torch.zeros(1, 2)
     assert copied_cache(cache).layers[0] is not cache.layers[0]
     assert all(copied_cache(value) is value for value in (keys, torch.nn.Module(), 3, None))
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A configuration that cannot be changed in the usual way."""
+
+    use_cache: bool = True
+
+
+def test_frozen_configurations_are_switched_and_restored() -> None:
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    model.config = Frozen()  # type: ignore[assignment]
+    with without_cache(model):
+        assert model.config.use_cache is False
+    assert model.config.use_cache is True
+    assert hp.cost(model, torch.zeros(1, 2)).macs == 16

@@ -5,7 +5,7 @@ from torch import nn
 
 import hessprune as hp
 from hessprune.errors import DataError
-from hessprune.foundation.losses import as_cross_entropy, count_labelled, labels_for
+from hessprune.foundation.losses import as_cross_entropy, labels_for, loss_weight
 
 LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
@@ -51,7 +51,7 @@ def test_ignored_labels_are_not_out_of_range_and_do_not_count():
     targets = LABELS.clone()
     targets[2] = 255
     assert torch.equal(labels_for(LOGITS, targets, ignore_index=255), targets)
-    assert count_labelled(targets, 255) == 5
+    assert loss_weight(nn.CrossEntropyLoss(ignore_index=255), targets) == 5
     with pytest.raises(DataError, match="255"):
         labels_for(LOGITS, targets)
 
@@ -59,7 +59,7 @@ def test_ignored_labels_are_not_out_of_range_and_do_not_count():
 def test_probabilities_count_by_row():
     probabilities = LOGITS.softmax(1)
     assert torch.equal(labels_for(LOGITS, probabilities), probabilities)
-    assert count_labelled(probabilities) == 6
+    assert loss_weight(nn.CrossEntropyLoss(), probabilities) == 6
 
 
 @pytest.mark.parametrize(

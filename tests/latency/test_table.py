@@ -326,3 +326,10 @@ def test_progress_is_reported() -> None:
     with listening(listener := Listener()):
         chain()
     assert "timing layers" in listener.labels
+
+
+@pytest.mark.parametrize("wrong", [{"nowhere": 1}, {"0": -1}, {"0": 10_000}])
+def test_numbers_of_units_that_are_not_there_are_refused(wrong: dict[str, int]) -> None:
+    table = chain()[4]
+    with pytest.raises(ArgumentError, match="`num_removed` must hold numbers of units"):
+        table.ms(wrong)

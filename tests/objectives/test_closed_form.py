@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from hessprune.curvature import TraceOptions, block_traces, logit_factor
-from hessprune.objectives.closed_form import SoftenedCrossEntropy, loss_weight
+from hessprune.foundation.losses import loss_weight
+from hessprune.objectives.closed_form import SoftenedCrossEntropy
 from tests.curvature.nets import Residual, all_rows, batches_of, build, weights
 from tests.oracles import block_traces_of, dense_hessian
 

@@ -262,3 +262,17 @@ def test_groups_of_a_model_without_numbers_are_those_of_the_model():
     found, expected = (find_groups(model, torch.zeros(1, 3, 8, 8)) for model in (Places().to("meta"), Places()))
     assert [(group.name, group.num_units) for group in found] == [("conv", 8)]
     assert [group.slices for group in found] == [group.slices for group in expected]
+
+
+@pytest.mark.parametrize("as_entry", [lambda net: "10", lambda net: net[10], lambda net: nn.Bilinear])
+def test_a_single_entry_of_ignore_needs_no_tuple(as_entry) -> None:
+    layers = [part for _ in range(6) for part in (nn.Linear(4, 4), nn.ReLU())]
+    net = nn.Sequential(*layers, nn.Linear(4, 2))
+    entry = as_entry(net)
+    if isinstance(entry, type):
+        with pytest.raises(ArgumentError, match="`ignore` must name modules"):
+            find_groups(net, torch.zeros(1, 4), ignore=entry)
+        return
+    names = {group.name for group in find_groups(net, torch.zeros(1, 4), ignore=entry)}
+    assert names == {"0", "2", "4", "6", "8"}
+    assert find_groups(net, torch.zeros(1, 4), units={"neurons"})

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hessprune.foundation.batches import Rereadable
 from hessprune.surgery import calibration
 from hessprune.surgery.calibration import behind, gather, holds_few, judging
+from hessprune.surgery.compensation import held_out, left_out
 
 MODEL = nn.Conv2d(3, 4, 3, padding=1)
 
@@ -68,3 +69,30 @@ def test_memory_holds_few_samples_where_it_holds_less_than_half(monkeypatch: pyt
     monkeypatch.setattr(calibration, "MEMORY", 16 * 8 * 6)
     assert [holds_few(model, Rereadable([x[:size]])) for size in (11, 12)] == [False, False]
     assert holds_few(model, Rereadable([x, x[:1]]))
+
+
+def test_single_samples_are_joined_where_two_of_them_show_that_targets_are_theirs() -> None:
+    x, y = torch.randn(12, 3, 8, 8), torch.randn(12, 4)
+    asked = []
+
+    def splits(inputs: Tensor, targets: Tensor) -> bool:
+        asked.append(len(inputs))
+        return bool(targets.shape == (2, 4))
+
+    (whole,) = gather(Rereadable([*zip(x.split(1), y.split(1), strict=True)]), MODEL, splits=splits)
+    assert asked == [2]
+    assert len(whole) == 12
+    apart = gather(Rereadable([*zip(x.split(1), y.split(1), strict=True)]), MODEL, splits=lambda *_: False)
+    assert [len(part) for part in apart] == [1] * 12
+
+
+def test_a_part_that_stays_whole_judges_or_fits() -> None:
+    x, boxes = torch.randn(12, 3, 8, 8), torch.randn(12, 2, 4)
+    parts = gather(Rereadable([*zip(x.split(2), boxes.split(2), strict=True)]), MODEL, splits=lambda *_: False)
+    test = held_out(parts)
+    judges = left_out(parts, test)
+    assert [len(part) for part in judges] == [2, 2]
+    fitting = [part for part in parts if bool((~test)[part.places].any())]
+    assert not {id(part) for part in fitting} & {id(part) for part in judges}
+    (lone,) = parts[:1]
+    assert len(left_out([lone], held_out([lone]))) == 1

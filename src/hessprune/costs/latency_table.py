@@ -20,7 +20,8 @@ import numpy as np
 
 from hessprune.costs.layer_shapes import Layer, Layers
 from hessprune.costs.layer_times import Interpolation, LayerTimes, widths
-from hessprune.errors import CheckpointError
+from hessprune.errors import ArgumentError, CheckpointError
+from hessprune.foundation.checks import nearest
 from hessprune.foundation.formatting import shown
 from hessprune.structure.groups import Group
 
@@ -66,7 +67,18 @@ class LatencyTable:
     """Measured models: `predicted` and `measured` shares of the dense latency, and the scale `s` at that time."""
 
     def ms(self, num_removed: Mapping[str, int] | None = None) -> float:
-        """Return the predicted milliseconds after removing that many units of each group."""
+        """Return the predicted milliseconds after removing that many units of each group.
+
+        Raises:
+            ArgumentError: A group is not in the table, or has no so many units.
+        """
+        units = dict(zip(self.groups, self.units, strict=True))
+        for name, number in (num_removed or {}).items():
+            if not 0 <= number <= units.get(name, -1):
+                raise ArgumentError(
+                    f"`num_removed` must hold numbers of units of the table's groups, got {shown(number)} in "
+                    f"{shown(name)}.{nearest(name, self.groups)} Take names and numbers from hp.find_groups."
+                )
         return float(self._ms(self._counts(num_removed or {})))
 
     def rounded(self, group: str, num_removed: int, step: int = 1) -> int:

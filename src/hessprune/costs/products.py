@@ -20,6 +20,7 @@ from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.quicksizes import KnownSizes
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import to_device
+from hessprune.layers.calls import slow_attention
 from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
 
@@ -123,13 +124,8 @@ def remove_first_units(model: nn.Module, groups: Sequence[Group]) -> None:
 def _run(model: nn.Module, inputs: Any, removed: Sequence[Group]) -> list[Product]:
     remove_first_units(model, removed)
     recorder = _Recorder(model)
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel hides its matrix products
-    try:
-        with plain_forwards(), KnownSizes(), recorder, _Einsums(recorder):
-            call_model(model, inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    with slow_attention(), plain_forwards(), KnownSizes(), recorder, _Einsums(recorder):
+        call_model(model, inputs)
     return recorder.products
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from hessprune.foundation.shelf import Shelf
-from hessprune.layers.input_moments import DAMPING, FLOOR
+from hessprune.layers.input_moments import DAMPING
+from hessprune.layers.least_squares import damping
 
 PANEL = 256
 """Rows of a table that are filled at once."""
@@ -264,9 +265,8 @@ def inverse(covariance: Tensor, mean: Tensor, shelf: Shelf | None = None) -> Ten
 
     Two further matrices are held at a time, on the shelf.
     """
-    scale = DAMPING * covariance.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
-    scale = torch.maximum(scale, FLOOR * mean.square().mean(1))
-    covariance.diagonal(dim1=1, dim2=2).add_(scale[:, None])
+    ridge = damping(covariance, DAMPING, mean.square().mean(1))
+    covariance.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
     shelf = shelf or Shelf()
     root, result = (shelf.zeros(*covariance.shape, device=covariance.device) for _ in range(2))
     torch.linalg.cholesky(covariance, out=root.mT)  # by columns, so that LAPACK works in place

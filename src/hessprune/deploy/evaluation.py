@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hessprune.deploy.onnx_model import OnnxModel
 from hessprune.errors import ArgumentError, DataError, NumericalError
+from hessprune.foundation.arguments import argument_names
 from hessprune.foundation.arrival import observed
 from hessprune.foundation.batches import Pairs
 from hessprune.foundation.checks import check_batches, check_numbers
@@ -19,9 +20,9 @@ from hessprune.foundation.losses import (
     LossFn,
     as_cross_entropy,
     check_class_axis,
-    count_labelled,
     entropy_of,
     labels_for,
+    loss_weight,
 )
 from hessprune.foundation.modules import device_of, forward, logits_of
 from hessprune.foundation.named_losses import loss_of
@@ -29,7 +30,7 @@ from hessprune.foundation.progress import track
 from hessprune.foundation.ranks import rank_of
 from hessprune.foundation.returned import check_average, number_on
 from hessprune.foundation.state import evaluation_mode, seeded
-from hessprune.foundation.texts import argument_names, by_name
+from hessprune.foundation.texts import by_name
 from hessprune.foundation.trees import leading_size, tensors_in, to_device
 from hessprune.foundation.words import next_word, next_words, own_words, shifts_words
 
@@ -190,10 +191,10 @@ class _Totals:
 
     def _add_labels(self, logits: Tensor, targets: Any, entropy: nn.CrossEntropyLoss) -> None:
         targets = labels_for(logits, targets, ignore_index=entropy.ignore_index)
-        if labelled := count_labelled(targets, entropy.ignore_index):
+        if weight := loss_weight(entropy, targets):
             loss = entropy_of(logits, targets, entropy)
-            self.loss, self.weight = self.loss + float(loss) * labelled, self.weight + labelled
-            self._count(logits, targets, entropy.ignore_index)
+            self.loss, self.weight = self.loss + float(loss) * weight, self.weight + weight
+        self._count(logits, targets, entropy.ignore_index)
 
     def _count(self, logits: Tensor, targets: Tensor, ignore_index: int) -> None:
         labels = targets.argmax(1) if targets.is_floating_point() else targets

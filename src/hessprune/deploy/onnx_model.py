@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hessprune.deploy.outputs import KEY, structured
 from hessprune.errors import ArgumentError, DataError
 from hessprune.foundation.checks import optional_import
+from hessprune.foundation.formatting import first_line
 from hessprune.foundation.trees import describe, tensors_in
 
 TYPES = {"float": "float32", "double": "float64"}
@@ -77,7 +78,7 @@ def onnx_run(session: Any, inputs: Any) -> list[Tensor]:
     try:
         return [torch.from_numpy(output) for output in session.run(None, feed)]
     except Exception as error:  # ONNX Runtime raises its own classes
-        reason = str(error).partition("\n")[0].rpartition("Status Message: ")[2].rstrip(".")
+        reason = first_line(error).rpartition("Status Message: ")[2]
         raise DataError(
             f"inputs must fit the ONNX file, got {describe(inputs)}: {reason[:120]}. Give numbers and sizes that the "
             "exported model takes."

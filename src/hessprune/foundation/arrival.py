@@ -6,7 +6,6 @@ writes into its buffers and attributes stays in the copy.
 """
 
 import copy
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
@@ -15,18 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim.swa_utils import AveragedModel
 
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.bypass import plain_forwards
+from hessprune.foundation.formatting import first_line
 from hessprune.foundation.modules import device_of, forward
 from hessprune.foundation.parametrised import check_no_masks, naming_computed_weights
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.sharded import is_sharded
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import tensors_in, to_device
-
-_DATA_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+from hessprune.foundation.wrappers import is_wrapper, unwrapped
 
 
 @contextmanager
@@ -146,19 +144,6 @@ def _lazy_modules(model: nn.Module) -> Iterator[str]:
             yield f"{name!r} ({type(module).__name__})"
 
 
-def is_wrapper(module: nn.Module) -> bool:
-    """Return whether a module only runs another one: `torch.compile`, data parallelism, averaged weights."""
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # slow to import, and imported where anything is compiled
-    return isinstance(module, _DATA_PARALLEL) or (dynamo is not None and isinstance(module, dynamo.OptimizedModule))
-
-
-def unwrapped(model: Any) -> Any:
-    """Return the model inside all wrappers; the model itself if it has none."""
-    while isinstance(model, nn.Module) and is_wrapper(model):
-        model = next(model.children())
-    return model
-
-
 def plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield every module under the name that it has once wrappers are gone; a wrapper has the name of its content."""
     plain = {"": ""}
@@ -198,7 +183,7 @@ def _lent(parameter: Tensor) -> Tensor:
 def _not_copyable(model: nn.Module, error: Exception) -> str:
     """Name the attribute that stops a copy, and the remedy."""
     place = next((f" in '{where}'" for where in _uncopyable(model)), "")
-    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    reason = first_line(error)
     return (
         f"`model` must be copyable by copy.deepcopy, got {type(error).__name__}{place}: {reason}. "
         "Delete the attribute, or give its class a `__deepcopy__`."

@@ -1,7 +1,6 @@
 """Calibration batches that are read several times: the same order each time, the caller's random state untouched."""
 
 import collections
-import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hessprune.errors import DataError
+from hessprune.foundation.arguments import required_inputs
 from hessprune.foundation.checks import check_rereadable, refuse_ended
 from hessprune.foundation.identity import content_sha256
 from hessprune.foundation.processes import whole
@@ -24,16 +24,6 @@ LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions", "n
 """Names of targets inside a mapping of inputs, as Hugging Face spells them."""
 _END = object()
 """Stands behind the last batch; a loader whose collate function fails may yield None before."""
-
-
-def required_inputs(model: nn.Module | None) -> tuple[str, ...]:
-    """Return the names of the arguments that a model's forward cannot do without."""
-    try:
-        parameters = inspect.signature(getattr(model, "forward", None)).parameters.values()  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return ()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty)
 
 
 def as_pair(batch: Any, required: tuple[str, ...] = (), name: str = "batches") -> tuple[Any, Any]:

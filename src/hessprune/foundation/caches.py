@@ -31,11 +31,11 @@ def without_cache(model: nn.Module) -> Iterator[None]:
     holders = {id(holder): holder for config in configs for holder in _holders(config)}
     try:
         for holder in holders.values():
-            setattr(holder, _FLAG, False)
+            _switch(holder, value=False)
         yield
     finally:
         for holder in holders.values():
-            setattr(holder, _FLAG, True)
+            _switch(holder, value=True)
 
 
 @contextmanager
@@ -46,11 +46,19 @@ def with_cache(model: nn.Module) -> Iterator[None]:
     if before is not False:
         yield
         return
-    setattr(config, _FLAG, True)
+    _switch(config, value=True)
     try:
         yield
     finally:
-        setattr(config, _FLAG, before)
+        _switch(config, value=before)
+
+
+def _switch(holder: Any, *, value: Any) -> None:
+    """Set the flag, also of a frozen dataclass."""
+    try:
+        setattr(holder, _FLAG, value)
+    except AttributeError:
+        object.__setattr__(holder, _FLAG, value)
 
 
 def keeps_cache(model: nn.Module) -> bool:

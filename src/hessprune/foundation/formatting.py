@@ -146,3 +146,14 @@ def _padded(line: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 def _row(cells: Sequence[object], tag: str) -> str:
     return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message without its full stop; the name of its class if it says nothing.
+
+    Example:
+        >>> first_line(ValueError("too small."))
+        'too small'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

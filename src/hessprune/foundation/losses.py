@@ -146,11 +146,19 @@ def as_labels(logits: Tensor, targets: Any, name: str = "batches") -> Tensor:
     return targets.squeeze(1) if targets.dim() == logits.dim() == 2 and targets.shape[1] == 1 else targets
 
 
-def count_labelled(targets: Tensor, ignore_index: int = -100) -> int:
-    """Return the number of positions with a label: all but the ignored ones."""
+def loss_weight(loss: nn.Module | None, targets: Tensor) -> float:
+    """Return what a batch counts in the mean of a loss: the class weights of its counted labels, or their number.
+
+    Example:
+        >>> loss_weight(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])), torch.tensor([0, 1, -100]))
+        4.0
+    """
+    if not isinstance(loss, nn.CrossEntropyLoss):
+        return float(len(targets))
     if targets.is_floating_point():
-        return targets.numel() // targets.shape[1]
-    return int((targets != ignore_index).sum())
+        return targets.numel() / targets.shape[1]
+    labels = targets[targets != loss.ignore_index].long()
+    return float(labels.numel() if loss.weight is None else loss.weight.to(labels.device)[labels].double().sum())
 
 
 def entropy_of(logits: Tensor, targets: Tensor, loss: nn.CrossEntropyLoss, smoothing: float | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from hessprune.errors import DataError, HessPruneError
 from hessprune.foundation.arguments import as_given
 from hessprune.foundation.caches import with_cache, without_cache, without_cache_argument
 from hessprune.foundation.experts import experts_run_by, put_experts_side_by_side
+from hessprune.foundation.formatting import first_line
 from hessprune.foundation.integers import RealIntegers, inputs_with_integers, with_integers
 from hessprune.foundation.misfits import failing_module, misfit_remedy
 from hessprune.foundation.state import evaluation_mode
@@ -23,8 +24,9 @@ from hessprune.foundation.trees import describe, to_device
 
 T = TypeVar("T")
 
-# What a forward pass may raise through no fault of its inputs.
-_OTHER_CAUSES = (HessPruneError, torch.OutOfMemoryError, torch.AcceleratorError)
+DEVICE_FAILURES = (torch.OutOfMemoryError, torch.AcceleratorError)
+"""What a forward pass may raise through no fault of the model and its inputs."""
+_OTHER_CAUSES = (HessPruneError, *DEVICE_FAILURES)
 _MISFITS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError)
 
 
@@ -83,7 +85,7 @@ def forward(model: nn.Module, inputs: Any, name: str = "batches") -> Any:
         odd = is_dataclass(inputs) or numbers or isinstance(getattr(error, "obj", None), Tensor)
         if isinstance(error, AttributeError) and not odd:  # a mistake in the forward
             raise
-        reason, module = str(error).strip().partition("\n")[0].rstrip("."), failing_module(model, error)
+        reason, module = first_line(error), failing_module(model, error)
         remedy = numbers or misfit_remedy(model, inputs, error)
         where = f", in module '{module}'" if module else ""
         raise DataError(

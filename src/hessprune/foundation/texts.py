@@ -1,11 +1,11 @@
 """Texts among the inputs of a model: their tokens, and the mask that tells words from padding."""
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from hessprune.foundation.arguments import argument_names
 from hessprune.foundation.trees import tensors_in
 
 TOKENS = ("decoder_input_ids", "input_ids", "tgt")
@@ -21,16 +21,6 @@ BESIDE = ("position", "type", "segment", "lang")
 """Parts of names of numbers that stand beside each word."""
 BLOCKED = -1e3
 """Masks that are added to scores block a position by less than this."""
-
-
-def argument_names(model: Any) -> tuple[str, ...]:
-    """Return the names of what a model's forward takes in a row, before anything of a number left open."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (AttributeError, TypeError, ValueError):
-        return ()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
 
 
 def by_name(names: Sequence[str], inputs: Any) -> Any:

@@ -1,8 +1,9 @@
 """The base of all modes that watch a model run: it recognises weights by identity, and hands their uses on."""
 
+import threading
 import types
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any
 
@@ -99,15 +100,28 @@ def weight_names(model: nn.Module) -> dict[int, str]:
     return {id(value): name for name, value in running_parameters(model).items() if value.dim() >= 2}
 
 
-class slow_attention:  # noqa: N801 - a context manager reads like a function
-    """Keep attention modules off their fused inference path, which hides its parts from function modes."""
+@contextmanager
+def slow_attention() -> Iterator[None]:
+    """Keep attention modules of all threads off their fused path, which hides its parts from modes of torch."""
+    with _lock:
+        if not _slow:
+            _fast.append(torch.backends.mha.get_fastpath_enabled())
+            torch.backends.mha.set_fastpath_enabled(False)
+        _slow.append(True)
+    try:
+        yield
+    finally:
+        with _lock:
+            _slow.pop()
+            if not _slow:
+                torch.backends.mha.set_fastpath_enabled(_fast.pop())
 
-    def __enter__(self) -> None:
-        self._enabled = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
 
-    def __exit__(self, *_: object) -> None:
-        torch.backends.mha.set_fastpath_enabled(self._enabled)
+_lock = threading.Lock()
+_slow: list[bool] = []
+"""One entry for each active block of any thread."""
+_fast: list[bool] = []
+"""Whether the first of them found the fused path enabled."""
 
 
 @cache

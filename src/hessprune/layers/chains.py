@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.errors import DataError, UnsupportedModelError
+from hessprune.foundation.formatting import first_line
 from hessprune.foundation.modules import call_model, device_of, forward
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import describe, rebuilt, sample_rows, tensors_in, to_device
@@ -198,7 +199,7 @@ def _check_alone(stack: Stack, model: nn.Module, pair: Any, calls: Sequence[tupl
                 with evaluation_mode(stages[number]):
                     alone = call_model(stages[number], (first(call.given), readings[number]))
             except FAULTS as error:
-                reason = str(error).strip().partition("\n")[0].rstrip(".")
+                reason = first_line(error)
                 fault = f"does not run alone ({type(error).__name__}: {reason})"
                 raise UnsupportedModelError(dependent(call.name, fault)) from error
             if not _near(alone, first(call.returned)):

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hessprune.layers.least_squares import damping
+
 DAMPING = 1e-3
 """Ridge added to a covariance, relative to its mean diagonal."""
-FLOOR = 1e-10
-"""Least ridge, relative to the mean square of the inputs: the variance of constant inputs is rounding noise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +52,7 @@ class InputMoments:
             0.999
         """
         moments = self.about(centred=centred)
-        ridge = DAMPING * moments.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
-        ridge = torch.maximum(ridge, FLOOR * self.mean.double().square().mean(1))
+        ridge = damping(moments, DAMPING, self.mean.double().square().mean(1))
         rows = moments[:, kept]
         block = rows[:, :, kept] + torch.diag_embed(ridge[:, None].expand(-1, len(kept)))
         return torch.cholesky_solve(rows[:, :, removed] @ columns.double(), torch.linalg.cholesky(block))

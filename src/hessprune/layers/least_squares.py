@@ -36,12 +36,21 @@ def solve(sums: Sums, strength: float, old: Tensor, size: Tensor | None = None) 
     return old + _change(sums, strength, sums.xy - sums.xx @ old, size)
 
 
+def damping(moments: Tensor, strength: float, size: Tensor | None) -> Tensor:
+    """Return `λ = strength · mean diag`, at least `FLOOR` of `size`, for moments `(*, K, K)`, as `(*)`.
+
+    Example:
+        >>> float(damping(torch.zeros(3, 3), 0.1, torch.tensor(2e10)))
+        2.0
+    """
+    scale = strength * moments.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-30)
+    return scale if size is None else torch.maximum(scale, FLOOR * size)
+
+
 def _change(sums: Sums, strength: float, left: Tensor, size: Tensor | None) -> Tensor:
     """Return `W − W₀` from `left = Xᵀy − XᵀX W₀`."""
-    scale = strength * sums.xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
-    scale = (scale if size is None else torch.maximum(scale, FLOOR * size))[:, None]
     damped = sums.xx.clone()
-    damped.diagonal(dim1=1, dim2=2).add_(scale)
+    damped.diagonal(dim1=1, dim2=2).add_(damping(sums.xx, strength, size)[:, None])
     factor = torch.linalg.cholesky(damped)
     return torch.cholesky_solve(left, factor)
 

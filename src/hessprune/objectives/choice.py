@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError, DataError
+from hessprune.foundation.arguments import argument_names
 from hessprune.foundation.batches import Rereadable
 from hessprune.foundation.checks import check_labels
 from hessprune.foundation.losses import are_labels, as_cross_entropy, as_labels, check_class_axis, squeeze_remedy
@@ -18,7 +19,7 @@ from hessprune.foundation.processes import is_own, summed
 from hessprune.foundation.progress import track
 from hessprune.foundation.returned import check_average
 from hessprune.foundation.state import evaluation_mode
-from hessprune.foundation.texts import are_words_last, argument_names, by_name, tokens_of
+from hessprune.foundation.texts import are_words_last, by_name, tokens_of
 from hessprune.foundation.trees import describe, leading_size, sample_rows, to_device
 from hessprune.foundation.words import next_word, own_words, predicted_words, shifts_words
 from hessprune.objectives.closed_form import module_of

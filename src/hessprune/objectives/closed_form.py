@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hessprune.errors import DataError
 from hessprune.foundation.checks import check_labels
-from hessprune.foundation.losses import LossFn, as_cross_entropy, labels_for
+from hessprune.foundation.losses import LossFn, as_cross_entropy, labels_for, loss_weight
 from hessprune.foundation.misfits import batching
 from hessprune.foundation.trees import describe
 from hessprune.objectives.factors import DiagonalFactor, LogitFactor, SoftmaxFactor
@@ -171,17 +171,6 @@ def _cross_entropy(loss: nn.CrossEntropyLoss, logits: Tensor, targets: Tensor) -
     p, order = (logits / temperature).reshape(n, classes, -1).softmax(1).sort(dim=1, descending=True)
     divisor = loss_weight(loss, targets)
     return SoftmaxFactor(probability=p, order=order, sample_weight=sample_weight, shape=logits.shape, weight=divisor)
-
-
-def loss_weight(loss_fn: LossFn | None, targets: Tensor) -> float:
-    """Return the weight of samples in the divisor of a mean loss: class weights of counted labels, or their number."""
-    loss = module_of(loss_fn)
-    if not isinstance(loss, nn.CrossEntropyLoss):
-        return float(len(targets))
-    if targets.is_floating_point():
-        return targets.numel() / targets.shape[1]
-    labels = targets[targets != loss.ignore_index]
-    return float(labels.numel() if loss.weight is None else loss.weight.to(labels.device)[labels].double().sum())
 
 
 def counted_samples(loss_fn: LossFn | None, targets: Tensor) -> Tensor:

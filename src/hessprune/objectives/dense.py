@@ -207,7 +207,7 @@ class DenseLoss(BatchLoss):
         )
         if part.positions is not None:
             mask = at_positions(mask, part.drawn(self._inputs, positions))
-        return mask.reshape(self.samples, -1)
+        return mask.reshape(self.samples, -1).to(self._device)
 
     def _learn(self, values: Tensor) -> None:
         """Take the shape of the only part from values."""

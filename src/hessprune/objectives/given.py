@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hessprune.foundation.losses import LossFn, as_cross_entropy, count_labelled, entropy_of, labels_for, loss_name
+from hessprune.foundation.losses import LossFn, as_cross_entropy, entropy_of, labels_for, loss_name, loss_weight
 from hessprune.foundation.modules import logits_of
 from hessprune.foundation.returned import number_on
 from hessprune.objectives.any_loss import AnyLoss
@@ -70,8 +70,8 @@ class GivenLoss(Objective):
         if entropy is not None:
             logits = self.read(output, samples, inputs)
             targets = labels_for(logits, targets, ignore_index=entropy.ignore_index)
-            labelled = count_labelled(targets, entropy.ignore_index)
-            return (float(entropy_of(logits, targets, entropy)), float(labelled)) if labelled else (0.0, 0.0)
+            weight = loss_weight(entropy, targets)
+            return (float(entropy_of(logits, targets, entropy)), weight) if weight else (0.0, 0.0)
         assert self.loss_fn is not None
         if self.closed is not None:
             values = self.read(output, samples, inputs)

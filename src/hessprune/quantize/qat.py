@@ -12,20 +12,21 @@ from hessprune.deploy.axes import Axes, resized
 from hessprune.deploy.export import capture
 from hessprune.errors import ArgumentError, UnsupportedModelError
 from hessprune.foundation.arguments import as_given
-from hessprune.foundation.arrival import arrived, unwrapped
+from hessprune.foundation.arrival import arrived
 from hessprune.foundation.checks import (
     check_batches,
     check_choice,
     check_finite_parameters,
     optional_import,
 )
-from hessprune.foundation.formatting import shown
+from hessprune.foundation.formatting import first_line, shown
 from hessprune.foundation.modules import device_of, predict
 from hessprune.foundation.parametrised import check_plain_weights
 from hessprune.foundation.progress import progress_bar
 from hessprune.foundation.quiet import quiet
 from hessprune.foundation.state import evaluation_mode, seeded
 from hessprune.foundation.trees import leading_size, to_device
+from hessprune.foundation.wrappers import unwrapped
 from hessprune.quantize.backend import find_backend
 from hessprune.quantize.float_layers import fp32_layers_of, kept_layers
 from hessprune.quantize.graph import activation_quantizers, run_all, weights_read
@@ -246,7 +247,7 @@ def _place(graph: GraphModule, quantizer: Any, target: str) -> GraphModule:
         with quiet():
             prepared = _torchao().prepare_qat_pt2e(graph, quantizer)
     except NotImplementedError as error:  # torchao's own quantizers raise it for graphs that they cannot partition
-        reason = str(error).partition("\n")[0].rstrip(".")
+        reason = first_line(error)
         raise UnsupportedModelError(
             f"`target` must support the model, got {shown(target)}: {reason}, {remedy}"
         ) from error

@@ -8,10 +8,10 @@ from torch import nn
 
 from hessprune.foundation.bypass import plain_forwards
 from hessprune.foundation.caches import may_cache
+from hessprune.foundation.formatting import first_line
 from hessprune.foundation.modules import call_with_cache, dry_run
 from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.quicksizes import KnownSizes, QuickSizes
-from hessprune.structure.capture import first_line
 from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
 from hessprune.structure.halving import passing

@@ -16,8 +16,10 @@ from hessprune.foundation.arguments import as_given
 from hessprune.foundation.bypass import compiler_at_work
 from hessprune.foundation.caches import without_cache, without_cache_argument
 from hessprune.foundation.experts import BY_GROUP, experts_run_by
+from hessprune.foundation.formatting import first_line
 from hessprune.foundation.misfits import dtype_remedy, integers_remedy, whole_remedy
 from hessprune.foundation.modules import (
+    DEVICE_FAILURES,
     call_model,
     device_of,
     empty_copy,
@@ -133,6 +135,8 @@ def _checked_run(model: nn.Module, example_inputs: Any) -> Any:
     """Return the outputs, or raise an error that names the inputs if the model does not run on them."""
     try:
         return call_model(model, example_inputs)
+    except DEVICE_FAILURES:
+        raise
     except Exception as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(example_inputs))
         remedy = dtype_remedy(model, example_inputs) or whole_remedy(model, example_inputs)
@@ -165,12 +169,6 @@ def _as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, Mapping):
         return (), without_cache_argument(example_inputs)
     return (tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)), {}
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first non-empty line of an error's message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _user_frame(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """Compare a sliced model with a masked one: the same function, up to rounding, or a fault."""
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -9,13 +10,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from hessprune.foundation.modules import call_model, device_of, to_dtype
+from hessprune.foundation.modules import DEVICE_FAILURES, call_model, device_of, to_dtype
 from hessprune.foundation.randomness import without_chance
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import to_device
 from hessprune.layers.calls import CallMode
 from hessprune.structure.masking import Followers
 from hessprune.structure.outputs import difference, is_finite_somewhere
+
+_log = logging.getLogger(__name__)
 
 # Largest accepted difference, relative to the largest output. Both models run in float64 where the model allows it;
 # the order of summation remains.
@@ -63,7 +66,9 @@ def _least(
     masked = mask("kept")
     try:
         expected = outputs_of(masked, inputs, dtype, awake)
-    except Exception:  # the forward insists on its own precision, or fails in that one, too
+    except Exception as error:  # the forward insists on its own precision, or fails in that one, too
+        if isinstance(error, DEVICE_FAILURES):
+            _log.warning("the device holds no copy of the model in %s: models are compared in float32", dtype)
         dtype = torch.float32
         expected = outputs_of(masked, inputs, dtype, awake)
     del masked  # two models in double precision at a time would be one too many

@@ -183,7 +183,7 @@ def _freeze(groups: Iterable[Group], reason: str) -> list[Frozen]:
 def _ignored_modules(model: nn.Module, ignore: Sequence[Ignored]) -> set[str]:
     """Resolve modules, types and name patterns to names of modules."""
     ignored: set[str] = set()
-    for entry in ignore:
+    for entry in [ignore] if isinstance(ignore, str | type | nn.Module) else ignore:
         names = {name for name, module in plain_modules(model) if _matches(entry, name, module)}
         if not names:
             raise ArgumentError(f"`ignore` must name modules of the model, got {entry!r}. See `model.named_modules()`.")

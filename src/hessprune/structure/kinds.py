@@ -37,7 +37,7 @@ def check_kinds(units: Any) -> None:
     Raises:
         ArgumentError: It does not.
     """
-    if units is not None and not (isinstance(units, tuple | list) and units and {*units} <= {*KINDS}):
+    if units is not None and not (isinstance(units, tuple | list | set | frozenset) and units and {*units} <= {*KINDS}):
         raise ArgumentError(
             f"`units` must be a tuple of kinds of units, got {shown(units)}. Pass some of {KINDS}, or None."
         )

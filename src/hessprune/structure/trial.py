@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from hessprune.foundation.caches import copied_cache
+from hessprune.foundation.formatting import first_line
 from hessprune.foundation.integers import RealIntegers, inputs_with_integers, with_integers
 from hessprune.foundation.misfits import failing_module
-from hessprune.foundation.modules import borrowing_copy, call_model, device_of, empty_copy
+from hessprune.foundation.modules import DEVICE_FAILURES, borrowing_copy, call_model, device_of, empty_copy
 from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.quicksizes import KnownSizes, QuickSizes
 from hessprune.foundation.trees import sample_rows, tensors_in, to_device
 from hessprune.foundation.written import noting_sizes
-from hessprune.structure.capture import first_line
 from hessprune.structure.comparison import TOLERANCE, compare, positive
 from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
@@ -123,6 +123,8 @@ class Trial:
                     return ""
             found, dtype = _apart(model, leaving, inputs, awake=self._awake, dtype=torch.float64)
         except Exception as error:  # any error of the user's forward is the answer
+            if isinstance(error, DEVICE_FAILURES):
+                raise
             return first_line(error)
         return "" if found <= TOLERANCE[dtype] else f"without some units the output differs by {found:.1e}"
 

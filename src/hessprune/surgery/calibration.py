@@ -76,29 +76,44 @@ def gather(
         batches: The data.
         model: The model that runs on them.
         most: Returns how many samples of a batch fit into one forward pass of it; of the whole model if None.
-        splits: Returns whether the targets of a batch with as many rows as samples belong to these; asked once.
+        splits: Returns whether the targets of a batch with as many rows as samples belong to these; asked once, of two
+            samples at least.
     """
     apart: bool | None = None
     most = most or most_samples
-    kinds: dict[str, list[Samples]] = {}
+    read: list[Samples] = []
     limit, spent, place, device = 0.0, 0.0, 0, device_of(model)
-    for number, (inputs, targets) in enumerate(batches):
+    for inputs, targets in batches:
         count = leading_size(inputs)
         size = _numbers_of(inputs) / count
         limit = limit or most(model, to_device(inputs, device)) * size
         places, masks = place + torch.arange(count, device="cpu"), word_masks(model, inputs, count)
         samples = Samples(inputs=inputs, targets=targets, places=places, masks=masks)
-        if splits is not None and targets is not None and samples.can_be_split:
-            apart = splits(inputs, targets) if apart is None else apart
-            samples = replace(samples, apart=apart)
+        if splits is not None and targets is not None and samples.can_be_split and apart is None:
+            apart = _come_apart(splits, read, samples)
+        samples = replace(samples, apart=apart is not False)
         room = max(2, int((limit - spent) / size))
         if room < count and samples.can_be_split:
             samples = samples.rows(torch.arange(room, device="cpu"))
-        kinds.setdefault(_kind(samples) if samples.can_be_split else str(number), []).append(samples)
+        read.append(samples)
         place, spent = place + count, spent + size * len(samples)
         if spent >= limit:
             break
+    kinds: dict[str, list[Samples]] = {}
+    for number, samples in enumerate(read):
+        samples = replace(samples, apart=apart is not False)
+        kinds.setdefault(_kind(samples) if samples.can_be_split else str(number), []).append(samples)
     return [_joined(parts, device) for parts in kinds.values()]
+
+
+def _come_apart(splits: Callable[[Any, Any], bool], read: Sequence[Samples], samples: Samples) -> bool | None:
+    """Return what `splits` says of some samples, or of single ones of the last batches; None while there is one."""
+    if len(samples) > 1:
+        return splits(samples.inputs, samples.targets)
+    if not read or _kind(read[-1]) != _kind(samples):
+        return None
+    pair = _joined([read[-1], samples], torch.device("cpu"))
+    return splits(pair.inputs, pair.targets)
 
 
 def _kind(samples: Samples) -> str:

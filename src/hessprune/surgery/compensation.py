@@ -80,15 +80,14 @@ def compensate(
     samples = gather(batches, pruned, splits=partial(splits, objective, dense))
     if sum(map(len, samples)) < MIN_SAMPLES:
         return copy.deepcopy(pruned)
-    size = 1 + max(int(part.places.max()) for part in samples)
-    test = torch.arange(size, device="cpu") % 5 == 0
-    held_out = [(part.inputs, part.targets) for part in left_out(samples, test)]
+    test = held_out(samples)
+    judges = [(part.inputs, part.targets) for part in left_out(samples, test)]
     for mask in _trials(~test):
         fitting = [part.only(mask) for part in samples if bool(mask[part.places].any())]
         if not fitting:
             continue
         trial = refitted(dense, pruned, plan, fitting, TRIAL_ROWS)
-        before, after = mean_losses(objective, dense, [pruned, trial], held_out)
+        before, after = mean_losses(objective, dense, [pruned, trial], judges)
         if after < before:
             return refitted(dense, pruned, plan, samples)
     return copy.deepcopy(pruned)
@@ -103,10 +102,22 @@ def _trials(mask: Tensor) -> list[Tensor]:
     return [some, mask] if stride > 1 else [mask]
 
 
+def held_out(samples: Sequence[Samples]) -> Tensor:
+    """Return the places whose samples judge a fit, a mask: every fifth.
+
+    Of batches whose targets belong to them as a whole, every fifth; fewer than five of them judge and fit.
+    """
+    test = torch.arange(1 + max(int(part.places.max()) for part in samples), device="cpu") % 5 == 0
+    wholes = [part for part in samples if not part.can_be_split]
+    for number, part in enumerate(wholes if len(wholes) >= 5 else ()):
+        test[part.places] = number % 5 == 0
+    return test
+
+
 def left_out(samples: Sequence[Samples], test: Tensor) -> list[Samples]:
     """Return the samples that judge; all of a batch whose targets belong to it as a whole."""
-    parts = [part.only(test) if part.can_be_split else part for part in samples]
-    return [part for part in parts if len(part)]
+    parts = (part for part in samples if bool(test[part.places].any()))
+    return [part.only(test) if part.can_be_split else part for part in parts]
 
 
 def refit(dense: nn.Module, pruned: nn.Module, plan: Plan, batches: Any) -> nn.Module:

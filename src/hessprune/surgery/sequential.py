@@ -32,7 +32,7 @@ from hessprune.objectives.judging import mean_losses, splits
 from hessprune.planning.plan import Plan
 from hessprune.surgery.block_files import BlockFiles, tensors_of
 from hessprune.surgery.calibration import Samples, gather, most_samples, samples_in_memory
-from hessprune.surgery.compensation import MIN_SAMPLES, left_out
+from hessprune.surgery.compensation import MIN_SAMPLES, held_out, left_out
 from hessprune.surgery.fits import check_pair
 from hessprune.surgery.outside import Outside, refit_layers
 from hessprune.surgery.refitting import refit_in_place
@@ -80,8 +80,7 @@ def compensate_by_block(
     stack, samples = _stacked(dense, pruned, batches, partial(splits, objective, dense))
     if sum(map(len, samples)) < MIN_SAMPLES:
         return copy.deepcopy(pruned)
-    size = 1 + max(int(part.places.max()) for part in samples)
-    test = torch.arange(size, device="cpu") % 5 == 0
+    test = held_out(samples)
     fitting = [part.only(~test) for part in samples if not bool(test[part.places].all())]
     if not fitting:
         return copy.deepcopy(pruned)

@@ -10,12 +10,11 @@ from torch import nn
 from hessprune.costs.model import Cost, cost
 from hessprune.errors import VerificationError
 from hessprune.foundation.arrival import arrived
-from hessprune.foundation.formatting import shown
-from hessprune.foundation.modules import device_of
+from hessprune.foundation.formatting import first_line, shown
+from hessprune.foundation.modules import DEVICE_FAILURES, device_of
 from hessprune.foundation.trees import to_device
 from hessprune.layers.recording import record
 from hessprune.planning.plan import Plan
-from hessprune.structure.capture import first_line
 from hessprune.structure.comparison import TOLERANCE, compare, outputs_of, positive
 from hessprune.structure.masking import Followers
 from hessprune.structure.outputs import has_numbers, is_finite_somewhere
@@ -100,6 +99,8 @@ def _compare(dense: nn.Module, pruned: nn.Module, plan: Plan, inputs: Any) -> tu
     """Return the relative difference and its precision."""
     try:
         return compare(lambda followers: _masked(dense, pruned, plan, followers), copy.deepcopy(pruned), inputs)
+    except DEVICE_FAILURES:
+        raise
     except Exception as error:  # the user's forward may raise anything
         raise VerificationError(
             f"the pruned model must run on the example inputs, but its forward failed: {first_line(error)}. A size is "

@@ -13,7 +13,8 @@ from hessprune.costs.model import cost
 from hessprune.errors import ArgumentError, VerificationError
 from hessprune.foundation.arrival import observed, watched
 from hessprune.foundation.checks import check_choice, check_finite_parameters, check_range
-from hessprune.foundation.formatting import shortened, shown
+from hessprune.foundation.formatting import first_line, shortened, shown
+from hessprune.foundation.modules import DEVICE_FAILURES
 from hessprune.foundation.tensors import named_tensors
 from hessprune.planning.inputs import describe_inputs
 from hessprune.planning.widening import Widening
@@ -168,11 +169,12 @@ def _difference(dense: nn.Module, wide: nn.Module, inputs: Any) -> str | None:
     """Return why two models do not give the same outputs; None if they do."""
     try:
         found, dtype = compare(lambda _: copy.deepcopy(dense), wide, inputs)
+    except DEVICE_FAILURES:
+        raise
     except Exception as error:  # the user's forward may raise anything
-        first = str(error).strip().partition("\n")[0]
         return (
-            f"the wider model must run on the example inputs, but its forward failed: {first}. A size is fixed in its "
-            "source code."
+            f"the wider model must run on the example inputs, but its forward failed: {first_line(error)}. A size is "
+            "fixed in its source code."
         )
     if found <= TOLERANCE[dtype]:
         return None

@@ -13,9 +13,10 @@ from torch import nn
 
 from hessprune.deploy.evaluation import PERPLEXITY, Evaluation, Metric, evaluate
 from hessprune.errors import ArgumentError, NumericalError
+from hessprune.foundation.arguments import required_inputs
 from hessprune.foundation.arrival import arrived, received
 from hessprune.foundation.bars import shown_progress
-from hessprune.foundation.batches import read_pair, required_inputs
+from hessprune.foundation.batches import read_pair
 from hessprune.foundation.checks import check_batches, check_finite_parameters, refuse_ended
 from hessprune.foundation.losses import LossFn
 from hessprune.foundation.modules import device_of

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from hessprune.errors import ArgumentError
+from hessprune.foundation.arguments import argument_names
 from hessprune.foundation.losses import LossFn, as_cross_entropy, check_class_axis, labels_for
 from hessprune.foundation.modules import device_of, forward, logits_of, predict
 from hessprune.foundation.state import evaluation_mode
-from hessprune.foundation.texts import argument_names, by_name, position_mask
+from hessprune.foundation.texts import by_name, position_mask
 from hessprune.foundation.trees import describe, leading_size, to_device
 from hessprune.foundation.words import check_words, next_word, predicted_words, shifts_words, word_entropy
 from hessprune.training.config import FinetuneConfig

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hessprune.foundation.losses import LossFn, as_cross_entropy, count_labelled, entropy_of
+from hessprune.foundation.losses import LossFn, as_cross_entropy, entropy_of, loss_weight
 from hessprune.foundation.modules import logits_of
 from hessprune.foundation.returned import check_depends, loss_on
 from hessprune.foundation.texts import are_words_last, position_mask
@@ -58,12 +58,7 @@ def divisor(targets: Any, loss_fn: LossFn | None) -> float | None:
     if loss_fn is word_entropy:
         return float((targets != IGNORED).sum())
     entropy = as_cross_entropy(loss_fn)
-    if entropy is None:
-        return None
-    if entropy.weight is None or targets.is_floating_point():
-        return float(count_labelled(targets, entropy.ignore_index))
-    counted = targets[targets != entropy.ignore_index].long()
-    return float(entropy.weight.to(counted.device)[counted].sum())
+    return None if entropy is None else loss_weight(entropy, targets)
 
 
 def words_kept(logits: Tensor, inputs: Any, loss_fn: LossFn | None = None) -> Tensor | None:

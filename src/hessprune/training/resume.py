@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
-from hessprune.foundation.batches import read_pair, required_inputs
+from hessprune.foundation.arguments import required_inputs
+from hessprune.foundation.batches import read_pair
 from hessprune.foundation.files import sha256, writable_folder, write_bytes
 from hessprune.foundation.hashing import tensors_sha256, weights_sha256
 from hessprune.foundation.identity import content_sha256, loss_identity, modules_sha256

@@ -79,3 +79,10 @@ def test_moments_are_those_of_all_batches_and_leave_nothing_behind() -> None:
     assert sums.count == expected.count == 150
     assert net.training
     assert not net[0]._forward_hooks
+
+
+def test_constant_inputs_are_not_fitted_to_rounding_noise() -> None:
+    x = torch.full((64, 6), 0.1)
+    sums = Sums.of(x, torch.randn(64, 3, generator=torch.Generator().manual_seed(1)))
+    weight = low_rank_fit(sums.centred(), None, sums.xx.diagonal().mean())
+    assert float(weight.abs().max()) < 0.1

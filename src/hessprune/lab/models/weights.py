@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hessprune.errors import CheckpointError
 from hessprune.foundation.files import exists
-from hessprune.foundation.formatting import shortened, shown
+from hessprune.foundation.formatting import first_line, shortened, shown
 
 PREFIXES = ("module.", "model.", "_orig_mod.")
 NESTS = ("state_dict", "model_state_dict", "model", "net")
@@ -53,7 +53,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
     except Exception as error:  # broken bytes fail inside the parsers with whatever they trip over
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+        reason = first_line(error).partition(". ")[0]
         raise CheckpointError(
             f"checkpoint {str(path)!r} cannot be read ({reason}): it is truncated, no weights file, or holds more "
             "than plain tensors. Copy it again, or save its state_dict as safetensors."

@@ -10,13 +10,12 @@ from torch import nn
 
 from hessprune.costs.model import Cost, CostModel
 from hessprune.errors import ArgumentError, DataError
-from hessprune.foundation.formatting import shown
+from hessprune.foundation.formatting import first_line, shown
 from hessprune.foundation.modules import forward
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import describe
 from hessprune.lab.models import build_model, load_weights
 from hessprune.lab.models.zoos import ZooName, example_of
-from hessprune.structure.capture import first_line
 from hessprune.structure.find import find_groups
 from hessprune.structure.groups import KINDS, Group, Kind
 

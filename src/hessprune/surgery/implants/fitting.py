@@ -67,7 +67,7 @@ def _fit(module: Implanted, parts: list[Part], sums: Sums, columns: Tensor, mean
     moments = sums.select(columns, rows)
     absorbs = parts[0].layer.bias is not None or all(f"{part.name}.weight" in means for part in parts)
     rank = len(module.base.weight) if isinstance(module.base, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) else None
-    weight = low_rank_fit(moments.centred() if absorbs else moments, rank).T
+    weight = low_rank_fit(moments.centred() if absorbs else moments, rank, moments.xx.diagonal().mean()).T
     shift = (moments.y - moments.x @ weight.T) / moments.count
     if rank is not None:
         weight, base = factors(weight, rank)

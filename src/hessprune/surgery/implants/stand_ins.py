@@ -15,6 +15,7 @@ from hessprune.foundation.modules import call_model, device_of
 from hessprune.foundation.progress import track
 from hessprune.foundation.state import evaluation_mode
 from hessprune.foundation.trees import to_device
+from hessprune.layers.least_squares import damping
 from hessprune.layers.sums import Sums
 from hessprune.structure.carriers import CONVOLUTIONS, centre_padding
 
@@ -55,13 +56,12 @@ def outputs(layer: Any, out: Tensor) -> Tensor:
     return rows if layer.bias is None else rows - layer.bias
 
 
-def low_rank_fit(sums: Sums, rank: int | None) -> Tensor:
-    """Minimise `‖y − x W‖² + λ ‖W‖²` over `W (K, O)` of at most that rank.
+def low_rank_fit(sums: Sums, rank: int | None, size: Tensor | None = None) -> Tensor:
+    """Minimise `‖y − x W‖² + λ ‖W‖²` over `W (K, O)` of at most that rank; `λ` is at least a share of `size`.
 
     The best `W` of rank `r` is the unrestricted one projected on the `r` directions in which its outputs vary most.
     """
-    strength = RIDGE * sums.xx.diagonal().mean().clamp(min=1e-30)
-    ridge = strength * torch.eye(len(sums.xx), dtype=sums.xx.dtype, device=sums.xx.device)
+    ridge = damping(sums.xx, RIDGE, size) * torch.eye(len(sums.xx), dtype=sums.xx.dtype, device=sums.xx.device)
     weight = torch.linalg.solve(sums.xx + ridge, sums.xy)
     if rank is None:
         return weight
