@@ -34,14 +34,14 @@ class Draw:
         self.batches, self.number, self.parts, self.apart = batches, number, parts, apart
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        place = 0
-        for at, (inputs, targets) in enumerate(self.batches):
+        start = 0
+        for batch, (inputs, targets) in enumerate(self.batches):
             count = leading_size(inputs)
-            places = torch.arange(count, device="cpu")
-            rows = places[(place + places) % self.parts == self.number]
-            place += count
+            offsets = torch.arange(count, device="cpu")
+            rows = offsets[(start + offsets) % self.parts == self.number]
+            start += count
             if not self.apart:
-                if at % self.parts == self.number:
+                if batch % self.parts == self.number:
                     yield inputs, targets
             elif len(rows):
                 yield sample_rows(inputs, rows), None if targets is None else sample_rows(targets, rows)

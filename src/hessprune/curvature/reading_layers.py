@@ -83,7 +83,7 @@ class ReadingLayer:
     @property
     def mean(self) -> Tensor:
         """Mean input, `(g, K)`; zeros where no bias absorbs it."""
-        return (self.origin + self.total / self.rows) * self.centred  # type: ignore[operator, return-value]
+        return self._mean()[:, :, 0] * self.centred
 
     def at_mean(self, columns: Tensor) -> Tensor:
         """Return what a matrix `(g, K, O)` makes of the mean input, one after another for all groups."""

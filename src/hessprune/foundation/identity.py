@@ -9,11 +9,11 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from hessprune.foundation.bytecode import changed_while_running, codes_within, is_installed, methods_of, own_attributes
+from hessprune.foundation.hashing import bytes_of
 from hessprune.foundation.losses import loss_name
 from hessprune.foundation.reached import PLAIN, SEQUENCES, Reached, held_by, is_own_object
 
@@ -148,12 +148,8 @@ def _numbers(value: Any) -> bytes:
         if array.dtype.hasobject:
             return _hashed(b"objects", repr(array.tolist()).encode())
         return _hashed(f"{array.shape}{array.dtype}".encode(), array.tobytes())
-    tensor = value.detach()
-    if tensor.is_meta:  # without numbers
-        return _hashed(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-    tensor = (tensor if tensor.layout == torch.strided else tensor.to_dense()).cpu().resolve_conj().resolve_neg()
-    digest = hashlib.sha256(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    digest = hashlib.sha256(f"{tuple(value.shape)}{value.dtype}".encode())
+    digest.update(bytes_of(value))
     return digest.digest()
 
 

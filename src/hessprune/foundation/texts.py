@@ -19,6 +19,8 @@ PADDED = ("src_key_padding_mask", "key_padding_mask", "padding_mask", TARGET)
 """Names of inputs that are true where a position is padding."""
 BESIDE = ("position", "type", "segment", "lang")
 """Parts of names of numbers that stand beside each word."""
+_TARGETS = ("decoder_", "tgt")
+"""Beginnings of the names of a decoder's inputs, as transformers or torch names them."""
 BLOCKED = -1e3
 """Masks that are added to scores block a position by less than this."""
 
@@ -34,15 +36,15 @@ def by_name(names: Sequence[str], inputs: Any) -> Any:
     return dict(zip(names, inputs, strict=False)) if fits else inputs
 
 
-def has_decoder(inputs: Any) -> bool:
-    """Return whether inputs hold those of a decoder beside those of an encoder.
+def has_decoder(inputs: Any, beginnings: tuple[str, ...] = ("decoder_",)) -> bool:
+    """Return whether inputs hold those of a decoder beside those of an encoder, by the beginnings of their names.
 
     Example:
         >>> has_decoder({"input_ids": 1, "decoder_input_ids": 2}), has_decoder({"input_ids": 1})
         (True, False)
     """
     return isinstance(inputs, Mapping) and any(
-        str(name).startswith("decoder_") and value is not None for name, value in inputs.items()
+        str(name).startswith(beginnings) and value is not None for name, value in inputs.items()
     )
 
 
@@ -98,7 +100,7 @@ def masks_of(inputs: Any, *, encoder: bool = False) -> Iterator[tuple[str, Tenso
     """
     if not isinstance(inputs, Mapping):
         return
-    for name in (DECODER, TARGET) if _is_pair(inputs) and not encoder else (KEPT, *PADDED[:-1]):
+    for name in (DECODER, TARGET) if has_decoder(inputs, _TARGETS) and not encoder else (KEPT, *PADDED[:-1]):
         if isinstance(inputs.get(name), Tensor):
             yield name, inputs[name]
 
@@ -157,13 +159,8 @@ def word_masks(model: Any, inputs: Any, samples: int) -> dict[int, Tensor]:
     return found
 
 
-def _is_pair(inputs: Mapping[Any, Any]) -> bool:
-    """Return whether inputs hold those of a decoder beside those of an encoder, as transformers or torch names them."""
-    return any(_is_target(name) and value is not None for name, value in inputs.items())
-
-
 def _is_target(name: Any) -> bool:
-    return str(name).startswith(("decoder_", "tgt"))
+    return str(name).startswith(_TARGETS)
 
 
 def _unmasked_lengths(inputs: Mapping[Any, Any]) -> set[int | None]:

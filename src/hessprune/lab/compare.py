@@ -1,7 +1,7 @@
 """Compare methods on one model: every cell is written when it is done, so the same command continues."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -24,7 +24,7 @@ from hessprune.lab.context import Model, Run, open_run
 from hessprune.lab.memory import StageMemory, folder_name
 from hessprune.lab.pruned import groups_of, task_of
 from hessprune.lab.report.comparison import Cell, Comparison
-from hessprune.lab.settings import RunSettings
+from hessprune.lab.settings import RunSettings, as_json
 from hessprune.lab.stages import dense_model, trained
 from hessprune.lab.store import StageStore
 from hessprune.lab.together import process_group
@@ -119,7 +119,7 @@ def _compare(run: Run, asked: CompareSettings) -> Comparison:
         dense=_dense(run, asked, dense, groups),
         cells=tuple(cells),
         unreachable=tuple(unreachable),
-        settings={"recipe": run.settings.to_json(), "comparison": {k: _plain(v) for k, v in asdict(asked).items()}},
+        settings={"recipe": run.settings.to_json(), "comparison": as_json(asked)},
         versions=versions(),
         environment=environment(),
         data_fingerprint=run.data.fingerprint,
@@ -224,10 +224,6 @@ def _num_cells(asked: CompareSettings) -> int:
     first, later = (1 + max(len(asked.lrs), 1), 2) if asked.epochs else (1, 1)
     each = len(asked.methods) * len(asked.budgets) * len(asked.compensate)
     return each * (first + later * (len(asked.seeds) - 1))
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _notes(run: Run, asked: CompareSettings) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ others widened, and none. All are then trained alike.
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from hessprune.lab.context import Model, Run, open_run
 from hessprune.lab.memory import folder_name
 from hessprune.lab.report.expansion import Expansion, Variant
 from hessprune.lab.report.kept_epochs import kept_epoch
-from hessprune.lab.settings import RunSettings
+from hessprune.lab.settings import RunSettings, as_json
 from hessprune.lab.stages import dense_model, trained
 from hessprune.lab.store import StageStore
 from hessprune.lab.together import process_group
@@ -248,7 +248,7 @@ def _result(run: Run, asked: ExpandSettings, variants: list[Variant], found: dic
         title=run.settings.report.title or run.settings.model.name,
         variants=tuple(variants),
         bottlenecks=found,
-        settings={"recipe": run.settings.to_json(), "expansion": {k: _plain(v) for k, v in asdict(asked).items()}},
+        settings={"recipe": run.settings.to_json(), "expansion": as_json(asked)},
         versions=versions(),
         environment=environment(),
         data_fingerprint=run.data.fingerprint,
@@ -260,7 +260,3 @@ def _result(run: Run, asked: ExpandSettings, variants: list[Variant], found: dic
             *((kept,) if unmoved else ()),
         ),
     )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

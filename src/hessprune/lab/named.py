@@ -25,12 +25,11 @@ from hessprune.lab.losses import loss_by_name
 from hessprune.lab.models import build_model, load_weights
 from hessprune.lab.models.registry import file_of
 from hessprune.lab.models.zoos import ZooName, example_of
+from hessprune.methods.method import METHODS
 from hessprune.methods.text import as_method
 from hessprune.planning.ranking import Ranking
 from hessprune.pruning.prune import PruneResult, prune
 
-DATA_FREE = ("magnitude", "random", "bn_scale")
-"""Methods that read weights alone."""
 QUANTITIES = ("macs", "params", "units", "latency_ms", "kv_cache")
 EVALUATED = 1000
 """Samples on which accuracy is measured, at most."""
@@ -199,10 +198,11 @@ def _without_data(
     model: NamedModel, budget: Budget, method: str, ranking: Ranking | None, seed: int, device: torch.device
 ) -> tuple[nn.Module, PruneResult]:
     """Prune by a method that reads weights alone; the inputs only tell shapes."""
-    if method.partition("(")[0] not in DATA_FREE:
+    if as_method(method).needs is not None:
+        free = [name for name, kind in METHODS.items() if kind.needs is None]
         raise ArgumentError(
             f"`calibration` must be given for method {method!r}, which measures on samples. Name data, such as "
-            f"image-folder:PATH or file.npz, or take one of {', '.join(DATA_FREE)}"
+            f"image-folder:PATH or file.npz, or take one of {', '.join(free)}"
         )
     zoo = ZooName.read(model.name)
     if model.shape is None and zoo is None:

@@ -232,7 +232,6 @@ class RunSettings:
         check_range("seed", self.seed, low=0, integer=True)
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         if self.threads is not None:
-            check_range("threads", self.threads, low=1, integer=True)
             check_range("threads", self.threads, low=1, high=1024, integer=True)
 
     def to_json(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 
 from hessprune.errors import ArgumentError
-from hessprune.foundation.checks import check_choice
 from hessprune.foundation.formatting import shown
 from hessprune.foundation.options import check_options
 from hessprune.foundation.symmetric import SymmetricMatrix
@@ -141,13 +140,10 @@ def check_method(value: object) -> "Method":
     """Return a method given as a value.
 
     Raises:
-        ArgumentError: The value is neither a method nor the name of one.
+        ArgumentError: The value is no method.
     """
     if isinstance(value, Method):
         return value
     if isinstance(value, type) and issubclass(value, Method):
         raise ArgumentError(f"`method` must be a value, got the class {value.__name__}. Write hp.{value.__name__}().")
-    if isinstance(value, str):
-        check_choice("method", value, METHODS)
-        return METHODS[value]()
     raise ArgumentError(f"`method` must be a name such as 'joint' or a value such as hp.Joint(), got {shown(value)}.")

@@ -8,7 +8,7 @@ from torch import Tensor
 from hessprune.costs.budget import Budget
 from hessprune.costs.model import CostModel
 from hessprune.errors import BudgetError
-from hessprune.planning.ranking import Ranking, out_of_reach, removable, rounding
+from hessprune.planning.ranking import Ranking, orders, out_of_reach, removable, rounding
 from hessprune.structure.groups import Group
 
 AHEAD = 4
@@ -23,8 +23,8 @@ def select_in_steps(
     Raises:
         BudgetError: Removing all that may go is not enough.
     """
-    order = [np.argsort(saliency[group.name].numpy(), kind="stable") for group in groups]
-    values = [saliency[group.name].numpy()[rank] for group, rank in zip(groups, order, strict=True)]
+    order = orders(groups, saliency)
+    values = [saliency[group.name].numpy()[order[group.name]] for group in groups]
     gone = [0] * len(groups)
 
     def take(number: int, amount: int) -> None:
@@ -38,7 +38,7 @@ def select_in_steps(
         losses=lambda number: values[number][gone[number] :].cumsum(),
         take=take,
     )
-    return {g.name: tuple(sorted(rank[: counts[g.name]].tolist())) for g, rank in zip(groups, order, strict=True)}
+    return {name: tuple(sorted(ranked[: counts[name]].tolist())) for name, ranked in order.items()}
 
 
 def take_steps(

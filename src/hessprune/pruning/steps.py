@@ -73,7 +73,8 @@ class _Path:
         budget, step = self.task.budget, self.task.ranking.step
         if step == 1:
             return [(budget, 0.0)]
-        last = budget.limit(self._dense_cost(budget)) / self._dense_cost(budget)
+        dense = self._dense_cost(budget)
+        last = budget.limit(dense) / dense
         count = max(math.ceil(round((1 - last) / step, 6)) - 1, 0)
         shares = [round(1 - step * (number + 1), 9) for number in range(count)]
         return [*((_at_share(budget, share), share) for share in shares), (budget, last)]

@@ -47,33 +47,6 @@ def check_groups(model: nn.Module, groups: Any, *, some: bool = False) -> tuple[
     return tuple(groups)
 
 
-def check_plan(model: nn.Module, plan: Any, name: str = "model") -> None:
-    """Raise unless a plan was made for a model of these shapes.
-
-    Raises:
-        ArgumentError: This is no plan, or that of another model.
-    """
-    if not all(hasattr(plan, field) for field in ("groups", "removed", "shapes")):
-        raise ArgumentError(f"`plan` must be a Plan, got {shown(plan)}. {plan_remedy(plan)}")
-    problems = misfits(model, plan.groups, plan.shapes)
-    if problems:
-        raise ArgumentError(
-            f"`plan` must be made for `{name}`, but {shortened(problems, 2)}. Pass the model that it was made for."
-        )
-
-
-def plan_remedy(value: Any) -> str:
-    """Return the remedy for something else in the place of a plan."""
-    if hasattr(value, "steps"):
-        return (
-            "Take its `steps` in turn: hp.apply_plan for a Plan, hp.widen(model, example_inputs, step.widths) for a "
-            "Widening."
-        )
-    if hasattr(value, "widths"):
-        return "Repeat it by hp.widen(model, example_inputs, widening.widths)."
-    return "Pass the result of hp.make_plan."
-
-
 def misfits(model: nn.Module, groups: Sequence[Group], shapes: Any = None) -> list[str]:
     """Return a description of every tensor that is missing, too small, or not of the size in `shapes`."""
     state = dict(named_tensors(model))

@@ -12,6 +12,7 @@ from hessprune.foundation.formatting import first_line
 from hessprune.foundation.modules import call_with_cache, dry_run
 from hessprune.foundation.multihead import free_heads
 from hessprune.foundation.quicksizes import KnownSizes, QuickSizes
+from hessprune.foundation.texts import has_decoder
 from hessprune.structure.cutting import remove_slices
 from hessprune.structure.groups import Group
 from hessprune.structure.halving import passing
@@ -63,6 +64,6 @@ def _following(inputs: Any, output: Any) -> dict[str, Any]:
     """Return the inputs of one word more, or nothing for other models than those of texts."""
     kept = next((name for name in STATE if isinstance(output, Mapping) and output.get(name) is not None), None)
     words = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
-    if kept is None or words is None or any(name.startswith("decoder_") for name in inputs):
+    if kept is None or words is None or has_decoder(inputs):
         return {}
     return {"input_ids": words[:, -1:], kept: output[kept], "use_cache": True}

@@ -13,9 +13,10 @@ from hessprune.foundation.formatting import shown
 from hessprune.foundation.padding import ChannelPad
 from hessprune.foundation.written import counted_value, is_written
 from hessprune.planning.plan import Plan
-from hessprune.structure.belonging import misfits, plan_remedy
+from hessprune.structure.belonging import misfits
 from hessprune.structure.groups import Literal
 from hessprune.surgery.config import fit_config
+from hessprune.surgery.fits import plan_remedy
 from hessprune.surgery.implants.arrangement import arrange_units
 from hessprune.surgery.implants.module import Start, insert_stand_ins
 from hessprune.surgery.slicing import slice_units

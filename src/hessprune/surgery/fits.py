@@ -1,15 +1,17 @@
 """Checks that a plan, the model that it was made for, and the pruned model belong together."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
 from hessprune.errors import ArgumentError
-from hessprune.foundation.formatting import shown
+from hessprune.foundation.formatting import shortened, shown
 from hessprune.foundation.tensors import named_tensors
-from hessprune.planning.chain import Step
+from hessprune.planning.chain import Chain, Step
 from hessprune.planning.plan import Plan
-from hessprune.structure.belonging import check_plan
+from hessprune.planning.widening import Widening
+from hessprune.structure.belonging import misfits
 from hessprune.surgery.implants.module import whole_shapes
 
 Shape = tuple[int, ...]
@@ -28,6 +30,33 @@ def check_pair(dense: nn.Module, pruned: nn.Module, plan: Plan) -> None:
                 f"`pruned` must have the shapes that `plan` gives, but {shown(name)} must be {planned}, got {shape}. "
                 "Pass the result of hp.apply_plan(dense, plan), fine-tuned or not."
             )
+
+
+def check_plan(model: nn.Module, plan: Any, name: str = "model") -> None:
+    """Raise unless a plan was made for a model of these shapes.
+
+    Raises:
+        ArgumentError: This is no plan, or that of another model.
+    """
+    if not isinstance(plan, Plan):
+        raise ArgumentError(f"`plan` must be a Plan, got {shown(plan)}. {plan_remedy(plan)}")
+    problems = misfits(model, plan.groups, plan.shapes)
+    if problems:
+        raise ArgumentError(
+            f"`plan` must be made for `{name}`, but {shortened(problems, 2)}. Pass the model that it was made for."
+        )
+
+
+def plan_remedy(value: Any) -> str:
+    """Return the remedy for something else in the place of a plan."""
+    if isinstance(value, Chain):
+        return (
+            "Take its `steps` in turn: hp.apply_plan for a Plan, hp.widen(model, example_inputs, step.widths) for a "
+            "Widening."
+        )
+    if isinstance(value, Widening):
+        return "Repeat it by hp.widen(model, example_inputs, widening.widths)."
+    return "Pass the result of hp.make_plan."
 
 
 def misshapen(model: nn.Module, plan: Step) -> Iterator[tuple[str, Shape, Shape | None]]:
