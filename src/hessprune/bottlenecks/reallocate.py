@@ -105,17 +105,7 @@ def reallocate(
     """
     check_range("moved", moved, low=LEAST_MOVED, high=0.9)
     check_choice("start", start, ("split", "fresh"))
-    check_at_once(ranking or Ranking())
-    if ranking is not None and ranking.uniform:
-        raise ArgumentError(
-            "`ranking.uniform` must be False where the narrowest layers alone grow, got True. Leave it out, or pass "
-            "widths for all layers to hp.widen."
-        )
-    fixed = [kind for kind in (ranking or Ranking()).units or () if kind in FIXED]
-    if fixed:
-        raise ArgumentError(
-            f"`ranking.units` must be kinds that can grow, got {', '.join(fixed)}. Leave out what cannot."
-        )
+    _check_ranking(ranking or Ranking())
     budget = Budget(params=1.0) if budget is None else budget
     check_budget(budget)
     quantity = budget.quantity
@@ -176,6 +166,24 @@ def reallocate(
         cost_before=costs.dense,
         cost_after=wider.cost_after,
     )
+
+
+def _check_ranking(ranking: Ranking) -> None:
+    """Raise where a ranking asks for what cannot be.
+
+    Raises:
+        ArgumentError: Units leave in steps, or as many in each layer, or are of kinds that cannot grow.
+    """
+    check_at_once(ranking)
+    if ranking.uniform:
+        raise ArgumentError(
+            "`ranking.uniform` must be False where the narrowest layers alone grow, got True. Leave it out, or pass "
+            "widths for all layers to hp.widen."
+        )
+    if fixed := [kind for kind in ranking.units or () if kind in FIXED]:
+        raise ArgumentError(
+            f"`ranking.units` must be kinds that can grow, got {', '.join(fixed)}. Leave out what cannot."
+        )
 
 
 def _check_room(task: Task, costs: CostModel, limit: float, moved: float) -> None:

@@ -88,7 +88,8 @@ def prune(
         compensate: Refit the surviving layers to the dense layers' outputs and re-estimate BatchNorm, each where that
             lowers the loss on calibration samples. No labels are trained on; seconds, not epochs. Where memory holds
             less than half of the samples, as of long texts, a refit by moments of all of them stands beside, as with
-            `stats`, and the lower loss on others wins.
+            `stats`, and the lower loss on others wins. Without it, too, survivors are refitted between steps, for the
+            saliencies of the next one.
         ranking: Floors, `round_to`, layers that stay (`ignore`), and steps between which saliencies are measured anew.
         seed: For whatever the method draws at random.
         stats: From `hp.measure` with the same arguments: the model runs on four samples alone then, and survivors are
@@ -97,7 +98,7 @@ def prune(
         sequential: For a model that is a stack of blocks, such as a language model: refit one block at a time, on many
             more samples in the same memory. A folder keeps the saliencies and each finished block, so that the same
             call continues after a kill; batches are read once more then, to see that they are the same. The plan is the
-            same as without.
+            same as without, unless `ranking` asks for steps, between which blocks are refitted as well.
         progress: Draw bars on standard error.
 
     Returns:
