@@ -29,7 +29,7 @@ _one_at_a_time = threading.RLock()
 def quiet() -> Iterator[None]:
     """Hold back warnings, logs and prints of the exporters for a block; everything is restored on exit.
 
-    Other threads wait for the end of the block.
+    Other threads that enter such a block wait for the end of this one; what others print meanwhile is lost, too.
     """
     with _one_at_a_time:
         yield from _quiet()

@@ -50,12 +50,6 @@ class SoftmaxFactor:
     weight: float
 
     @property
-    def _tail(self) -> Tensor:
-        """Return `r_k` for `k = 0 … C`, `(N, C + 1, P)`, summed from the small end."""
-        tail = self.probability.flip(1).cumsum(1).flip(1)
-        return torch.cat([tail, torch.zeros_like(tail[:, :1])], 1)
-
-    @property
     def mass(self) -> Tensor:
         """Squared norms of the columns, `(N, K)`."""
         diagonal, below = self._parts(slice(None))
@@ -64,8 +58,9 @@ class SoftmaxFactor:
 
     def _parts(self, rows: Any) -> tuple[Tensor, Tensor]:
         """Return `S_kk` and `√(p_k / (r_k r_{k+1}))`, each `(n, C − 1, P)`."""
-        p, tail = self.probability[rows, :-1], self._tail[rows]
-        here, after = tail[:, :-2], tail[:, 1:-1]
+        whole = self.probability[rows]
+        p, tail = whole[:, :-1], whole.flip(1).cumsum(1).flip(1)  # r_k, summed from the small end
+        here, after = tail[:, :-1], tail[:, 1:]
         safe = after > 0
         below = torch.where(safe, p / (here * after).clamp(min=torch.finfo(p.dtype).tiny), 0).sqrt()
         return torch.where(safe, p * after / here, 0).sqrt(), below

@@ -34,17 +34,17 @@ def in_lockstep(runs: Sequence[Callable[[Pause], None]], meet: Meeting) -> None:
     if len(runs) == 1:
         runs[0](lambda name, brought: meet(name, [brought]))
         return
-    singers = [_Run(run) for run in runs]
+    threads = [_Run(run) for run in runs]
     try:
-        while waiting := [singer for singer in singers if singer.advance()]:
+        while waiting := [thread for thread in threads if thread.advance()]:
             name = waiting[0].name
-            together = [singer for singer in waiting if singer.name == name]
-            meet(name, [singer.brought for singer in together])
-            for singer in together:
-                singer.may_go = True
+            together = [thread for thread in waiting if thread.name == name]
+            meet(name, [thread.brought for thread in together])
+            for thread in together:
+                thread.may_go = True
     finally:
-        for singer in singers:
-            singer.abandon()
+        for thread in threads:
+            thread.abandon()
 
 
 class _Abandoned(BaseException):
@@ -83,7 +83,7 @@ class _Run:
         try:
             if not self._given_up:
                 run(self._pause)
-        except _Abandoned:  # `close` gave up on this run, and nobody waits for what it would return
+        except _Abandoned:  # nobody waits for what it would return
             pass
         except BaseException as error:  # raised again by `advance`, in the caller's thread
             self._error = error

@@ -39,7 +39,7 @@ def verify(dense: nn.Module, pruned: nn.Module, plan: Plan, example_inputs: Any 
         example_inputs: Inputs to compare on; made from the plan's description if None.
 
     Returns:
-        The largest absolute difference of any output, relative to the largest output.
+        The largest difference of any number of the outputs, relative to the largest number of its tensor.
 
     Raises:
         ArgumentError: `plan` was made for another model than `dense`, or gives another one than `pruned`.
