@@ -61,7 +61,7 @@ def test_overrides_win_and_create_sections(tmp_path):
         ({"report": {"curve": [1.5]}}, r"`curve` must be a number from 0.01 to 1, got 1.5"),
         ({"report": {"latency_repeats": 0}}, r"`latency_repeats` must be an integer of at least 1, got 0"),
         ({"seed": -1}, r"`seed` must be an integer of at least 0, got -1"),
-        ({"threads": 0}, r"`threads` must be an integer of at least 1, got 0"),
+        ({"threads": 0}, r"`threads` must be an integer from 1 to 1024, got 0"),
     ],
 )
 def test_wrong_recipes_name_the_key_and_the_remedy(change, message):
