@@ -216,10 +216,11 @@ def spread(values: Sequence[float]) -> float:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw accuracy against epochs of training: one panel for each network and share."""
+    """Draw accuracy against epochs of training: one panel for each network and share that has been trained."""
     from matplotlib.figure import Figure  # which only drawing needs
 
-    panels = sorted({(row["network"], row["share"]) for row in rows}, key=lambda key: (key[0], -key[1]))
+    trained = {(row["network"], row["share"]) for row in rows if row["epochs"]}
+    panels = sorted(trained, key=lambda key: (key[0], -key[1]))
     figure = Figure(figsize=(1.5 + 4 * len(panels), 3.8), layout="constrained")
     for axes, (network, share) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for number, method in enumerate(METHODS):
