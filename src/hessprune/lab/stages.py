@@ -19,6 +19,8 @@ from hessprune.deploy.export import export_onnx
 from hessprune.errors import BudgetError
 from hessprune.foundation.files import exists, read_json, replacing, write_json
 from hessprune.foundation.hashing import file_sha256
+from hessprune.foundation.machine import cpu_name
+from hessprune.lab.assembly import versions
 from hessprune.lab.context import Model, Run
 from hessprune.lab.memory import StageMemory, folder_name
 from hessprune.lab.models import load_weights
@@ -103,7 +105,10 @@ def latencies(run: Run, models: Mapping[str, Model], files: Mapping[str, Path]) 
         timed = compare_latency(once, run.data.example("test", number), repeats=repeats)
         write_json(folder / "latency.json", {name: asdict(timed[first]) for name, first in same.items()})
 
-    stage = run.store.run("7-latency", make, *[item.stage for item in models.values()], sorted(files), repeats, number)
+    machine = [cpu_name(), str(run.device), versions().get("onnxruntime")]
+    stage = run.store.run(
+        "7-latency", make, *[item.stage for item in models.values()], sorted(files), repeats, number, machine
+    )
     return read_json(stage.file("latency.json"))
 
 
