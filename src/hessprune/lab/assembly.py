@@ -1,18 +1,15 @@
-"""From the pipeline's values to the report's: widths, saliencies, certainty, environment."""
+"""From the pipeline's values to the report's: widths, saliencies, certainty."""
 
-import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any
 
 import torch
 
 from hessprune.foundation.files import read_json
 from hessprune.foundation.formatting import shortened
-from hessprune.foundation.machine import cpu_name
 from hessprune.lab.context import Model, Run
+from hessprune.lab.environment import environment, versions
 from hessprune.lab.layer_table import layer_table, reasons_of
 from hessprune.lab.layer_times import with_times
 from hessprune.lab.models.zoos import ZooName
@@ -34,7 +31,6 @@ from hessprune.structure.groups import Group, Groups, producers
 
 _TRAINED = {"dense": "pretrain", "finetuned": "finetune", "int8": "quantize"}
 _PERCENTILES = {"ms": "median", "p10_ms": "p10", "p90_ms": "p90"}
-_PACKAGES = ("hessprune", "torch", "numpy", "safetensors", "onnx", "onnxruntime", "torchao", "matplotlib")
 
 
 def assemble(
@@ -191,28 +187,6 @@ def epoch_points(history: Sequence[Mapping[str, Any]]) -> tuple[EpochPoint, ...]
 def _validated(values: Mapping[str, Any]) -> float:
     """Return the perplexity, or the accuracy, on validation samples."""
     return values.get("validation_perplexity", values["validation_accuracy"])
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages that decide numbers."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def environment() -> dict[str, Any]:
-    """Return the hardware and its use, as far as numbers depend on it."""
-    return {
-        "cpu": cpu_name(),
-        "cpu_cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-    }
 
 
 def _result(values: Mapping[str, Any], latency: Mapping[str, Any] | None) -> ModelResult:

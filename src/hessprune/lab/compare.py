@@ -18,9 +18,9 @@ from hessprune.foundation.files import read_json, sha256, writable_folder, write
 from hessprune.foundation.processes import rank
 from hessprune.foundation.progress import Bar, progress_bar
 from hessprune.foundation.state import torch_threads
-from hessprune.lab.assembly import environment, versions
 from hessprune.lab.comparing import CompareSettings, parse_row, prune_with
 from hessprune.lab.context import Model, Run, open_run
+from hessprune.lab.environment import environment, versions
 from hessprune.lab.memory import StageMemory, folder_name
 from hessprune.lab.pruned import groups_of, task_of
 from hessprune.lab.report.comparison import Cell, Comparison

@@ -27,9 +27,10 @@ from hessprune.foundation.formatting import counted, shown
 from hessprune.foundation.processes import rank
 from hessprune.foundation.progress import Bar, progress_bar
 from hessprune.foundation.state import torch_threads
-from hessprune.lab.assembly import environment, epoch_points, versions
+from hessprune.lab.assembly import epoch_points
 from hessprune.lab.comparing import CompareSettings
 from hessprune.lab.context import Model, Run, open_run
+from hessprune.lab.environment import environment, versions
 from hessprune.lab.memory import folder_name
 from hessprune.lab.report.expansion import Expansion, Variant
 from hessprune.lab.report.kept_epochs import kept_epoch

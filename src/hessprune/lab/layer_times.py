@@ -15,6 +15,7 @@ from hessprune.foundation.files import read_json, write_json
 from hessprune.foundation.modules import call_model, device_of
 from hessprune.foundation.state import evaluation_mode, torch_threads
 from hessprune.lab.context import Model, Run
+from hessprune.lab.environment import timed_on
 from hessprune.lab.report.run_report import LayerRow
 
 WARM_UP = 5
@@ -33,7 +34,7 @@ def layer_latencies(run: Run, dense: Model, smaller: Model) -> dict[str, tuple[f
         found = layer_times(models, run.data.example("test", number), repeats=repeats) if cpu else [{}, {}]
         write_json(folder / "layers.json", found)
 
-    stage = run.store.run("7-latency-layers", make, dense.stage, smaller.stage, repeats, number)
+    stage = run.store.run("7-latency-layers", make, dense.stage, smaller.stage, repeats, number, timed_on(run))
     before, after = read_json(stage.file("layers.json"))
     return {name: (before[name], after[name]) for name in before if name in after}
 

@@ -19,9 +19,8 @@ from hessprune.deploy.export import export_onnx
 from hessprune.errors import BudgetError
 from hessprune.foundation.files import exists, read_json, replacing, write_json
 from hessprune.foundation.hashing import file_sha256
-from hessprune.foundation.machine import cpu_name
-from hessprune.lab.assembly import versions
 from hessprune.lab.context import Model, Run
+from hessprune.lab.environment import timed_on
 from hessprune.lab.memory import StageMemory, folder_name
 from hessprune.lab.models import load_weights
 from hessprune.lab.pruned import Pruned, task_of
@@ -105,9 +104,8 @@ def latencies(run: Run, models: Mapping[str, Model], files: Mapping[str, Path]) 
         timed = compare_latency(once, run.data.example("test", number), repeats=repeats)
         write_json(folder / "latency.json", {name: asdict(timed[first]) for name, first in same.items()})
 
-    machine = [cpu_name(), str(run.device), versions().get("onnxruntime")]
     stage = run.store.run(
-        "7-latency", make, *[item.stage for item in models.values()], sorted(files), repeats, number, machine
+        "7-latency", make, *[item.stage for item in models.values()], sorted(files), repeats, number, timed_on(run)
     )
     return read_json(stage.file("latency.json"))
 
