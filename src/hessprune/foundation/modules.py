@@ -25,7 +25,7 @@ from hessprune.foundation.trees import describe, to_device
 T = TypeVar("T")
 
 DEVICE_FAILURES = (torch.OutOfMemoryError, torch.AcceleratorError)
-"""What a forward pass may raise through no fault of the model and its inputs."""
+"""Errors of a forward pass that are no fault of the model and its inputs."""
 _OTHER_CAUSES = (HessPruneError, *DEVICE_FAILURES)
 _MISFITS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError)
 

@@ -121,7 +121,7 @@ _lock = threading.Lock()
 _slow: list[bool] = []
 """One entry for each active block of any thread."""
 _fast: list[bool] = []
-"""Whether the first of them found the fused path enabled."""
+"""The state of the fused path that the first of them found: enabled or not."""
 
 
 @cache
